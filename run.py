@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Run an ILF experiment: `python run.py [group=option] [key=value]`; see README.md and `python run.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ilf.config import build, register, settings_from
+from ilf.types import InputError
+
+if sys.platform == "win32":
+    sys.exit("ILF executes programs under POSIX limits: run it under WSL, Linux or macOS.")
+register()
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Compose, check, hand over."""
+    try:
+        settings = settings_from(config)
+        if settings.mode == "store":
+            _show_store(settings)
+            return
+        stages = build(settings)
+        try:
+            results = stages.run()
+        finally:
+            upload = stages.tracker.close()
+        _show_results(results, Path(settings.output_dir), upload)
+    except InputError as error:
+        # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _show_results(results: dict, folder: Path, upload: str | None) -> None:  # type: ignore[type-arg]
+    from ilf.analysis.report import delta_text, table
+
+    print(f"\n{table(results)}\n\n{delta_text(results)}\n")
+    print(f"{folder / 'summary.md'}")
+    if upload:
+        print(f"upload to Weights & Biases: {upload}")
+
+
+def _show_store(settings) -> None:  # type: ignore[no-untyped-def]
+    from ilf.store import Store
+
+    store = Store(Path(settings.store.dir))
+    if settings.store.prune_days is not None:
+        print(f"removed {store.prune(settings.store.prune_days)} entries")
+    for row in store.describe():
+        state = "done" if row["done"] else "unfinished"
+        print(f"{row['stage']:14} {row['folder']}  {row['mib']:9.1f} MiB  {row['days']:6.1f} days  {state}")
+
+
+if __name__ == "__main__":
+    main()

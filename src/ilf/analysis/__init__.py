@@ -1,0 +1,1 @@
+"""Figures about programs: statistics, results, comparison, plots."""

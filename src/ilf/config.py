@@ -1,0 +1,207 @@
+"""From Hydra's configuration to checked settings, and from those to the objects of a run.
+
+The only module besides run.py that knows of Hydra. Imports no torch until `build`, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from ilf.settings import STAGES, Settings
+from ilf.tasks.prompts import STYLES
+from ilf.types import InputError
+
+if TYPE_CHECKING:
+    from ilf.stages import Stages
+
+_PACKAGE = Path(__file__).parent
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "mode": ("run", "store"),
+    "data.prompt": STYLES,
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "feedback.name": ("human", "unit_tests", "none"),
+    "feedback.select": ("annotated", "annotated_and_failed"),
+    "refiner.name": ("finetuned", "few_shot", "local"),
+    "refinements.name": ("model", "human", "gold", "none"),
+    "refinements.tasks": ("solved", "annotated"),
+    "executor.tests": ("all", "unseen"),
+    "executor.compare": ("exact", "approx"),
+    "adapter.name": ("full", "lora"),
+    "optimizer.name": ("adamw", "adamw_8bit"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
+    "logger.mode": ("offline", "online"),
+}
+_POSITIVE = (
+    "sampler.n", "sampler.temperature", "sampler.max_new_tokens", "sampler.batch_size", "executor.time_limit",
+    "executor.memory_mb", "executor.output_kb", "executor.workers", "adapter.rank", "training.refiner.lr",
+    "training.refiner.epochs", "training.refiner.batch_size", "training.policy.lr", "training.policy.epochs",
+    "training.policy.batch_size", "training.micro_batch_size", "training.max_length", "training.clip",
+    "refiner.old_code_tokens",
+)  # fmt: skip
+
+
+def register() -> None:
+    """Give Hydra the schema and the resolver of files that ship in the package. Call before composing."""
+    ConfigStore.instance().store("schema", Settings)
+    OmegaConf.register_new_resolver("package", lambda file: str(_PACKAGE / file), replace=True)
+
+
+def settings_from(config: DictConfig) -> Settings:
+    """Return the composed configuration as checked settings.
+
+    Raises:
+        InputError: A value can't be used; see `check`.
+    """
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, Settings)
+    check(settings)
+    return settings
+
+
+def _value(settings: Settings, key: str) -> Any:
+    value: Any = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def check(settings: Settings) -> None:
+    """Check values, files and what must fit together, before anything is loaded.
+
+    Raises:
+        InputError: Names the key, the value, what is allowed and what to do.
+    """
+    for key, allowed in _ALLOWED.items():
+        if (value := _value(settings, key)) not in allowed:
+            raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
+    for key in _POSITIVE:
+        if (value := _value(settings, key)) <= 0:
+            raise InputError(key, value, "must be above 0", "Raise it.")
+    for key in ("data.limit.test", "data.limit.refine", "data.limit.train"):
+        if (value := _value(settings, key)) is not None and value < 1:
+            raise InputError(key, value, "must be at least 1, or null for all tasks", "Raise it, or leave it out.")
+    for key in ("training.warmup_steps", "training.validate_n"):
+        if (value := _value(settings, key)) < 0:
+            raise InputError(key, value, "must be 0 or more", "Raise it.")
+    if unknown := [stage for stage in settings.stages if stage not in STAGES]:
+        raise InputError("stages", unknown[0], f"must be of {', '.join(STAGES)}", "Quote the list: 'stages=[sample]'.")
+    for k in settings.evaluate.k:
+        if not 1 <= k <= settings.sampler.n:
+            raise InputError("evaluate.k", settings.evaluate.k, f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
+                             f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.")  # fmt: skip
+    _check_sources(settings)
+    if settings.model.name != "tiny":
+        if settings.model.path is None and settings.model.hub is None:
+            raise InputError("model.path", None, "model=local needs a folder in Hugging Face's layout",
+                             "Give model.path=FOLDER.")  # fmt: skip
+        _check_model_folder("model.path", settings.model.path)
+    if settings.refiner.name == "local":
+        if settings.refiner.path is None:
+            raise InputError("refiner.path", None, "refiner=local needs a folder in Hugging Face's layout",
+                             "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.")  # fmt: skip
+        _check_model_folder("refiner.path", settings.refiner.path)
+    if settings.logger.wandb and settings.logger.mode == "online" and not _logged_in():
+        raise InputError("logger.mode", "online", "needs a Weights & Biases login, and none was found",
+                         "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.")  # fmt: skip
+
+
+def _check_sources(settings: Settings) -> None:
+    data, feedback = settings.data, settings.feedback
+    if data.path is not None and not Path(data.path).is_file():
+        raise InputError("data.path", data.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub.")
+    if feedback.name == "human":
+        if feedback.path is None:
+            raise InputError("feedback.path", None, "feedback=human needs a file of annotations",
+                             "Give feedback.path=FILE, or choose feedback=unit_tests.")  # fmt: skip
+        if not Path(feedback.path).is_file():
+            raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
+        return
+    if settings.refinements.name == "human":
+        raise InputError("refinements", "human", f"needs feedback=human, not {feedback.name}: only people refined programs",
+                         "Choose feedback=human, or another arm.")  # fmt: skip
+    if settings.refiner.name == "few_shot":
+        raise InputError("refiner", "few_shot", f"needs feedback=human, not {feedback.name}: its examples are annotated",
+                         "Choose feedback=human, or refiner=finetuned.")  # fmt: skip
+
+
+def _check_model_folder(key: str, path: str | None) -> None:
+    if path is not None and not (Path(path) / "config.json").is_file():
+        raise InputError(key, path, "must be a folder with a config.json, in Hugging Face's layout",
+                         "Check the path; `save_pretrained` writes such a folder.")  # fmt: skip
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def build(settings: Settings) -> Stages:
+    """Build everything that a run needs and return its stages, ready to run.
+
+    Raises:
+        InputError: The device, the data or the annotations can't be used; before the model loads.
+    """
+    import torch
+
+    from ilf.feedback.human import load_annotations
+    from ilf.models.load import resolve
+    from ilf.models.tiny import train_tiny
+    from ilf.sandbox import Limits, Sandbox
+    from ilf.stages import Stages
+    from ilf.store import Store
+    from ilf.tasks.mbpp import load_tasks, split_tasks
+    from ilf.tracking import Tracker
+
+    if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError("trainer.accelerator", "gpu", "this machine has no GPU that torch can use",
+                         "Choose trainer=cpu or trainer=auto.")  # fmt: skip
+    data, executor = settings.data, settings.executor
+    tasks, data_sha256 = load_tasks(data.path, revision=data.revision, expected_sha256=data.sha256, prompt_style=data.prompt)
+    annotations, only = [], None
+    if settings.feedback.name == "human":
+        assert settings.feedback.path is not None  # checked above
+        known = {task.task_id for task in tasks}
+        annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
+        only = {annotation.task_id for annotation in annotations}
+        if settings.refiner.name == "few_shot" and sum(a.split == "prompt" for a in annotations) < settings.refiner.shots:
+            raise InputError("refiner.shots", settings.refiner.shots, "needs as many annotations of ids 1 to 10",
+                             "Lower it, or annotate more of these tasks.")  # fmt: skip
+    limit = settings.data.limit
+    splits = split_tasks(tasks, {"test": limit.test, "refine": limit.refine, "train": limit.train}, only)
+    store = Store(Path(settings.store.dir), settings.store.reuse)
+    if settings.model.name == "tiny":
+        model = train_tiny(store, tasks, annotations)
+    else:
+        model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
+    sandbox = Sandbox(Limits(executor.time_limit, executor.memory_mb, executor.output_kb, executor.workers, executor.compare))
+    tracker = Tracker(settings.logger, Path(settings.output_dir), OmegaConf.to_container(OmegaConf.structured(settings)),  # type: ignore[arg-type]
+                      settings.arm, settings.group)  # fmt: skip
+    return Stages(settings, splits, data_sha256, annotations, model, store, sandbox, tracker)
+
+
+class ComparisonCallback(Callback):
+    """Writes a sweep's comparison.* as each job ends, so that a failed or killed job costs no results."""
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """Compare the jobs that have ended so far; a single run has nothing to compare."""
+        if "MULTIRUN" in str(config.hydra.mode) and config.mode == "run":
+            from ilf.analysis.comparison import write_comparison
+
+            write_comparison(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say what the sweep came to."""
+        folder = Path(config.hydra.sweep.dir)
+        if (folder / "comparison.md").exists():
+            print(f"\n{(folder / 'comparison.md').read_text()}\n{folder / 'comparison.png'}")

@@ -1,0 +1,37 @@
+"""Feedback without an annotator: what the unit tests said (`unit_tests`), or nothing (`none`).
+
+Both take x0 from the policy's own samples: one wrong program a failing task, chosen at random.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from ilf.types import Feedback, Program, derive_seed
+
+
+def in_words(program: Program) -> str:
+    """Return what went wrong with a program, as its unit tests saw it."""
+    verdict = program.verdict
+    if verdict.verdict == "timed_out":
+        return "The program does not come to an end."
+    if verdict.verdict == "failed":
+        return f"The program fails this test: {verdict.detail}"
+    return f"The program does not run through: {verdict.verdict}, {verdict.detail}"
+
+
+def annotate(failing: Mapping[int, Sequence[Program]], source: str, seed: int) -> list[Feedback]:
+    """Return feedback on one program of each failing task.
+
+    Args:
+        failing: The wrong programs of each task that has no correct one.
+        source: "unit_tests" or "none".
+        seed: Decides which program.
+    """
+    feedback = []
+    for task_id in sorted(failing):
+        program = random.Random(derive_seed(seed, "annotate", task_id)).choice(failing[task_id])
+        text = in_words(program) if source == "unit_tests" else ""
+        feedback.append(Feedback(task_id, program.split, program.program, text, source))
+    return feedback

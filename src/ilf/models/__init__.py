@@ -1,0 +1,1 @@
+"""Loading, adapting and sampling from code models."""

@@ -1,0 +1,123 @@
+"""Executes programs outside our process: its own process group, limits, empty environment, temporary directory.
+
+Covered: processor and wall time, memory (not on macOS), bytes written to a file or to standard output, the whole
+process group killed and its directory removed when the verdict is given.
+Not covered yet: the network, reading files, processes that leave the group, and a program that forges its verdict,
+since tests run in the program's own process. Run untrusted models in a container.
+
+Programs see the standard library only, so that a verdict does not depend on what is installed beside us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ilf.types import Verdict
+
+_CHILD = Path(__file__).with_name("child.py")
+_WALL = 3.0  # wall limit as a multiple of the processor limit: a loaded machine must not fail an honest program
+_DETAIL = 500  # characters of detail kept
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use, and how its results are compared."""
+
+    time_limit: float = 10.0  # seconds of processor time, rounded up to whole ones; wall time is three times as long
+    memory_mb: int = 1024  # MiB of address space
+    output_kb: int = 1024  # KiB in any one file, standard output included
+    workers: int = 2  # programs at once
+    compare: str = "exact"  # "exact", or "approx": numbers as pytest.approx, as in the paper's tests
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program and the assert statements it must pass."""
+
+    program: str
+    tests: tuple[str, ...]
+    setup: str = ""
+
+
+class Sandbox:
+    """Executes jobs, several at once. Safe to use from one thread at a time.
+
+    Args:
+        limits: What each program may use.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    def run(self, jobs: Sequence[Job]) -> list[Verdict]:
+        """Return a verdict for each job, in order. Identical jobs are executed once."""
+        distinct = list(dict.fromkeys(jobs))
+        with ThreadPoolExecutor(self.limits.workers) as pool:
+            verdicts = dict(zip(distinct, pool.map(self._execute, distinct), strict=True))
+        return [verdicts[job] for job in jobs]
+
+    def _execute(self, job: Job) -> Verdict:
+        limits = self.limits
+        message = {"program": job.program, "tests": job.tests, "setup": job.setup, "compare": limits.compare,
+                   "time_limit": limits.time_limit, "memory_bytes": limits.memory_mb << 20,
+                   "output_bytes": limits.output_kb << 10}  # fmt: skip
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="ilf-", ignore_cleanup_errors=True) as folder:
+            events, status = _communicate(json.dumps(message), folder, limits.time_limit * _WALL)
+        return _verdict(events, status, len(job.tests), round(time.monotonic() - started, 4))
+
+
+def _communicate(message: str, folder: str, wall: float) -> tuple[list[dict[str, object]], int | None]:
+    """Run the child on `message`. Return what it reported and its exit status, None where the wall limit ended it."""
+    read_end, write_end = os.pipe()
+    with open(Path(folder) / ".output", "wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_CHILD), str(write_end)],
+            stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(write_end,),
+            env={}, cwd=folder, start_new_session=True,
+        )  # fmt: skip
+    os.close(write_end)
+    with ThreadPoolExecutor(1) as reader, open(read_end, "rb") as report:
+        lines = reader.submit(report.read)
+        try:
+            child.communicate(message.encode(), timeout=wall)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            finished = child.poll() is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        text = lines.result().decode(errors="replace")
+    events = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):  # a line that the kill cut in two
+            events.append(json.loads(line))
+    return [e for e in events if isinstance(e, dict)], child.returncode if finished else None
+
+
+def _verdict(events: list[dict[str, object]], status: int | None, n_tests: int, seconds: float) -> Verdict:
+    """Turn what the child reported, and how it ended, into a verdict."""
+    known = [bool(event["test"]) for event in events if "test" in event]
+    tests = tuple((known + [False] * n_tests)[:n_tests])
+    bad = next((event for event in events if "verdict" in event), None)
+    if bad is not None and ("test" not in bad or any("done" in e for e in events)):
+        return Verdict(str(bad["verdict"]), str(bad["detail"])[:_DETAIL], tests, seconds)
+    if status is None or status == -signal.SIGXCPU or status == -signal.SIGKILL and not events:
+        return Verdict("timed_out", f"no end after {seconds:.1f} s", tests, seconds)
+    if status == -signal.SIGXFSZ:
+        return Verdict("output", "wrote more than its limit", tests, seconds)
+    if any("done" in event for event in events):
+        return Verdict("passed" if all(tests) else "failed", "", tests, seconds)
+    return Verdict("crashed", f"ended early with exit status {status}", tests, seconds)

@@ -1,0 +1,205 @@
+"""Every setting, typed. The files under conf/ fill these in; config.py checks them.
+
+Plain dataclasses of the standard library: Hydra validates types against them, and everything below config.py takes
+them as ordinary arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
+
+
+@dataclass
+class Limit:
+    """How many tasks of a split to use (the first ids); null for all."""
+
+    test: int | None = None
+    refine: int | None = None
+    train: int | None = None
+
+
+@dataclass
+class Data:
+    """Where tasks come from."""
+
+    name: str = "???"
+    path: str | None = None  # JSON lines in MBPP's columns; null loads the Hub
+    revision: str = ""  # commit on the Hub
+    sha256: str | None = None  # what the rows must hash to; null takes any
+    annotations: str | None = None  # file of the data's own annotator
+    annotated_policy: str | None = None  # whose wrong programs that annotator saw
+    prompt: str = "paper"  # paper | no_leak
+    limit: Limit = field(default_factory=Limit)
+
+
+@dataclass
+class Model:
+    """The policy, and the refiner's base."""
+
+    name: str = "???"
+    path: str | None = None  # a folder in Hugging Face's layout
+    hub: str | None = None  # a model's name on the Hub, used where path is null
+    revision: str | None = None  # commit on the Hub; null is the newest
+    dtype: str = "auto"  # of the weights while sampling: auto | float32 | bfloat16
+
+
+@dataclass
+class FeedbackSettings:
+    """Who writes the feedback."""
+
+    name: str = "???"  # human | unit_tests | none
+    path: str | None = None  # the annotations, where a person wrote them
+    annotated_policy: str | None = None  # whose wrong programs the annotations are about
+    select: str = "annotated"  # annotated | annotated_and_failed
+
+
+@dataclass
+class Refiner:
+    """What pi_Refine is."""
+
+    name: str = "???"  # finetuned | few_shot | local
+    path: str | None = None  # a folder, for local
+    shots: int = 1  # worked examples, for few_shot
+    old_code_tokens: int = 512  # x0 is cut to this many tokens in the refine prompt
+
+
+@dataclass
+class Refinements:
+    """What pi_theta* is fine-tuned on."""
+
+    name: str = "???"  # model | human | gold | none
+    tasks: str = "solved"  # solved: Train tasks that the refiner solved, for every arm alike | annotated: all
+
+
+@dataclass
+class Sampling:
+    """How programs are drawn."""
+
+    name: str = "hf"
+    n: int = 30  # programs a task
+    temperature: float = 0.8
+    max_new_tokens: int = 512  # a bound; sampling stops where the function ends
+    batch_size: int = 32  # programs at once; halved when memory runs out
+
+
+@dataclass
+class Executor:
+    """How unit tests are run; see sandbox.Limits for units."""
+
+    name: str = "sandbox"
+    tests: str = "all"  # all | unseen: without the assert that the prompt shows
+    compare: str = "exact"  # exact | approx
+    time_limit: float = 10.0
+    memory_mb: int = 1024
+    output_kb: int = 1024
+    workers: int = 2
+
+
+@dataclass
+class Adapter:
+    """What is trained."""
+
+    name: str = "full"  # full | lora
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+@dataclass
+class Optimizer:
+    """Which optimizer, of torch or of bitsandbytes."""
+
+    name: str = "adamw"  # adamw | adamw_8bit
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+
+
+@dataclass
+class Phase:
+    """Settings of one fine-tuning: the refiner's, or the policy's."""
+
+    lr: float = 5e-6  # peak learning rate
+    epochs: int = 2
+    batch_size: int = 32  # examples an optimizer step
+
+
+@dataclass
+class Training:
+    """Settings that both fine-tunings share."""
+
+    lr: float = 5e-6
+    epochs: int = 2
+    batch_size: int = 32
+    micro_batch_size: int = 1  # examples a forward pass; the rest of batch_size is accumulated
+    max_length: int = 1024  # tokens of prompt, target and EOS; a longer row is rejected and named
+    warmup_steps: int = 0  # optimizer steps of linear warm-up, before linear decay to 0
+    clip: float = 1.0  # largest gradient norm
+    validate_n: int = 1  # programs a validation task after each epoch; 0 for none
+    refiner: Phase = field(default_factory=Phase)
+    policy: Phase = field(default_factory=Phase)
+
+
+@dataclass
+class TrainerSettings:
+    """Arguments of Lightning's Trainer."""
+
+    name: str = "auto"
+    accelerator: str = "auto"
+    precision: str = "auto"  # auto: bf16-mixed on a GPU that has it, else 32-true
+
+
+@dataclass
+class Evaluate:
+    """What is reported of a set of programs."""
+
+    k: list[int] = field(default_factory=lambda: [1, 10])
+
+
+@dataclass
+class Logger:
+    """Where metrics go besides the local files."""
+
+    name: str = "wandb"
+    wandb: bool = True
+    csv: bool = False
+    mode: str = "offline"  # of W&B: offline | online
+    project: str = "ilf"
+
+
+@dataclass
+class StoreSettings:
+    """Where finished stages are kept."""
+
+    dir: str = ".ilf"
+    reuse: bool = True
+    prune_days: float | None = None  # with mode=store: remove what was not used for so many days
+
+
+@dataclass
+class Settings:
+    """One run."""
+
+    mode: str = "run"  # run | store
+    seed: int = 0
+    arm: str = ""
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
+    refiner: Refiner = field(default_factory=Refiner)
+    refinements: Refinements = field(default_factory=Refinements)
+    sampler: Sampling = field(default_factory=Sampling)
+    executor: Executor = field(default_factory=Executor)
+    adapter: Adapter = field(default_factory=Adapter)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    logger: Logger = field(default_factory=Logger)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    study: str | None = None  # its name, set by the files under conf/experiment
+    output_dir: str = "???"
+    group: str | None = None  # of W&B: the sweep or study

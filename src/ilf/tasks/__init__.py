@@ -1,0 +1,1 @@
+"""Where tasks come from: files, splits, prompts and their inverse."""

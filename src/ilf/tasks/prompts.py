@@ -1,0 +1,173 @@
+"""Prompts, and the way back from text to programs.
+
+The task prompt and the refine prompt are the paper's (Chen et al. 2023, section 3 and the released data). Where a
+function starts and ends is decided by Python's own parser and tokenizer, so that the indentation style of a text
+(tabs, one space, two) never changes what is made of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+
+from ilf.types import Feedback, Refinement
+
+STYLES = ("paper", "no_leak")
+_TOP_LEVEL = re.compile(r"^[^\s#]", re.MULTILINE)
+_TRAILING_COMMENTS = re.compile(r"(\n#[^\n]*|\s)+\Z")
+
+
+def normalise_newlines(text: str) -> str:
+    r"""Return `text` with \n for every newline.
+
+    >>> normalise_newlines("a\r\nb\rc")
+    'a\nb\nc'
+    """
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def entry_point(code: str, tests: tuple[str, ...]) -> str:
+    """Return the name of the top-level function of `code` that every test calls.
+
+    Raises:
+        ValueError: No function, or more than one, is called by all tests.
+    """
+    defined = {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)}
+    common = defined
+    for test in tests:
+        calls = [n.func for n in ast.walk(ast.parse(test.strip())) if isinstance(n, ast.Call)]
+        common = common & {f.id for f in calls if isinstance(f, ast.Name)}
+    if len(common) != 1:
+        raise ValueError(f"the tests call {sorted(common) or 'none'} of the program's functions {sorted(defined)}; "
+                         "exactly one function must be called by every test")  # fmt: skip
+    return next(iter(common))
+
+
+def _definition(code: str, name: str) -> ast.FunctionDef:
+    """Return the last top-level definition of `name`, the one that a caller gets."""
+    found = [n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and n.name == name]
+    if not found:
+        raise ValueError(f"the program defines no function {name!r} at its top level")
+    return found[-1]
+
+
+def _header_end(code: str, name: str) -> int:
+    """Return the offset just after the colon of the `def` line of `name`."""
+    first = _definition(code, name).lineno
+    depth = 0
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.start[0] < first or token.type != tokenize.OP:
+            continue
+        depth += (token.string in "([{") - (token.string in ")]}")
+        if token.string == ":" and depth == 0:
+            lines = code.splitlines(keepends=True)
+            return sum(map(len, lines[: token.end[0] - 1])) + token.end[1]
+    raise ValueError(f"the definition of {name!r} has no colon")  # unreachable for code that parses
+
+
+def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "paper") -> str:
+    """Return the prompt of a task: its description and first test in a docstring, then the `def` line.
+
+    Args:
+        text: The description.
+        code: The gold program, which lends the prompt everything up to the colon of the entry point's `def` line.
+        tests: The unit tests; the first one is shown.
+        style: "paper" keeps helper code above the entry point, as the paper does, which gives a part of the gold
+            program away; "no_leak" keeps only the imports.
+
+    Raises:
+        ValueError: `code` does not parse, or the tests name no single entry point.
+    """
+    name = entry_point(code, tests)
+    head = code[: _header_end(code, name)]
+    if style == "no_leak":
+        node = _definition(code, name)
+        lines = code.splitlines(keepends=True)
+        kept = [n for n in ast.parse(code).body if n.lineno < node.lineno and isinstance(n, ast.Import | ast.ImportFrom)]
+        start = sum(map(len, lines[: node.lineno - 1]))
+        head = "".join(ast.unparse(n) + "\n" for n in kept) + head[start:]
+    example = re.sub(r"^assert ", "", tests[0]).replace("==", "=")
+    return f'"""\n{text}\n\n>>> Example: {example}\n"""\n\n{head}\n'
+
+
+def _is_open(text: str) -> bool:
+    """Return whether `text` ends inside a bracket or a triple-quoted string."""
+    try:
+        for _ in tokenize.generate_tokens(io.StringIO(text).readline):
+            pass
+    except tokenize.TokenError as error:
+        return "multi-line" in str(error) or "triple-quoted" in str(error)
+    except SyntaxError:  # inconsistent indentation: wrong, but not unfinished
+        pass
+    return False
+
+
+def function_end(completion: str) -> int | None:
+    """Return the offset in `completion` at which the function's body has ended, None while it goes on.
+
+    The body ends at the first line that starts a statement at the top level, outside brackets and strings.
+
+    >>> function_end("    return x\\n\\nprint(1)")
+    14
+    >>> function_end("    return (\\n1)") is None
+    True
+    """
+    for match in _TOP_LEVEL.finditer(completion):
+        if not _is_open(completion[: match.start()]):
+            return match.start()
+    return None
+
+
+def cut(completion: str) -> str:
+    """Return `completion` up to the end of the function's body, without trailing blanks and top-level comments."""
+    body = completion[: function_end(completion)]
+    return body if _is_open(body) else _TRAILING_COMMENTS.sub("", body)
+
+
+def completion_of(prompt: str, program: str, name: str) -> str:
+    """Return the text that, put after `prompt`, gives a program that does what `program` does.
+
+    Everything after the entry point's `def` line is kept as it stands. Imports above it that the prompt lacks become
+    the first lines of the body.
+
+    Raises:
+        ValueError: `program` does not parse, does not define `name`, or needs code above the entry point, other than
+            imports, that the prompt does not have.
+    """
+    node = _definition(program, name)
+    rest = program[_header_end(program, name) :]
+    line, _, below = rest.partition("\n")
+    if node.body[0].lineno == node.lineno:  # the body stands on the `def` line
+        indent, body = "    ", "    " + rest.strip()
+    else:
+        first = program.splitlines()[node.body[0].lineno - 1]
+        indent = first[: len(first) - len(first.lstrip())]
+        body = rest.removeprefix("\n") if line else below
+        if not line.strip():
+            body = below
+    given = {ast.dump(n) for n in ast.parse(f"{prompt}    pass").body}
+    missing = [n for n in ast.parse(program).body if n.lineno < node.lineno and ast.dump(n) not in given]
+    missing = [n for n in missing if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    if other := [n for n in missing if not isinstance(n, ast.Import | ast.ImportFrom)]:
+        raise ValueError(f"line {other[0].lineno} of the program, above {name!r}, is not in the prompt")
+    return "".join(f"{indent}{ast.unparse(n)}\n" for n in missing) + _TRAILING_COMMENTS.sub("", body)
+
+
+def refine_prompt(feedback: Feedback, task_prompt: str, old_code: str | None = None) -> str:
+    """Return what the refiner is given: the old program, the feedback, and the task prompt to go on from.
+
+    Args:
+        feedback: x0 and f.
+        task_prompt: The prompt of the task, which the refinement must start with.
+        old_code: x0 cut to the refiner's budget of tokens; by default the whole of it.
+    """
+    old = feedback.program if old_code is None else old_code
+    return f"OLD CODE:\n{old}\n\nFEEDBACK:\n{feedback.text}\n\nREFINEMENT:\n{task_prompt}"
+
+
+def few_shot_prompt(examples: list[tuple[Feedback, Refinement]], query: str) -> str:
+    """Return `query` (a refine prompt) behind worked examples of the same form."""
+    shots = [refine_prompt(f, r.prompt) + r.target for f, r in examples]
+    return "\n\n\n".join([*shots, query])

@@ -1,0 +1,1 @@
+"""The Lightning face: RefineModule, ILFModule, MBPPDataModule, UnitTestCallback."""

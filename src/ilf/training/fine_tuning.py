@@ -1,0 +1,150 @@
+"""What the refiner's and the policy's fine-tuning have in common: examples, loss, optimizer, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional
+from transformers import get_linear_schedule_with_warmup
+
+from ilf.models.sampling import Sampler
+from ilf.settings import Optimizer, Phase, Training
+from ilf.types import Draw, InputError, derive_seed
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the target that the model is to write after it, as token ids."""
+
+    task_id: int
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]  # ends with EOS
+
+
+def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:
+    """Tokenise prompt and target apart, as the paper does, and end the target with EOS.
+
+    Raises:
+        ValueError: Together they are longer than `max_length` tokens. A cut row would lose its EOS, and the model
+            would learn never to stop, so that such a row is refused and not cut.
+    """
+    prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False).input_ids)
+    target_ids = (*tokenizer(target, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+    if (length := len(prompt_ids) + len(target_ids)) > max_length:
+        raise ValueError(f"{length} tokens with EOS, training.max_length is {max_length}")
+    return Example(task_id, prompt_ids, target_ids)
+
+
+def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Return the optimizer that `settings.name` names."""
+    arguments: dict[str, Any] = {"lr": lr, "betas": tuple(settings.betas), "eps": settings.eps,
+                                 "weight_decay": settings.weight_decay}  # fmt: skip
+    if settings.name == "adamw":
+        return torch.optim.AdamW(parameters, **arguments)
+    import bitsandbytes
+
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **arguments)
+    return optimizer
+
+
+class FineTuningModule(pl.LightningModule):
+    """Fine-tunes a causal language model on examples, and samples from it.
+
+    Args:
+        model: The model, adapted to what is trained of it.
+        tokenizer: Its tokenizer.
+        sampler: Draws programs on validation and test.
+        training: What both fine-tunings share.
+        phase: Learning rate, epochs and batch size of this one.
+        optimizer: Which optimizer.
+        seed: The run's seed.
+    """
+
+    stage: str  # prefix of the metrics
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        sampler: Sampler,
+        training: Training,
+        phase: Phase,
+        optimizer: Optimizer,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.sampler = model, tokenizer, sampler
+        self.training_settings, self.phase, self.optimizer_settings, self.seed = training, phase, optimizer, seed
+        self.strict_loading = False  # checkpoints hold only what is trained
+
+    def sample(self, draws: Sequence[Draw]) -> list[str]:
+        """Return a completion for each draw."""
+        return self.sampler.sample(self.model, self.tokenizer, draws)
+
+    def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the mean cross-entropy over the target tokens of each example, (B,), in nats a token.
+
+        Args:
+            batch: `input_ids`, `attention_mask` and `labels`, each (B, T), right-padded; labels of -100 don't count.
+
+        Raises:
+            ValueError: An example has no target token.
+        """
+        labels = batch["labels"]
+        counts = (labels != -100).sum(dim=1)
+        if bool((counts == 0).any()):
+            raise ValueError("a batch holds an example without a target token")
+        first = int((labels != -100).int().argmax(dim=1).min()) - 1  # logits before it predict only prompt tokens
+        logits = self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            logits_to_keep=labels.shape[1] - first,
+        ).logits
+        tokens = functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels[:, first + 1 :],
+                                          ignore_index=-100, reduction="none")  # fmt: skip
+        loss: torch.Tensor = tokens.sum(dim=1) / counts
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Seed dropout by the epoch, so that a resumed run draws what an unbroken one draws."""
+        torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch))
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Return this forward pass's share of the mean loss over the examples of its optimizer step."""
+        losses = self.losses(batch)
+        self.log(f"{self.stage}/loss", losses.mean().detach(), on_step=True, on_epoch=False, prog_bar=True)
+        # Lightning divides by the number of accumulated passes; the last step of an epoch may have fewer examples.
+        return losses.sum() / batch["examples_in_step"] * self.trainer.accumulate_grad_batches
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the loss of an example batch; a batch of draws is UnitTestCallback's."""
+        if isinstance(batch, dict):
+            losses = self.losses(batch)
+            self.log(f"{self.stage}/validation_loss", losses.mean(), batch_size=len(losses), add_dataloader_idx=False)
+
+    def test_step(self, batch: list[Draw], batch_idx: int) -> None:
+        """Leave the batch of draws to UnitTestCallback."""
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer, with linear warm-up and linear decay to 0 over all optimizer steps.
+
+        Raises:
+            InputError: The warm-up is longer than the training.
+        """
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = make_optimizer(self.optimizer_settings, parameters, self.phase.lr)
+        steps, warmup = int(self.trainer.estimated_stepping_batches), self.training_settings.warmup_steps
+        if warmup > steps:
+            raise InputError("training.warmup_steps", warmup, f"is longer than the training, {steps} optimizer steps",
+                             "Lower it, or raise the epochs.")  # fmt: skip
+        schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained: the rest of the weights lies in the base model's folder."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}

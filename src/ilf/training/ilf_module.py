@@ -1,0 +1,19 @@
+"""Fine-tunes the policy on refinements: line 4 of Algorithm 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ilf.training.fine_tuning import Example, FineTuningModule, encode
+from ilf.types import Refinement
+
+
+class ILFModule(FineTuningModule):
+    """pi_theta, learning to write a refinement where it is given only the task: loss on the refinement's tokens."""
+
+    stage = "train_policy"
+
+    @staticmethod
+    def example(tokenizer: Any, row: Refinement, max_length: int) -> Example:
+        """Return what is learnt from one refinement. Raises ValueError where it is too long (see `encode`)."""
+        return encode(tokenizer, row.task_id, row.prompt, row.target, max_length)

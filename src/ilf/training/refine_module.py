@@ -1,0 +1,35 @@
+"""Fine-tunes the refiner pi_Refine: task, wrong program and feedback in, corrected program out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ilf.tasks.prompts import completion_of, refine_prompt
+from ilf.training.fine_tuning import Example, FineTuningModule, encode
+from ilf.types import Feedback, Task
+
+
+class RefineModule(FineTuningModule):
+    """pi_Refine, learning to write the annotator's refinement x1 from the task t, the program x0 and the feedback f."""
+
+    stage = "train_refiner"
+
+    @staticmethod
+    def prompt(tokenizer: Any, feedback: Feedback, task: Task, old_code_tokens: int) -> str:
+        """Return the refine prompt, x0 cut to its first `old_code_tokens` tokens as in the paper."""
+        ids = tokenizer(feedback.program, add_special_tokens=False).input_ids
+        old = tokenizer.decode(ids[:old_code_tokens]) if len(ids) > old_code_tokens else None
+        return refine_prompt(feedback, task.prompt, old)
+
+    @staticmethod
+    def example(tokenizer: Any, feedback: Feedback, task: Task, old_code_tokens: int, max_length: int) -> Example:
+        """Return what is learnt from one annotation: the target is the task prompt again, then the refined body.
+
+        Where the annotator made no refinement, the target is the task's gold program.
+
+        Raises:
+            ValueError: The row is too long (see `encode`), or x1 can't be written after the task's prompt.
+        """
+        refined = completion_of(task.prompt, feedback.refinement or task.code, task.entry_point)
+        prompt = RefineModule.prompt(tokenizer, feedback, task, old_code_tokens).removesuffix(task.prompt)
+        return encode(tokenizer, task.task_id, prompt, task.prompt + refined, max_length)

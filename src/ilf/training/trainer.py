@@ -1,0 +1,66 @@
+"""The one place that builds Lightning's Trainer."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from ilf.settings import TrainerSettings
+
+
+def precision(settings: TrainerSettings) -> str:
+    """Return Lightning's precision: "auto" is bf16-mixed on a GPU that has it, else 32-true."""
+    if settings.precision != "auto":
+        return settings.precision
+    gpu = settings.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if gpu else "32-true"
+
+
+def make_trainer(
+    settings: TrainerSettings,
+    *,
+    callbacks: list[pl.Callback],
+    loggers: list[Any],
+    epochs: int = 1,
+    accumulate: int = 1,
+    clip: float | None = None,
+    checkpoints: Path | None = None,
+) -> pl.Trainer:
+    """Return a Trainer on one device that shows a progress bar on a terminal only.
+
+    Args:
+        settings: Accelerator and precision.
+        callbacks: What to call besides the checkpoint.
+        loggers: Lightning loggers, none for no tracking.
+        epochs: Passes over the training examples.
+        accumulate: Forward passes an optimizer step.
+        clip: Largest gradient norm, None for no clipping.
+        checkpoints: Folder for `last.ckpt`, written at the end of each epoch; None writes none.
+    """
+    # Our batches are ready-made lists: worker processes would only copy them.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    if checkpoints is not None:
+        callbacks = [*callbacks, ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True,
+                                                 enable_version_counter=False)]  # fmt: skip
+    return pl.Trainer(
+        accelerator=settings.accelerator,
+        devices=1,
+        precision=precision(settings),  # type: ignore[arg-type]
+        callbacks=callbacks,
+        logger=loggers or False,
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        enable_checkpointing=checkpoints is not None,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        reload_dataloaders_every_n_epochs=1,
+    )

@@ -1,0 +1,133 @@
+"""Samples programs on validation and test, executes their unit tests, and logs pass@k."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from ilf.analysis.statistics import mean_pass_at_k
+from ilf.sandbox import Job, Sandbox
+from ilf.store import JsonLines
+from ilf.types import Draw, Program, Task, Verdict
+
+log = logging.getLogger(__name__)
+
+
+def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str) -> list[Verdict]:
+    """Return the verdict of each program on its task: the one scorer of every arm, stage and split.
+
+    Args:
+        programs: Whole programs with their tasks.
+        sandbox: Executes them.
+        tests: "all", or "unseen" to leave out the assert that the prompt shows.
+    """
+    first = 1 if tests == "unseen" else 0
+    return sandbox.run([Job(text, task.tests[first:], task.setup) for text, task in programs])
+
+
+class UnitTestCallback(pl.Callback):
+    """Draws each batch's programs from the module and executes their unit tests.
+
+    Finished batches are kept in `folder` as they come, samples apart from verdicts: a killed run goes on after its
+    last whole batch, and other scoring settings score the same samples.
+
+    Args:
+        stage: Prefix of the logged metrics.
+        tasks: By id, every task that draws are on.
+        sandbox: Executes programs.
+        tests: See `score`.
+        k: The k of pass@k; those above the number of samples are not logged.
+        folder: Where test batches are kept; None keeps nothing.
+        scoring: Names the file of verdicts: a hash of every setting that a verdict depends on.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        tasks: Mapping[int, Task],
+        sandbox: Sandbox,
+        tests: str,
+        k: Sequence[int],
+        folder: Path | None = None,
+        scoring: str = "",
+    ) -> None:
+        self.stage, self.tasks, self.sandbox, self.tests, self.k = stage, tasks, sandbox, tests, k
+        self.samples_file = JsonLines(folder / "samples.jsonl") if folder else None
+        self.verdicts_file = JsonLines(folder / f"verdicts-{scoring}.jsonl") if folder else None
+        self.programs: list[Program] = []
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Read back what an earlier run of this stage has finished."""
+        self.programs = []
+        self._samples = {(r["task_id"], r["sample"]): r for r in (self.samples_file.read() if self.samples_file else [])}
+        rows = self.verdicts_file.read() if self.verdicts_file else []
+        self._verdicts = {(r.pop("task_id"), r.pop("sample")): r for r in rows}
+        if self._samples:
+            log.info("%s: %d samples were drawn before and are kept", self.stage, len(self._samples))
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw and execute one planned batch, unless that was done before. A batch that is not whole is redrawn."""
+        keys = [(draw.task_id, draw.sample) for draw in batch]
+        if not all(key in self._samples for key in keys):
+            texts = pl_module.sample(batch)
+            rows = [{"task_id": d.task_id, "split": d.split, "sample": d.sample, "seed": d.seed, "prompt": d.prompt,
+                     "completion": text, "program": d.task_prompt + text}
+                    for d, text in zip(batch, texts, strict=True)]  # fmt: skip
+            if self.samples_file:
+                self.samples_file.append(rows)
+            self._samples.update(zip(keys, rows, strict=True))
+        if not all(key in self._verdicts for key in keys):
+            verdicts = self._score([self._samples[key]["program"] for key in keys], batch)
+            found = [vars(v) | {"tests": list(v.tests)} for v in verdicts]
+            if self.verdicts_file:
+                pairs = zip(keys, found, strict=True)
+                self.verdicts_file.append([{"task_id": t, "sample": s, **row} for (t, s), row in pairs])
+            self._verdicts.update(zip(keys, found, strict=True))
+        for key in keys:
+            self.programs.append(Program.from_row(self._samples[key] | self._verdicts[key]))
+        passed = sum(program.verdict.passed for program in self.programs)
+        log.info("%s: %d of %d batches, %d programs, %d passed", self.stage, batch_idx + 1,
+                 sum(trainer.num_test_batches), len(self.programs), passed)  # fmt: skip
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Log pass@k over all tasks."""
+        self.programs.sort(key=lambda program: (program.task_id, program.sample))
+        passed = [(p.task_id, p.verdict.passed) for p in self.programs]
+        pl_module.log_dict(self._pass_at_k(passed, f"{self.stage}/"))
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forget the last epoch's validation programs."""
+        self._validation: list[tuple[int, bool]] = []
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw and execute one batch of draws; a batch of examples is the module's."""
+        if isinstance(batch, dict):
+            return
+        programs = [d.task_prompt + text for d, text in zip(batch, pl_module.sample(batch), strict=True)]
+        verdicts = self._score(programs, batch)
+        self._validation += [(d.task_id, v.passed) for d, v in zip(batch, verdicts, strict=True)]
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Log pass@k of the validation programs."""
+        if self._validation:
+            pl_module.log_dict(self._pass_at_k(self._validation, f"{self.stage}/validation_"))
+
+    def _score(self, programs: Sequence[str], draws: Sequence[Draw]) -> list[Verdict]:
+        tasks = [self.tasks[draw.task_id] for draw in draws]
+        return score(list(zip(programs, tasks, strict=True)), self.sandbox, self.tests)
+
+    def _pass_at_k(self, passed: Sequence[tuple[int, bool]], prefix: str) -> dict[str, float]:
+        by_task: dict[int, list[bool]] = defaultdict(list)
+        for task_id, verdict in passed:
+            by_task[task_id].append(verdict)
+        n = min(map(len, by_task.values()))
+        return {f"{prefix}pass@{k}": mean_pass_at_k(list(by_task.values()), k) for k in self.k if k <= n}

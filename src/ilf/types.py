@@ -1,0 +1,146 @@
+"""The nouns of an ILF experiment, as frozen records that every room shares.
+
+Data walks one way: Task -> Program (with its Verdict) -> Feedback -> Refinement -> fine-tuned policy.
+This module imports only the standard library, so that every other one may import it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class InputError(ValueError):
+    """Input that can't be used. The message names the key, its value, what is allowed and what to do.
+
+    Args:
+        key: The setting, or `FILE:LINE` for a row of a file.
+        value: What was given.
+        allowed: What would be accepted.
+        advice: The next thing to try.
+    """
+
+    def __init__(self, key: str, value: object, allowed: str, advice: str) -> None:
+        super().__init__(f"{key}={value!r}: {allowed}. {advice}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task t with its unit tests u."""
+
+    task_id: int
+    split: str  # "prompt", "test", "refine" or "train"
+    text: str  # the description, newlines as \n
+    code: str  # the gold program, newlines as \n, indentation as published
+    entry_point: str  # name of the function that the tests call
+    tests: tuple[str, ...]  # one assert statement each
+    setup: str  # code to run after the program and before the tests
+    prompt: str  # what the policy is given; ends with the entry point's `def` line and a newline
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One program to be sampled: everything that decides it besides the model."""
+
+    task_id: int
+    split: str
+    sample: int  # 0-based index among the task's samples
+    seed: int  # 63-bit, derived from (run seed, stage, task, sample)
+    prompt: str  # what the model is given
+    task_prompt: str  # the head of the program: the end of `prompt`
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What executing a program on its unit tests gave."""
+
+    verdict: str  # "passed", "failed", "timed_out", "memory", "output" or "crashed"
+    detail: str = ""  # the first failing assert or the exception with its line, at most 500 characters
+    tests: tuple[bool, ...] = ()  # one outcome an assert, in order
+    seconds: float = 0.0  # wall time
+
+    @property
+    def passed(self) -> bool:
+        """Eval(x, t) = 1."""
+        return self.verdict == "passed"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A sampled program x with its verdict; one line of `programs/*.jsonl`."""
+
+    task_id: int
+    split: str
+    sample: int
+    seed: int
+    prompt: str
+    completion: str  # the sampled text, cut where the function ends
+    program: str  # what was executed
+    verdict: Verdict
+
+    def row(self) -> dict[str, Any]:
+        """Return the flat mapping that `programs/*.jsonl` holds."""
+        flat = {name: value for name, value in vars(self).items() if name != "verdict"}
+        return flat | {**vars(self.verdict), "tests": list(self.verdict.tests)}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Program:
+        """Return the program that `row` was made from."""
+        verdict = Verdict(row["verdict"], row["detail"], tuple(row["tests"]), row["seconds"])
+        own = ("task_id", "split", "sample", "seed", "prompt", "completion", "program")
+        return cls(**{name: row[name] for name in own}, verdict=verdict)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Feedback f on one wrong program x0, and, where the annotator made one, a refinement x1."""
+
+    task_id: int
+    split: str
+    program: str  # x0, whole
+    text: str  # f, in plain words; empty for feedback=none
+    source: str  # who wrote it: "human", "unit_tests", "none"
+    refinement: str | None = None  # the annotator's x1, whole
+
+    @property
+    def parent(self) -> str:
+        """SHA-256 of x0, in hexadecimal."""
+        return hashlib.sha256(self.program.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """One example that pi_theta* is fine-tuned on; one line of `training.jsonl`."""
+
+    task_id: int
+    prompt: str  # what the policy is given
+    target: str  # what it is to write, without EOS
+    source: str  # "model", "human", "gold"
+    parent: str | None = None  # SHA-256 of x0
+    feedback: str | None = None  # f
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The tasks of one run, by the paper's splits."""
+
+    test: tuple[Task, ...]
+    refine: tuple[Task, ...]
+    train: tuple[Task, ...]
+    prompt: tuple[Task, ...] = ()
+    by_id: dict[int, Task] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        everything = (*self.prompt, *self.test, *self.refine, *self.train)
+        object.__setattr__(self, "by_id", {task.task_id: task for task in everything})
+
+
+def derive_seed(seed: int, *path: object) -> int:
+    """Return a 63-bit seed that depends on the run's seed and on every part of `path`, and on nothing else.
+
+    >>> derive_seed(0, "sample", 11, 0) == derive_seed(0, "sample", 11, 0) != derive_seed(0, "sample", 11, 1)
+    True
+    """
+    text = "/".join(map(str, (seed, *path)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
