@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ilf.config import build, register, settings_from
-from ilf.types import InputError
+from ilf.types import InputError, NoTrainingExamples
 
 if sys.platform == "win32":
     sys.exit("ILF executes programs under POSIX limits: run it under WSL, Linux or macOS.")
@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
         finally:
             upload = stages.tracker.close()
         _show_results(results, Path(settings.output_dir), upload)
-    except InputError as error:
+    except (InputError, NoTrainingExamples) as error:
         # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise

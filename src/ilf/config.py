@@ -39,17 +39,33 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "logger.mode": ("offline", "online"),
 }
 _POSITIVE = (
-    "sampler.n", "sampler.temperature", "sampler.max_new_tokens", "sampler.batch_size", "executor.time_limit",
-    "executor.memory_mb", "executor.output_kb", "executor.workers", "adapter.rank", "training.refiner.lr",
-    "training.refiner.epochs", "training.refiner.batch_size", "training.policy.lr", "training.policy.epochs",
-    "training.policy.batch_size", "training.micro_batch_size", "training.max_length", "training.clip",
+    "sampler.n",
+    "sampler.temperature",
+    "sampler.max_new_tokens",
+    "sampler.batch_size",
+    "executor.time_limit",
+    "executor.memory_mb",
+    "executor.output_kb",
+    "executor.workers",
+    "adapter.rank",
+    "training.refiner.lr",
+    "training.refiner.epochs",
+    "training.refiner.batch_size",
+    "training.policy.lr",
+    "training.policy.epochs",
+    "training.policy.batch_size",
+    "training.micro_batch_size",
+    "training.max_length",
+    "training.clip",
     "refiner.old_code_tokens",
-)  # fmt: skip
+)
 
 
 def register() -> None:
     """Give Hydra the schema and the resolver of files that ship in the package. Call before composing."""
     ConfigStore.instance().store("schema", Settings)
+    # --help copies the whole store once a group, which takes seconds; the store is a singleton that nobody writes to.
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     OmegaConf.register_new_resolver("package", lambda file: str(_PACKAGE / file), replace=True)
 
 
@@ -94,47 +110,78 @@ def check(settings: Settings) -> None:
         raise InputError("stages", unknown[0], f"must be of {', '.join(STAGES)}", "Quote the list: 'stages=[sample]'.")
     for k in settings.evaluate.k:
         if not 1 <= k <= settings.sampler.n:
-            raise InputError("evaluate.k", settings.evaluate.k, f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
-                             f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.")  # fmt: skip
+            raise InputError(
+                "evaluate.k",
+                settings.evaluate.k,
+                f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
+                f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
+            )
     _check_sources(settings)
     if settings.model.name != "tiny":
         if settings.model.path is None and settings.model.hub is None:
-            raise InputError("model.path", None, "model=local needs a folder in Hugging Face's layout",
-                             "Give model.path=FOLDER.")  # fmt: skip
+            raise InputError(
+                "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
+            )
         _check_model_folder("model.path", settings.model.path)
     if settings.refiner.name == "local":
         if settings.refiner.path is None:
-            raise InputError("refiner.path", None, "refiner=local needs a folder in Hugging Face's layout",
-                             "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.")  # fmt: skip
+            raise InputError(
+                "refiner.path",
+                None,
+                "refiner=local needs a folder in Hugging Face's layout",
+                "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.",
+            )
         _check_model_folder("refiner.path", settings.refiner.path)
     if settings.logger.wandb and settings.logger.mode == "online" and not _logged_in():
-        raise InputError("logger.mode", "online", "needs a Weights & Biases login, and none was found",
-                         "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.")  # fmt: skip
+        raise InputError(
+            "logger.mode",
+            "online",
+            "needs a Weights & Biases login, and none was found",
+            "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.",
+        )
 
 
 def _check_sources(settings: Settings) -> None:
     data, feedback = settings.data, settings.feedback
     if data.path is not None and not Path(data.path).is_file():
-        raise InputError("data.path", data.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub.")
+        raise InputError(
+            "data.path", data.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
+        )
     if feedback.name == "human":
         if feedback.path is None:
-            raise InputError("feedback.path", None, "feedback=human needs a file of annotations",
-                             "Give feedback.path=FILE, or choose feedback=unit_tests.")  # fmt: skip
+            raise InputError(
+                "feedback.path",
+                None,
+                "feedback=human needs a file of annotations",
+                "Give feedback.path=FILE, or choose feedback=unit_tests.",
+            )
         if not Path(feedback.path).is_file():
             raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
         return
     if settings.refinements.name == "human":
-        raise InputError("refinements", "human", f"needs feedback=human, not {feedback.name}: only people refined programs",
-                         "Choose feedback=human, or another arm.")  # fmt: skip
+        raise InputError(
+            "refinements",
+            "human",
+            f"needs feedback=human, not {feedback.name}: only people refined programs",
+            "Choose feedback=human, or another arm.",
+        )
     if settings.refiner.name == "few_shot":
-        raise InputError("refiner", "few_shot", f"needs feedback=human, not {feedback.name}: its examples are annotated",
-                         "Choose feedback=human, or refiner=finetuned.")  # fmt: skip
+        raise InputError(
+            "refiner",
+            "few_shot",
+            f"needs feedback=human, not {feedback.name}: its examples are annotated",
+            "Choose feedback=human, or refiner=finetuned.",
+        )
 
 
 def _check_model_folder(key: str, path: str | None) -> None:
     if path is not None and not (Path(path) / "config.json").is_file():
-        raise InputError(key, path, "must be a folder with a config.json, in Hugging Face's layout",
-                         "Check the path; `save_pretrained` writes such a folder.")  # fmt: skip
+        raise InputError(
+            key,
+            path,
+            "must be a folder with a config.json, in Hugging Face's layout",
+            "Check the path; `save_pretrained` writes such a folder.",
+        )
 
 
 def _logged_in() -> bool:
@@ -164,19 +211,32 @@ def build(settings: Settings) -> Stages:
     from ilf.tracking import Tracker
 
     if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise InputError("trainer.accelerator", "gpu", "this machine has no GPU that torch can use",
-                         "Choose trainer=cpu or trainer=auto.")  # fmt: skip
+        raise InputError(
+            "trainer.accelerator",
+            "gpu",
+            "this machine has no GPU that torch can use",
+            "Choose trainer=cpu or trainer=auto.",
+        )
     data, executor = settings.data, settings.executor
-    tasks, data_sha256 = load_tasks(data.path, revision=data.revision, expected_sha256=data.sha256, prompt_style=data.prompt)
+    tasks, data_sha256 = load_tasks(
+        data.path, revision=data.revision, expected_sha256=data.sha256, prompt_style=data.prompt
+    )
     annotations, only = [], None
     if settings.feedback.name == "human":
         assert settings.feedback.path is not None  # checked above
         known = {task.task_id for task in tasks}
         annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
         only = {annotation.task_id for annotation in annotations}
-        if settings.refiner.name == "few_shot" and sum(a.split == "prompt" for a in annotations) < settings.refiner.shots:
-            raise InputError("refiner.shots", settings.refiner.shots, "needs as many annotations of ids 1 to 10",
-                             "Lower it, or annotate more of these tasks.")  # fmt: skip
+        if (
+            settings.refiner.name == "few_shot"
+            and sum(a.split == "prompt" for a in annotations) < settings.refiner.shots
+        ):
+            raise InputError(
+                "refiner.shots",
+                settings.refiner.shots,
+                "needs as many annotations of ids 1 to 10",
+                "Lower it, or annotate more of these tasks.",
+            )
     limit = settings.data.limit
     splits = split_tasks(tasks, {"test": limit.test, "refine": limit.refine, "train": limit.train}, only)
     store = Store(Path(settings.store.dir), settings.store.reuse)
@@ -184,9 +244,16 @@ def build(settings: Settings) -> Stages:
         model = train_tiny(store, tasks, annotations)
     else:
         model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
-    sandbox = Sandbox(Limits(executor.time_limit, executor.memory_mb, executor.output_kb, executor.workers, executor.compare))
-    tracker = Tracker(settings.logger, Path(settings.output_dir), OmegaConf.to_container(OmegaConf.structured(settings)),  # type: ignore[arg-type]
-                      settings.arm, settings.group)  # fmt: skip
+    sandbox = Sandbox(
+        Limits(executor.time_limit, executor.memory_mb, executor.output_kb, executor.workers, executor.compare)
+    )
+    tracker = Tracker(
+        settings.logger,
+        Path(settings.output_dir),
+        OmegaConf.to_container(OmegaConf.structured(settings)),  # type: ignore[arg-type]
+        settings.arm,
+        settings.group,
+    )
     return Stages(settings, splits, data_sha256, annotations, model, store, sandbox, tracker)
 
 

@@ -18,6 +18,7 @@ import torch
 
 from ilf import algorithm
 from ilf.analysis import report, results
+from ilf.analysis.refinements import edit_distance, returns_expected_literal
 from ilf.feedback import from_tests, human
 from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
 from ilf.models.sampling import Sampler
@@ -32,21 +33,25 @@ from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
 from ilf.training.refine_module import RefineModule
 from ilf.training.trainer import make_trainer, precision
 from ilf.training.unit_test_callback import UnitTestCallback, score
-from ilf.types import Draw, Feedback, InputError, Program, Refinement, Splits, Task, derive_seed
+from ilf.types import Draw, Feedback, InputError, NoTrainingExamples, Program, Refinement, Splits, Task, derive_seed
 
 log = logging.getLogger(__name__)
 
 # Raised by one where a stage's code changes what it gives for the same key.
-VERSIONS = {"sample": 1, "zero_shot": 1, "annotate": 1, "train_refiner": 1, "refine": 1, "train_policy": 1, "evaluate": 1}
+VERSIONS = {
+    "sample": 1,
+    "zero_shot": 1,
+    "annotate": 1,
+    "train_refiner": 1,
+    "refine": 1,
+    "train_policy": 1,
+    "evaluate": 1,
+}
 _RUN_FILES = {"sample": "sample", "zero_shot": "zero_shot", "refine": "refinements", "evaluate": "finetuned"}
 
 
 class NotRequested(Exception):
     """A stage is needed that `stages` does not name and that is not finished in the store."""
-
-
-class NoTrainingExamples(Exception):
-    """No program is left to fine-tune the policy on."""
 
 
 class Stages:
@@ -80,12 +85,15 @@ class Stages:
         self.tokenizer = load_tokenizer(model)
         self.sampler = Sampler(settings.sampler)
         executor = settings.executor
-        self.scoring = {name: getattr(executor, name) for name in ("tests", "compare", "time_limit", "memory_mb", "output_kb")}
+        self.scoring = {
+            name: getattr(executor, name) for name in ("tests", "compare", "time_limit", "memory_mb", "output_kb")
+        }
         self.data_sha256 = data_sha256
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         self.rejected: list[str] = []
         self.optimizer_steps: dict[str, int] = {}
+        self.halvings = 0
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
@@ -99,8 +107,14 @@ class Stages:
         outcome, status, missing = algorithm.Outcome(), "failed", None
         refinements = self.settings.refinements
         try:
-            algorithm.run(self, self.tasks, outcome, arm=refinements.name,
-                          solved_only=refinements.tasks == "solved", seed=self.settings.seed)  # fmt: skip
+            algorithm.run(
+                self,
+                self.tasks,
+                outcome,
+                arm=refinements.name,
+                solved_only=refinements.tasks == "solved",
+                seed=self.settings.seed,
+            )
             status = "complete" if outcome.finetuned is not None else "no_training_examples"
         except NotRequested as stop:
             status, missing = "partial", str(stop)
@@ -108,11 +122,17 @@ class Stages:
             found = self._report(outcome, status)
         undone = [s for s in self.settings.stages if s not in self.seconds]
         if missing and undone:
-            raise InputError("stages", self.settings.stages, f"{undone[0]} needs {missing}, which is not finished in "
-                             f"{self.store.root}", f"Add {missing} to stages.")  # fmt: skip
+            raise InputError(
+                "stages",
+                self.settings.stages,
+                f"{undone[0]} needs {missing}, which is not finished in {self.store.root}",
+                f"Add {missing} to stages.",
+            )
         if status == "no_training_examples":
-            raise NoTrainingExamples(f"no program is left to fine-tune on (refinements={refinements.name}); counts: "
-                                     f"{found['counts']}. Raise sampler.n or data.limit.train; see {self.folder}")  # fmt: skip
+            raise NoTrainingExamples(
+                f"no program is left to fine-tune on (refinements={refinements.name}); counts: "
+                f"{found['counts']}. Raise sampler.n or data.limit.train; see {self.folder}"
+            )
         return found
 
     def _do(
@@ -179,18 +199,35 @@ class Stages:
     ) -> list[Program]:
         """Sample and execute planned programs by Lightning's test loop, and put them into the run's folder."""
         if not draws:
-            raise InputError("data.limit", asdict(self.settings.data.limit), f"leaves {stage} no task",
-                             "Raise the limits, or add annotations.")  # fmt: skip
+            raise InputError(
+                "data.limit",
+                asdict(self.settings.data.limit),
+                f"leaves {stage} no task",
+                "Raise the limits, or add annotations.",
+            )
         settings, scoring = self.settings.sampler, sha256(self.scoring)[:12]
         dtype = sampling_dtype(self.settings.model.dtype)
-        key = {"weights": self._weights(model), "draws": [asdict(draw) for draw in draws], "dtype": str(dtype),
-               "temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens,
-               "batch_size": settings.batch_size}  # fmt: skip
+        key = {
+            "weights": self._weights(model),
+            "draws": [asdict(draw) for draw in draws],
+            "dtype": str(dtype),
+            "temperature": settings.temperature,
+            "max_new_tokens": settings.max_new_tokens,
+            "batch_size": settings.batch_size,
+        }
         programs: list[Program] = []
+        before = self.sampler.halvings
 
         def work(entry: Entry) -> dict[str, Any]:
-            callback = UnitTestCallback(stage, self.tasks.by_id, self.sandbox, self.settings.executor.tests,
-                                        self.settings.evaluate.k, entry.path, scoring)  # fmt: skip
+            callback = UnitTestCallback(
+                stage,
+                self.tasks.by_id,
+                self.sandbox,
+                self.settings.executor.tests,
+                self.settings.evaluate.k,
+                entry.path,
+                scoring,
+            )
             # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
             whole = any(entry.path.glob("done-*.json"))
             net = None if whole else load_model(model, dtype)
@@ -201,9 +238,10 @@ class Stages:
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
             rows.path.unlink(missing_ok=True)
             rows.append(program.row() for program in programs)
-            return {"halvings": self.sampler.halvings}
+            return {"halvings": self.sampler.halvings - before}
 
-        path, _ = self._do(stage, key, work, f"done-{scoring}.json")
+        path, facts = self._do(stage, key, work, f"done-{scoring}.json")
+        self.halvings += facts["halvings"]
         rows = path / f"programs-{scoring}.jsonl"
         target = self.folder / "programs" / f"{_RUN_FILES[stage]}.jsonl"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -273,8 +311,12 @@ class Stages:
             except (ValueError, SyntaxError) as error:
                 self.rejected.append(f"task {f.task_id} (refiner): {error}")
         if not examples:
-            raise InputError("feedback", self.settings.feedback.name, "gives no example on the Refine split",
-                             "Raise data.limit.refine, or give annotations of ids 111 to 310.")  # fmt: skip
+            raise InputError(
+                "feedback",
+                self.settings.feedback.name,
+                "gives no example on the Refine split",
+                "Raise data.limit.refine, or give annotations of ids 111 to 310.",
+            )
         order = random.Random(derive_seed(self.seed, "held_out")).sample(examples, len(examples))
         held_out, training = order[: len(order) // 5], order[len(order) // 5 :]
         ids = {e.task_id for e in held_out}
@@ -308,24 +350,44 @@ class Stages:
     ) -> Path:
         """Fine-tune the base on examples; return the folder of the result, also put into the run's as `name`."""
         settings, training = self.settings, self.settings.training
-        key = {"weights": self._weights(self.model), "examples": sha256([asdict(e) for e in examples]),
-               "phase": asdict(phase), "micro_batch_size": training.micro_batch_size, "clip": training.clip,
-               "warmup_steps": training.warmup_steps, "adapter": asdict(settings.adapter),
-               "optimizer": asdict(settings.optimizer), "precision": precision(settings.trainer),
-               "seed": self.seed}  # fmt: skip
+        key = {
+            "weights": self._weights(self.model),
+            "examples": sha256([asdict(e) for e in examples]),
+            "phase": asdict(phase),
+            "micro_batch_size": training.micro_batch_size,
+            "clip": training.clip,
+            "warmup_steps": training.warmup_steps,
+            "adapter": asdict(settings.adapter),
+            "optimizer": asdict(settings.optimizer),
+            "precision": precision(settings.trainer),
+            "seed": self.seed,
+        }
 
         def work(entry: Entry) -> dict[str, Any]:
             torch.manual_seed(derive_seed(self.seed, kind.stage))  # LoRA's first matrices are random
             net = adapt(load_model(self.model, torch.float32), settings.adapter)
             module = self._module(kind, net, phase).train()
             callback = UnitTestCallback(kind.stage, self.tasks.by_id, self.sandbox, settings.executor.tests, [1])
-            data = MBPPDataModule(self.tokenizer, training=examples, validation=validation, validation_draws=draws,
-                                  batch_size=phase.batch_size, micro_batch_size=training.micro_batch_size,
-                                  sampling_batch_size=settings.sampler.batch_size, seed=self.seed)  # fmt: skip
+            data = MBPPDataModule(
+                self.tokenizer,
+                training=examples,
+                validation=validation,
+                validation_draws=draws,
+                batch_size=phase.batch_size,
+                micro_batch_size=training.micro_batch_size,
+                sampling_batch_size=settings.sampler.batch_size,
+                seed=self.seed,
+            )
             checkpoints = entry.path / "checkpoints"
-            trainer = make_trainer(settings.trainer, callbacks=[callback], loggers=self.tracker.loggers,
-                                   epochs=phase.epochs, accumulate=data.accumulate, clip=training.clip,
-                                   checkpoints=checkpoints)  # fmt: skip
+            trainer = make_trainer(
+                settings.trainer,
+                callbacks=[callback],
+                loggers=self.tracker.loggers,
+                epochs=phase.epochs,
+                accumulate=data.accumulate,
+                clip=training.clip,
+                checkpoints=checkpoints,
+            )
             if (checkpoints / "last.ckpt").exists():
                 log.info("%s: resuming from %s", kind.stage, checkpoints / "last.ckpt")
             trainer.fit(module, data, ckpt_path=_last(checkpoints))
@@ -341,7 +403,9 @@ class Stages:
         return path / "model"
 
     def _module(self, kind: type[FineTuningModule], net: Any, phase: Phase) -> FineTuningModule:
-        return kind(net, self.tokenizer, self.sampler, self.settings.training, phase, self.settings.optimizer, self.seed)
+        return kind(
+            net, self.tokenizer, self.sampler, self.settings.training, phase, self.settings.optimizer, self.seed
+        )
 
     def _weights(self, folder: Path) -> str:
         return weights_sha256(folder, self.store.root / "weights.json")
@@ -369,8 +433,12 @@ class Stages:
         write_atomically(self.folder / "results.json", json.dumps(found, indent=1))
         write_atomically(self.folder / "summary.md", report.summary(found))
         self.tracker.artifact("results", "results", self.folder / "results.json")
-        figures = {f"{part}/{name}": found[part][name] for part in ("zero_shot", "refiner", "finetuned") if found[part]
-                   for name in (*found[part]["ci95"], "one_correct")}  # fmt: skip
+        figures = {
+            f"{part}/{name}": found[part][name]
+            for part in ("zero_shot", "refiner", "finetuned")
+            if found[part]
+            for name in (*found[part]["ci95"], "one_correct")
+        }
         self.tracker.summary(figures)
         return found
 
@@ -378,12 +446,19 @@ class Stages:
         settings, k = self.settings, self.settings.evaluate.k
         refined = results.metrics(outcome.refinements, k)
         if refined and outcome.refinements:
-            refined["solved_tasks"] = sorted({p.task_id for p in outcome.refinements if p.verdict.passed})
+            solved = [p for p in outcome.refinements if p.verdict.passed]
+            old = {f.task_id: f.program for f in outcome.feedback or []}
+            refined["solved_tasks"] = sorted({p.task_id for p in solved})
+            refined["returning_expected_literal"] = sorted(
+                {p.task_id for p in solved if returns_expected_literal(p.program, self.tasks.by_id[p.task_id].tests)}
+            )
+            distances = [edit_distance(old[p.task_id], p.program) for p in solved]
+            refined["edit_distance"] = sum(distances) / len(distances) if distances else None
         model_id = settings.model.hub if settings.model.path is None else settings.model.path
         own = settings.feedback.name != "human"
         annotated = settings.feedback.annotated_policy
         samples = outcome.samples
-        count = len
+        policy = settings.model.hub or settings.model.name
         return {
             "schema": results.SCHEMA,
             "status": status,
@@ -399,9 +474,13 @@ class Stages:
             "model_id": model_id,
             "weights_sha256": self._weights(self.model),
             "scoring": self.scoring,
-            "sampling": {**asdict(settings.sampler), "dtype": str(sampling_dtype(settings.model.dtype)),
-                         "prompt": settings.data.prompt, "halvings": self.sampler.halvings},
-            "feedback_on_policy": own or annotated == settings.model.hub,
+            "sampling": {
+                **asdict(settings.sampler),
+                "dtype": str(sampling_dtype(settings.model.dtype)),
+                "prompt": settings.data.prompt,
+                "halvings": self.halvings,
+            },
+            "feedback_on_policy": own or annotated == policy,
             "annotated_policy": None if own else annotated,
             "policy_on_annotated": None if own else results.metrics(samples, k),
             "matched": settings.refinements.tasks == "solved",
@@ -411,20 +490,20 @@ class Stages:
             "delta": results.delta(outcome.zero_shot, outcome.finetuned, k),
             "training_task_ids": None if outcome.examples is None else [e.task_id for e in outcome.examples],
             "counts": {
-                "test_tasks": count(self.tasks.test),
-                "refine_tasks": count(self.tasks.refine),
-                "train_tasks": count(self.tasks.train),
-                "failing_tasks": None if outcome.failing is None else count(outcome.failing),
-                "annotated": None if outcome.feedback is None else count(outcome.feedback),
-                "training_examples": None if outcome.examples is None else count(outcome.examples),
-                "rejected": count(self.rejected),
+                "test_tasks": len(self.tasks.test),
+                "refine_tasks": len(self.tasks.refine),
+                "train_tasks": len(self.tasks.train),
+                "failing_tasks": None if outcome.failing is None else len(outcome.failing),
+                "annotated": None if outcome.feedback is None else len(outcome.feedback),
+                "training_examples": None if outcome.examples is None else len(outcome.examples),
+                "rejected": len(self.rejected),
                 "selection_samples": None if samples is None else self.n,
                 "optimizer_steps": self.optimizer_steps.get("train_policy"),
             },
             "rejected": self.rejected,
             "seconds": {**{name: self.seconds.get(name) for name in (*VERSIONS, "report")}, "reused": self.reused},
             "versions": results.versions(),
-        }  # fmt: skip
+        }
 
 
 def _task_prompts(tasks: Sequence[Task]) -> list[tuple[Task, str]]:

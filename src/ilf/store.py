@@ -125,9 +125,15 @@ class Store:
         rows = []
         for key in sorted(self.root.glob("*/*/key.json")):
             size = sum(f.stat().st_size for f in key.parent.rglob("*") if f.is_file())
-            rows.append({"stage": key.parent.parent.name, "folder": key.parent.name, "mib": size / 2**20,
-                         "days": (time.time() - key.stat().st_mtime) / 86400,
-                         "done": any(key.parent.glob("done*.json"))})  # fmt: skip
+            rows.append(
+                {
+                    "stage": key.parent.parent.name,
+                    "folder": key.parent.name,
+                    "mib": size / 2**20,
+                    "days": (time.time() - key.stat().st_mtime) / 86400,
+                    "done": any(key.parent.glob("done*.json")),
+                }
+            )
         return rows
 
     def prune(self, days: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from ilf.settings import Logger
 from ilf.types import Program
@@ -32,8 +32,15 @@ class Tracker:
             import wandb
             from pytorch_lightning.loggers import WandbLogger
 
-            self._run = wandb.init(project=settings.project, group=group, job_type=arm, config=config, mode=settings.mode,
-                                   dir=folder, settings=wandb.Settings(silent=True, console="off"))  # fmt: skip
+            self._run = wandb.init(
+                project=settings.project,
+                group=group,
+                job_type=arm,
+                config=config,
+                mode=cast(Literal["online", "offline"], settings.mode),
+                dir=folder,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
             self.loggers.append(WandbLogger(experiment=self._run))
 
     def programs(self, stage: str, programs: Sequence[Program]) -> None:
@@ -41,7 +48,7 @@ class Tracker:
         if self._run is not None:
             import wandb
 
-            columns = ["task_id", "sample", "verdict", "detail", "program"]
+            columns: list[str | int] = ["task_id", "sample", "verdict", "detail", "program"]
             rows = [[p.task_id, p.sample, p.verdict.verdict, p.verdict.detail, p.program] for p in programs]
             self._run.log({f"{stage}/programs": wandb.Table(columns=columns, data=rows)})
 

@@ -25,6 +25,10 @@ class InputError(ValueError):
         super().__init__(f"{key}={value!r}: {allowed}. {advice}")
 
 
+class NoTrainingExamples(RuntimeError):
+    """No program is left to fine-tune the policy on. Raised after everything that was found is written."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A task t with its unit tests u."""

@@ -1,4 +1,4 @@
-"""comparison.csv, .md and .png: one table over the jobs of a sweep, made anew from all results.json as each job ends."""
+"""comparison.csv, .md and .png: one table over the jobs of a sweep, made anew as each job ends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ def write_comparison(sweep: Path) -> None:
 
 def _write(sweep: Path, results: list[dict[str, Any]]) -> None:
     varied = [name for name in _VARIED if len({str(r[name]) for r in results}) > 1]
-    names = list(dict.fromkeys(k for r in results for part in ("zero_shot", "finetuned") for k in (r[part] or {}).get("ci95", {})))
+    names = list(
+        dict.fromkeys(
+            k for r in results for part in ("zero_shot", "finetuned") for k in (r[part] or {}).get("ci95", {})
+        )
+    )
     corrected = {}
     for name in names:
         tested = [i for i, r in enumerate(results) if r["delta"]]
@@ -47,15 +51,23 @@ def _write(sweep: Path, results: list[dict[str, Any]]) -> None:
             corrected[i, name] = p
     rows = []
     for i, result in enumerate(results):
-        row: dict[str, Any] = {"folder": result["folder"], "status": result["status"], **{n: result[n] for n in _VARIED},
-                               "training_examples": result["counts"]["training_examples"]}  # fmt: skip
+        row: dict[str, Any] = {
+            "folder": result["folder"],
+            "status": result["status"],
+            **{n: result[n] for n in _VARIED},
+            "training_examples": result["counts"]["training_examples"],
+        }
         for name in names:
             for part in ("zero_shot", "finetuned"):
                 found = result[part]
                 row[f"{part}_{name}"] = found and found[name]
                 row[f"{part}_{name}_low"], row[f"{part}_{name}_high"] = found["ci95"][name] if found else (None, None)
             d = result["delta"] and result["delta"][name]
-            row |= {f"delta_{name}": d and d["mean"], f"p_{name}": d and d["p_value"], f"p_holm_{name}": corrected.get((i, name))}
+            row |= {
+                f"delta_{name}": d and d["mean"],
+                f"p_{name}": d and d["p_value"],
+                f"p_holm_{name}": corrected.get((i, name)),
+            }
         rows.append(row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -66,12 +78,24 @@ def _write(sweep: Path, results: list[dict[str, Any]]) -> None:
     _plot(sweep, results, names, varied)
 
 
-def _markdown(results: list[dict[str, Any]], names: list[str], varied: list[str], corrected: dict[tuple[int, str], float]) -> str:
-    head = ["run", "examples", *(f"{n} (%)" for n in names), *(f"delta {n} (points)" for n in names), *(f"p {n} (Holm)" for n in names)]
+def _markdown(
+    results: list[dict[str, Any]], names: list[str], varied: list[str], corrected: dict[tuple[int, str], float]
+) -> str:
+    head = [
+        "run",
+        "examples",
+        *(f"{n} (%)" for n in names),
+        *(f"delta {n} (points)" for n in names),
+        *(f"p {n} (Holm)" for n in names),
+    ]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     zero = {json.dumps(r["zero_shot"]): r for r in results if r["zero_shot"]}
     for r in zero.values():
-        label = "zero-shot" if len(zero) == 1 else "zero-shot, " + ", ".join(f"{n}={r[n]}" for n in varied if n != "refinements")
+        label = (
+            "zero-shot"
+            if len(zero) == 1
+            else "zero-shot, " + ", ".join(f"{n}={r[n]}" for n in varied if n != "refinements")
+        )
         cells = [percent(r["zero_shot"][n], r["zero_shot"]["ci95"][n]) for n in names]
         lines.append("| " + " | ".join([label, "", *cells, *[""] * (2 * len(names))]) + " |")
     for i, r in enumerate(results):
@@ -88,8 +112,16 @@ def _markdown(results: list[dict[str, Any]], names: list[str], varied: list[str]
     notes = [f"{r['folder']} ended with status {r['status']}." for r in results if r["status"] != "complete"]
     if not matched or len(ids) > 1:
         notes.append("Unmatched: not all runs trained on the same task ids.")
-    return "\n".join([*lines, "", "pass@k on Test in percent, 95% intervals over tasks; delta is paired over tasks against zero-shot; "
-                      "p is a two-sided sign-flip permutation test, Holm-corrected over the runs.", *notes, ""])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "pass@k on Test in percent, 95% intervals over tasks; delta is paired over tasks against zero-shot; "
+            "p is a two-sided sign-flip permutation test, Holm-corrected over the runs.",
+            *notes,
+            "",
+        ]
+    )
 
 
 def _plot(sweep: Path, results: list[dict[str, Any]], names: list[str], varied: list[str]) -> None:

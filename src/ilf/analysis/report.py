@@ -21,7 +21,10 @@ def table(results: dict[str, Any]) -> str:
     """Return the run's figures as a Markdown table: pass@k in percent with 95% intervals over tasks."""
     parts = {label: results[key] for key, label in ROWS.items() if results[key]}
     names = [key for part in list(parts.values())[:1] for key in part["ci95"]]
-    lines = ["| | " + " | ".join(f"{name} (%)" for name in names) + " | tasks | samples a task |", "| --- " * (len(names) + 3) + "|"]
+    lines = [
+        "| | " + " | ".join(f"{name} (%)" for name in names) + " | tasks | samples a task |",
+        "| --- " * (len(names) + 3) + "|",
+    ]
     for label, part in parts.items():
         cells = [percent(part[name], part["ci95"][name]) for name in names]
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {part['n_tasks']} | {part['n_samples']} |")
@@ -33,8 +36,10 @@ def delta_text(results: dict[str, Any]) -> str:
     lines = []
     for name, d in (results["delta"] or {}).items():
         smallest = "unknown" if d["smallest_detectable"] is None else f"{100 * d['smallest_detectable']:.1f}"
-        lines.append(f"{name}: {100 * d['mean']:+.1f} points, 95% interval [{100 * d['ci95'][0]:+.1f}, "
-                     f"{100 * d['ci95'][1]:+.1f}], p = {d['p_value']:.3f} (smallest detectable difference: {smallest})")  # fmt: skip
+        lines.append(
+            f"{name}: {100 * d['mean']:+.1f} points, 95% interval [{100 * d['ci95'][0]:+.1f}, "
+            f"{100 * d['ci95'][1]:+.1f}], p = {d['p_value']:.3f} (smallest detectable difference: {smallest})"
+        )
     return "\n".join(lines)
 
 
@@ -44,7 +49,8 @@ def summary(results: dict[str, Any]) -> str:
     lines = [
         f"# ILF: {results['arm']} on {results['data']} with {results['model']}",
         "",
-        f"Status {results['status']}. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; seed {results['seed']}.",
+        f"Status {results['status']}. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
+        f"seed {results['seed']}.",
         "",
         table(results),
         "",
@@ -56,10 +62,13 @@ def summary(results: dict[str, Any]) -> str:
         "",
         "| stage | seconds |",
         "| --- | --- |",
-        *(f"| {name} | {value:.1f}{' (reused)' if name in seconds['reused'] else ''} |"
-          for name, value in seconds.items() if name != "reused" and value is not None),
+        *(
+            f"| {name} | {value:.1f}{' (reused)' if name in seconds['reused'] else ''} |"
+            for name, value in seconds.items()
+            if name != "reused" and value is not None
+        ),
         "",
-    ]  # fmt: skip
+    ]
     if results["rejected"]:
         lines += ["Rejected rows:", "", *(f"- {row}" for row in results["rejected"]), ""]
     if results["feedback_on_policy"] is False:
@@ -75,8 +84,12 @@ def plot(results: dict[str, Any], file: Path) -> None:
     if not parts:
         return
     names = list(next(iter(parts.values()))["ci95"])
-    bars(file, list(parts), {n: [(p[n], *p["ci95"][n]) for p in parts.values()] for n in names},
-         f"{results['arm']} on {results['data']}, {results['model']}, seed {results['seed']}")  # fmt: skip
+    bars(
+        file,
+        list(parts),
+        {n: [(p[n], *p["ci95"][n]) for p in parts.values()] for n in names},
+        f"{results['arm']} on {results['data']}, {results['model']}, seed {results['seed']}",
+    )
 
 
 def bars(file: Path, labels: list[str], series: dict[str, list[tuple[float, float, float]]], title: str) -> None:
@@ -93,15 +106,25 @@ def bars(file: Path, labels: list[str], series: dict[str, list[tuple[float, floa
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(series), figsize=(1.8 + 3.6 * len(series), 1.4 + 0.45 * len(labels)),
-                                sharey=True, squeeze=False, layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(
+        1,
+        len(series),
+        figsize=(1.8 + 3.6 * len(series), 1.4 + 0.45 * len(labels)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     rows = range(len(labels))
     for axis, (name, points) in zip(axes[0], series.items(), strict=True):
         for row, (value, low, high) in zip(rows, points, strict=True):
             axis.plot([100 * low, 100 * high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
             axis.plot(100 * value, row, "o", color="#1f5fa8", markersize=8)
-            axis.annotate(f"{100 * value:.1f}", (100 * value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
-        axis.set(xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels)
+            axis.annotate(
+                f"{100 * value:.1f}", (100 * value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9
+            )
+        axis.set(
+            xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels
+        )
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title + "\npoints: mean over tasks; lines: 95% intervals over tasks", fontsize=10)

@@ -14,7 +14,17 @@ from ilf.analysis.statistics import Floats, bootstrap_ci95, paired, pass_at_k
 from ilf.types import Program
 
 SCHEMA = 1
-_PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "transformers", "datasets", "peft", "bitsandbytes", "wandb", "numpy")
+_PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "hydra-core",
+    "transformers",
+    "datasets",
+    "peft",
+    "bitsandbytes",
+    "wandb",
+    "numpy",
+)
 
 
 def per_task(programs: Sequence[Program], k: int) -> dict[int, float]:
@@ -37,7 +47,11 @@ def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> dict[str, A
     found["ci95"] = {f"pass@{i}": list(bootstrap_ci95(_values(programs, i))) for i in k}
     solved = {p.task_id for p in programs if p.verdict.passed}
     tasks = {p.task_id for p in programs}
-    return found | {"one_correct": len(solved) / len(tasks), "n_tasks": len(tasks), "n_samples": len(programs) // len(tasks)}
+    return found | {
+        "one_correct": len(solved) / len(tasks),
+        "n_tasks": len(tasks),
+        "n_samples": len(programs) // len(tasks),
+    }
 
 
 def delta(before: Sequence[Program] | None, after: Sequence[Program] | None, k: Sequence[int]) -> dict[str, Any] | None:

@@ -39,9 +39,9 @@ def mean_pass_at_k(tasks: Sequence[Sequence[bool]], k: int) -> float:
 def bootstrap_ci95(values: Floats, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
     """Return the 95% percentile interval of the mean of `values`, one a task, (T,), resampling tasks."""
     rng = np.random.default_rng(seed)
-    means = np.concatenate([
-        values[rng.integers(0, len(values), (chunk, len(values)))].mean(axis=1) for chunk in [500] * (draws // 500)
-    ])  # fmt: skip
+    means = np.concatenate(
+        [values[rng.integers(0, len(values), (chunk, len(values)))].mean(axis=1) for chunk in [500] * (draws // 500)]
+    )
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 

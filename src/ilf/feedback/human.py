@@ -19,8 +19,9 @@ def load_annotations(path: str) -> list[Feedback]:
         InputError: The file is missing, or a row is malformed, empty or repeated; names the file and line.
     """
     if not Path(path).is_file():
-        raise InputError("feedback.path", path, "no such file", "Give a JSON-lines file with the columns "
-                         f"{', '.join(COLUMNS)}.")  # fmt: skip
+        raise InputError(
+            "feedback.path", path, "no such file", f"Give a JSON-lines file with the columns {', '.join(COLUMNS)}."
+        )
     found: dict[int, Feedback] = {}
     for where, row in read_json_lines(Path(path), COLUMNS):
         task_id = row["task_id"]
@@ -35,6 +36,8 @@ def load_annotations(path: str) -> list[Feedback]:
     return [found[i] for i in sorted(found)]
 
 
-def select(annotations: Sequence[Feedback], failing: Mapping[int, Sequence[Program]], only_failed: bool) -> list[Feedback]:
+def select(
+    annotations: Sequence[Feedback], failing: Mapping[int, Sequence[Program]], only_failed: bool
+) -> list[Feedback]:
     """Return the annotations of Refine and Train: all, or those of tasks that the policy failed too."""
     return [a for a in annotations if a.split in ("refine", "train") and (not only_failed or a.task_id in failing)]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ilf.settings import Adapter
 from ilf.types import InputError
+
+if not sys.stderr.isatty():
+    transformers.utils.logging.disable_progress_bar()
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -27,10 +32,16 @@ def resolve(path: str | None, hub: str | None, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub, revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5"]))
+        return Path(
+            snapshot_download(hub, revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5"])
+        )
     except Exception as error:  # each layer of the client raises its own class
-        raise InputError("model.hub", hub, f"could not be fetched from the Hugging Face Hub ({type(error).__name__})",
-                         "Without a network, give a folder: model=local model.path=FOLDER.") from error  # fmt: skip
+        raise InputError(
+            "model.hub",
+            hub,
+            f"could not be fetched from the Hugging Face Hub ({type(error).__name__})",
+            "Without a network, give a folder: model=local model.path=FOLDER.",
+        ) from error
 
 
 def sampling_dtype(name: str) -> torch.dtype:
@@ -63,8 +74,16 @@ def adapt(model: Any, adapter: Adapter) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout,
-                                            target_modules="all-linear", task_type="CAUSAL_LM"))  # fmt: skip
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -64,7 +64,9 @@ class Sampler:
         pad, device = tokenizer.pad_token_id, model.device
         ids = torch.tensor([[pad] * (width - len(t)) + t for t in tokenized], device=device)  # (P, T), left-padded
         mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in tokenized], device=device)
-        output = model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1)
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
+        )
 
         rows = torch.tensor([prompts.index(draw.prompt) for draw in draws], device=device)  # one row a sample: (B,)
         cache = output.past_key_values
@@ -91,8 +93,13 @@ class Sampler:
                 cache.batch_select_indices(index)
                 mask, chosen, active = mask[index], chosen[index], [active[row] for row in kept]
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            output = model(input_ids=chosen[:, None], attention_mask=mask, position_ids=_positions(mask)[:, -1:],
-                           past_key_values=cache, use_cache=True)  # fmt: skip
+            output = model(
+                input_ids=chosen[:, None],
+                attention_mask=mask,
+                position_ids=_positions(mask)[:, -1:],
+                past_key_values=cache,
+                use_cache=True,
+            )
             logits = output.logits[:, -1]
         return [cut(tokenizer.decode(t, skip_special_tokens=True)) for t in tokens]
 

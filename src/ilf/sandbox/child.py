@@ -1,7 +1,7 @@
 """Runs one program and its tests. Started by executor.py as a script of its own, in a process group of its own.
 
-Reads one JSON object from standard input and writes one JSON line for each event, as it happens, to the
-file descriptor that its argument names, so that what is known before a kill is not lost. Imports only the standard library.
+Reads one JSON object from standard input and writes one JSON line for each event, as it happens, to the file
+descriptor that its argument names, so that what is known before a kill is not lost. Imports only the standard library.
 """
 
 import ast

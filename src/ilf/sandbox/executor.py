@@ -69,9 +69,15 @@ class Sandbox:
 
     def _execute(self, job: Job) -> Verdict:
         limits = self.limits
-        message = {"program": job.program, "tests": job.tests, "setup": job.setup, "compare": limits.compare,
-                   "time_limit": limits.time_limit, "memory_bytes": limits.memory_mb << 20,
-                   "output_bytes": limits.output_kb << 10}  # fmt: skip
+        message = {
+            "program": job.program,
+            "tests": job.tests,
+            "setup": job.setup,
+            "compare": limits.compare,
+            "time_limit": limits.time_limit,
+            "memory_bytes": limits.memory_mb << 20,
+            "output_bytes": limits.output_kb << 10,
+        }
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="ilf-", ignore_cleanup_errors=True) as folder:
             events, status = _communicate(json.dumps(message), folder, limits.time_limit * _WALL)
@@ -84,9 +90,14 @@ def _communicate(message: str, folder: str, wall: float) -> tuple[list[dict[str,
     with open(Path(folder) / ".output", "wb") as output:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_CHILD), str(write_end)],
-            stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(write_end,),
-            env={}, cwd=folder, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=(write_end,),
+            env={},
+            cwd=folder,
+            start_new_session=True,
+        )
     os.close(write_end)
     with ThreadPoolExecutor(1) as reader, open(read_end, "rb") as report:
         lines = reader.submit(report.read)
@@ -114,7 +125,7 @@ def _verdict(events: list[dict[str, object]], status: int | None, n_tests: int, 
     bad = next((event for event in events if "verdict" in event), None)
     if bad is not None and ("test" not in bad or any("done" in e for e in events)):
         return Verdict(str(bad["verdict"]), str(bad["detail"])[:_DETAIL], tests, seconds)
-    if status is None or status == -signal.SIGXCPU or status == -signal.SIGKILL and not events:
+    if status is None or status == -signal.SIGXCPU or (status == -signal.SIGKILL and not events):
         return Verdict("timed_out", f"no end after {seconds:.1f} s", tests, seconds)
     if status == -signal.SIGXFSZ:
         return Verdict("output", "wrote more than its limit", tests, seconds)

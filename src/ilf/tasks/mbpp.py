@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ilf.tasks.prompts import normalise_newlines, task_prompt, entry_point
+from ilf.tasks.prompts import entry_point, normalise_newlines, task_prompt
 from ilf.types import InputError, Splits, Task
 
 HUB = ("google-research-datasets/mbpp", "full")
@@ -62,9 +62,12 @@ def _hub_rows(revision: str) -> list[tuple[str, dict[str, Any]]]:
     try:
         parts = load_dataset(*HUB, revision=revision)
     except Exception as error:  # the client has no one class for "not reachable": each layer raises its own
-        raise InputError("data.path", None, f"MBPP could not be loaded from the Hugging Face Hub ({HUB[0]} at {revision}:"
-                         f" {type(error).__name__})", "Without a network, give a local copy: data.path=mbpp.jsonl.",
-                         ) from error  # fmt: skip
+        raise InputError(
+            "data.path",
+            None,
+            f"MBPP could not be loaded from the Hugging Face Hub ({HUB[0]} at {revision}: {type(error).__name__})",
+            "Without a network, give a local copy: data.path=mbpp.jsonl.",
+        ) from error
     return [(f"{HUB[0]}:{row['task_id']}", row) for row in concatenate_datasets(list(parts.values()))]
 
 
@@ -76,8 +79,9 @@ def _task(where: str, row: dict[str, Any], prompt_style: str) -> Task:
     try:
         prompt, name = task_prompt(text, code, tests, prompt_style), entry_point(code, tests)
     except (ValueError, SyntaxError) as error:
-        raise InputError(f"{where}: code", code[:60], f"must parse and define what its tests call ({error})",
-                         "Mend the row.") from None  # fmt: skip
+        raise InputError(
+            f"{where}: code", code[:60], f"must parse and define what its tests call ({error})", "Mend the row."
+        ) from None
     setup = normalise_newlines(row["test_setup_code"])
     return Task(row["task_id"], split_of(row["task_id"]), text, code, name, tests, setup, prompt)
 
@@ -107,8 +111,12 @@ def load_tasks(
         tasks[task.task_id] = task
     sha256 = content_sha256(row for _, row in rows)
     if expected_sha256 is not None and sha256 != expected_sha256:
-        raise InputError("data.path", path, f"the rows hash to {sha256}, not to MBPP's {expected_sha256}",
-                         "Use the published file, or set data.sha256=null to run on other rows.")  # fmt: skip
+        raise InputError(
+            "data.path",
+            path,
+            f"the rows hash to {sha256}, not to MBPP's {expected_sha256}",
+            "Use the published file, or set data.sha256=null to run on other rows.",
+        )
     return [tasks[i] for i in sorted(tasks)], sha256
 
 
@@ -129,6 +137,10 @@ def split_tasks(tasks: Iterable[Task], limit: dict[str, int | None], only: set[i
             groups[task.split].append(task)
     cut = {name: tuple(group[: limit.get(name)]) for name, group in groups.items()}
     if not cut["test"]:
-        raise InputError("data.path", "(its rows)", "hold no task with an id from 11 to 110, the Test split",
-                         "Add Test tasks: every figure is reported on them.")  # fmt: skip
+        raise InputError(
+            "data.path",
+            "(its rows)",
+            "hold no task with an id from 11 to 110, the Test split",
+            "Add Test tasks: every figure is reported on them.",
+        )
     return Splits(test=cut["test"], refine=cut["refine"], train=cut["train"], prompt=cut["prompt"])

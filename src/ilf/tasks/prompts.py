@@ -40,8 +40,10 @@ def entry_point(code: str, tests: tuple[str, ...]) -> str:
         calls = [n.func for n in ast.walk(ast.parse(test.strip())) if isinstance(n, ast.Call)]
         common = common & {f.id for f in calls if isinstance(f, ast.Name)}
     if len(common) != 1:
-        raise ValueError(f"the tests call {sorted(common) or 'none'} of the program's functions {sorted(defined)}; "
-                         "exactly one function must be called by every test")  # fmt: skip
+        raise ValueError(
+            f"the tests call {sorted(common) or 'none'} of the program's functions {sorted(defined)}; "
+            "exactly one function must be called by every test"
+        )
     return next(iter(common))
 
 
@@ -85,7 +87,9 @@ def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "pape
     if style == "no_leak":
         node = _definition(code, name)
         lines = code.splitlines(keepends=True)
-        kept = [n for n in ast.parse(code).body if n.lineno < node.lineno and isinstance(n, ast.Import | ast.ImportFrom)]
+        kept = [
+            n for n in ast.parse(code).body if n.lineno < node.lineno and isinstance(n, ast.Import | ast.ImportFrom)
+        ]
         start = sum(map(len, lines[: node.lineno - 1]))
         head = "".join(ast.unparse(n) + "\n" for n in kept) + head[start:]
     example = re.sub(r"^assert ", "", tests[0]).replace("==", "=")
@@ -105,7 +109,7 @@ def _is_open(text: str) -> bool:
 
 
 def function_end(completion: str) -> int | None:
-    """Return the offset in `completion` at which the function's body has ended, None while it goes on.
+    r"""Return the offset in `completion` at which the function's body has ended, None while it goes on.
 
     The body ends at the first line that starts a statement at the top level, outside brackets and strings.
 

@@ -41,13 +41,17 @@ def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: i
 
 def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
     """Return the optimizer that `settings.name` names."""
-    arguments: dict[str, Any] = {"lr": lr, "betas": tuple(settings.betas), "eps": settings.eps,
-                                 "weight_decay": settings.weight_decay}  # fmt: skip
+    arguments: dict[str, Any] = {
+        "lr": lr,
+        "betas": tuple(settings.betas),
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
     if settings.name == "adamw":
         return torch.optim.AdamW(parameters, **arguments)
-    import bitsandbytes
+    from bitsandbytes.optim.adamw import AdamW8bit
 
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **arguments)
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **arguments)
     return optimizer
 
 
@@ -104,8 +108,9 @@ class FineTuningModule(pl.LightningModule):
             attention_mask=batch["attention_mask"],
             logits_to_keep=labels.shape[1] - first,
         ).logits
-        tokens = functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels[:, first + 1 :],
-                                          ignore_index=-100, reduction="none")  # fmt: skip
+        tokens = functional.cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), labels[:, first + 1 :], ignore_index=-100, reduction="none"
+        )
         loss: torch.Tensor = tokens.sum(dim=1) / counts
         return loss
 
@@ -139,8 +144,12 @@ class FineTuningModule(pl.LightningModule):
         optimizer = make_optimizer(self.optimizer_settings, parameters, self.phase.lr)
         steps, warmup = int(self.trainer.estimated_stepping_batches), self.training_settings.warmup_steps
         if warmup > steps:
-            raise InputError("training.warmup_steps", warmup, f"is longer than the training, {steps} optimizer steps",
-                             "Lower it, or raise the epochs.")  # fmt: skip
+            raise InputError(
+                "training.warmup_steps",
+                warmup,
+                f"is longer than the training, {steps} optimizer steps",
+                "Lower it, or raise the epochs.",
+            )
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

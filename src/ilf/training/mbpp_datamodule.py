@@ -95,7 +95,7 @@ class MBPPDataModule(pl.LightningDataModule):
         return DataLoader(self.draw_batches(self.test_draws), batch_size=None)  # type: ignore[arg-type]
 
     def draw_batches(self, draws: Sequence[Draw]) -> list[list[Draw]]:
-        """Return the draws in batches, prompts of like length together, the longest first so that memory fails early."""
+        """Return the draws in batches, prompts of like length together, the longest first: memory fails early."""
         length = {p: len(self.tokenizer(p, add_special_tokens=False).input_ids) for p in {d.prompt for d in draws}}
         order = sorted(draws, key=lambda d: (-length[d.prompt], d.task_id, d.sample))
         return [order[i : i + self.sampling_batch_size] for i in range(0, len(order), self.sampling_batch_size)]
@@ -114,5 +114,9 @@ class MBPPDataModule(pl.LightningDataModule):
             ids[row, :end] = torch.tensor([*example.prompt_ids, *example.target_ids])
             labels[row, prompt:end] = torch.tensor(example.target_ids)
             mask[row, :end] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels,
-                "examples_in_step": torch.tensor(float(examples_in_step))}  # fmt: skip
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "examples_in_step": torch.tensor(float(examples_in_step)),
+        }

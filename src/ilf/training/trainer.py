@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -43,11 +44,15 @@ def make_trainer(
         clip: Largest gradient norm, None for no clipping.
         checkpoints: Folder for `last.ckpt`, written at the end of each epoch; None writes none.
     """
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Our batches are ready-made lists: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     if checkpoints is not None:
-        callbacks = [*callbacks, ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True,
-                                                 enable_version_counter=False)]  # fmt: skip
+        callbacks = [
+            *callbacks,
+            ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+        ]
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=1,

@@ -64,7 +64,9 @@ class UnitTestCallback(pl.Callback):
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Read back what an earlier run of this stage has finished."""
         self.programs = []
-        self._samples = {(r["task_id"], r["sample"]): r for r in (self.samples_file.read() if self.samples_file else [])}
+        self._samples = {
+            (r["task_id"], r["sample"]): r for r in (self.samples_file.read() if self.samples_file else [])
+        }
         rows = self.verdicts_file.read() if self.verdicts_file else []
         self._verdicts = {(r.pop("task_id"), r.pop("sample")): r for r in rows}
         if self._samples:
@@ -77,9 +79,18 @@ class UnitTestCallback(pl.Callback):
         keys = [(draw.task_id, draw.sample) for draw in batch]
         if not all(key in self._samples for key in keys):
             texts = pl_module.sample(batch)
-            rows = [{"task_id": d.task_id, "split": d.split, "sample": d.sample, "seed": d.seed, "prompt": d.prompt,
-                     "completion": text, "program": d.task_prompt + text}
-                    for d, text in zip(batch, texts, strict=True)]  # fmt: skip
+            rows = [
+                {
+                    "task_id": d.task_id,
+                    "split": d.split,
+                    "sample": d.sample,
+                    "seed": d.seed,
+                    "prompt": d.prompt,
+                    "completion": text,
+                    "program": d.task_prompt + text,
+                }
+                for d, text in zip(batch, texts, strict=True)
+            ]
             if self.samples_file:
                 self.samples_file.append(rows)
             self._samples.update(zip(keys, rows, strict=True))
@@ -93,8 +104,14 @@ class UnitTestCallback(pl.Callback):
         for key in keys:
             self.programs.append(Program.from_row(self._samples[key] | self._verdicts[key]))
         passed = sum(program.verdict.passed for program in self.programs)
-        log.info("%s: %d of %d batches, %d programs, %d passed", self.stage, batch_idx + 1,
-                 sum(trainer.num_test_batches), len(self.programs), passed)  # fmt: skip
+        log.info(
+            "%s: %d of %d batches, %d programs, %d passed",
+            self.stage,
+            batch_idx + 1,
+            sum(trainer.num_test_batches),
+            len(self.programs),
+            passed,
+        )
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k over all tasks."""
