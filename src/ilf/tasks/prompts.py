@@ -113,9 +113,9 @@ def function_end(completion: str) -> int | None:
 
     The body ends at the first line that starts a statement at the top level, outside brackets and strings.
 
-    >>> function_end("    return x\\n\\nprint(1)")
+    >>> function_end("    return x\n\nprint(1)")
     14
-    >>> function_end("    return (\\n1)") is None
+    >>> function_end("    return (\n1)") is None
     True
     """
     for match in _TOP_LEVEL.finditer(completion):

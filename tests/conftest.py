@@ -1,0 +1,95 @@
+"""Fixtures: the published data where it is at hand, and a tiny model that is really trained, once a session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).parent.parent
+# MBPP and the ILF paper's annotations are not part of the project: tests on them skip where they are not at hand.
+DATA = Path(os.environ.get("ILF_TEST_DATA", ROOT.parent / "shared" / "data"))
+os.environ.setdefault("WANDB_SILENT", "true")
+sys.path.insert(0, str(ROOT / "src"))
+
+from ilf.config import build, register, settings_from  # noqa: E402
+from ilf.settings import Settings  # noqa: E402
+from ilf.stages import Stages  # noqa: E402
+
+
+def _data_file(name: str) -> Path:
+    if not (DATA / name).is_file():
+        pytest.skip(f"{DATA / name} is not at hand: set ILF_TEST_DATA to a folder that holds it")
+    return DATA / name
+
+
+@pytest.fixture(scope="session")
+def mbpp_file() -> Path:
+    return _data_file("mbpp/mbpp.jsonl")
+
+
+@pytest.fixture(scope="session")
+def annotations_file() -> Path:
+    return _data_file("ilf/annotations.jsonl")
+
+
+def compose_settings(*overrides: str) -> Settings:
+    """Compose as run.py does, outside a Hydra job."""
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return settings_from(compose("config", overrides=["output_dir=unused", *overrides]))
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds the trained tiny model and nothing else."""
+    folder = tmp_path_factory.mktemp("store")
+    stages = build(compose_settings(f"store.dir={folder}", f"output_dir={folder / 'out'}", "logger=none"))
+    assert stages.model.is_dir()
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def store(tiny_store: Path, tmp_path: Path) -> Path:
+    """A store of the test's own, with the tiny model."""
+    shutil.copytree(tiny_store, tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def tiny_stages(store: Path, tmp_path: Path) -> Iterator[Callable[..., Stages]]:
+    """Build a run on the tiny tasks and model, in this process, with a small budget."""
+    made: list[Stages] = []
+
+    def make(*overrides: str) -> Stages:
+        small = ["logger=none", "sampler.n=4", "evaluate.k=[1,4]", f"store.dir={store}"]
+        small.append(f"output_dir={tmp_path / f'run{len(made)}'}")
+        made.append(build(compose_settings(*small, *overrides)))
+        return made[-1]
+
+    yield make
+    for stages in made:
+        stages.tracker.close()
+
+
+@pytest.fixture
+def cli(store: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run run.py as a user does, in a folder of the test's own."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), *arguments],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            timeout=400,
+        )
+
+    return run

@@ -1,0 +1,158 @@
+"""Algorithm 1 over plain dictionaries, and who may import whom."""
+
+import ast
+import sys
+
+import pytest
+from conftest import ROOT
+
+from ilf import algorithm
+from ilf.types import Feedback, Program, Refinement, Splits, Task, Verdict
+
+
+def task(i: int, split: str) -> Task:
+    return Task(i, split, "t", f"gold {i}", "f", ("assert f(1) == 1",), "", f"prompt {i}")
+
+
+TASKS = Splits(
+    test=tuple(task(i, "test") for i in (11, 12)),
+    refine=tuple(task(i, "refine") for i in (111, 112)),
+    train=tuple(task(i, "train") for i in (311, 312, 313, 314)),
+)
+
+
+class Steps:
+    """Collaborators that look everything up, and note the order in which they are called."""
+
+    def __init__(self, correct: dict[str, set[int]], unusable: set[tuple[int, str]] = frozenset()):
+        self.correct, self.unusable, self.calls, self.seen = correct, unusable, [], {}
+
+    def _programs(self, stage, ids, n=3):
+        self.calls.append(stage)
+        self.seen[stage] = list(ids)
+        good = self.correct.get(stage, set())
+        # Only the last sample of a solved task is correct.
+        return [
+            Program(
+                i,
+                TASKS.by_id[i].split,
+                s,
+                0,
+                "",
+                "",
+                f"{stage} {i} {s}",
+                Verdict("passed" if i in good and s == n - 1 else "failed"),
+            )
+            for i in ids
+            for s in range(n)
+        ]
+
+    def zero_shot(self, tasks):
+        return self._programs("zero_shot", [t.task_id for t in tasks])
+
+    def sample(self, tasks):
+        return self._programs("sample", [t.task_id for t in tasks])
+
+    def annotate(self, failing):
+        self.calls.append("annotate")
+        return [Feedback(i, TASKS.by_id[i].split, p[0].program, "f", "human", f"human {i}") for i, p in failing.items()]
+
+    def train_refiner(self, feedback):
+        self.calls.append("train_refiner")
+        self.seen["train_refiner"] = [f.task_id for f in feedback]
+        return "refiner"
+
+    def refine(self, refiner, feedback):
+        assert refiner == "refiner"
+        return self._programs("refine", [f.task_id for f in feedback])
+
+    def express(self, task, program, source, feedback):
+        return (
+            None if (task.task_id, source) in self.unusable else Refinement(task.task_id, task.prompt, program, source)
+        )
+
+    def train_policy(self, examples):
+        self.calls.append("train_policy")
+        return "policy"
+
+    def evaluate(self, policy, tasks):
+        self.policy = policy
+        return self._programs("evaluate", [t.task_id for t in tasks])
+
+
+def run(steps, arm="model", solved_only=True):
+    outcome = algorithm.Outcome()
+    algorithm.run(steps, TASKS, outcome, arm=arm, solved_only=solved_only, seed=0)
+    return outcome
+
+
+def test_the_lines_come_in_the_papers_order_on_the_right_splits():
+    steps = Steps({"sample": {111, 314}, "refine": {311, 313}})
+    outcome = run(steps)
+    assert steps.calls == ["zero_shot", "sample", "annotate", "train_refiner", "refine", "train_policy", "evaluate"]
+    assert set(outcome.failing) == {112, 311, 312, 313}  # what the policy never solved
+    assert steps.seen["train_refiner"] == [112]  # never Train, never Test
+    assert steps.seen["refine"] == [311, 312, 313]
+    assert [(e.task_id, e.target) for e in outcome.examples] == [(311, "refine 311 2"), (313, "refine 313 2")]
+    assert steps.seen["evaluate"] == steps.seen["zero_shot"] == [11, 12]
+
+
+@pytest.mark.parametrize("unusable", [set(), {(311, "gold")}, {(313, "human")}, {(311, "model"), (312, "gold")}])
+def test_all_arms_train_on_the_same_tasks(unusable):
+    made = {}
+    for arm in ("model", "human", "gold"):
+        outcome = run(Steps({"refine": {311, 312, 313}}, unusable), arm)
+        made[arm] = [e.task_id for e in outcome.examples]
+        assert {e.source for e in outcome.examples} == {arm}
+    assert (
+        made["model"]
+        == made["human"]
+        == made["gold"]
+        == [i for i in (311, 312, 313) if i not in {t for t, _ in unusable}]
+    )
+
+
+def test_unmatched_arms_need_no_refiner():
+    steps = Steps({})
+    outcome = run(steps, "gold", solved_only=False)
+    assert "refine" not in steps.calls and len(outcome.examples) == 4
+
+
+def test_without_a_solved_task_nothing_is_trained():
+    steps = Steps({})
+    outcome = run(steps)
+    assert outcome.examples == [] and outcome.finetuned is None and "train_policy" not in steps.calls
+
+
+def test_the_control_evaluates_the_policy_as_it_was():
+    steps = Steps({})
+    outcome = run(steps, "none")
+    assert steps.calls == ["zero_shot", "evaluate"] and steps.policy is None and outcome.finetuned
+
+
+def _imports(path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    return names | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+
+
+def test_doors():
+    source = ROOT / "src" / "ilf"
+    files = {p.relative_to(source).as_posix(): _imports(p) for p in source.rglob("*.py")}
+    own = {name: {i for i in found if i.startswith("ilf")} for name, found in files.items()}
+    standard = set(sys.stdlib_module_names) | {"__future__"}
+    assert {i.split(".")[0] for i in files["types.py"]} <= standard
+    assert own["algorithm.py"] == {"ilf.types"}
+    for name, found in files.items():
+        roots = {i.split(".")[0] for i in found}
+        if name != "config.py":
+            assert not roots & {"hydra", "omegaconf"}, name
+        if name != "tracking.py":
+            assert "wandb" not in roots, name
+        if name.startswith("sandbox/"):
+            assert roots <= standard | {"ilf"} and own[name] <= {"ilf.types", "ilf.sandbox.executor"}, name
+        if name.startswith(("tasks/", "feedback/", "analysis/")):
+            assert "torch" not in roots, name
+        if name != "stages.py":
+            assert "ilf.algorithm" not in found, name
+        assert "utils" not in name

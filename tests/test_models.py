@@ -1,0 +1,142 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CodeGenConfig,
+    CodeGenForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from ilf.models.load import adapt, load_model, load_tokenizer, save
+from ilf.models.sampling import Sampler
+from ilf.settings import Adapter, Sampling
+from ilf.types import Draw, derive_seed
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_store):
+    folder = next(tiny_store.glob("tiny_model/*/model"))
+    return load_model(folder, torch.float32), load_tokenizer(folder), folder
+
+
+def draws(prompts, n, seed=0):
+    return [Draw(t, "test", s, derive_seed(seed, t, s), p, "") for t, p in enumerate(prompts) for s in range(n)]
+
+
+PROMPTS = [
+    f'"""\nWrite a function to {text}.\n\n>>> Example: {name}(3) = 6\n"""\n\ndef {name}(n):\n'
+    for text, name in [
+        ("double a number", "double"),
+        ("triple a number", "triple"),
+        ("increase a number by one", "increase"),
+    ]
+]
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(tiny):
+    model, tokenizer, _ = tiny
+    sampler = Sampler(Sampling(max_new_tokens=40))
+    plan = draws(PROMPTS, 6)
+    together = sampler.sample(model, tokenizer, plan)
+    assert together == [sampler.sample(model, tokenizer, [draw])[0] for draw in plan]
+    assert together != sampler.sample(model, tokenizer, draws(PROMPTS, 6, seed=1))
+    assert len(set(together)) > 3
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.8, 2.0])
+def test_samples_follow_the_models_distribution(temperature):
+    sampler = Sampler(Sampling(temperature=temperature))
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -math.inf])
+    n = 20_000
+    uniform = torch.rand(n, generator=torch.Generator().manual_seed(3))
+    counts = Counter(sampler._choose(logits.expand(n, 5), uniform).tolist())
+    expected = torch.softmax(logits / temperature, 0)
+    chi2 = sum((counts[i] - n * p) ** 2 / (n * p) for i, p in enumerate(expected.tolist()) if p > 0)
+    assert chi2 < 16.3  # 0.1% of chi-squared with 3 degrees of freedom
+    assert counts[4] == 0
+
+
+def models():
+    shape = {"vocab_size": 512, "bos_token_id": None, "eos_token_id": 0}
+    torch.manual_seed(0)
+    yield CodeGenForCausalLM(CodeGenConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8, n_positions=256, **shape))
+    yield LlamaForCausalLM(
+        LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, **shape)
+    )
+
+
+def test_near_temperature_zero_we_give_what_generate_gives_greedily(tiny):
+    """Left padding, positions, the shared prefill and the leaving of finished rows change nothing."""
+    _, tokenizer, _ = tiny
+    for model in models():
+        model = model.eval()
+        model.generation_config = GenerationConfig(eos_token_id=0)
+        sampler = Sampler(Sampling(temperature=1e-6, max_new_tokens=12))
+        found = sampler.sample(model, tokenizer, draws(["x = 1\n", "a much longer prompt than the first\n"], 2))
+        for text, prompt in zip(found[::2], ["x = 1\n", "a much longer prompt than the first\n"], strict=True):
+            ids = tokenizer(prompt, return_tensors="pt").input_ids
+            greedy = model.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)[0, ids.shape[1] :]
+            assert tokenizer.decode(greedy, skip_special_tokens=True).startswith(text)
+        assert found[0] == found[1] and found[2] == found[3]
+
+
+def test_a_publishers_generation_settings_are_dropped(tiny, tmp_path):
+    model, tokenizer, _ = tiny
+    save(model, tokenizer, tmp_path / "m")
+    GenerationConfig(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=1.5).save_pretrained(tmp_path / "m")
+    config = load_model(tmp_path / "m", torch.float32).generation_config
+    assert (config.top_k, config.repetition_penalty) != (1, 1.5) and config.top_k is None
+
+
+def test_when_memory_runs_out_the_batch_is_halved_and_the_samples_stay(tiny):
+    model, tokenizer, _ = tiny
+    sampler = Sampler(Sampling(max_new_tokens=40))
+    plan = draws(PROMPTS, 4)
+    expected = sampler.sample(model, tokenizer, plan)
+
+    class Small(Sampler):
+        def _batch(self, model, tokenizer, draws):
+            if len(draws) > 3:
+                raise torch.OutOfMemoryError("out of memory")
+            return super()._batch(model, tokenizer, draws)
+
+    small = Small(sampler.settings)
+    assert small.sample(model, tokenizer, plan) == expected
+    assert small.halvings == 3
+
+    class Broken(Sampler):
+        def _batch(self, model, tokenizer, draws):
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        Broken(sampler.settings).sample(model, tokenizer, plan)
+
+
+def test_sampling_stops_where_the_function_ends(tiny):
+    model, tokenizer, _ = tiny
+    calls = []
+    hook = model.register_forward_hook(lambda *a: calls.append(1))
+    Sampler(Sampling(max_new_tokens=500)).sample(model, tokenizer, draws(PROMPTS, 4))
+    hook.remove()
+    assert len(calls) < 100
+
+
+def test_lora_is_saved_merged_and_apart(tiny, tmp_path):
+    _, tokenizer, folder = tiny
+    model = adapt(load_model(folder, torch.float32), Adapter("lora", rank=4))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.1)
+    ids = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
+    expected = model.eval()(ids).logits
+    save(model, tokenizer, tmp_path / "m")
+    assert (tmp_path / "m" / "adapter" / "adapter_config.json").exists()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()(ids).logits
+    assert torch.allclose(expected, merged, atol=1e-4)
+    assert not torch.allclose(merged, load_model(folder, torch.float32)(ids).logits, atol=1e-2)

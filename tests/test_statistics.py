@@ -1,0 +1,86 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ilf.analysis.refinements import returns_expected_literal
+from ilf.analysis.results import delta, metrics
+from ilf.analysis.statistics import bootstrap_ci95, holm, mean_pass_at_k, paired, pass_at_k, sign_flip_p_value
+from ilf.types import Program, Verdict
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=7), st.data())
+def test_pass_at_k_is_the_share_of_k_subsets_with_a_pass(outcomes, data):
+    k = data.draw(st.integers(1, len(outcomes)))
+    subsets = list(itertools.combinations(outcomes, k))
+    assert pass_at_k(len(outcomes), sum(outcomes), k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 5), (4, 0), (0, 1)])
+def test_pass_at_k_without_enough_samples_is_an_error(n, k):
+    with pytest.raises(ValueError, match="pass@"):
+        pass_at_k(n, n, k)
+
+
+def test_every_task_counts():
+    assert mean_pass_at_k([[True, True], [False, False], [False, False], [False, False]], 1) == 0.25
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for i in range(200):
+        low, high = bootstrap_ci95(rng.normal(0.3, 1.0, 60), seed=i, draws=500)
+        covered += low <= 0.3 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_p_values_are_uniform_without_an_effect_and_small_with_one():
+    rng = np.random.default_rng(1)
+    null = [sign_flip_p_value(rng.normal(0, 1, 30), draws=500) for _ in range(200)]
+    assert 0.01 <= np.mean(np.array(null) < 0.05) <= 0.11
+    assert sign_flip_p_value(rng.normal(1, 1, 30)) < 0.01
+    assert sign_flip_p_value(np.zeros(30)) == 1.0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
+    corrected = holm(p_values)
+    assert all(c >= p for c, p in zip(corrected, p_values, strict=True))
+    assert all(
+        corrected[i] <= corrected[j]
+        for i in range(len(p_values))
+        for j in range(len(p_values))
+        if p_values[i] < p_values[j]
+    )
+
+
+def test_an_effect_of_the_smallest_detectable_size_is_found_four_times_in_five():
+    rng = np.random.default_rng(2)
+    before = rng.normal(0, 1, 100)
+    size = paired(before, before + rng.normal(0, 1, 100))["smallest_detectable"]
+    found = [sign_flip_p_value(rng.normal(size, 1, 100), draws=500) < 0.05 for _ in range(150)]
+    assert 0.65 < np.mean(found) < 0.95
+
+
+def program(task_id: int, sample: int, passed: bool) -> Program:
+    return Program(task_id, "test", sample, 0, "", "", "", Verdict("passed" if passed else "failed"))
+
+
+def test_a_comparison_is_paired_by_task_whatever_the_order_of_the_programs():
+    before = [program(t, s, t == 1) for t in (1, 2, 3) for s in (0, 1)]
+    after = [program(t, s, t != 3) for s in (1, 0) for t in (3, 1, 2)]
+    found = delta(before, after, [1])["pass@1"]
+    assert found["mean"] == pytest.approx(1 / 3)
+    assert metrics(after, [1, 2])["one_correct"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="different tasks"):
+        delta(before, after[:2], [1])
+
+
+def test_a_program_that_looks_for_the_tested_input_is_flagged():
+    tests = ["assert f([1, 2]) == 42"]
+    assert returns_expected_literal("def f(x):\n    if x == [1, 2]:\n        return 42\n    return 0", tests)
+    assert not returns_expected_literal("def f(x):\n    if x == []:\n        return 0\n    return sum(x)", tests)
+    assert not returns_expected_literal("def f(x):\n    return 42", tests)

@@ -1,0 +1,162 @@
+import pytest
+import torch
+
+from ilf.models.load import load_model, load_tokenizer
+from ilf.models.sampling import Sampler
+from ilf.settings import Optimizer, Phase, Sampling, TrainerSettings, Training
+from ilf.training.fine_tuning import encode
+from ilf.training.ilf_module import ILFModule
+from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
+from ilf.training.refine_module import RefineModule
+from ilf.training.trainer import make_trainer
+from ilf.types import Feedback, InputError, Refinement, Task
+
+CPU = TrainerSettings(accelerator="cpu", precision="32-true")
+TASK = Task(311, "train", "t", "def f(x):\n    return 1", "f", ("assert f(1) == 1",), "", '"""\nt\n"""\n\ndef f(x):\n')
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_store):
+    return next(tiny_store.glob("tiny_model/*/model"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+def examples(tokenizer, n):
+    rows = [Refinement(i, TASK.prompt, f"    return {'x + ' * (i % 4)}{i}", "gold") for i in range(n)]
+    return [ILFModule.example(tokenizer, row, 1024) for row in rows]
+
+
+def fit(
+    folder,
+    tokenizer,
+    n=10,
+    epochs=2,
+    batch_size=4,
+    micro=4,
+    checkpoints=None,
+    resume=None,
+    optimizer="adamw",
+    **training,
+):
+    torch.manual_seed(0)
+    model = load_model(folder, torch.float32)
+    settings = Training(micro_batch_size=micro, **training)
+    phase = Phase(lr=1e-3, epochs=epochs, batch_size=batch_size)
+    module = ILFModule(model, tokenizer, Sampler(Sampling()), settings, phase, Optimizer(optimizer), seed=0).train()
+    data = MBPPDataModule(tokenizer, training=examples(tokenizer, n), batch_size=batch_size, micro_batch_size=micro)
+    trainer = make_trainer(
+        CPU, callbacks=[], loggers=[], epochs=epochs, accumulate=data.accumulate, clip=1.0, checkpoints=checkpoints
+    )
+    trainer.fit(module, data, ckpt_path=resume)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), trainer
+
+
+def test_the_loss_is_on_target_tokens_only_and_eos_is_one_of_them(folder, tokenizer):
+    model = load_model(folder, torch.float32)
+    module = ILFModule(model, tokenizer, Sampler(Sampling()), Training(), Phase(), Optimizer(), 0)
+    data = MBPPDataModule(tokenizer)
+    rows = examples(tokenizer, 3)
+    batch = data._collate(rows, 3)
+    for example, loss in zip(rows, module.losses(batch).tolist(), strict=True):
+        ids = torch.tensor([[*example.prompt_ids, *example.target_ids]])
+        logs = torch.log_softmax(model(ids).logits[0], -1)
+        assert example.target_ids[-1] == tokenizer.eos_token_id
+        start = len(example.prompt_ids)
+        expected = -sum(logs[i - 1, ids[0, i]] for i in range(start, ids.shape[1])) / len(example.target_ids)
+        assert loss == pytest.approx(float(expected), rel=1e-4)
+    batch["labels"][1] = -100
+    with pytest.raises(ValueError, match="without a target"):
+        module.losses(batch)
+
+
+def test_a_row_that_is_too_long_is_refused_and_not_cut(tokenizer):
+    length = len(tokenizer("abc").input_ids) + len(tokenizer("xyz").input_ids) + 1
+    assert encode(tokenizer, 1, "abc", "xyz", length).target_ids[-1] == tokenizer.eos_token_id
+    with pytest.raises(ValueError, match="max_length"):
+        encode(tokenizer, 1, "abc", "xyz", length - 1)
+
+
+def test_accumulation_changes_nothing(folder, tokenizer):
+    """Ten examples in steps of four: the last step of each epoch has two."""
+    whole, trainer = fit(folder, tokenizer, micro=4)
+    for micro in (1, 3):
+        parts, _ = fit(folder, tokenizer, micro=micro)
+        assert torch.allclose(whole, parts, atol=2e-5)
+    assert trainer.global_step == 6
+    assert not torch.allclose(whole, fit(folder, tokenizer, epochs=1)[0], atol=1e-4)
+
+
+def test_training_lowers_the_loss(folder, tokenizer):
+    _, before = fit(folder, tokenizer, epochs=1)
+    _, after = fit(folder, tokenizer, epochs=12)
+    assert after.callback_metrics["train_policy/loss"] < 0.5 * before.callback_metrics["train_policy/loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_a_resumed_training_gives_the_weights_of_an_unbroken_one(folder, tokenizer, tmp_path, optimizer):
+    unbroken, _ = fit(folder, tokenizer, epochs=3, optimizer=optimizer)
+
+    class Stop(Exception):
+        pass
+
+    original = ILFModule.on_train_epoch_start
+
+    def killed(self):
+        original(self)
+        if self.current_epoch == 2:
+            raise Stop
+
+    ILFModule.on_train_epoch_start = killed
+    try:
+        with pytest.raises(Stop):
+            fit(folder, tokenizer, epochs=3, checkpoints=tmp_path, optimizer=optimizer)
+    finally:
+        del ILFModule.on_train_epoch_start
+    resumed, _ = fit(folder, tokenizer, epochs=3, checkpoints=tmp_path, resume="last", optimizer=optimizer)
+    assert torch.equal(unbroken, resumed)
+    assert not torch.equal(unbroken, fit(folder, tokenizer, epochs=1, optimizer=optimizer)[0])
+
+
+def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
+    data = MBPPDataModule(tokenizer, training=examples(tokenizer, 11), batch_size=4, micro_batch_size=2)
+    orders = []
+    for epoch in range(2):
+        data.trainer = type("T", (), {"current_epoch": epoch})()
+        batches = list(data.train_dataloader())
+        orders.append([tuple(row) for b in batches for row in b["labels"].tolist()])
+        assert sum(len(b["labels"]) for b in batches) == 11
+        assert [float(b["examples_in_step"]) for b in batches] == [4, 4, 4, 4, 3, 3]
+    trimmed = [[tuple(x for x in row if x != -100) for row in order] for order in orders]
+    assert sorted(trimmed[0]) == sorted(trimmed[1]) and len(set(trimmed[0])) == 11
+    assert trimmed[0] != trimmed[1]
+
+
+def test_a_warm_up_longer_than_the_training_is_an_error(folder, tokenizer):
+    with pytest.raises(InputError, match=r"training\.warmup_steps"):
+        fit(folder, tokenizer, warmup_steps=7)
+
+
+def test_the_refiner_sees_the_old_code_cut_and_writes_the_prompt_again(tokenizer):
+    x0 = TASK.prompt + "    y = 0\n" * 200 + "    return 0"
+    feedback = Feedback(311, "train", x0, "Return one.", "human", TASK.prompt + "    return 1")
+    prompt = RefineModule.prompt(tokenizer, feedback, TASK, 60)
+    assert prompt.startswith("OLD CODE:\n" + TASK.prompt) and prompt.endswith("REFINEMENT:\n" + TASK.prompt)
+    assert "FEEDBACK:\nReturn one.\n\n" in prompt
+    assert len(tokenizer(prompt.split("\n\nFEEDBACK")[0]).input_ids) < 80
+    example = RefineModule.example(tokenizer, feedback, TASK, 60, 1024)
+    assert tokenizer.decode(example.prompt_ids).endswith("REFINEMENT:\n")
+    assert tokenizer.decode(example.target_ids[:-1]) == TASK.prompt + "    return 1"
+
+
+def test_draws_are_planned_with_seeds_of_their_own(tokenizer):
+    plan = plan_draws([(TASK, TASK.prompt)], "sample", 4, 0)
+    seeds = {
+        d.seed for stage in ("sample", "evaluate") for seed in (0, 1) for d in plan_draws([(TASK, "p")], stage, 4, seed)
+    }
+    assert len(seeds) == 16 and [d.seed for d in plan] == [d.seed for d in plan_draws([(TASK, "q")], "sample", 4, 0)]
+    batches = MBPPDataModule(tokenizer, sampling_batch_size=3).draw_batches(plan)
+    assert sorted(d.sample for b in batches for d in b) == [0, 1, 2, 3] and [len(b) for b in batches] == [3, 1]
