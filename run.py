@@ -26,6 +26,9 @@ def main(config: DictConfig) -> None:
     """Compose, check, hand over."""
     try:
         settings = settings_from(config)
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode is RunMode.MULTIRUN:
+            settings.group = settings.group or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
         if settings.mode == "store":
             _show_store(settings)
             return

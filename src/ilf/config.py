@@ -252,7 +252,7 @@ def build(settings: Settings) -> Stages:
         Path(settings.output_dir),
         OmegaConf.to_container(OmegaConf.structured(settings)),  # type: ignore[arg-type]
         settings.arm,
-        settings.group,
+        settings.group or settings.study,
     )
     return Stages(settings, splits, data_sha256, annotations, model, store, sandbox, tracker)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ilf.analysis.report import bars, percent
+from ilf.analysis.report import bars, model_name, percent
 from ilf.analysis.statistics import holm
 from ilf.store import write_atomically
 
@@ -136,6 +136,6 @@ def _plot(sweep: Path, results: list[dict[str, Any]], names: list[str], varied: 
             parts.append(r["finetuned"])
     if parts:
         scratch = sweep / f".comparison.{os.getpid()}.png"
-        title = f"{results[0]['data']}, {results[0]['model']}"
+        title = f"{results[0]['data']}, {model_name(results[0])}"
         bars(scratch, labels, {n: [(p[n], *p["ci95"][n]) for p in parts] for n in names}, title)
         scratch.replace(sweep / "comparison.png")

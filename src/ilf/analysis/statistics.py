@@ -85,7 +85,8 @@ def paired(before: Floats, after: Floats, seed: int = 0) -> dict[str, object]:
         after: The same tasks in the same order.
         seed: Of resampling.
 
-    The smallest detectable difference is at 5%, two-sided, with 80% power: 2.8 standard errors.
+    The smallest detectable difference is at 5%, two-sided, with 80% power: 2.8 standard errors; None where the
+    tasks do not differ at all, which tells nothing of the spread.
     """
     differences = after - before
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else float("nan")
@@ -94,5 +95,5 @@ def paired(before: Floats, after: Floats, seed: int = 0) -> dict[str, object]:
         "mean": float(differences.mean()),
         "ci95": list(bootstrap_ci95(differences, seed)),
         "p_value": sign_flip_p_value(differences, seed),
-        "smallest_detectable": None if math.isnan(detectable) else detectable,
+        "smallest_detectable": detectable if detectable > 0 else None,
     }

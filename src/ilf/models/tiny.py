@@ -22,7 +22,7 @@ from ilf.types import Feedback, Task
 
 log = logging.getLogger(__name__)
 
-_VERSION, _STEPS, _BATCH, _SEED = 1, 350, 16, 0
+_VERSION, _STEPS, _BATCH, _SEED = 1, 400, 8, 0
 _WRONG = 0.6  # share of wrong programs in what it is trained on
 
 

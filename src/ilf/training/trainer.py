@@ -47,6 +47,8 @@ def make_trainer(
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Our batches are ready-made lists: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     if checkpoints is not None:
         callbacks = [

@@ -1,0 +1,192 @@
+"""Every file under conf/, and every kind of bad input."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pytest
+import yaml
+from conftest import ROOT, compose_settings
+
+from ilf.config import check
+from ilf.settings import Settings
+from ilf.types import InputError
+
+CONF = ROOT / "conf"
+OPTIONS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
+# Options that are composed and checked but not run here, each with the reason.
+NOT_RUN = {
+    "data/mbpp": "the data is not part of the project; run by tests that have it",
+    "experiment/mbpp/smoke": "needs MBPP and a real model",
+    "experiment/mbpp/full": "needs MBPP and a GPU",
+    "model/codegen_mono_350m": "lies on the Hub",
+    "model/codegen_mono_2b": "lies on the Hub",
+    "model/codegen_mono_6b": "lies on the Hub",
+    "model/qwen_coder_0_5b": "lies on the Hub",
+    "model/smollm2_135m": "lies on the Hub",
+    "trainer/gpu": "needs a GPU",
+}
+
+
+def override(option: str) -> str:
+    group, _, name = option.partition("/")
+    return f"{group}={name}"
+
+
+def needs(option: str, folder) -> list[str]:
+    """What an option can't be composed without."""
+    model = str(next(folder.glob("tiny_model/*/model")))
+    annotations = str(ROOT / "src/ilf/tasks/tiny_annotations.jsonl")
+    return {
+        "model/local": [f"model.path={model}"],
+        "refiner/local": [f"refiner.path={model}"],
+        "data/mbpp": [f"feedback.path={annotations}"],
+        "experiment/mbpp/smoke": [f"feedback.path={annotations}"],
+        "experiment/mbpp/full": [f"feedback.path={annotations}"],
+    }.get(option, [])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_names_its_command_and_sets_only_known_keys(option, tiny_store):
+    text = (CONF / f"{option}.yaml").read_text()
+    first = next(line for line in text.splitlines() if not line.startswith("# @package"))
+    assert first.startswith("# python run.py"), first
+    settings = compose_settings(override(option), *needs(option, tiny_store))
+    group = option.split("/")[0]
+    if group != "experiment":
+        assert getattr(settings, group).name == option.split("/")[1]
+
+
+# The default options run in the end-to-end tests.
+DEFAULTS = {
+    "data/tiny",
+    "model/tiny",
+    "feedback/human",
+    "refiner/finetuned",
+    "refinements/model",
+    "sampler/hf",
+    "executor/sandbox",
+    "adapter/full",
+    "optimizer/adamw",
+    "trainer/auto",
+    "logger/wandb",
+    "logger/none",
+}
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NOT_RUN and o not in DEFAULTS])
+def test_every_option_runs(option, tiny_stages, store):
+    run = [] if option.startswith(("data", "model")) else ["training.epochs=1"]
+    stages = tiny_stages(override(option), *needs(option, store), *run, "data.limit.test=3", "data.limit.train=6",
+                         "sampler.max_new_tokens=64", "training.lr=1e-3", "training.micro_batch_size=4")  # fmt: skip
+    results = stages.run()
+    assert results["status"] == "complete"
+    assert results["finetuned"]["n_tasks"] == 3
+    if option == "refinements/none":
+        assert results["training_task_ids"] == []
+    if option.startswith("feedback/"):
+        assert results["feedback_on_policy"] is True
+
+
+def test_no_option_is_excused_that_is_not_there():
+    assert set(NOT_RUN) <= set(OPTIONS) and set(OPTIONS) >= DEFAULTS
+
+
+def test_every_setting_has_a_reader():
+    source = "\n".join(
+        p.read_text() for p in [*(ROOT / "src").rglob("*.py"), ROOT / "run.py"] if p.name != "settings.py"
+    )
+
+    def leaves(value, path=()):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key)) if isinstance(inner, dict) else [key]
+
+    config = yaml.safe_load((CONF / "config.yaml").read_text())
+    assert config
+    unread = [key for key in leaves(asdict(Settings())) if f".{key}" not in source and f'"{key}"' not in source]
+    assert unread == []
+
+
+BAD = {
+    "k above n": (["sampler.n=4", "evaluate.k=[1,10]"], r"evaluate\.k=\[1, 10\].*sampler\.n=4"),
+    "no temperature": (["sampler.temperature=0"], r"sampler\.temperature=0"),
+    "negative temperature": (["sampler.temperature=-0.5"], r"sampler\.temperature"),
+    "no samples": (["sampler.n=0", "evaluate.k=[]"], r"sampler\.n=0"),
+    "missing data": (["data.path=nowhere.jsonl"], r"data\.path='nowhere\.jsonl'.*no such file"),
+    "missing annotations": (["feedback.path=nowhere.jsonl"], r"feedback\.path='nowhere\.jsonl'.*no such file"),
+    "mbpp without annotations": (["data=mbpp"], r"feedback\.path=None"),
+    "no model path": (["model=local"], r"model\.path=None.*folder"),
+    "a model path without a config": (["model=local", "model.path=/"], r"model\.path='/'.*config\.json"),
+    "a refiner path without a config": (["refiner=local", "refiner.path=/"], r"refiner\.path='/'.*config\.json"),
+    "unknown stage": (["stages=[sampel]"], r"stages='sampel'.*zero_shot"),
+    "unknown word": (["executor.compare=loosely"], r"executor\.compare='loosely'.*exact, approx"),
+    "a login": (["logger.mode=online"], r"logger\.mode='online'.*WANDB_API_KEY"),
+    "human refinements without humans": (["refinements=human", "feedback=none"], r"refinements='human'.*feedback"),
+    "no limit": (["data.limit.test=0"], r"data\.limit\.test=0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_values_are_named_with_what_is_allowed(name, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overrides, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        compose_settings(*overrides)
+
+
+def test_good_settings_pass(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    check(compose_settings("logger.mode=online", "seed=0"))
+
+
+def run(*arguments: str):
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments], text=True, capture_output=True, cwd="/tmp"
+    )
+    return done, time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data=mbppp"], "Could not find 'data/mbppp'"),
+        (["sampler.n=many"], "sampler.n"),
+        (["sampler.temprature=1"], "temprature"),
+        (["sampler.n=2", "evaluate.k=[1,3]"], "error: evaluate.k=[1, 3]"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_and_exits_non_zero(arguments, message, tmp_path):
+    done, _ = run(*arguments, f"hydra.run.dir={tmp_path}")
+    assert done.returncode != 0 and message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_answers_at_once_because_it_imports_no_torch(arguments):
+    code = (
+        f"import sys, runpy; sys.argv = ['run.py', *{arguments}]\n"
+        f"try: runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+        "finally: print('HEAVY', sorted({'torch', 'transformers', 'pytorch_lightning', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], text=True, capture_output=True, env=os.environ | {"NO_COLOR": "1"}
+    )
+    assert "HEAVY []" in done.stdout and "refinements" in done.stdout, done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_named_with_the_way_out(monkeypatch, tmp_path):
+    from ilf.config import build
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "data=mbpp", "logger=none", f"hydra.run.dir={tmp_path}",
+         f"feedback.path={ROOT / 'src/ilf/tasks/tiny_annotations.jsonl'}"],
+        text=True, capture_output=True, cwd=tmp_path,
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode != 0 and "Hub" in done.stderr and "data.path" in done.stderr, done.stderr
+    assert build

@@ -1,0 +1,338 @@
+"""Whole runs through the command line on the tiny model: results, sweeps, tracking, kill and resume."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SMALL = ["sampler.n=4", "evaluate.k=[1,4]", "store.dir=store"]
+METRICS = {"pass@1", "pass@4", "ci95", "one_correct", "n_tasks", "n_samples"}
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def programs(folder: Path) -> dict[str, list[dict]]:
+    """Everything about the sampled programs but how long they took."""
+    found = {p.stem: read_jsonl(p) for p in sorted((folder / "programs").glob("*.jsonl"))}
+    for rows in found.values():
+        for row in rows:
+            del row["seconds"]
+            row["detail"] = "" if row["verdict"] == "timed_out" else row["detail"]
+    return found
+
+
+def figures(folder: Path) -> dict:
+    """Everything in results.json but times."""
+    found = json.loads((folder / "results.json").read_text())
+    return {k: v for k, v in found.items() if k != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_store, tmp_path_factory) -> Path:
+    """The comparison that the framework exists for, once."""
+    folder = tmp_path_factory.mktemp("sweep")
+    shutil.copytree(tiny_store, folder / "store")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "-m", "refinements=gold,human,model", *SMALL, "hydra.sweep.dir=out"],
+        cwd=folder, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "out" / "stdout").write_text(done.stdout)
+    return folder / "out"
+
+
+def test_results_hold_what_the_contract_names(sweep):
+    found = json.loads((sweep / "2_model_seed0" / "results.json").read_text())
+    expected = {
+        "refinements": "model",
+        "feedback": "human",
+        "seed": 0,
+        "data": "tiny",
+        "model": "tiny",
+        "status": "complete",
+    }
+    assert expected.items() <= found.items()
+    for part in ("zero_shot", "refiner", "finetuned"):
+        assert set(found[part]) >= METRICS
+        assert all(low <= found[part][name] <= high for name, (low, high) in found[part]["ci95"].items())
+    assert found["zero_shot"]["n_tasks"] == 8 and found["zero_shot"]["n_samples"] == 4
+    assert 0 < found["zero_shot"]["pass@1"] < 1
+    assert found["refiner"]["solved_tasks"] == found["training_task_ids"]
+    assert found["counts"]["training_examples"] == len(found["training_task_ids"]) > 0
+    assert set(found["delta"]["pass@1"]) == {"mean", "ci95", "p_value", "smallest_detectable"}
+    assert found["delta"]["pass@1"]["mean"] == pytest.approx(
+        found["finetuned"]["pass@1"] - found["zero_shot"]["pass@1"]
+    )
+    assert {"torch", "transformers", "pytorch-lightning"} <= set(found["versions"])
+    stages = {
+        "sample",
+        "zero_shot",
+        "annotate",
+        "train_refiner",
+        "refine",
+        "train_policy",
+        "evaluate",
+        "report",
+        "reused",
+    }
+    assert set(found["seconds"]) == stages
+    keys = [set(json.loads(f.read_text())) for f in sweep.glob("*/results.json")]
+    assert keys[0] == keys[1] == keys[2]
+
+
+def test_the_figures_are_those_of_the_programs(sweep):
+    folder = sweep / "2_model_seed0"
+    found = json.loads((folder / "results.json").read_text())
+    for part, file, tasks in (
+        ("zero_shot", "zero_shot", 8),
+        ("refiner", "refinements", 14),
+        ("finetuned", "finetuned", 8),
+    ):
+        rows = read_jsonl(folder / "programs" / f"{file}.jsonl")
+        assert len(rows) == 4 * tasks
+        assert found[part]["pass@1"] == pytest.approx(sum(r["verdict"] == "passed" for r in rows) / len(rows))
+        columns = "task_id split sample seed prompt completion program verdict detail tests seconds"
+        assert set(rows[0]) == set(columns.split())
+        assert len({r["seed"] for r in rows}) == len(rows)
+    assert {r["verdict"] for r in rows} >= {"passed", "failed"}
+
+
+def test_the_arms_share_their_samples_and_train_on_the_same_tasks(sweep):
+    folders = [sweep / name for name in ("0_gold_seed0", "1_human_seed0", "2_model_seed0")]
+    results = [json.loads((f / "results.json").read_text()) for f in folders]
+    assert results[0]["seconds"]["reused"] == []
+    shared = {"zero_shot", "sample", "annotate", "train_refiner", "refine"}
+    assert all(shared <= set(r["seconds"]["reused"]) for r in results[1:])
+    assert all(len(list((sweep.parent / "store" / stage).iterdir())) == 1 for stage in shared)
+    assert len({json.dumps(r["training_task_ids"]) for r in results}) == 1
+    assert len({(f / "programs" / "zero_shot.jsonl").read_text() for f in folders}) == 1
+    sources = [{row["source"] for row in read_jsonl(f / "training.jsonl")} for f in folders]
+    assert sources == [{"gold"}, {"human"}, {"model"}]
+    for folder, source in zip(folders, ("gold", "human", "model"), strict=True):
+        for row in read_jsonl(folder / "training.jsonl"):
+            assert row["task_id"] >= 311 and (row["parent"] is not None or source == "gold")
+
+
+def test_a_sweep_ends_with_its_comparison(sweep):
+    rows = list(csv.DictReader((sweep / "comparison.csv").open()))
+    assert [row["refinements"] for row in rows] == ["gold", "human", "model"]
+    results = json.loads((sweep / "2_model_seed0" / "results.json").read_text())
+    assert float(rows[2]["finetuned_pass@1"]) == results["finetuned"]["pass@1"]
+    assert float(rows[2]["p_holm_pass@1"]) >= float(rows[2]["p_pass@1"]) == results["delta"]["pass@1"]["p_value"]
+    assert (sweep / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    text = (sweep / "comparison.md").read_text()
+    assert text in (sweep / "stdout").read_text() and text.count("zero-shot") == 2
+    for folder in sweep.glob("[0-9]*"):
+        assert (folder / "summary.md").read_text().startswith("# ILF: ")
+        assert (folder / "plots" / "pass_at_k.png").stat().st_size > 5000
+        assert "done in" in (folder / "run.log").read_text() or "reused" in (folder / "run.log").read_text()
+
+
+def wandb_records(file: Path) -> Iterator[bytes]:
+    """Read an offline run: a 7-byte header, then a LevelDB log (blocks of 32 KiB; parts of 7 bytes and their data)."""
+    data, at, record = file.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def test_wandb_holds_the_run_without_an_account(sweep):
+    from wandb.proto import wandb_internal_pb2
+
+    folder = sweep / "0_gold_seed0"  # the one that did all stages itself
+    command = next(line for line in (sweep / "stdout").read_text().splitlines() if "wandb sync" in line)
+    assert str(folder / "wandb") in command
+    files = list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 1
+    history, config, artifacts, run = {}, {}, set(), None
+    for data in wandb_records(files[0]):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            for item in record.history.item:
+                history["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+        elif kind == "run":
+            run = record.run
+            config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "artifact":
+            artifacts.add(record.artifact.type)
+    results = json.loads((folder / "results.json").read_text())
+    for part in ("zero_shot", "refiner", "finetuned"):
+        assert history[f"{part}/pass@1"] == pytest.approx(results[part]["pass@1"])
+    assert "train_policy/loss" in history and "evaluate/programs/path" in history
+    assert config["sampler"]["n"] == 4 and config["refinements"]["name"] == "gold"
+    assert {"dataset", "results"} <= artifacts
+    assert (run.job_type, run.run_group) == ("gold", "out")
+
+
+def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, tiny_stages):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for name in ("policy", "refiner"):
+        folder = sweep / "2_model_seed0" / name
+        assert AutoModelForCausalLM.from_pretrained(folder) and AutoTokenizer.from_pretrained(folder)
+    # The fine-tuned policy as a model: its zero-shot figure is the run's fine-tuned one, up to sampling.
+    stages = tiny_stages("model=local", f"model.path={sweep / '2_model_seed0' / 'policy'}", "stages=[zero_shot]",
+                         "sampler.max_new_tokens=64")  # fmt: skip
+    found = stages.run()
+    assert found["status"] == "partial" and found["zero_shot"]["n_tasks"] == 8 and found["finetuned"] is None
+
+
+def test_another_scoring_draws_nothing_again(tiny_stages, monkeypatch):
+    first = tiny_stages("stages=[zero_shot]").run()
+    monkeypatch.setattr("ilf.stages.load_model", None)
+    again = tiny_stages("stages=[zero_shot]", "executor.tests=unseen").run()
+    assert again["seconds"]["reused"] == [] and again["zero_shot"]["pass@1"] >= first["zero_shot"]["pass@1"]
+    assert tiny_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]
+
+
+def test_stages_can_be_done_one_after_the_other(tiny_stages):
+    from ilf.types import InputError
+
+    with pytest.raises(InputError, match=r"stages=.*refine needs sample.*Add sample"):
+        tiny_stages("stages=[refine]").run()
+    partial = tiny_stages("stages=[sample,zero_shot]").run()
+    assert partial["status"] == "partial" and partial["refiner"] is None and partial["zero_shot"]
+    whole = tiny_stages().run()
+    assert {"sample", "zero_shot"} <= set(whole["seconds"]["reused"]) and whole["status"] == "complete"
+
+
+def test_an_empty_training_set_ends_the_run_after_its_results(cli, tmp_path):
+    refiner = next((tmp_path / "store").glob("tiny_model/*/model"))
+    done = cli(*SMALL, "logger=csv", "training.max_length=20", "refiner=local", f"refiner.path={refiner}",
+               "hydra.run.dir=out")  # fmt: skip
+    assert done.returncode != 0 and "no program is left to fine-tune on" in done.stderr, done.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (found["status"], found["finetuned"]) == ("no_training_examples", None)
+
+
+def test_no_selection_reads_a_test_verdict(tiny_stages, monkeypatch):
+    """With every verdict on Test turned round, everything that is trained stays the same."""
+    from ilf.training import unit_test_callback
+
+    few = ["data.limit.test=3", "data.limit.refine=5", "data.limit.train=5"]
+    first = tiny_stages(*few).run()
+    honest = unit_test_callback.score
+
+    def dishonest(pairs, sandbox, tests):
+        from dataclasses import replace
+
+        found = honest(pairs, sandbox, tests)
+        flip = {"passed": "failed", "failed": "passed"}
+        return [replace(v, verdict=flip.get(v.verdict, v.verdict)) if t.split == "test" else v
+                for v, (_, t) in zip(found, pairs, strict=True)]  # fmt: skip
+
+    monkeypatch.setattr(unit_test_callback, "score", dishonest)
+    stages = tiny_stages("store.reuse=false", *few)
+    second = stages.run()
+    assert second["zero_shot"]["pass@1"] != first["zero_shot"]["pass@1"]
+    assert second["training_task_ids"] == first["training_task_ids"]
+    hashes = [stages._weights(stages.folder.parent / f"run{i}" / "policy") for i in (0, 1)]
+    assert hashes[0] == hashes[1]
+
+
+# What to wait for before the kill, in each stage: mid-way, where a stage has a middle.
+KILLS = [
+    ("zero_shot", "zero_shot: 1 of"),
+    ("sample", "sample: 2 of"),
+    ("annotate", "annotate: started"),
+    ("train_refiner", "CHECKPOINT train_refiner"),
+    ("refine", "refine: 1 of"),
+    ("train_policy", "CHECKPOINT train_policy"),
+    ("evaluate", "evaluate: 1 of"),
+]
+BUDGET = [
+    "sampler.n=6",
+    "evaluate.k=[1,6]",
+    "sampler.batch_size=8",
+    "training.epochs=6",
+    "store.dir=store",
+    "logger=csv",
+]
+
+
+def kill_at(folder: Path, mark: str, number: int) -> None:
+    """Start the run and end it by SIGKILL as soon as it has come to `mark`."""
+    log = folder / f"killed{number}" / "run.log"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *BUDGET, f"hydra.run.dir=killed{number}"],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if mark.startswith("CHECKPOINT"):
+                reached = any(folder.glob(f"store/{mark.split()[1]}/*/checkpoints/last.ckpt"))
+            else:
+                reached = log.exists() and mark in log.read_text()
+            if reached:
+                break
+            time.sleep(0.005)
+        assert process.poll() is None, f"the run ended before {mark}: {log.read_text()[-2000:]}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, tmp_path, tiny_store):
+    whole = cli(*BUDGET, "hydra.run.dir=unbroken")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    shutil.rmtree(tmp_path / "store")
+    shutil.copytree(tiny_store, tmp_path / "store")
+    for number, (stage, mark) in enumerate(KILLS):
+        kill_at(tmp_path, mark, number)
+        assert not list((tmp_path / "store" / stage).glob("*/done*.json")), f"{stage} was done before the kill"
+    last = cli(*BUDGET, "hydra.run.dir=resumed")
+    assert last.returncode == 0, last.stderr[-2000:]
+    assert programs(tmp_path / "unbroken") == programs(tmp_path / "resumed")
+    assert figures(tmp_path / "unbroken") == figures(tmp_path / "resumed")
+    assert read_jsonl(tmp_path / "unbroken" / "training.jsonl") == read_jsonl(tmp_path / "resumed" / "training.jsonl")
+    log = "".join(
+        (tmp_path / name / "run.log").read_text() for name in [f"killed{i}" for i in range(len(KILLS))] + ["resumed"]
+    )
+    assert log.count("samples were drawn before and are kept") >= 4
+    assert log.count("resuming from") >= 2
+    for name in ("policy", "refiner"):
+        weights = [(tmp_path / run / name / "model.safetensors").read_bytes() for run in ("unbroken", "resumed")]
+        assert weights[0] == weights[1]
+    assert not list((tmp_path / "store").rglob("*.ckpt"))
+
+
+def test_the_real_run_traces_algorithm_1_through_its_only_caller(tiny_stages, monkeypatch):
+    from ilf import algorithm
+
+    calls = []
+    original = algorithm.run
+    monkeypatch.setattr(algorithm, "run", lambda do, *a, **k: (calls.append(do), original(do, *a, **k)))
+    stages = tiny_stages("data.limit.test=3", "data.limit.refine=5", "data.limit.train=5")
+    assert stages.run()["status"] == "complete" and calls == [stages]
+
+
+def test_the_store_can_be_listed_and_pruned(cli, tmp_path):
+    listing = cli("mode=store", "store.dir=store", "hydra.run.dir=a")
+    assert "tiny_model" in listing.stdout and "done" in listing.stdout
+    kept = cli("mode=store", "store.dir=store", "store.prune_days=1", "hydra.run.dir=b")
+    assert "removed 0" in kept.stdout
+    gone = cli("mode=store", "store.dir=store", "store.prune_days=0", "hydra.run.dir=c")
+    assert "removed 1" in gone.stdout and "tiny_model" not in gone.stdout
