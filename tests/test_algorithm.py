@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from ilf import algorithm
-from ilf.types import Feedback, Program, Refinement, Splits, Task, Verdict
+from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, Verdict
 
 
 def task(i: int, split: str) -> Task:
@@ -81,7 +81,7 @@ class Steps:
 
 
 def run(steps, arm="model", solved_only=True):
-    outcome = algorithm.Outcome()
+    outcome = Outcome()
     algorithm.run(steps, TASKS, outcome, arm=arm, solved_only=solved_only, seed=0)
     return outcome
 

@@ -45,8 +45,10 @@ def sweep(tiny_store, tmp_path_factory) -> Path:
     shutil.copytree(tiny_store, folder / "store")
     done = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "-m", "refinements=gold,human,model", *SMALL, "hydra.sweep.dir=out"],
-        cwd=folder, text=True, capture_output=True,
-    )  # fmt: skip
+        cwd=folder,
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "out" / "stdout").write_text(done.stdout)
     return folder / "out"
@@ -193,15 +195,19 @@ def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, tiny_stages):
         folder = sweep / "2_model_seed0" / name
         assert AutoModelForCausalLM.from_pretrained(folder) and AutoTokenizer.from_pretrained(folder)
     # The fine-tuned policy as a model: its zero-shot figure is the run's fine-tuned one, up to sampling.
-    stages = tiny_stages("model=local", f"model.path={sweep / '2_model_seed0' / 'policy'}", "stages=[zero_shot]",
-                         "sampler.max_new_tokens=64")  # fmt: skip
+    stages = tiny_stages(
+        "model=local",
+        f"model.path={sweep / '2_model_seed0' / 'policy'}",
+        "stages=[zero_shot]",
+        "sampler.max_new_tokens=64",
+    )
     found = stages.run()
     assert found["status"] == "partial" and found["zero_shot"]["n_tasks"] == 8 and found["finetuned"] is None
 
 
 def test_another_scoring_draws_nothing_again(tiny_stages, monkeypatch):
     first = tiny_stages("stages=[zero_shot]").run()
-    monkeypatch.setattr("ilf.stages.load_model", None)
+    monkeypatch.setattr("ilf.runner.load_model", None)
     again = tiny_stages("stages=[zero_shot]", "executor.tests=unseen").run()
     assert again["seconds"]["reused"] == [] and again["zero_shot"]["pass@1"] >= first["zero_shot"]["pass@1"]
     assert tiny_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]
@@ -220,8 +226,9 @@ def test_stages_can_be_done_one_after_the_other(tiny_stages):
 
 def test_an_empty_training_set_ends_the_run_after_its_results(cli, tmp_path):
     refiner = next((tmp_path / "store").glob("tiny_model/*/model"))
-    done = cli(*SMALL, "logger=csv", "training.max_length=20", "refiner=local", f"refiner.path={refiner}",
-               "hydra.run.dir=out")  # fmt: skip
+    done = cli(
+        *SMALL, "logger=csv", "training.max_length=20", "refiner=local", f"refiner.path={refiner}", "hydra.run.dir=out"
+    )
     assert done.returncode != 0 and "no program is left to fine-tune on" in done.stderr, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (found["status"], found["finetuned"]) == ("no_training_examples", None)
@@ -240,15 +247,17 @@ def test_no_selection_reads_a_test_verdict(tiny_stages, monkeypatch):
 
         found = honest(pairs, sandbox, tests)
         flip = {"passed": "failed", "failed": "passed"}
-        return [replace(v, verdict=flip.get(v.verdict, v.verdict)) if t.split == "test" else v
-                for v, (_, t) in zip(found, pairs, strict=True)]  # fmt: skip
+        return [
+            replace(v, verdict=flip.get(v.verdict, v.verdict)) if t.split == "test" else v
+            for v, (_, t) in zip(found, pairs, strict=True)
+        ]
 
     monkeypatch.setattr(unit_test_callback, "score", dishonest)
     stages = tiny_stages("store.reuse=false", *few)
     second = stages.run()
     assert second["zero_shot"]["pass@1"] != first["zero_shot"]["pass@1"]
     assert second["training_task_ids"] == first["training_task_ids"]
-    hashes = [stages._weights(stages.folder.parent / f"run{i}" / "policy") for i in (0, 1)]
+    hashes = [stages.runner.weights(stages.folder.parent / f"run{i}" / "policy") for i in (0, 1)]
     assert hashes[0] == hashes[1]
 
 
@@ -277,8 +286,11 @@ def kill_at(folder: Path, mark: str, number: int) -> None:
     log = folder / f"killed{number}" / "run.log"
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *BUDGET, f"hydra.run.dir=killed{number}"],
-        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 240
     try:
         while time.monotonic() < deadline and process.poll() is None:

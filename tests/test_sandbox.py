@@ -125,8 +125,11 @@ def test_every_annotated_program_fails_and_every_refinement_passes(mbpp_file, an
     annotations = load_annotations(str(annotations_file))
     assert len(annotations) == 195
     assert {s: sum(a.split == s for a in annotations) for s in ("refine", "train", "test", "prompt")} == {
-        "refine": 44, "train": 128, "test": 21, "prompt": 2
-    }  # fmt: skip
+        "refine": 44,
+        "train": 128,
+        "test": 21,
+        "prompt": 2,
+    }
 
     def failed(texts, compare):
         jobs = [Job(x, tasks[a.task_id].tests, tasks[a.task_id].setup) for x, a in zip(texts, annotations, strict=True)]

@@ -8,10 +8,9 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ilf.types import Feedback, Program, Refinement, Splits, Task, derive_seed
+from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, derive_seed
 
 
 class Steps(Protocol):
@@ -40,19 +39,6 @@ class Steps(Protocol):
 
     def evaluate(self, policy: Any, tasks: Sequence[Task]) -> list[Program]:
         """Sample and execute the fine-tuned policy's programs on Test."""
-
-
-@dataclass
-class Outcome:
-    """What a run has found so far; None where it has not come that far."""
-
-    zero_shot: list[Program] | None = None
-    samples: list[Program] | None = None
-    failing: dict[int, list[Program]] | None = None
-    feedback: list[Feedback] | None = None
-    refinements: list[Program] | None = None
-    examples: list[Refinement] | None = None
-    finetuned: list[Program] | None = None
 
 
 def run(do: Steps, tasks: Splits, outcome: Outcome, *, arm: str, solved_only: bool, seed: int) -> None:

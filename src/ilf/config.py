@@ -241,7 +241,11 @@ def build(settings: Settings) -> Stages:
     splits = split_tasks(tasks, {"test": limit.test, "refine": limit.refine, "train": limit.train}, only)
     store = Store(Path(settings.store.dir), settings.store.reuse)
     if settings.model.name == "tiny":
-        model = train_tiny(store, tasks, annotations)
+        if data.annotations is None:
+            raise InputError(
+                "model", "tiny", f"has no wrong programs to learn from in data={data.name}", "Use data=tiny."
+            )
+        model = train_tiny(store, tasks, load_annotations(data.annotations))
     else:
         model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
     sandbox = Sandbox(

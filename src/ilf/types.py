@@ -140,6 +140,19 @@ class Splits:
         object.__setattr__(self, "by_id", {task.task_id: task for task in everything})
 
 
+@dataclass
+class Outcome:
+    """What a run has found so far; None where it has not come that far."""
+
+    zero_shot: list[Program] | None = None
+    samples: list[Program] | None = None
+    failing: dict[int, list[Program]] | None = None
+    feedback: list[Feedback] | None = None
+    refinements: list[Program] | None = None
+    examples: list[Refinement] | None = None
+    finetuned: list[Program] | None = None
+
+
 def derive_seed(seed: int, *path: object) -> int:
     """Return a 63-bit seed that depends on the run's seed and on every part of `path`, and on nothing else.
 

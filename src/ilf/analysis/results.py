@@ -6,12 +6,15 @@ import importlib.metadata
 import platform
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ilf.analysis.refinements import edit_distance, returns_expected_literal
 from ilf.analysis.statistics import Floats, bootstrap_ci95, paired, pass_at_k
-from ilf.types import Program
+from ilf.settings import Settings
+from ilf.types import Outcome, Program, Splits
 
 SCHEMA = 1
 _PACKAGES = (
@@ -71,3 +74,93 @@ def versions() -> dict[str, str]:
     from ilf import __version__
 
     return found | {"ilf": __version__}
+
+
+@dataclass
+class Record:
+    """What the stages noted on their way, besides what the algorithm found."""
+
+    status: str  # "complete", "partial", "no_training_examples" or "failed"
+    data_sha256: str
+    weights_sha256: str  # of the policy before fine-tuning
+    dtype: str  # of the weights while sampling
+    scoring: dict[str, Any]
+    halvings: int  # how often a batch of samples did not fit into memory
+    seconds: dict[str, float | None]  # a stage
+    reused: list[str]  # stages that were taken from the store
+    rejected: list[str]  # one line a row
+    optimizer_steps: int | None  # of the policy's fine-tuning
+
+
+def of_refiner(outcome: Outcome, tasks: Splits, k: Sequence[int]) -> dict[str, Any] | None:
+    """Return the refiner's metrics on Train, the tasks that it solved, and what can be said of its refinements."""
+    found = metrics(outcome.refinements, k)
+    if found is None or outcome.refinements is None:
+        return None
+    old = {f.task_id: f.program for f in outcome.feedback or []}
+    solved = [p for p in outcome.refinements if p.verdict.passed]
+    first = {p.task_id: p for p in reversed(solved)}
+    distances = [edit_distance(old[i], p.program) for i, p in first.items()]
+    literal = {p.task_id for p in solved if returns_expected_literal(p.program, tasks.by_id[p.task_id].tests)}
+    return found | {
+        "solved_tasks": sorted(first),
+        "returning_expected_literal": sorted(literal),
+        # Over the first correct refinement of each solved task.
+        "edit_distance": sum(distances) / len(distances) if distances else None,
+    }
+
+
+def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) -> dict[str, Any]:
+    """Return results.json. A part that the run did not come to is null, never left out."""
+    k = settings.evaluate.k
+    human = settings.feedback.name == "human"
+    policy = settings.model.hub or settings.model.name
+
+    def count(found: Any) -> int | None:
+        return None if found is None else len(found)
+
+    return {
+        "schema": SCHEMA,
+        "status": record.status,
+        "arm": settings.arm,
+        "study": settings.study,
+        "refinements": settings.refinements.name,
+        "feedback": settings.feedback.name,
+        "refiner_kind": settings.refiner.name,
+        "seed": settings.seed,
+        "data": settings.data.name,
+        "data_sha256": record.data_sha256,
+        "model": settings.model.name,
+        "model_id": settings.model.path or settings.model.hub or settings.model.name,
+        "weights_sha256": record.weights_sha256,
+        "scoring": record.scoring,
+        "sampling": {
+            **asdict(settings.sampler),
+            "dtype": record.dtype,
+            "prompt": settings.data.prompt,
+            "halvings": record.halvings,
+        },
+        "feedback_on_policy": not human or settings.feedback.annotated_policy == policy,
+        "annotated_policy": settings.feedback.annotated_policy if human else None,
+        "policy_on_annotated": metrics(outcome.samples, k) if human else None,
+        "matched": settings.refinements.tasks == "solved",
+        "zero_shot": metrics(outcome.zero_shot, k),
+        "refiner": of_refiner(outcome, tasks, k),
+        "finetuned": metrics(outcome.finetuned, k),
+        "delta": delta(outcome.zero_shot, outcome.finetuned, k),
+        "training_task_ids": None if outcome.examples is None else [e.task_id for e in outcome.examples],
+        "counts": {
+            "test_tasks": len(tasks.test),
+            "refine_tasks": len(tasks.refine),
+            "train_tasks": len(tasks.train),
+            "failing_tasks": count(outcome.failing),
+            "annotated": count(outcome.feedback),
+            "training_examples": count(outcome.examples),
+            "rejected": len(record.rejected),
+            "selection_samples": None if outcome.samples is None else settings.sampler.n,
+            "optimizer_steps": record.optimizer_steps,
+        },
+        "rejected": record.rejected,
+        "seconds": {**record.seconds, "reused": record.reused},
+        "versions": versions(),
+    }

@@ -104,9 +104,7 @@ class FineTuningModule(pl.LightningModule):
             raise ValueError("a batch holds an example without a target token")
         first = int((labels != -100).int().argmax(dim=1).min()) - 1  # logits before it predict only prompt tokens
         logits = self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            logits_to_keep=labels.shape[1] - first,
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=labels.shape[1] - first
         ).logits
         tokens = functional.cross_entropy(
             logits[:, :-1].float().transpose(1, 2), labels[:, first + 1 :], ignore_index=-100, reduction="none"

@@ -1,0 +1,238 @@
+"""How one stage is done, or taken from the store: sampling by Lightning's test loop, fine-tuning by its fit loop."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
+from ilf.models.sampling import Sampler
+from ilf.sandbox import Sandbox
+from ilf.settings import Phase, Settings
+from ilf.store import Entry, JsonLines, Store, sha256, weights_sha256
+from ilf.tracking import Tracker
+from ilf.training.fine_tuning import Example, FineTuningModule
+from ilf.training.ilf_module import ILFModule
+from ilf.training.mbpp_datamodule import MBPPDataModule
+from ilf.training.trainer import make_trainer, precision
+from ilf.training.unit_test_callback import UnitTestCallback
+from ilf.types import Draw, InputError, Program, Task, derive_seed
+
+log = logging.getLogger(__name__)
+
+# Raised by one where a stage's code changes what it gives for the same key.
+VERSIONS = {
+    "sample": 1,
+    "zero_shot": 1,
+    "annotate": 1,
+    "train_refiner": 1,
+    "refine": 1,
+    "train_policy": 1,
+    "evaluate": 1,
+}
+_RUN_FILES = {"sample": "sample", "zero_shot": "zero_shot", "refine": "refinements", "evaluate": "finetuned"}
+
+
+class NotRequested(Exception):
+    """A stage is needed that `stages` does not name and that is not finished in the store."""
+
+
+class Runner:
+    """Does stages through the store, and notes how long they took and what was reused.
+
+    Args:
+        settings: Checked by config.py.
+        tasks: By id.
+        model: Folder of the policy.
+        store: Finished stages.
+        sandbox: Executes programs.
+        tracker: W&B and CSV.
+    """
+
+    def __init__(
+        self, settings: Settings, tasks: dict[int, Task], model: Path, store: Store, sandbox: Sandbox, tracker: Tracker
+    ) -> None:
+        self.settings, self.tasks, self.model = settings, tasks, model
+        self.store, self.sandbox, self.tracker = store, sandbox, tracker
+        self.folder = Path(settings.output_dir)
+        self.tokenizer = load_tokenizer(model)
+        self.sampler = Sampler(settings.sampler)
+        executor = settings.executor
+        self.scoring = {
+            name: getattr(executor, name) for name in ("tests", "compare", "time_limit", "memory_mb", "output_kb")
+        }
+        self.seconds: dict[str, float] = {}
+        self.reused: list[str] = []
+        self.optimizer_steps: dict[str, int] = {}
+        self.halvings = 0
+
+    def do(
+        self, stage: str, key: dict[str, Any], work: Callable[[Entry], dict[str, Any]], mark: str = "done.json"
+    ) -> tuple[Path, dict[str, Any]]:
+        """Do a stage, or take it from the store; return its folder and what it was finished with."""
+        key = {"stage": stage, "version": VERSIONS[stage], **key}
+        if stage not in self.settings.stages and not self.store.is_done(stage, key, mark):
+            raise NotRequested(stage)
+        with self.store.entry(stage, key, mark) as entry:
+            facts = entry.done
+            if facts is None:
+                log.info("%s: started", stage)
+                start = time.monotonic()
+                facts = work(entry)
+                facts = entry.finish(facts | {"seconds": round(time.monotonic() - start, 2)})
+                gc.collect()
+            else:
+                self.reused.append(stage)
+            log.info("%s: %s", stage, "reused" if stage in self.reused else f"done in {facts['seconds']:.1f} s")
+        self.seconds[stage] = facts["seconds"]
+        return entry.path, facts
+
+    def draw(
+        self, stage: str, model: Path, draws: list[Draw], module: type[FineTuningModule] = ILFModule
+    ) -> list[Program]:
+        """Sample and execute planned programs by Lightning's test loop, and put them into the run's folder."""
+        if not draws:
+            raise InputError(
+                "data.limit",
+                asdict(self.settings.data.limit),
+                f"leaves {stage} no task",
+                "Raise the limits, or add annotations.",
+            )
+        settings, scoring = self.settings.sampler, sha256(self.scoring)[:12]
+        dtype = sampling_dtype(self.settings.model.dtype)
+        key = {
+            "weights": self.weights(model),
+            "draws": [asdict(draw) for draw in draws],
+            "dtype": str(dtype),
+            "temperature": settings.temperature,
+            "max_new_tokens": settings.max_new_tokens,
+            "batch_size": settings.batch_size,
+        }
+        programs: list[Program] = []
+        before = self.sampler.halvings
+
+        def work(entry: Entry) -> dict[str, Any]:
+            callback = UnitTestCallback(
+                stage,
+                self.tasks,
+                self.sandbox,
+                self.settings.executor.tests,
+                self.settings.evaluate.k,
+                entry.path,
+                scoring,
+            )
+            # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
+            whole = any(entry.path.glob("done-*.json"))
+            net = None if whole else load_model(model, dtype)
+            tokenizer = load_tokenizer(model)  # a local refiner may have its own
+            data = MBPPDataModule(tokenizer, test_draws=draws, sampling_batch_size=settings.batch_size)
+            trainer = make_trainer(self.settings.trainer, callbacks=[callback], loggers=self.tracker.loggers)
+            trainer.test(self._module(module, net, tokenizer, Phase()), data, verbose=False)
+            programs.extend(callback.programs)
+            rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
+            rows.path.unlink(missing_ok=True)
+            rows.append(program.row() for program in programs)
+            return {"halvings": self.sampler.halvings - before}
+
+        path, facts = self.do(stage, key, work, f"done-{scoring}.json")
+        self.halvings += facts["halvings"]
+        rows = path / f"programs-{scoring}.jsonl"
+        target = self.folder / "programs" / f"{_RUN_FILES[stage]}.jsonl"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(rows, target)
+        programs = programs or [Program.from_row(row) for row in JsonLines(rows).read()]
+        self.tracker.programs(stage, programs)
+        return programs
+
+    def fine_tune(
+        self,
+        kind: type[FineTuningModule],
+        examples: Sequence[Example],
+        validation: Sequence[Example],
+        draws: Sequence[Draw],
+        phase: Phase,
+        name: str,
+    ) -> Path:
+        """Fine-tune the base on examples; return the folder of the result, also put into the run's as `name`."""
+        settings, training = self.settings, self.settings.training
+        key = {
+            "weights": self.weights(self.model),
+            "examples": sha256([asdict(e) for e in examples]),
+            "phase": asdict(phase),
+            "micro_batch_size": training.micro_batch_size,
+            "clip": training.clip,
+            "warmup_steps": training.warmup_steps,
+            "adapter": asdict(settings.adapter),
+            "optimizer": asdict(settings.optimizer),
+            "precision": precision(settings.trainer),
+            "seed": self.settings.seed,
+        }
+
+        def work(entry: Entry) -> dict[str, Any]:
+            torch.manual_seed(derive_seed(self.settings.seed, kind.stage))  # LoRA's first matrices are random
+            net = adapt(load_model(self.model, torch.float32), settings.adapter)
+            module = self._module(kind, net, self.tokenizer, phase).train()
+            callback = UnitTestCallback(kind.stage, self.tasks, self.sandbox, settings.executor.tests, [1])
+            data = MBPPDataModule(
+                self.tokenizer,
+                training=examples,
+                validation=validation,
+                validation_draws=draws,
+                batch_size=phase.batch_size,
+                micro_batch_size=training.micro_batch_size,
+                sampling_batch_size=settings.sampler.batch_size,
+                seed=self.settings.seed,
+            )
+            checkpoints = entry.path / "checkpoints"
+            trainer = make_trainer(
+                settings.trainer,
+                callbacks=[callback],
+                loggers=self.tracker.loggers,
+                epochs=phase.epochs,
+                accumulate=data.accumulate,
+                clip=training.clip,
+                checkpoints=checkpoints,
+            )
+            if (checkpoints / "last.ckpt").exists():
+                log.info("%s: resuming from %s", kind.stage, checkpoints / "last.ckpt")
+            trainer.fit(module, data, ckpt_path=_last(checkpoints))
+            steps = trainer.global_step
+            save(net, self.tokenizer, entry.path / "model")
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            return {"optimizer_steps": steps, "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()}}
+
+        path, facts = self.do(kind.stage, key, work)
+        self.optimizer_steps[kind.stage] = facts["optimizer_steps"]
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        shutil.copytree(path / "model", self.folder / name, copy_function=_link_or_copy)
+        return path / "model"
+
+    def weights(self, folder: Path) -> str:
+        """Return the hash of a model folder."""
+        return weights_sha256(folder, self.store.root / "weights.json")
+
+    def _module(self, kind: type[FineTuningModule], net: Any, tokenizer: Any, phase: Phase) -> FineTuningModule:
+        settings = self.settings
+        return kind(net, tokenizer, self.sampler, settings.training, phase, settings.optimizer, settings.seed)
+
+
+def _last(checkpoints: Path) -> str | None:
+    file = checkpoints / "last.ckpt"
+    return str(file) if file.exists() else None
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Hard-link a file: large weights lie on the disk once, and pruning the store leaves the run's copy."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)

@@ -1,0 +1,50 @@
+"""The commands of the README are those that the tests run, or compose."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+RUNS = [c.split("python run.py")[1].strip() for c in COMMANDS if "python run.py" in c]
+
+
+@pytest.mark.parametrize("arguments", RUNS)
+def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
+    from conftest import compose_settings
+
+    for name in ("mbpp.jsonl", "annotations.jsonl", "FOLDER/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    words = [w for w in shlex.split(arguments) if w != "-m"]
+    words = [re.sub(r"=(mbpp.jsonl|annotations.jsonl|FOLDER)$", rf"={tmp_path}/\1", word) for word in words]
+    # A sweep composes one job for each of its values.
+    swept = [w for w in words if "," in w and "[" not in w]
+    for values in [w.partition("=")[2].split(",") for w in swept] or [[None]]:
+        for value in values:
+            kept = [w if w not in swept else f"{w.partition('=')[0]}={value}" for w in words]
+            assert compose_settings(*kept)
+
+
+def test_the_python_of_the_readme_runs(store, tmp_path):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    small = f'"output_dir={tmp_path}/out", "store.dir={store}", "sampler.n=2", "evaluate.k=[1]", "data.limit.train=5"'
+    code = code.replace('"output_dir=outputs/mine"', small).replace('"src"', repr(str(ROOT / "src")))
+    code = code.replace('initialize("conf"', f"initialize_config_dir({str(ROOT / 'conf')!r}")
+    code = code.replace("import compose, initialize", "import compose, initialize_config_dir")
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=tmp_path)
+    assert "'mean'" in done.stdout, done.stderr
+
+
+def test_the_readme_names_every_option_and_every_file():
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        if file.parent.name != "conf":
+            assert file.stem in README, file
+    for group in (ROOT / "conf").iterdir():
+        if group.is_dir():
+            assert f"`{group.name}`" in README
