@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 # MBPP and the ILF paper's annotations are not part of the project: tests on them skip where they are not at hand.
 DATA = Path(os.environ.get("ILF_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 sys.path.insert(0, str(ROOT / "src"))
 
 from ilf.config import build, register, settings_from  # noqa: E402
