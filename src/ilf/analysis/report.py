@@ -25,6 +25,8 @@ def percent(value: float, interval: list[float]) -> str:
 def table(results: dict[str, Any]) -> str:
     """Return the run's figures as a Markdown table: pass@k in percent with 95% intervals over tasks."""
     parts = {label: results[key] for key, label in ROWS.items() if results[key]}
+    if not parts:
+        return "No figures yet: no programs on Test, and no refinements."
     names = [key for part in list(parts.values())[:1] for key in part["ci95"]]
     lines = [
         "| | " + " | ".join(f"{name} (%)" for name in names) + " | tasks | samples a task |",
