@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from ilf.feedback.human import load_annotations
 from ilf.sandbox import Job, Limits, Sandbox
@@ -91,6 +92,25 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     assert not [c for c in commands if marker.encode() in c]
     assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_program_ends_though_the_judge_was_killed():
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ilf.sandbox import *\n"
+    code += "Sandbox(Limits(time_limit=1)).run([Job('import time; time.sleep(99)', ())])"
+    judge = subprocess.Popen([sys.executable, "-c", code])
+    threads = Path(f"/proc/{judge.pid}/task")
+    found: set[str] = set()
+    deadline = time.monotonic() + 20
+    while not found and time.monotonic() < deadline:
+        found = {pid for t in threads.glob("*/children") for pid in t.read_text().split()}
+        time.sleep(0.02)
+    assert found
+    time.sleep(0.5)
+    judge.kill()
+    judge.wait()
+    while (alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert alive == []
 
 
 def test_verdicts_come_in_order_and_identical_jobs_run_once():

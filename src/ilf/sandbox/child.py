@@ -10,6 +10,7 @@ import json
 import math
 import os
 import resource
+import signal
 import sys
 import traceback
 
@@ -65,6 +66,8 @@ def main():
     def say(**event):
         report.write(json.dumps(event) + "\n")
 
+    # Should our parent be killed, nobody else would end a program that sleeps.
+    signal.setitimer(signal.ITIMER_REAL, job["wall_limit"] + 1)
     seconds = math.ceil(job["time_limit"])
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["output_bytes"],) * 2)

@@ -75,6 +75,7 @@ class Sandbox:
             "setup": job.setup,
             "compare": limits.compare,
             "time_limit": limits.time_limit,
+            "wall_limit": limits.time_limit * _WALL,
             "memory_bytes": limits.memory_mb << 20,
             "output_bytes": limits.output_kb << 10,
         }
