@@ -133,6 +133,7 @@ BAD = {
     "unknown word": (["executor.compare=loosely"], r"executor\.compare='loosely'.*exact, approx"),
     "a login": (["logger.mode=online"], r"logger\.mode='online'.*WANDB_API_KEY"),
     "human refinements without humans": (["refinements=human", "feedback=none"], r"refinements='human'.*feedback"),
+    "no k": (["evaluate.k=[]"], r"evaluate\.k=\[\]"),
     "no limit": (["data.limit.test=0"], r"data\.limit\.test=0"),
 }
 

@@ -108,6 +108,8 @@ def check(settings: Settings) -> None:
             raise InputError(key, value, "must be 0 or more", "Raise it.")
     if unknown := [stage for stage in settings.stages if stage not in STAGES]:
         raise InputError("stages", unknown[0], f"must be of {', '.join(STAGES)}", "Quote the list: 'stages=[sample]'.")
+    if not settings.evaluate.k:
+        raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
     for k in settings.evaluate.k:
         if not 1 <= k <= settings.sampler.n:
             raise InputError(
