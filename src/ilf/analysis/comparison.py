@@ -99,7 +99,7 @@ def _markdown(
         cells = [percent(r["zero_shot"][n], r["zero_shot"]["ci95"][n]) for n in names]
         lines.append("| " + " | ".join([label, "", *cells, *[""] * (2 * len(names))]) + " |")
     for i, r in enumerate(results):
-        cells = [f"{_label(r, varied)}", str(r["counts"]["training_examples"])]
+        cells = [f"{_label(r, varied)}", "" if (n := r["counts"]["training_examples"]) is None else str(n)]
         if r["finetuned"]:
             cells += [percent(r["finetuned"][n], r["finetuned"]["ci95"][n]) for n in names]
         else:
