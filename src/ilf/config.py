@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import netrc
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,8 +240,7 @@ def build(settings: Settings) -> Stages:
                 "needs as many annotations of ids 1 to 10",
                 "Lower it, or annotate more of these tasks.",
             )
-    limit = settings.data.limit
-    splits = split_tasks(tasks, {"test": limit.test, "refine": limit.refine, "train": limit.train}, only)
+    splits = split_tasks(tasks, asdict(data.limit), only)
     store = Store(Path(settings.store.dir), settings.store.reuse)
     if settings.model.name == "tiny":
         if data.annotations is None:

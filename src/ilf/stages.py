@@ -167,18 +167,18 @@ class Stages:
             checked = [f for f in found if f.refinement is not None]
             both = [(text, self.tasks.by_id[f.task_id]) for f in checked for text in (f.program, f.refinement or "")]
             verdicts = score(both, self.sandbox, self.settings.executor.tests)
-            bad = {}
+            bad = {}  # by id, as text: the keys of a JSON object
             for f, x0, x1 in zip(checked, verdicts[::2], verdicts[1::2], strict=True):
                 if x0.passed:
-                    bad[f.task_id] = "the wrong program passes its tests"
+                    bad[str(f.task_id)] = "the wrong program passes its tests"
                 elif not x1.passed:
-                    bad[f.task_id] = f"the refinement does not pass: {x1.verdict}, {x1.detail}"
+                    bad[str(f.task_id)] = f"the refinement does not pass: {x1.verdict}, {x1.detail}"
             return {"rejected": bad}
 
         key = {"feedback": [asdict(f) for f in found], "scoring": self.runner.scoring}
         _, facts = self.runner.do("annotate", key, work)
         self.rejected += [f"task {i} (annotation): {reason}" for i, reason in facts["rejected"].items()]
-        return [f for f in found if str(f.task_id) not in {str(i) for i in facts["rejected"]}]
+        return [f for f in found if str(f.task_id) not in facts["rejected"]]
 
     def express(self, task: Task, program: str, source: str, feedback: Feedback) -> Refinement | None:
         """Return a program as a training example, None where it is rejected, which is noted."""

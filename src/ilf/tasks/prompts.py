@@ -148,9 +148,7 @@ def completion_of(prompt: str, program: str, name: str) -> str:
     else:
         first = program.splitlines()[node.body[0].lineno - 1]
         indent = first[: len(first) - len(first.lstrip())]
-        body = rest.removeprefix("\n") if line else below
-        if not line.strip():
-            body = below
+        body = rest if line.strip() else below
     given = {ast.dump(n) for n in ast.parse(f"{prompt}    pass").body}
     missing = [n for n in ast.parse(program).body if n.lineno < node.lineno and ast.dump(n) not in given]
     missing = [n for n in missing if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
