@@ -1,7 +1,8 @@
-"""Runs one program and its tests. Started by executor.py as a script of its own, in a process group of its own.
+"""A warm interpreter that forks a process for each program: started by executor.py as a script of its own.
 
-Reads one JSON object from standard input and writes one JSON line for each event, as it happens, to the file
-descriptor that its argument names, so that what is known before a kill is not lost. Imports only the standard library.
+Reads one JSON object a line from standard input and answers each with one line: what the program's process reported,
+event by event, and how it ended. That process has a group of its own, which is killed before the answer is given.
+Imports only the standard library.
 """
 
 import ast
@@ -10,8 +11,10 @@ import json
 import math
 import os
 import resource
+import select
 import signal
 import sys
+import time
 import traceback
 
 PROGRAM = "<program>"
@@ -56,11 +59,8 @@ def limit_named_by(error):
     return "failed"
 
 
-def main():
-    """Apply the limits, run the program, its set-up code and each test, and report."""
-    job = json.load(sys.stdin)
-    descriptor = int(sys.argv[1])
-    os.set_inheritable(descriptor, False)
+def run(job, descriptor):
+    """In the program's process: apply the limits, run the program, its set-up code and each test, and report."""
     report = os.fdopen(descriptor, "w", buffering=1)
 
     def say(**event):
@@ -100,6 +100,73 @@ def main():
     say(done=True)
 
 
-main()
-sys.stdout.flush()
-os._exit(0)
+def enter(job, descriptor):
+    """Turn a fresh fork into the program's process: a group, a folder and files of its own. Does not return."""
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        os.chdir(job["folder"])
+        output = os.open(".output", os.O_WRONLY | os.O_CREAT)
+        own = [os.open(os.devnull, os.O_RDONLY), output, output, descriptor]
+        for target, copy in enumerate([os.dup(i) for i in own]):
+            os.dup2(copy, target)
+        os.closerange(4, 4096)
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+        run(job, 3)
+        sys.stdout.flush()
+    finally:
+        os._exit(0)
+
+
+def wait(child, descriptor, wakeup, seconds):
+    """Return what the program's process wrote, and its exit status, None where `seconds` of wall time went by."""
+    deadline, text, status = time.monotonic() + seconds, b"", None
+    open_ends = [descriptor, wakeup]
+    while status is None and (left := deadline - time.monotonic()) > 0:
+        ready, _, _ = select.select(open_ends, [], [], left)
+        if descriptor in ready:
+            part = os.read(descriptor, 65536)
+            text += part
+            if not part:  # closed, maybe by a process that goes on
+                open_ends.remove(descriptor)
+        if wakeup in ready:
+            os.read(wakeup, 512)
+        pid, found = os.waitpid(child, os.WNOHANG)
+        status = os.waitstatus_to_exitcode(found) if pid else None
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    if status is None:
+        os.waitpid(child, 0)
+    os.set_blocking(descriptor, False)  # a process that left the group may hold it open
+    try:
+        while part := os.read(descriptor, 65536):
+            text += part
+    except BlockingIOError:
+        pass
+    return text, status
+
+
+def serve(requests, answers):
+    """Answer each line of `requests` until there are no more."""
+    wakeup, signalled = os.pipe()
+    os.set_blocking(signalled, False)
+    signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for line in requests:
+        job = json.loads(line)
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            enter(job, write_end)
+        os.close(write_end)
+        text, status = wait(child, read_end, wakeup, job["wall_limit"])
+        os.close(read_end)
+        answers.write(json.dumps({"text": text.decode(errors="replace"), "status": status}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin, sys.stdout)

@@ -1,4 +1,4 @@
-"""Executes programs outside our process: its own process group, limits, empty environment, temporary directory.
+"""Executes programs outside our process: each a fork of a warm interpreter, with limits and a folder of its own.
 
 Covered: processor and wall time, memory (not on macOS), bytes written to a file or to standard output, the whole
 process group killed and its directory removed when the verdict is given.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import select
 import signal
 import subprocess
 import sys
@@ -22,11 +22,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 from ilf.types import Verdict
 
 _CHILD = Path(__file__).with_name("child.py")
 _WALL = 3.0  # wall limit as a multiple of the processor limit: a loaded machine must not fail an honest program
+_GRACE = 5.0  # seconds that the interpreter has beyond the wall limit to answer
 _DETAIL = 500  # characters of detail kept
 
 
@@ -63,60 +66,79 @@ class Sandbox:
     def run(self, jobs: Sequence[Job]) -> list[Verdict]:
         """Return a verdict for each job, in order. Identical jobs are executed once."""
         distinct = list(dict.fromkeys(jobs))
-        with ThreadPoolExecutor(self.limits.workers) as pool:
-            verdicts = dict(zip(distinct, pool.map(self._execute, distinct), strict=True))
+        workers = min(self.limits.workers, len(distinct)) or 1
+        idle: SimpleQueue[_Interpreter] = SimpleQueue()
+        with contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
+            for _ in range(workers):
+                idle.put(stack.enter_context(_Interpreter()))
+
+            def execute(job: Job) -> Verdict:
+                interpreter = idle.get()
+                try:
+                    return self._execute(job, interpreter)
+                finally:
+                    idle.put(interpreter)
+
+            verdicts = dict(zip(distinct, pool.map(execute, distinct), strict=True))
         return [verdicts[job] for job in jobs]
 
-    def _execute(self, job: Job) -> Verdict:
+    def _execute(self, job: Job, interpreter: _Interpreter) -> Verdict:
         limits = self.limits
-        message = {
-            "program": job.program,
-            "tests": job.tests,
-            "setup": job.setup,
-            "compare": limits.compare,
-            "time_limit": limits.time_limit,
-            "wall_limit": limits.time_limit * _WALL,
-            "memory_bytes": limits.memory_mb << 20,
-            "output_bytes": limits.output_kb << 10,
-        }
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="ilf-", ignore_cleanup_errors=True) as folder:
-            events, status = _communicate(json.dumps(message), folder, limits.time_limit * _WALL)
-        return _verdict(events, status, len(job.tests), round(time.monotonic() - started, 4))
+            message = {
+                "program": job.program,
+                "tests": job.tests,
+                "setup": job.setup,
+                "compare": limits.compare,
+                "time_limit": limits.time_limit,
+                "wall_limit": limits.time_limit * _WALL,
+                "memory_bytes": limits.memory_mb << 20,
+                "output_bytes": limits.output_kb << 10,
+                "folder": folder,
+            }
+            answer = interpreter.ask(json.dumps(message), limits.time_limit * _WALL + _GRACE)
+        seconds = round(time.monotonic() - started, 4)
+        if answer is None:
+            return Verdict("crashed", "ended the interpreter that it was forked from", (False,) * len(job.tests), seconds)
+        events = []
+        for line in answer["text"].splitlines():
+            with contextlib.suppress(ValueError):  # a line that the kill cut in two
+                events.append(json.loads(line))
+        return _verdict([e for e in events if isinstance(e, dict)], answer["status"], len(job.tests), seconds)
 
 
-def _communicate(message: str, folder: str, wall: float) -> tuple[list[dict[str, object]], int | None]:
-    """Run the child on `message`. Return what it reported and its exit status, None where the wall limit ended it."""
-    read_end, write_end = os.pipe()
-    with open(Path(folder) / ".output", "wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_CHILD), str(write_end)],
+class _Interpreter:
+    """A warm interpreter (child.py) that forks a process for each program; started anew where one ended it."""
+
+    def __enter__(self) -> _Interpreter:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_CHILD)],
             stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            pass_fds=(write_end,),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env={},
-            cwd=folder,
             start_new_session=True,
         )
-    os.close(write_end)
-    with ThreadPoolExecutor(1) as reader, open(read_end, "rb") as report:
-        lines = reader.submit(report.read)
-        try:
-            child.communicate(message.encode(), timeout=wall)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            finished = child.poll() is not None
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        text = lines.result().decode(errors="replace")
-    events = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):  # a line that the kill cut in two
-            events.append(json.loads(line))
-    return [e for e in events if isinstance(e, dict)], child.returncode if finished else None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, message: str, seconds: float) -> dict[str, Any] | None:
+        """Return the interpreter's answer, None where it gives none within `seconds`."""
+        requests, answers = self._process.stdin, self._process.stdout
+        assert requests is not None and answers is not None
+        with contextlib.suppress(OSError, ValueError):
+            requests.write(message.encode() + b"\n")
+            requests.flush()
+            if select.select([answers], [], [], seconds)[0]:
+                answer: dict[str, Any] = json.loads(answers.readline())
+                return answer
+        self.__exit__()
+        self.__enter__()
+        return None
 
 
 def _verdict(events: list[dict[str, object]], status: int | None, n_tests: int, seconds: float) -> Verdict:
