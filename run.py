@@ -32,6 +32,9 @@ def main(config: DictConfig) -> None:
         if settings.mode == "store":
             _show_store(settings)
             return
+        if settings.mode == "pretrain":
+            _pretrain(settings)
+            return
         stages = build(settings)
         try:
             results = stages.run()
@@ -50,8 +53,26 @@ def _show_results(results: dict, folder: Path, upload: str | None) -> None:  # t
 
     print(f"\n{table(results)}\n\n{delta_text(results)}\n")
     print(f"{folder / 'summary.md'}")
+    for file in sorted((folder / "plots").glob("*.png")):
+        print(file)
     if upload:
         print(f"upload to Weights & Biases: {upload}")
+
+
+def _pretrain(settings) -> None:  # type: ignore[no-untyped-def]
+    """Pretrain the mini model, measure it by the stages that need only the policy, and write both on its card."""
+    from ilf.training.pretraining import pretrain, write_card
+
+    folder = Path(settings.pretrain.folder)
+    facts = pretrain(settings.pretrain, settings.trainer, settings.seed, folder)
+    settings.mode, settings.model.path, settings.stages = "run", str(folder), ["zero_shot", "sample"]
+    stages = build(settings)
+    try:
+        results = stages.run()
+    finally:
+        stages.tracker.close()
+    write_card(folder, settings.pretrain, facts, results)
+    print(f"\n{folder / 'README.md'}")
 
 
 def _show_store(settings) -> None:  # type: ignore[no-untyped-def]

@@ -8,9 +8,20 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, derive_seed
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A program that may become a training example."""
+
+    task: Task
+    program: str
+    source: str
+    feedback: Feedback | None = None
 
 
 class Steps(Protocol):
@@ -31,8 +42,8 @@ class Steps(Protocol):
     def refine(self, refiner: Any, feedback: Sequence[Feedback]) -> list[Program]:
         """Sample and execute refinements x1 ~ pi_Refine(.|t, x0, f)."""
 
-    def express(self, task: Task, program: str, source: str, feedback: Feedback) -> Refinement | None:
-        """Return a training example, None where the program can't be one."""
+    def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
+        """Return each candidate as a training example, None where it can't be one."""
 
     def train_policy(self, examples: Sequence[Refinement]) -> Any:
         """Return pi_theta* = Finetune(pi_theta, R)."""
@@ -48,7 +59,8 @@ def run(do: Steps, tasks: Splits, outcome: Outcome, *, arm: str, solved_only: bo
         do: The collaborators.
         tasks: D, by split.
         outcome: Filled in line by line, so that an interrupted run keeps what it has.
-        arm: What pi_theta* is fine-tuned on: "model" (R, the algorithm itself), "human", "gold" or "none".
+        arm: What pi_theta* is fine-tuned on: "model" (R, the algorithm itself), "human", "gold", "self" (as many of
+            the policy's own correct samples, on other tasks) or "none".
         solved_only: All arms train on the tasks that the refiner solved; else on all annotated ones.
         seed: Of the choice among several correct refinements.
     """
@@ -64,10 +76,14 @@ def run(do: Steps, tasks: Splits, outcome: Outcome, *, arm: str, solved_only: bo
     outcome.feedback = do.annotate(outcome.failing)
     train = [f for f in outcome.feedback if f.split == "train"]
     # 3. R: sample x1 ~ pi_Refine(.|t, x0, f), keep the correct ones. The other arms need them to match task ids.
-    if arm == "model" or solved_only:
+    if arm in ("model", "self") or solved_only:
         refiner = do.train_refiner([f for f in outcome.feedback if f.split == "refine"])
         outcome.refinements = do.refine(refiner, train)
-    outcome.examples = choose(do, tasks, train, outcome.refinements, arm, solved_only, seed)
+    outcome.examples = choose(
+        do, tasks, train, outcome.refinements, "model" if arm == "self" else arm, solved_only, seed
+    )
+    if arm == "self":
+        outcome.examples = choose_own(do, tasks, outcome.samples, len(outcome.examples), seed)
     # 4. pi_theta* = Finetune(pi_theta, R), one refinement a task.
     if outcome.examples:
         policy = do.train_policy(outcome.examples)
@@ -95,23 +111,51 @@ def choose(
 
     A task is left out for all arms where the program of any arm that has one can't be made an example.
     """
-    solved: dict[int, list[Program]] = defaultdict(list)
-    for program in refinements or []:
-        if program.verdict.passed:
-            solved[program.task_id].append(program)
-    chosen = []
+    solved = _correct(refinements or [])
+    groups: list[list[Candidate]] = []
     for f in feedback:
         if f.task_id not in solved and (solved_only or arm == "model"):
             continue
         task = tasks.by_id[f.task_id]
-        programs = {"gold": task.code}
+        group = [Candidate(task, task.code, "gold", f)]
         if f.refinement is not None:
-            programs["human"] = f.refinement
+            group.append(Candidate(task, f.refinement, "human", f))
         if f.task_id in solved:
-            pick = random.Random(derive_seed(seed, "choose", f.task_id)).choice(solved[f.task_id])
-            programs["model"] = pick.program
-        examples = {source: do.express(task, text, source, f) for source, text in programs.items()}
-        example = examples.get(arm)
-        if example is not None and all(examples.values()):
+            group.append(Candidate(task, _pick(solved[f.task_id], seed), "model", f))
+        groups.append(group)
+    examples = iter(do.express([candidate for group in groups for candidate in group]))
+    chosen = []
+    for group in groups:
+        found = {candidate.source: next(examples) for candidate in group}
+        example = found.get(arm)
+        if example is not None and all(found.values()):
             chosen.append(example)
     return chosen
+
+
+def choose_own(
+    do: Steps, tasks: Splits, samples: Iterable[Program], count: int, seed: int
+) -> list[Refinement]:
+    """Return as many of the policy's own correct samples as `count`, one a task: self-training without feedback.
+
+    They are on Train tasks that the policy solves, so on none of those that the other arms train on.
+    """
+    correct = _correct(p for p in samples if p.split == "train")
+    candidates = [Candidate(tasks.by_id[i], _pick(programs, seed), "self") for i, programs in correct.items()]
+    examples = [example for example in do.express(candidates) if example is not None]
+    chosen = random.Random(derive_seed(seed, "choose_own")).sample(examples, min(count, len(examples)))
+    return sorted(chosen, key=lambda example: example.task_id)
+
+
+def _correct(programs: Iterable[Program]) -> dict[int, list[Program]]:
+    """Return the correct programs of each task that has one."""
+    found: dict[int, list[Program]] = defaultdict(list)
+    for program in programs:
+        if program.verdict.passed:
+            found[program.task_id].append(program)
+    return found
+
+
+def _pick(programs: Sequence[Program], seed: int) -> str:
+    """Return one of a task's programs."""
+    return random.Random(derive_seed(seed, "choose", programs[0].task_id)).choice(programs).program

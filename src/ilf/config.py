@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).parent
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "mode": ("run", "store"),
+    "mode": ("run", "store", "pretrain"),
+    "data.annotator": ("human", "scripted"),
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "feedback.name": ("human", "unit_tests", "none"),
+    "feedback.name": ("human", "scripted", "unit_tests", "shuffled", "none"),
+    "feedback.source": ("human", "scripted", "unit_tests"),
+    "feedback.apply": ("refine", "train_and_refine"),
     "feedback.select": ("annotated", "annotated_and_failed"),
     "refiner.name": ("finetuned", "few_shot", "local"),
-    "refinements.name": ("model", "human", "gold", "none"),
+    "refinements.name": ("model", "human", "gold", "self", "none"),
     "refinements.tasks": ("solved", "annotated"),
     "executor.tests": ("all", "unseen"),
     "executor.compare": ("exact", "approx"),
@@ -59,6 +62,12 @@ _POSITIVE = (
     "training.max_length",
     "training.clip",
     "refiner.old_code_tokens",
+    "pretrain.vocabulary",
+    "pretrain.layers",
+    "pretrain.lr",
+    "pretrain.batch_size",
+    "pretrain.row_tokens",
+    "pretrain.epochs",
 )
 
 
@@ -107,6 +116,9 @@ def check(settings: Settings) -> None:
     for key in ("training.warmup_steps", "training.validate_n"):
         if (value := _value(settings, key)) < 0:
             raise InputError(key, value, "must be 0 or more", "Raise it.")
+    for transform in settings.feedback.transform:
+        if transform not in ("shuffle", "drop"):
+            raise InputError("feedback.transform", transform, "must be of shuffle, drop", "Choose one of these.")
     if unknown := [stage for stage in settings.stages if stage not in STAGES]:
         raise InputError("stages", unknown[0], f"must be of {', '.join(STAGES)}", "Quote the list: 'stages=[sample]'.")
     if not settings.evaluate.k:
@@ -120,11 +132,11 @@ def check(settings: Settings) -> None:
                 f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
             )
     _check_sources(settings)
-    if settings.model.name != "tiny":
-        if settings.model.path is None and settings.model.hub is None:
-            raise InputError(
-                "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
-            )
+    if settings.model.path is None and settings.model.hub is None:
+        raise InputError(
+            "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
+        )
+    if settings.mode != "pretrain":
         _check_model_folder("model.path", settings.model.path)
     if settings.refiner.name == "local":
         if settings.refiner.path is None:
@@ -150,23 +162,32 @@ def _check_sources(settings: Settings) -> None:
         raise InputError(
             "data.path", data.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
         )
-    if feedback.name == "human":
-        if feedback.path is None:
-            raise InputError(
-                "feedback.path",
-                None,
-                "feedback=human needs a file of annotations",
-                "Give feedback.path=FILE, or choose feedback=unit_tests.",
-            )
+    if feedback.source == "scripted" and data.name != "mini":
+        raise InputError(
+            "feedback",
+            feedback.name,
+            f"needs data=mini, not {data.name}: the script knows what mini's tasks ask for",
+            "Choose feedback=human or unit_tests, or data=mini.",
+        )
+    if feedback.source == "human" and feedback.path is not None:
         if not Path(feedback.path).is_file():
-            raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
+            raise InputError(
+                "feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations."
+            )
         return
-    if settings.refinements.name == "human":
+    if feedback.source == "human" and "drop" not in feedback.transform:
+        raise InputError(
+            "feedback.path",
+            None,
+            f"feedback={feedback.name} needs a file of annotations",
+            "Give feedback.path=FILE, or choose feedback=unit_tests.",
+        )
+    if settings.refinements.name == "human" and feedback.source != "scripted":
         raise InputError(
             "refinements",
             "human",
-            f"needs feedback=human, not {feedback.name}: only people refined programs",
-            "Choose feedback=human, or another arm.",
+            f"needs an annotator's refinements, which feedback={feedback.name} does not bring",
+            "Choose feedback=human (on mini: feedback=scripted), or another arm.",
         )
     if settings.refiner.name == "few_shot":
         raise InputError(
@@ -206,11 +227,11 @@ def build(settings: Settings) -> Stages:
 
     from ilf.feedback.human import load_annotations
     from ilf.models.load import resolve
-    from ilf.models.tiny import train_tiny
     from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
     from ilf.store import Store
-    from ilf.tasks.mbpp import load_tasks, split_tasks
+    from ilf.tasks import mbpp, mini
+    from ilf.tasks.mbpp import split_tasks, tasks_from
     from ilf.tracking import Tracker
 
     if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
@@ -221,12 +242,10 @@ def build(settings: Settings) -> Stages:
             "Choose trainer=cpu or trainer=auto.",
         )
     data, executor = settings.data, settings.executor
-    tasks, data_sha256 = load_tasks(
-        data.path, revision=data.revision, expected_sha256=data.sha256, prompt_style=data.prompt
-    )
+    rows = mini.rows() if data.name == "mini" else mbpp.read_rows(data.path, data.revision)
+    tasks, data_sha256 = tasks_from(rows, data.sha256, data.prompt)
     annotations, only = [], None
-    if settings.feedback.name == "human":
-        assert settings.feedback.path is not None  # checked above
+    if settings.feedback.source == "human" and settings.feedback.path is not None:
         known = {task.task_id for task in tasks}
         annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
         only = {annotation.task_id for annotation in annotations}
@@ -242,14 +261,7 @@ def build(settings: Settings) -> Stages:
             )
     splits = split_tasks(tasks, asdict(data.limit), only)
     store = Store(Path(settings.store.dir), settings.store.reuse)
-    if settings.model.name == "tiny":
-        if data.annotations is None:
-            raise InputError(
-                "model", "tiny", f"has no wrong programs to learn from in data={data.name}", "Use data=tiny."
-            )
-        model = train_tiny(store, tasks, load_annotations(data.annotations))
-    else:
-        model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
+    model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
     sandbox = Sandbox(
         Limits(executor.time_limit, executor.memory_mb, executor.output_kb, executor.workers, executor.compare)
     )

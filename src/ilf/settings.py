@@ -25,10 +25,11 @@ class Data:
     """Where tasks come from."""
 
     name: str = "???"
-    path: str | None = None  # JSON lines in MBPP's columns; null loads the Hub
+    path: str | None = None  # JSON lines in MBPP's columns; null loads the Hub (mini is generated)
     revision: str = ""  # commit on the Hub
     sha256: str | None = None  # what the rows must hash to; null takes any
-    annotations: str | None = None  # file of the data's own annotator
+    annotator: str = "human"  # who annotates this data: human | scripted
+    annotations: str | None = None  # what the human annotator wrote
     annotated_policy: str | None = None  # whose wrong programs that annotator saw
     prompt: str = "paper"  # paper | no_leak
     limit: Limit = field(default_factory=Limit)
@@ -49,8 +50,11 @@ class Model:
 class FeedbackSettings:
     """Who writes the feedback."""
 
-    name: str = "???"  # human | unit_tests | none
+    name: str = "???"  # human | scripted | unit_tests | shuffled | none
+    source: str = "???"  # human | scripted | unit_tests
     path: str | None = None  # the annotations, where a person wrote them
+    transform: list[str] = field(default_factory=list)  # of shuffle, drop; see feedback/transforms.py
+    apply: str = "refine"  # where shuffled feedback is used: refine | train_and_refine
     annotated_policy: str | None = None  # whose wrong programs the annotations are about
     select: str = "annotated"  # annotated | annotated_and_failed
 
@@ -69,7 +73,7 @@ class Refiner:
 class Refinements:
     """What pi_theta* is fine-tuned on."""
 
-    name: str = "???"  # model | human | gold | none
+    name: str = "???"  # model | human | gold | self | none
     tasks: str = "solved"  # solved: Train tasks that the refiner solved, for every arm alike | annotated: all
 
 
@@ -179,10 +183,27 @@ class StoreSettings:
 
 
 @dataclass
+class Pretraining:
+    """The mini model from scratch, by mode=pretrain."""
+
+    folder: str = "${output_dir}/mini"  # where the model is written
+    vocabulary: int = 1280
+    hidden: int = 192
+    intermediate: int = 512
+    layers: int = 4
+    heads: int = 6
+    key_value_heads: int = 1
+    lr: float = 3e-3  # peak learning rate
+    batch_size: int = 12  # rows a step
+    row_tokens: int = 384
+    epochs: int = 20  # of 100 steps, on new documents each
+
+
+@dataclass
 class Settings:
     """One run."""
 
-    mode: str = "run"  # run | store
+    mode: str = "run"  # run | store | pretrain
     seed: int = 0
     arm: str = ""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
@@ -200,6 +221,7 @@ class Settings:
     evaluate: Evaluate = field(default_factory=Evaluate)
     logger: Logger = field(default_factory=Logger)
     store: StoreSettings = field(default_factory=StoreSettings)
+    pretrain: Pretraining = field(default_factory=Pretraining)
     study: str | None = None  # its name, set by the files under conf/experiment
     output_dir: str = "???"
     group: str | None = None  # of W&B: the sweep or study

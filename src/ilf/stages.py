@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ilf import algorithm
+from ilf.algorithm import Candidate
 from ilf.analysis import report, results
-from ilf.feedback import from_tests, human
+from ilf.feedback import from_tests, human, scripted, transforms
 from ilf.models.load import sampling_dtype
 from ilf.runner import VERSIONS, NotRequested, Runner
 from ilf.sandbox import Sandbox
 from ilf.settings import Settings
 from ilf.store import Entry, JsonLines, Store, write_atomically
+from ilf.tasks import mini
 from ilf.tasks.prompts import completion_of, few_shot_prompt
 from ilf.tracking import Tracker
 from ilf.training.ilf_module import ILFModule
@@ -47,7 +49,7 @@ class Stages:
         settings: Checked by config.py.
         tasks: By split, restricted and limited.
         data_sha256: Of the rows that the tasks come from.
-        annotations: What people wrote, where feedback=human; else empty.
+        annotations: What people wrote, where they are the source of feedback; else empty.
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
@@ -157,11 +159,13 @@ class Stages:
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
         """Return feedback on tasks of Refine and Train; annotations whose programs don't hold up are rejected."""
         settings = self.settings.feedback
-        if settings.name == "human":
+        if self.annotations:
             found = human.select(self.annotations, failing, settings.select == "annotated_and_failed")
             found = [f for f in found if f.task_id in self.tasks.by_id]
+        elif settings.source == "scripted":
+            found = scripted.annotate(failing, self.tasks.by_id, mini.specifications(), self.seed)
         else:
-            found = from_tests.annotate(failing, settings.name, self.seed)
+            found = from_tests.annotate(failing, self.seed)
 
         def work(entry: Entry) -> dict[str, Any]:
             checked = [f for f in found if f.refinement is not None]
@@ -178,22 +182,33 @@ class Stages:
         key = {"feedback": [asdict(f) for f in found], "scoring": self.runner.scoring}
         _, facts = self.runner.do("annotate", key, work)
         self.rejected += [f"task {i} (annotation): {reason}" for i, reason in facts["rejected"].items()]
-        return [f for f in found if str(f.task_id) not in facts["rejected"]]
+        found = [f for f in found if str(f.task_id) not in facts["rejected"]]
+        if "shuffle" in settings.transform:
+            splits = ("train",) if settings.apply == "refine" else ("refine", "train")
+            found = transforms.shuffle(found, splits, self.seed)
+        return transforms.drop(found) if "drop" in settings.transform else found
 
-    def express(self, task: Task, program: str, source: str, feedback: Feedback) -> Refinement | None:
-        """Return a program as a training example, None where it is rejected, which is noted."""
-        try:
-            target = completion_of(task.prompt, program, task.entry_point)
-            row = Refinement(task.task_id, task.prompt, target, source, feedback.parent, feedback.text)
-            ILFModule.example(self.tokenizer, row, self.settings.training.max_length)
-        except (ValueError, SyntaxError) as error:
-            self.rejected.append(f"task {task.task_id} ({source}): {error}")
-            return None
-        verdict = score([(task.prompt + target, task)], self.sandbox, self.settings.executor.tests)[0]
-        if not verdict.passed:
-            self.rejected.append(f"task {task.task_id} ({source}): {verdict.verdict}, {verdict.detail}")
-            return None
-        return row
+    def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
+        """Return programs as training examples, None where one is rejected, which is noted."""
+        rows: list[Refinement | None] = []
+        for c in candidates:
+            parent, text = (c.feedback.parent, c.feedback.text) if c.feedback else (None, None)
+            try:
+                target = completion_of(c.task.prompt, c.program, c.task.entry_point)
+                row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text)
+                ILFModule.example(self.tokenizer, row, self.settings.training.max_length)
+                rows.append(row)
+            except (ValueError, SyntaxError) as error:
+                self.rejected.append(f"task {c.task.task_id} ({c.source}): {error}")
+                rows.append(None)
+        kept = [row for row in rows if row is not None]
+        programs = [(row.prompt + row.target, self.tasks.by_id[row.task_id]) for row in kept]
+        failed = set()
+        for row, verdict in zip(kept, score(programs, self.sandbox, self.settings.executor.tests), strict=True):
+            if not verdict.passed:
+                self.rejected.append(f"task {row.task_id} ({row.source}): {verdict.verdict}, {verdict.detail}")
+                failed.add(row)
+        return [None if row in failed else row for row in rows]
 
     # ---- fine-tuning stages ------------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class Feedback:
     split: str
     program: str  # x0, whole
     text: str  # f, in plain words; empty for feedback=none
-    source: str  # who wrote it: "human", "unit_tests", "none"
+    source: str  # who wrote it: "human", "scripted", "unit_tests", "none"
     refinement: str | None = None  # the annotator's x1, whole
 
     @property
@@ -120,7 +120,7 @@ class Refinement:
     task_id: int
     prompt: str  # what the policy is given
     target: str  # what it is to write, without EOS
-    source: str  # "model", "human", "gold"
+    source: str  # "model", "human" (the annotator), "gold", "self"
     parent: str | None = None  # SHA-256 of x0
     feedback: str | None = None  # f
 

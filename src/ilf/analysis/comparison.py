@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ilf.analysis.report import bars, model_name, percent
+from ilf.analysis.report import arm_name, bars, model_name, percent
 from ilf.analysis.statistics import holm
 from ilf.store import write_atomically
 
@@ -26,7 +26,7 @@ def read_results(sweep: Path) -> list[dict[str, Any]]:
 
 def _label(result: dict[str, Any], varied: list[str]) -> str:
     rest = [f"{name.removesuffix('_kind')}={result[name]}" for name in varied if name != "refinements"]
-    return ", ".join([str(result["refinements"]), *rest])
+    return ", ".join([arm_name(result), *rest])
 
 
 def write_comparison(sweep: Path) -> None:

@@ -8,6 +8,12 @@ from typing import Any
 ROWS = {"zero_shot": "zero-shot (Test)", "refiner": "refiner (Train)", "finetuned": "fine-tuned (Test)"}
 
 
+def arm_name(results: dict[str, Any]) -> str:
+    """Return what a reader calls the arm: a script's refinements are never called human."""
+    scripted = results["annotator"] == "scripted" and results["arm"] == "human"
+    return "annotator (scripted)" if scripted else str(results["arm"])
+
+
 def model_name(results: dict[str, Any]) -> str:
     """Return what a reader calls the model: the folder's name for a local one."""
     return Path(results["model_id"]).name if results["model"] == "local" else str(results["model"])
@@ -54,7 +60,7 @@ def summary(results: dict[str, Any]) -> str:
     """Return summary.md: what was run, on what, the figures, and what each line of the algorithm left over."""
     counts, seconds = results["counts"], results["seconds"]
     lines = [
-        f"# ILF: {results['arm']} on {results['data']} with {model_name(results)}",
+        f"# ILF: {arm_name(results)} on {results['data']} with {model_name(results)}",
         "",
         f"Status {results['status']}. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
         f"seed {results['seed']}.",
@@ -95,7 +101,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
         file,
         list(parts),
         {n: [(p[n], *p["ci95"][n]) for p in parts.values()] for n in names},
-        f"{results['arm']} on {results['data']}, {model_name(results)}, seed {results['seed']}",
+        f"{arm_name(results)} on {results['data']}, {model_name(results)}, seed {results['seed']}",
     )
 
 

@@ -113,7 +113,7 @@ def of_refiner(outcome: Outcome, tasks: Splits, k: Sequence[int]) -> dict[str, A
 def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) -> dict[str, Any]:
     """Return results.json. A part that the run did not come to is null, never left out."""
     k = settings.evaluate.k
-    human = settings.feedback.name == "human"
+    human = settings.feedback.source == "human" and settings.feedback.path is not None
     policy = settings.model.hub or settings.model.name
 
     def count(found: Any) -> int | None:
@@ -126,12 +126,14 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "study": settings.study,
         "refinements": settings.refinements.name,
         "feedback": settings.feedback.name,
+        "annotator": settings.feedback.source,
         "refiner_kind": settings.refiner.name,
         "seed": settings.seed,
         "data": settings.data.name,
         "data_sha256": record.data_sha256,
         "model": settings.model.name,
-        "model_id": settings.model.path or settings.model.hub or settings.model.name,
+        "model_id": (settings.model.path if settings.model.name == "local" else settings.model.hub)
+        or settings.model.name,
         "weights_sha256": record.weights_sha256,
         "scoring": record.scoring,
         "sampling": {
@@ -143,7 +145,8 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "feedback_on_policy": not human or settings.feedback.annotated_policy == policy,
         "annotated_policy": settings.feedback.annotated_policy if human else None,
         "policy_on_annotated": metrics(outcome.samples, k) if human else None,
-        "matched": settings.refinements.tasks == "solved",
+        # Whether all arms of a comparison train on the same tasks; "self" can't, as it has none of these right.
+        "matched": settings.refinements.tasks == "solved" and settings.refinements.name != "self",
         "zero_shot": metrics(outcome.zero_shot, k),
         "refiner": of_refiner(outcome, tasks, k),
         "finetuned": metrics(outcome.finetuned, k),

@@ -1,7 +1,4 @@
-"""Feedback without an annotator: what the unit tests said (`unit_tests`), or nothing (`none`).
-
-Both take x0 from the policy's own samples: one wrong program a failing task, chosen at random.
-"""
+"""Feedback without an annotator: what the unit tests said of one of the policy's own wrong programs."""
 
 from __future__ import annotations
 
@@ -21,17 +18,15 @@ def in_words(program: Program) -> str:
     return f"The program does not run through: {verdict.verdict}, {verdict.detail}"
 
 
-def annotate(failing: Mapping[int, Sequence[Program]], source: str, seed: int) -> list[Feedback]:
+def annotate(failing: Mapping[int, Sequence[Program]], seed: int) -> list[Feedback]:
     """Return feedback on one program of each failing task.
 
     Args:
         failing: The wrong programs of each task that has no correct one.
-        source: "unit_tests" or "none".
         seed: Decides which program.
     """
     feedback = []
     for task_id in sorted(failing):
         program = random.Random(derive_seed(seed, "annotate", task_id)).choice(failing[task_id])
-        text = in_words(program) if source == "unit_tests" else ""
-        feedback.append(Feedback(task_id, program.split, program.program, text, source))
+        feedback.append(Feedback(task_id, program.split, program.program, in_words(program), "unit_tests"))
     return feedback

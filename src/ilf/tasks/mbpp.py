@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,23 +86,34 @@ def _task(where: str, row: dict[str, Any], prompt_style: str) -> Task:
     return Task(row["task_id"], split_of(row["task_id"]), text, code, name, tests, setup, prompt)
 
 
-def load_tasks(
-    path: str | None, *, revision: str, expected_sha256: str | None, prompt_style: str
-) -> tuple[list[Task], str]:
-    """Return all tasks in order of id, and the SHA-256 of their content.
+def read_rows(path: str | None, revision: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return (place, row) for each of MBPP's rows.
 
     Args:
         path: A JSON-lines file in MBPP's columns; None loads the Hub.
         revision: The Hub's commit, used where `path` is None.
+
+    Raises:
+        InputError: The file is missing or a row is malformed, or the Hub can't be reached.
+    """
+    if path is not None and not Path(path).is_file():
+        raise InputError("data.path", path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub.")
+    return read_json_lines(Path(path), COLUMNS) if path is not None else _hub_rows(revision)
+
+
+def tasks_from(
+    rows: Sequence[tuple[str, dict[str, Any]]], expected_sha256: str | None, prompt_style: str
+) -> tuple[list[Task], str]:
+    """Return all tasks in order of id, and the SHA-256 of their content.
+
+    Args:
+        rows: (place, row) for each, in MBPP's columns.
         expected_sha256: What the content must hash to, None for any.
         prompt_style: See `prompts.task_prompt`.
 
     Raises:
-        InputError: The file is missing, a row is malformed or repeated, or the content is not what was expected.
+        InputError: A row is malformed or repeated, or the content is not what was expected.
     """
-    if path is not None and not Path(path).is_file():
-        raise InputError("data.path", path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub.")
-    rows = read_json_lines(Path(path), COLUMNS) if path is not None else _hub_rows(revision)
     tasks: dict[int, Task] = {}
     for where, row in rows:
         task = _task(where, row, prompt_style)
@@ -112,9 +123,9 @@ def load_tasks(
     sha256 = content_sha256(row for _, row in rows)
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise InputError(
-            "data.path",
-            path,
-            f"the rows hash to {sha256}, not to MBPP's {expected_sha256}",
+            "data.sha256",
+            expected_sha256,
+            f"the rows hash to {sha256}",
             "Use the published file, or set data.sha256=null to run on other rows.",
         )
     return [tasks[i] for i in sorted(tasks)], sha256

@@ -1,0 +1,105 @@
+"""Mini Basic Python Problems: 974 generated tasks in MBPP's columns, with the paper's split ids.
+
+Everything is drawn from one seed, so that the rows are the same wherever and whenever they are made.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ilf.tasks.mini_grammar import (
+    FILTERS,
+    MAPS,
+    REDUCTIONS,
+    Specification,
+    draw_argument,
+    draw_names,
+    draw_specification,
+)
+
+_SEED, _TASKS = 2303_16749, 974  # the paper's number on arXiv
+_ATTEMPTS = 16  # arguments drawn for each task, of which three become tests
+
+
+@functools.cache
+def specifications() -> dict[int, Specification]:
+    """Return what each task asks for, by id; no two are the same."""
+    rng = random.Random(_SEED)
+    found: dict[str, Specification] = {}
+    while len(found) < _TASKS:
+        specification = draw_specification(rng)
+        found.setdefault(specification.key, specification)
+    return dict(enumerate(found.values(), 1))
+
+
+@functools.cache
+def rows() -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Return (place, row) for each task, in MBPP's columns: text, gold program (a comprehension), three asserts."""
+    return tuple((f"mini:{i}", _row(i, specification)) for i, specification in specifications().items())
+
+
+def _row(task_id: int, specification: Specification) -> dict[str, Any]:
+    rng = random.Random(f"{_SEED}/{task_id}")
+    names = draw_names(specification, None, rng)
+    name = specification.function_name()
+    calls = [(repr(data), repr(specification.answer(data))) for data in draw_tests(specification, rng)]
+    return {
+        "task_id": task_id,
+        "text": specification.text(rng),
+        "code": f"def {name}({names.arg}):\n{specification.sketch(short=True).body(names)}",
+        "test_list": [f"assert {name}({data}) == {answer}" for data, answer in calls],
+        "test_setup_code": "",
+        "challenge_test_list": [],
+    }
+
+
+def draw_tests(specification: Specification, rng: random.Random, count: int = 3) -> list[Any]:
+    """Return arguments that tell a specification from its neighbours, as far as any that were drawn do."""
+    neighbours = list(_neighbours(specification))
+    arguments: list[Any] = []
+    told: list[set[int]] = []  # which neighbours an argument tells it from
+    attempts = 0
+    while attempts < _ATTEMPTS or len(arguments) < count:
+        attempts += 1
+        if attempts > 3000: raise RuntimeError(specification.key)
+        data = draw_argument(specification, rng)
+        if data in arguments or not specification.values(data):
+            continue
+        answer = specification.answer(data)
+        if answer == 0 and specification.reduction.name == "product":
+            continue
+        arguments.append(data)
+        told.append({i for i, other in enumerate(neighbours) if _answer(other, data) != answer})
+    chosen: list[int] = []
+    seen: set[int] = set()
+    for _ in range(count):
+        rest = [i for i in range(len(arguments)) if i not in chosen]
+        best = max(rest, key=lambda i: (len(told[i] - seen), len(told[i]), -len(repr(arguments[i]))))
+        chosen.append(best)
+        seen |= told[best]
+    return [arguments[i] for i in sorted(chosen, key=lambda i: len(repr(arguments[i])))]
+
+
+def _neighbours(specification: Specification) -> Iterator[Specification]:
+    """Yield specifications with another filter, map or reduction."""
+    s = specification
+    for f in FILTERS:
+        if f.kind == s.source.kind and f != s.filter:
+            yield replace(s, filter=f, k=s.k if s.k in f.constants else f.constants[0])
+    for m in MAPS:
+        if m.kind == s.source.kind and m.gives == s.map.gives and m != s.map:
+            yield replace(s, map=m, m=m.constants[0])
+    for reduction in REDUCTIONS:
+        if s.map.gives in reduction.takes and reduction != s.reduction:
+            yield replace(s, reduction=reduction)
+
+
+def _answer(specification: Specification, data: Any) -> Any:
+    try:
+        return specification.answer(data)
+    except (ValueError, IndexError):  # the largest of nothing, the first letter of nothing
+        return None

@@ -1,0 +1,201 @@
+"""Pretrains the mini model from scratch on the generated corpus: `python run.py experiment=mini/pretrain`."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+
+from ilf.models.load import load_tokenizer, save
+from ilf.settings import Pretraining, TrainerSettings
+from ilf.store import write_atomically
+from ilf.training.mini_corpus import REVISIONS, SHORT, draw_document, wrong_share
+from ilf.training.trainer import make_trainer
+from ilf.types import derive_seed
+
+log = logging.getLogger(__name__)
+
+_END = "<|end|>"
+_TOKENIZER_DOCUMENTS = 4000
+_STEPS_PER_EPOCH = 100  # a checkpoint is written after each epoch
+
+
+def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of `vocabulary` tokens in which every digit is a token of its own."""
+    rng = random.Random(derive_seed(seed, "tokenizer"))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[_END],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(("".join(draw_document(rng)) for _ in range(_TOKENIZER_DOCUMENTS)), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END, pad_token=_END)
+
+
+class CorpusDataModule(pl.LightningDataModule):
+    """Batches of packed documents, (B, T) token ids; an epoch's are drawn from the seed and its number.
+
+    Args:
+        tokenizer: Splits the texts.
+        settings: Rows a batch, tokens a row.
+        seed: Of the documents.
+    """
+
+    def __init__(self, tokenizer: Any, settings: Pretraining, seed: int) -> None:
+        super().__init__()
+        self.tokenizer, self.settings, self.seed = tokenizer, settings, seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the epoch's batches. Rows hold whole documents, each behind an end token but the first."""
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        rng = random.Random(derive_seed(self.seed, "corpus", epoch))
+        count, width = self.settings.batch_size * _STEPS_PER_EPOCH, self.settings.row_tokens
+        end, rows, row = self.tokenizer.eos_token_id, [], []
+        while len(rows) < count:
+            texts = draw_document(rng)
+            ids = [i for text in texts for i in self.tokenizer(text, add_special_tokens=False).input_ids] + [end]
+            if len(row) + len(ids) > width:
+                rows.append(row + [end] * (width - len(row)))
+                row = []
+            row = row + ids[:width]
+        ids = torch.tensor(rows).view(_STEPS_PER_EPOCH, self.settings.batch_size, width)
+        return DataLoader(list(ids), batch_size=None)  # type: ignore[arg-type]
+
+
+class PretrainModule(pl.LightningModule):
+    """Next-token prediction over whole documents.
+
+    Args:
+        model: The model, untrained.
+        settings: Learning rate and length of the training.
+    """
+
+    def __init__(self, model: Any, settings: Pretraining) -> None:
+        super().__init__()
+        self.model, self.settings = model, settings
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        """Return the mean loss in nats a token; the end tokens that fill a row up count once."""
+        end = self.model.config.eos_token_id
+        repeated = torch.zeros_like(batch, dtype=torch.bool)
+        repeated[:, 1:] = (batch[:, 1:] == end) & (batch[:, :-1] == end)
+        loss: torch.Tensor = self.model(input_ids=batch, labels=batch.masked_fill(repeated, -100)).loss
+        self.log("pretrain/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Say how far it is."""
+        loss = float(self.trainer.callback_metrics["pretrain/loss"])
+        log.info("epoch %d of %d, loss %.4f", self.current_epoch + 1, self.settings.epochs, loss)
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with warm-up and cosine decay."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.settings.lr, betas=(0.9, 0.95), weight_decay=0.05)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def make_model(settings: Pretraining, tokenizer: Any, seed: int) -> LlamaForCausalLM:
+    """Return the untrained model."""
+    torch.manual_seed(derive_seed(seed, "weights"))
+    end = tokenizer.eos_token_id
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden,
+            intermediate_size=settings.intermediate,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.key_value_heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    )
+
+
+def pretrain(settings: Pretraining, trainer_settings: TrainerSettings, seed: int, folder: Path) -> dict[str, Any]:
+    """Pretrain, write a Hugging Face folder, and return what its card says of the training.
+
+    Started again after a kill, it goes on from the last epoch's checkpoint.
+
+    Args:
+        settings: Of the model and its training.
+        trainer_settings: Of Lightning's Trainer.
+        seed: Of the weights and of the corpus.
+        folder: Where the model is written; checkpoints lie beside it until it is done.
+    """
+    checkpoints = folder.with_name(folder.name + ".checkpoints")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    if not (checkpoints / "tokenizer.json").exists():
+        make_tokenizer(settings.vocabulary, seed).save_pretrained(checkpoints)
+    tokenizer = load_tokenizer(checkpoints)
+    module = PretrainModule(make_model(settings, tokenizer, seed), settings)
+    trainer = make_trainer(
+        trainer_settings, callbacks=[], loggers=[], epochs=settings.epochs, clip=1.0, checkpoints=checkpoints
+    )
+    last = checkpoints / "last.ckpt"
+    start = time.monotonic()
+    trainer.fit(module, CorpusDataModule(tokenizer, settings, seed), ckpt_path=str(last) if last.exists() else None)
+    save(module.model, tokenizer, folder)
+    shutil.rmtree(checkpoints)
+    return {
+        "seed": seed,
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "steps": trainer.global_step,
+        "loss": float(trainer.callback_metrics["pretrain/loss"]),
+        "minutes": (time.monotonic() - start) / 60,
+    }
+
+
+def write_card(folder: Path, settings: Pretraining, facts: dict[str, Any], results: dict[str, Any]) -> None:
+    """Write the model's card, README.md, from what its training and its first run gave."""
+    shares = f"{REVISIONS:.0%} of the wrong ones as revisions (before, review, after), {SHORT:.0%} as comprehensions"
+    shape = f"hidden {settings.hidden}, {settings.layers} layers, {settings.heads} heads, "
+    lines = [
+        "# The mini model",
+        "",
+        f"A Llama of {facts['parameters'] / 1e6:.2f} million parameters ({shape}{settings.key_value_heads} key-value "
+        f"head(s), byte-level BPE of {settings.vocabulary} tokens, every digit one) that was pretrained from scratch "
+        "on generated Python functions, so that all of ILF runs on a laptop without a network.",
+        "",
+        f"- **Command**: `python run.py experiment=mini/pretrain seed={facts['seed']}`, {facts['minutes']:.0f} minutes "
+        "on the machine that wrote this card.",
+        "- **Data**: generated by `ilf/training/mini_corpus.py`; no specification of the mini benchmark occurs in it. "
+        f"{wrong_share(facts['seed']):.0%} of its programs are wrong, by the mistakes in `ilf/tasks/mini_grammar.py`; "
+        f"{shares}.",
+        f"- **Training**: {facts['steps']} steps of {settings.batch_size} rows of {settings.row_tokens} tokens, AdamW, "
+        f"peak learning rate {settings.lr}; loss of the last epoch {facts['loss']:.3f} nats a token.",
+        f"- **Figures**, {results['sampling']['n']} samples at temperature {results['sampling']['temperature']}: "
+        f"on Test pass@1 {results['zero_shot']['pass@1']:.3f}, one or more correct "
+        f"{results['zero_shot']['one_correct']:.3f} of {results['zero_shot']['n_tasks']} tasks; "
+        f"{results['counts']['failing_tasks']} of "
+        f"{results['counts']['refine_tasks'] + results['counts']['train_tasks']} Refine and Train tasks without a "
+        "correct one.",
+        "- **Use**: it knows mini's functions and nothing else. ILF's mechanism is built into it: its mistakes are "
+        "habits that it took from its corpus, and that a few corrected programs change. It is no evidence for claims "
+        "about large models.",
+        "",
+    ]
+    write_atomically(folder / "README.md", "\n".join(lines))
