@@ -1,9 +1,8 @@
-"""Fixtures: the published data where it is at hand, and a tiny model that is really trained, once a session."""
+"""Fixtures: the published data where it is at hand, and runs on the mini model with a tiny budget."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 ROOT = Path(__file__).parent.parent
+MINI = ROOT / "src" / "ilf" / "models" / "mini"
 # MBPP and the ILF paper's annotations are not part of the project: tests on them skip where they are not at hand.
 DATA = Path(os.environ.get("ILF_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -47,32 +47,29 @@ def compose_settings(*overrides: str) -> Settings:
         return settings_from(compose("config", overrides=["output_dir=unused", *overrides]))
 
 
-@pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that holds the trained tiny model and nothing else."""
-    folder = tmp_path_factory.mktemp("store")
-    stages = build(compose_settings(f"store.dir={folder}", f"output_dir={folder / 'out'}", "logger=none"))
-    assert stages.model.is_dir()
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    return folder
+# A few tasks and samples, of which the mini model gets some right and some wrong.
+SMALL = [
+    "sampler.n=4",
+    "evaluate.k=[1,4]",
+    "data.limit.test=8",
+    "data.limit.refine=30",
+    "data.limit.train=30",
+]
 
 
 @pytest.fixture
-def store(tiny_store: Path, tmp_path: Path) -> Path:
-    """A store of the test's own, with the tiny model."""
-    shutil.copytree(tiny_store, tmp_path / "store")
+def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
 @pytest.fixture
-def tiny_stages(store: Path, tmp_path: Path) -> Iterator[Callable[..., Stages]]:
-    """Build a run on the tiny tasks and model, in this process, with a small budget."""
+def small_stages(store: Path, tmp_path: Path) -> Iterator[Callable[..., Stages]]:
+    """Build a run on mini in this process, with a small budget."""
     made: list[Stages] = []
 
     def make(*overrides: str) -> Stages:
-        small = ["logger=none", "sampler.n=4", "evaluate.k=[1,4]", f"store.dir={store}"]
-        small.append(f"output_dir={tmp_path / f'run{len(made)}'}")
-        made.append(build(compose_settings(*small, *overrides)))
+        own = ["logger=none", f"store.dir={store}", f"output_dir={tmp_path / f'run{len(made)}'}"]
+        made.append(build(compose_settings(*SMALL, *own, *overrides)))
         return made[-1]
 
     yield make
@@ -81,7 +78,7 @@ def tiny_stages(store: Path, tmp_path: Path) -> Iterator[Callable[..., Stages]]:
 
 
 @pytest.fixture
-def cli(store: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run run.py as a user does, in a folder of the test's own."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -66,10 +66,13 @@ class Steps:
         assert refiner == "refiner"
         return self._programs("refine", [f.task_id for f in feedback])
 
-    def express(self, task, program, source, feedback):
-        return (
-            None if (task.task_id, source) in self.unusable else Refinement(task.task_id, task.prompt, program, source)
-        )
+    def express(self, candidates):
+        return [
+            None
+            if (c.task.task_id, c.source) in self.unusable
+            else Refinement(c.task.task_id, c.task.prompt, c.program, c.source)
+            for c in candidates
+        ]
 
     def train_policy(self, examples):
         self.calls.append("train_policy")
@@ -122,6 +125,17 @@ def test_without_a_solved_task_nothing_is_trained():
     steps = Steps({})
     outcome = run(steps)
     assert outcome.examples == [] and outcome.finetuned is None and "train_policy" not in steps.calls
+
+
+def test_self_training_has_as_many_examples_from_tasks_that_the_policy_solves():
+    outcome = run(Steps({"sample": {111, 313, 314}, "refine": {311}}), "self")
+    assert outcome.failing.keys() == {112, 311, 312}
+    assert [e.source for e in outcome.examples] == ["self"] and outcome.examples[0].task_id in (313, 314)
+    assert outcome.examples[0].target.startswith("sample ") and outcome.examples[0].target.endswith(" 2")
+    few = run(Steps({"sample": {314}, "refine": {311, 312, 313}}), "self")
+    assert [e.task_id for e in few.examples] == [314]
+    unusable = run(Steps({"sample": {313, 314}, "refine": {311, 312}}, {(313, "self"), (312, "gold")}), "self")
+    assert [e.task_id for e in unusable.examples] == [314]
 
 
 def test_the_control_evaluates_the_policy_as_it_was():

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 
 import pytest
-from conftest import ROOT, compose_settings
+from conftest import MINI, ROOT, compose_settings
 
 from ilf.config import check
 from ilf.settings import Settings
@@ -34,25 +34,24 @@ def override(option: str) -> str:
     return f"{group}={name}"
 
 
-def needs(option: str, folder) -> list[str]:
-    """What an option can't be composed without."""
-    model = str(next(folder.glob("tiny_model/*/model")))
-    annotations = str(ROOT / "src/ilf/tasks/tiny_annotations.jsonl")
-    return {
-        "model/local": [f"model.path={model}"],
-        "refiner/local": [f"refiner.path={model}"],
-        "data/mbpp": [f"feedback.path={annotations}"],
-        "experiment/mbpp/smoke": [f"feedback.path={annotations}"],
-        "experiment/mbpp/full": [f"feedback.path={annotations}"],
-    }.get(option, [])
+SOME_FILE = ROOT / "README.md"  # stands for annotations where they are not read
+NEEDS = {  # what an option can't be composed without
+    "model/local": [f"model.path={MINI}"],
+    "refiner/local": [f"refiner.path={MINI}"],
+    "refiner/few_shot": ["feedback=human", f"feedback.path={SOME_FILE}"],
+    "feedback/human": [f"feedback.path={SOME_FILE}"],
+    "data/mbpp": [f"feedback.path={SOME_FILE}"],
+    "experiment/mbpp/smoke": [f"feedback.path={SOME_FILE}"],
+    "experiment/mbpp/full": [f"feedback.path={SOME_FILE}"],
+}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_names_its_command_and_sets_only_known_keys(option, tiny_store):
+def test_every_option_names_its_command_and_sets_only_known_keys(option):
     text = (CONF / f"{option}.yaml").read_text()
     first = next(line for line in text.splitlines() if not line.startswith("# @package"))
     assert first.startswith("# python run.py"), first
-    settings = compose_settings(override(option), *needs(option, tiny_store))
+    settings = compose_settings(override(option), *NEEDS.get(option, []))
     group = option.split("/")[0]
     if group != "experiment":
         assert getattr(settings, group).name == option.split("/")[1]
@@ -60,9 +59,9 @@ def test_every_option_names_its_command_and_sets_only_known_keys(option, tiny_st
 
 # The default options run in the end-to-end tests.
 DEFAULTS = {
-    "data/tiny",
-    "model/tiny",
-    "feedback/human",
+    "data/mini",
+    "model/mini",
+    "feedback/scripted",
     "refiner/finetuned",
     "refinements/model",
     "sampler/hf",
@@ -76,13 +75,13 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NOT_RUN and o not in DEFAULTS])
-def test_every_option_runs(option, tiny_stages, store):
+def test_every_option_runs(option, small_stages):
     run = ["training.epochs=1", "data.limit.train=6"]
     if option.startswith("feedback"):  # without annotations, the tasks are those that the policy fails
         run = ["training.epochs=1", "sampler.n=1", "evaluate.k=[1]"]
-    stages = tiny_stages(
+    stages = small_stages(
         override(option),
-        *needs(option, store),
+        *NEEDS.get(option, []),
         *run,
         "data.limit.test=3",
         "sampler.max_new_tokens=64",
@@ -193,7 +192,7 @@ def test_a_hub_that_cannot_be_reached_is_named_with_the_way_out(tmp_path):
             "data=mbpp",
             "logger=none",
             f"hydra.run.dir={tmp_path}",
-            f"feedback.path={ROOT / 'src/ilf/tasks/tiny_annotations.jsonl'}",
+            f"feedback.path={SOME_FILE}",
         ],
         text=True,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Whole runs through the command line on the tiny model: results, sweeps, tracking, kill and resume."""
+"""Whole runs through the command line on the mini model: results, sweeps, tracking, kill and resume."""
 
 import csv
 import json
@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import MINI, ROOT, SMALL
 
-SMALL = ["sampler.n=4", "evaluate.k=[1,4]", "store.dir=store"]
+DIRS = ["store.dir=store", "hydra.sweep.dir=out"]
+FOLDERS = ["0_gold_seed0", "1_human_seed0", "2_model_seed0", "3_self_seed0", "4_none_seed0"]
 METRICS = {"pass@1", "pass@4", "ci95", "one_correct", "n_tasks", "n_samples"}
 
 
@@ -39,12 +40,11 @@ def figures(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def sweep(tiny_store, tmp_path_factory) -> Path:
+def sweep(tmp_path_factory) -> Path:
     """The comparison that the framework exists for, once."""
     folder = tmp_path_factory.mktemp("sweep")
-    shutil.copytree(tiny_store, folder / "store")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "-m", "refinements=gold,human,model", *SMALL, "hydra.sweep.dir=out"],
+        [sys.executable, str(ROOT / "run.py"), "-m", "refinements=gold,human,model,self,none", *SMALL, *DIRS],
         cwd=folder,
         text=True,
         capture_output=True,
@@ -58,10 +58,13 @@ def test_results_hold_what_the_contract_names(sweep):
     found = json.loads((sweep / "2_model_seed0" / "results.json").read_text())
     expected = {
         "refinements": "model",
-        "feedback": "human",
+        "feedback": "scripted",
+        "annotator": "scripted",
         "seed": 0,
-        "data": "tiny",
-        "model": "tiny",
+        "data": "mini",
+        "model": "mini",
+        "model_id": "mini",
+        "feedback_on_policy": True,
         "status": "complete",
     }
     assert expected.items() <= found.items()
@@ -90,7 +93,7 @@ def test_results_hold_what_the_contract_names(sweep):
     }
     assert set(found["seconds"]) == stages
     keys = [set(json.loads(f.read_text())) for f in sweep.glob("*/results.json")]
-    assert keys[0] == keys[1] == keys[2]
+    assert len(keys) == 5 and all(k == keys[0] for k in keys)
 
 
 def test_the_figures_are_those_of_the_programs(sweep):
@@ -98,7 +101,7 @@ def test_the_figures_are_those_of_the_programs(sweep):
     found = json.loads((folder / "results.json").read_text())
     for part, file, tasks in (
         ("zero_shot", "zero_shot", 8),
-        ("refiner", "refinements", 14),
+        ("refiner", "refinements", found["refiner"]["n_tasks"]),
         ("finetuned", "finetuned", 8),
     ):
         rows = read_jsonl(folder / "programs" / f"{file}.jsonl")
@@ -111,7 +114,7 @@ def test_the_figures_are_those_of_the_programs(sweep):
 
 
 def test_the_arms_share_their_samples_and_train_on_the_same_tasks(sweep):
-    folders = [sweep / name for name in ("0_gold_seed0", "1_human_seed0", "2_model_seed0")]
+    folders = [sweep / name for name in FOLDERS[:3]]
     results = [json.loads((f / "results.json").read_text()) for f in folders]
     assert results[0]["seconds"]["reused"] == []
     shared = {"zero_shot", "sample", "annotate", "train_refiner", "refine"}
@@ -121,20 +124,38 @@ def test_the_arms_share_their_samples_and_train_on_the_same_tasks(sweep):
     assert len({(f / "programs" / "zero_shot.jsonl").read_text() for f in folders}) == 1
     sources = [{row["source"] for row in read_jsonl(f / "training.jsonl")} for f in folders]
     assert sources == [{"gold"}, {"human"}, {"model"}]
-    for folder, source in zip(folders, ("gold", "human", "model"), strict=True):
+    for folder in folders:
         for row in read_jsonl(folder / "training.jsonl"):
-            assert row["task_id"] >= 311 and (row["parent"] is not None or source == "gold")
+            assert row["task_id"] >= 311 and row["parent"] and row["feedback"]
+
+
+def test_self_training_is_on_as_many_tasks_that_the_policy_solved_itself(sweep):
+    own, model = (read_jsonl(sweep / name / "training.jsonl") for name in (FOLDERS[3], FOLDERS[2]))
+    samples = {
+        r["program"] for r in read_jsonl(sweep / FOLDERS[3] / "programs" / "sample.jsonl") if r["verdict"] == "passed"
+    }
+    assert len(own) == len(model) and {row["source"] for row in own} == {"self"}
+    assert not {row["task_id"] for row in own} & {row["task_id"] for row in model}
+    assert all(row["task_id"] >= 311 and row["prompt"] + row["target"] in samples for row in own)
+    assert json.loads((sweep / FOLDERS[3] / "results.json").read_text())["matched"] is False
+
+
+def test_the_control_draws_anew_from_the_model_as_it_was(sweep):
+    found = json.loads((sweep / FOLDERS[4] / "results.json").read_text())
+    assert found["counts"]["training_examples"] == 0 and found["refiner"] is None
+    assert found["finetuned"] != found["zero_shot"] and not (sweep / FOLDERS[4] / "policy").exists()
 
 
 def test_a_sweep_ends_with_its_comparison(sweep):
     rows = list(csv.DictReader((sweep / "comparison.csv").open()))
-    assert [row["refinements"] for row in rows] == ["gold", "human", "model"]
+    assert [row["refinements"] for row in rows] == ["gold", "human", "model", "self", "none"]
     results = json.loads((sweep / "2_model_seed0" / "results.json").read_text())
     assert float(rows[2]["finetuned_pass@1"]) == results["finetuned"]["pass@1"]
     assert float(rows[2]["p_holm_pass@1"]) >= float(rows[2]["p_pass@1"]) == results["delta"]["pass@1"]["p_value"]
     assert (sweep / "comparison.png").read_bytes().startswith(b"\x89PNG")
     text = (sweep / "comparison.md").read_text()
     assert text in (sweep / "stdout").read_text() and text.count("zero-shot") == 2
+    assert "annotator (scripted)" in text and "human" not in text and "Unmatched" in text
     for folder in sweep.glob("[0-9]*"):
         assert (folder / "summary.md").read_text().startswith("# ILF: ")
         assert (folder / "plots" / "pass_at_k.png").stat().st_size > 5000
@@ -188,14 +209,13 @@ def test_wandb_holds_the_run_without_an_account(sweep):
     assert (run.job_type, run.run_group) == ("gold", "out")
 
 
-def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, tiny_stages):
+def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, small_stages):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for name in ("policy", "refiner"):
         folder = sweep / "2_model_seed0" / name
         assert AutoModelForCausalLM.from_pretrained(folder) and AutoTokenizer.from_pretrained(folder)
-    # The fine-tuned policy as a model: its zero-shot figure is the run's fine-tuned one, up to sampling.
-    stages = tiny_stages(
+    stages = small_stages(
         "model=local",
         f"model.path={sweep / '2_model_seed0' / 'policy'}",
         "stages=[zero_shot]",
@@ -205,41 +225,39 @@ def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, tiny_stages):
     assert found["status"] == "partial" and found["zero_shot"]["n_tasks"] == 8 and found["finetuned"] is None
 
 
-def test_another_scoring_draws_nothing_again(tiny_stages, monkeypatch):
-    first = tiny_stages("stages=[zero_shot]").run()
+def test_another_scoring_draws_nothing_again(small_stages, monkeypatch):
+    first = small_stages("stages=[zero_shot]").run()
     monkeypatch.setattr("ilf.runner.load_model", None)
-    again = tiny_stages("stages=[zero_shot]", "executor.tests=unseen").run()
+    again = small_stages("stages=[zero_shot]", "executor.tests=unseen").run()
     assert again["seconds"]["reused"] == [] and again["zero_shot"]["pass@1"] >= first["zero_shot"]["pass@1"]
-    assert tiny_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]
+    assert small_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]
 
 
-def test_stages_can_be_done_one_after_the_other(tiny_stages):
+def test_stages_can_be_done_one_after_the_other(small_stages):
     from ilf.types import InputError
 
     with pytest.raises(InputError, match=r"stages=.*refine needs sample.*Add sample"):
-        tiny_stages("stages=[refine]").run()
-    partial = tiny_stages("stages=[sample,zero_shot]").run()
+        small_stages("stages=[refine]").run()
+    partial = small_stages("stages=[sample,zero_shot]").run()
     assert partial["status"] == "partial" and partial["refiner"] is None and partial["zero_shot"]
-    whole = tiny_stages().run()
+    whole = small_stages().run()
     assert {"sample", "zero_shot"} <= set(whole["seconds"]["reused"]) and whole["status"] == "complete"
 
 
 def test_an_empty_training_set_ends_the_run_after_its_results(cli, tmp_path):
-    refiner = next((tmp_path / "store").glob("tiny_model/*/model"))
-    done = cli(
-        *SMALL, "logger=csv", "training.max_length=20", "refiner=local", f"refiner.path={refiner}", "hydra.run.dir=out"
-    )
+    local = ["refiner=local", f"refiner.path={MINI}"]
+    done = cli(*SMALL, "store.dir=store", "logger=csv", "training.max_length=20", *local, "hydra.run.dir=out")
     assert done.returncode != 0 and "no program is left to fine-tune on" in done.stderr, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (found["status"], found["finetuned"]) == ("no_training_examples", None)
 
 
-def test_no_selection_reads_a_test_verdict(tiny_stages, monkeypatch):
+def test_no_selection_reads_a_test_verdict(small_stages, monkeypatch):
     """With every verdict on Test turned round, everything that is trained stays the same."""
     from ilf.training import unit_test_callback
 
-    few = ["data.limit.test=3", "data.limit.refine=5", "data.limit.train=5"]
-    first = tiny_stages(*few).run()
+    few = ["data.limit.test=3", "data.limit.train=10"]
+    first = small_stages(*few).run()
     honest = unit_test_callback.score
 
     def dishonest(pairs, sandbox, tests):
@@ -253,7 +271,7 @@ def test_no_selection_reads_a_test_verdict(tiny_stages, monkeypatch):
         ]
 
     monkeypatch.setattr(unit_test_callback, "score", dishonest)
-    stages = tiny_stages("store.reuse=false", *few)
+    stages = small_stages("store.reuse=false", *few)
     second = stages.run()
     assert second["zero_shot"]["pass@1"] != first["zero_shot"]["pass@1"]
     assert second["training_task_ids"] == first["training_task_ids"]
@@ -272,10 +290,9 @@ KILLS = [
     ("evaluate", "evaluate: 1 of"),
 ]
 BUDGET = [
-    "sampler.n=6",
-    "evaluate.k=[1,6]",
+    *SMALL,
     "sampler.batch_size=8",
-    "training.epochs=6",
+    "training.epochs=4",
     "store.dir=store",
     "logger=csv",
 ]
@@ -307,11 +324,10 @@ def kill_at(folder: Path, mark: str, number: int) -> None:
         process.wait()
 
 
-def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, tmp_path, tiny_store):
+def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, tmp_path):
     whole = cli(*BUDGET, "hydra.run.dir=unbroken")
     assert whole.returncode == 0, whole.stderr[-2000:]
     shutil.rmtree(tmp_path / "store")
-    shutil.copytree(tiny_store, tmp_path / "store")
     for number, (stage, mark) in enumerate(KILLS):
         kill_at(tmp_path, mark, number)
         assert not list((tmp_path / "store" / stage).glob("*/done*.json")), f"{stage} was done before the kill"
@@ -331,20 +347,21 @@ def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, tmp_path, tiny
     assert not list((tmp_path / "store").rglob("*.ckpt"))
 
 
-def test_the_real_run_traces_algorithm_1_through_its_only_caller(tiny_stages, monkeypatch):
+def test_the_real_run_traces_algorithm_1_through_its_only_caller(small_stages, monkeypatch):
     from ilf import algorithm
 
     calls = []
     original = algorithm.run
     monkeypatch.setattr(algorithm, "run", lambda do, *a, **k: (calls.append(do), original(do, *a, **k)))
-    stages = tiny_stages("data.limit.test=3", "data.limit.refine=5", "data.limit.train=5")
+    stages = small_stages("data.limit.test=3", "data.limit.train=10")
     assert stages.run()["status"] == "complete" and calls == [stages]
 
 
-def test_the_store_can_be_listed_and_pruned(cli, tmp_path):
+def test_the_store_can_be_listed_and_pruned(cli, small_stages):
+    small_stages("stages=[zero_shot]", "sampler.n=1", "evaluate.k=[1]", "data.limit.test=2").run()
     listing = cli("mode=store", "store.dir=store", "hydra.run.dir=a")
-    assert "tiny_model" in listing.stdout and "done" in listing.stdout
+    assert "zero_shot" in listing.stdout and "done" in listing.stdout
     kept = cli("mode=store", "store.dir=store", "store.prune_days=1", "hydra.run.dir=b")
     assert "removed 0" in kept.stdout
     gone = cli("mode=store", "store.dir=store", "store.prune_days=0", "hydra.run.dir=c")
-    assert "removed 1" in gone.stdout and "tiny_model" not in gone.stdout
+    assert "removed 1" in gone.stdout and "zero_shot" not in gone.stdout

@@ -3,6 +3,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import MINI
 from transformers import (
     AutoModelForCausalLM,
     CodeGenConfig,
@@ -15,31 +16,25 @@ from transformers import (
 from ilf.models.load import adapt, load_model, load_tokenizer, save
 from ilf.models.sampling import Sampler
 from ilf.settings import Adapter, Sampling
+from ilf.tasks import mini as mini_tasks
+from ilf.tasks.mbpp import tasks_from
 from ilf.types import Draw, derive_seed
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_store):
-    folder = next(tiny_store.glob("tiny_model/*/model"))
-    return load_model(folder, torch.float32), load_tokenizer(folder), folder
+def mini():
+    return load_model(MINI, torch.float32), load_tokenizer(MINI), MINI
 
 
 def draws(prompts, n, seed=0):
     return [Draw(t, "test", s, derive_seed(seed, t, s), p, "") for t, p in enumerate(prompts) for s in range(n)]
 
 
-PROMPTS = [
-    f'"""\nWrite a function to {text}.\n\n>>> Example: {name}(3) = 6\n"""\n\ndef {name}(n):\n'
-    for text, name in [
-        ("double a number", "double"),
-        ("triple a number", "triple"),
-        ("increase a number by one", "increase"),
-    ]
-]
+PROMPTS = [task.prompt for task in tasks_from(mini_tasks.rows()[10:13], None, "paper")[0]]
 
 
-def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(tiny):
-    model, tokenizer, _ = tiny
+def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(mini):
+    model, tokenizer, _ = mini
     sampler = Sampler(Sampling(max_new_tokens=40))
     plan = draws(PROMPTS, 6)
     together = sampler.sample(model, tokenizer, plan)
@@ -70,9 +65,9 @@ def models():
     )
 
 
-def test_near_temperature_zero_we_give_what_generate_gives_greedily(tiny):
+def test_near_temperature_zero_we_give_what_generate_gives_greedily(mini):
     """Left padding, positions, the shared prefill and the leaving of finished rows change nothing."""
-    _, tokenizer, _ = tiny
+    _, tokenizer, _ = mini
     for model in models():
         model = model.eval()
         model.generation_config = GenerationConfig(eos_token_id=0)
@@ -85,16 +80,16 @@ def test_near_temperature_zero_we_give_what_generate_gives_greedily(tiny):
         assert found[0] == found[1] and found[2] == found[3]
 
 
-def test_a_publishers_generation_settings_are_dropped(tiny, tmp_path):
-    model, tokenizer, _ = tiny
+def test_a_publishers_generation_settings_are_dropped(mini, tmp_path):
+    model, tokenizer, _ = mini
     save(model, tokenizer, tmp_path / "m")
     GenerationConfig(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=1.5).save_pretrained(tmp_path / "m")
     config = load_model(tmp_path / "m", torch.float32).generation_config
     assert (config.top_k, config.repetition_penalty) != (1, 1.5) and config.top_k is None
 
 
-def test_when_memory_runs_out_the_batch_is_halved_and_the_samples_stay(tiny):
-    model, tokenizer, _ = tiny
+def test_when_memory_runs_out_the_batch_is_halved_and_the_samples_stay(mini):
+    model, tokenizer, _ = mini
     sampler = Sampler(Sampling(max_new_tokens=40))
     plan = draws(PROMPTS, 4)
     expected = sampler.sample(model, tokenizer, plan)
@@ -117,8 +112,8 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_samples_stay(tiny):
         Broken(sampler.settings).sample(model, tokenizer, plan)
 
 
-def test_sampling_stops_where_the_function_ends(tiny):
-    model, tokenizer, _ = tiny
+def test_sampling_stops_where_the_function_ends(mini):
+    model, tokenizer, _ = mini
     calls = []
     hook = model.register_forward_hook(lambda *a: calls.append(1))
     Sampler(Sampling(max_new_tokens=500)).sample(model, tokenizer, draws(PROMPTS, 4))
@@ -126,8 +121,8 @@ def test_sampling_stops_where_the_function_ends(tiny):
     assert len(calls) < 100
 
 
-def test_lora_is_saved_merged_and_apart(tiny, tmp_path):
-    _, tokenizer, folder = tiny
+def test_lora_is_saved_merged_and_apart(mini, tmp_path):
+    _, tokenizer, folder = mini
     model = adapt(load_model(folder, torch.float32), Adapter("lora", rank=4))
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ilf.tasks.mbpp import SPLIT_IDS, load_tasks, split_tasks
+from ilf.tasks.mbpp import SPLIT_IDS, read_rows, split_tasks, tasks_from
 from ilf.tasks.prompts import completion_of, cut, function_end, normalise_newlines, task_prompt
 from ilf.types import InputError
 
@@ -14,7 +14,7 @@ SHA256 = "e3f45af54c8923849d795cba78c5c94b88c09db89a5dcc9ac538696485b099cf"
 
 
 def tasks_of(path: Path, style: str = "paper"):
-    return load_tasks(str(path), revision="", expected_sha256=SHA256, prompt_style=style)[0]
+    return tasks_from(read_rows(str(path), ""), SHA256, style)[0]
 
 
 def test_every_task_gets_a_prompt_and_a_split(mbpp_file):
@@ -112,15 +112,15 @@ def test_the_rows_are_checked(tmp_path):
     def load(*rows):
         file = tmp_path / "tasks.jsonl"
         file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
-        return load_tasks(str(file), revision="", expected_sha256=None, prompt_style="paper")
+        return tasks_from(read_rows(str(file), ""), None, "paper")
 
     assert load(row)[0][0].entry_point == "f"
     for bad in ("{", "3", {**row, "text": 1}, {**row, "task_id": 2000}, {**row, "code": "def g(: pass"}, row):
         with pytest.raises(InputError, match=r"tasks.jsonl:2"):
             load(row, bad)
     load(row)
-    with pytest.raises(InputError, match=r"data\.path.*hash"):
-        load_tasks(str(tmp_path / "tasks.jsonl"), revision="", expected_sha256="x", prompt_style="paper")
+    with pytest.raises(InputError, match=r"data\.sha256.*hash"):
+        tasks_from(read_rows(str(tmp_path / "tasks.jsonl"), ""), "x", "paper")
 
 
 def test_a_prompt_needs_exactly_one_entry_point():

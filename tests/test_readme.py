@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -23,6 +23,7 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
         (tmp_path / name).touch()
     words = [w for w in shlex.split(arguments) if w != "-m"]
     words = [re.sub(r"=(mbpp.jsonl|annotations.jsonl|FOLDER)$", rf"={tmp_path}/\1", word) for word in words]
+    words = [word.replace("outputs/DATE/TIME/mini", str(tmp_path / "FOLDER")) for word in words]
     # A sweep composes one job for each of its values.
     swept = [w for w in words if "," in w and "[" not in w]
     for values in [w.partition("=")[2].split(",") for w in swept] or [[None]]:
@@ -33,7 +34,8 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
 
 def test_the_python_of_the_readme_runs(store, tmp_path):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
-    small = f'"output_dir={tmp_path}/out", "store.dir={store}", "sampler.n=2", "evaluate.k=[1]", "data.limit.train=5"'
+    small = ", ".join(f'"{override}"' for override in SMALL)
+    small = f'"output_dir={tmp_path}/out", "store.dir={store}", {small}'
     code = code.replace('"output_dir=outputs/mine"', small).replace('"src"', repr(str(ROOT / "src")))
     code = code.replace('initialize("conf"', f"initialize_config_dir({str(ROOT / 'conf')!r}")
     code = code.replace("import compose, initialize", "import compose, initialize_config_dir")

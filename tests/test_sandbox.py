@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from ilf.feedback.human import load_annotations
 from ilf.sandbox import Job, Limits, Sandbox
-from ilf.tasks.mbpp import load_tasks
+from ilf.tasks.mbpp import read_rows, tasks_from
 
 SMALL = Limits(time_limit=1, memory_mb=256, output_kb=64)
 
@@ -133,15 +133,13 @@ def test_the_room_is_usable_alone_without_torch():
 
 
 def test_all_gold_programs_pass(mbpp_file):
-    tasks, _ = load_tasks(str(mbpp_file), revision="", expected_sha256=None, prompt_style="paper")
+    tasks, _ = tasks_from(read_rows(str(mbpp_file), ""), None, "paper")
     found = Sandbox(Limits()).run([Job(t.code, t.tests, t.setup) for t in tasks])
     assert [t.task_id for t, v in zip(tasks, found, strict=True) if not v.passed] == []
 
 
 def test_every_annotated_program_fails_and_every_refinement_passes(mbpp_file, annotations_file):
-    tasks = {
-        t.task_id: t for t in load_tasks(str(mbpp_file), revision="", expected_sha256=None, prompt_style="paper")[0]
-    }
+    tasks = {t.task_id: t for t in tasks_from(read_rows(str(mbpp_file), ""), None, "paper")[0]}
     annotations = load_annotations(str(annotations_file))
     assert len(annotations) == 195
     assert {s: sum(a.split == s for a in annotations) for s in ("refine", "train", "test", "prompt")} == {

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import MINI
 
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.sampling import Sampler
@@ -16,8 +17,8 @@ TASK = Task(311, "train", "t", "def f(x):\n    return 1", "f", ("assert f(1) == 
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_store):
-    return next(tiny_store.glob("tiny_model/*/model"))
+def folder():
+    return MINI
 
 
 @pytest.fixture(scope="module")

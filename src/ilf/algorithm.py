@@ -133,9 +133,7 @@ def choose(
     return chosen
 
 
-def choose_own(
-    do: Steps, tasks: Splits, samples: Iterable[Program], count: int, seed: int
-) -> list[Refinement]:
+def choose_own(do: Steps, tasks: Splits, samples: Iterable[Program], count: int, seed: int) -> list[Refinement]:
     """Return as many of the policy's own correct samples as `count`, one a task: self-training without feedback.
 
     They are on Train tasks that the policy solves, so on none of those that the other arms train on.

@@ -171,9 +171,7 @@ def _check_sources(settings: Settings) -> None:
         )
     if feedback.source == "human" and feedback.path is not None:
         if not Path(feedback.path).is_file():
-            raise InputError(
-                "feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations."
-            )
+            raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
         return
     if feedback.source == "human" and "drop" not in feedback.transform:
         raise InputError(

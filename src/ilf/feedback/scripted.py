@@ -150,9 +150,9 @@ def read(program: str, entry_point: str) -> tuple[Sketch, Names] | None:
 def _comprehension(answer: ast.expr, arg: str) -> tuple[Sketch, Names] | None:
     inner = [node for node in ast.walk(answer) if isinstance(node, ast.ListComp)]
     match inner:
-        case [ast.ListComp(elt=value, generators=[ast.comprehension(ast.Name(id=item), loop, tests)])] if len(
-            tests
-        ) <= 1:
+        case [ast.ListComp(elt=value, generators=[ast.comprehension(ast.Name(id=item), loop, tests)])] if (
+            len(tests) <= 1
+        ):
             names = Names(arg, item, "acc")
             test = _canonical(tests[0], names) if tests else None
             outer = _canonical(_Replace(inner[0]).visit(copy.deepcopy(answer)), names)
@@ -160,9 +160,7 @@ def _comprehension(answer: ast.expr, arg: str) -> tuple[Sketch, Names] | None:
     return None
 
 
-def _loop(
-    loop: ast.For, rest: list[ast.stmt], start: ast.expr, arg: str, acc: str
-) -> tuple[Sketch, Names] | None:
+def _loop(loop: ast.For, rest: list[ast.stmt], start: ast.expr, arg: str, acc: str) -> tuple[Sketch, Names] | None:
     if not isinstance(loop.target, ast.Name) or loop.orelse:
         return None
     names = Names(arg, loop.target.id, acc)
@@ -177,7 +175,9 @@ def _loop(
             update = "append"
         case [ast.AugAssign(ast.Name(id=target), op, value)] if target == acc:
             update = ast.unparse(ast.AugAssign(ast.Name("a"), op, ast.Name("b"))).split()[1]
-        case [ast.Assign([ast.Name(id=target)], ast.BinOp(value, ast.Add(), ast.Name(id=also)))] if target == also == acc:
+        case [ast.Assign([ast.Name(id=target)], ast.BinOp(value, ast.Add(), ast.Name(id=also)))] if (
+            target == also == acc
+        ):
             update = "before"
         case [ast.Assign([ast.Name(id=target)], value)] if target == acc:
             update = "="

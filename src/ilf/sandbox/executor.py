@@ -100,7 +100,9 @@ class Sandbox:
             answer = interpreter.ask(json.dumps(message), limits.time_limit * _WALL + _GRACE)
         seconds = round(time.monotonic() - started, 4)
         if answer is None:
-            return Verdict("crashed", "ended the interpreter that it was forked from", (False,) * len(job.tests), seconds)
+            return Verdict(
+                "crashed", "ended the interpreter that it was forked from", (False,) * len(job.tests), seconds
+            )
         events = []
         for line in answer["text"].splitlines():
             with contextlib.suppress(ValueError):  # a line that the kill cut in two

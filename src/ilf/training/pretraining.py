@@ -68,7 +68,9 @@ class CorpusDataModule(pl.LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         rng = random.Random(derive_seed(self.seed, "corpus", epoch))
         count, width = self.settings.batch_size * _STEPS_PER_EPOCH, self.settings.row_tokens
-        end, rows, row = self.tokenizer.eos_token_id, [], []
+        end = self.tokenizer.eos_token_id
+        rows: list[list[int]] = []
+        row: list[int] = []
         while len(rows) < count:
             texts = draw_document(rng)
             ids = [i for text in texts for i in self.tokenizer(text, add_special_tokens=False).input_ids] + [end]
@@ -76,8 +78,8 @@ class CorpusDataModule(pl.LightningDataModule):
                 rows.append(row + [end] * (width - len(row)))
                 row = []
             row = row + ids[:width]
-        ids = torch.tensor(rows).view(_STEPS_PER_EPOCH, self.settings.batch_size, width)
-        return DataLoader(list(ids), batch_size=None)  # type: ignore[arg-type]
+        batches = torch.tensor(rows).view(_STEPS_PER_EPOCH, self.settings.batch_size, width)
+        return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
 
 
 class PretrainModule(pl.LightningModule):

@@ -1,0 +1,173 @@
+"""The embedded benchmark, its annotator and the corpus of its model."""
+
+import ast
+import random
+
+import pytest
+
+from ilf.feedback import transforms
+from ilf.feedback.scripted import annotate, differences, read, review
+from ilf.sandbox import Job, Limits, Sandbox
+from ilf.tasks import mini
+from ilf.tasks.mbpp import COLUMNS, split_tasks, tasks_from
+from ilf.tasks.mini_grammar import draw_names, draw_specification
+from ilf.training import mini_corpus
+from ilf.types import Feedback, InputError, Program, Verdict
+
+SPECIFICATIONS = mini.specifications()
+SANDBOX = Sandbox(Limits(time_limit=2))
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return tasks_from(mini.rows(), None, "paper")[0]
+
+
+def test_974_distinct_tasks_in_mbpps_columns_and_splits(tasks):
+    rows = [row for _, row in mini.rows()]
+    assert all(set(COLUMNS) <= set(row) and len(set(row["test_list"])) == 3 for row in rows)
+    splits = split_tasks(tasks, {})
+    assert [len(s) for s in (splits.prompt, splits.test, splits.refine, splits.train)] == [10, 100, 200, 664]
+    for column in ("text", "test_list"):
+        assert len({str(row[column]) for row in rows}) == 974
+    assert len({s.key for s in SPECIFICATIONS.values()}) == 974
+    assert len({s.source.name for s in SPECIFICATIONS.values()}) == 5
+
+
+def test_the_benchmark_is_the_same_wherever_it_is_made():
+    assert tasks_from(mini.rows(), None, "paper")[1] == "SHA256"
+
+
+def test_gold_programs_and_loops_pass(tasks):
+    jobs = []
+    for task in tasks:
+        specification = SPECIFICATIONS[task.task_id]
+        (arg,) = ast.parse(task.code).body[0].args.args
+        names = draw_names(specification, arg.arg, random.Random(task.task_id))
+        loop = task.prompt + specification.sketch(short=False).body(names)
+        jobs += [Job(task.code, task.tests), Job(loop, task.tests)]
+    assert [v.detail for v in SANDBOX.run(jobs) if not v.passed] == []
+
+
+def test_the_tests_of_a_task_catch_most_mistakes(tasks):
+    jobs = []
+    for task in tasks[::5]:
+        specification, sketch = SPECIFICATIONS[task.task_id], SPECIFICATIONS[task.task_id].sketch(short=False)
+        (arg,) = ast.parse(task.code).body[0].args.args
+        names = draw_names(specification, arg.arg, random.Random(0))
+        for _, wrong in specification.mistakes(sketch):
+            jobs += [Job(task.prompt + w.body(names), task.tests) for w in wrong]
+    caught = sum(not v.passed for v in SANDBOX.run(jobs)) / len(jobs)
+    assert caught > 0.85  # some are no mistakes for their task: the largest of a range does not miss its 0
+
+
+def test_no_specification_of_the_benchmark_is_in_the_corpus(monkeypatch):
+    drawn = []
+    original = mini_corpus._prompt
+    monkeypatch.setattr(mini_corpus, "_prompt", lambda s, *a: (drawn.append(s.key), original(s, *a))[1])
+    rng = random.Random(0)
+    documents = ["".join(mini_corpus.draw_document(rng)) for _ in range(4000)]
+    held_out = {s.key for s in SPECIFICATIONS.values()}
+    assert not held_out & set(drawn) and len(set(drawn)) > 2000
+    # It is held out, and not only rare.
+    free = random.Random(0)
+    assert held_out & {draw_specification(free).key for _ in range(4000)}
+    assert 0.1 < sum("# Review" in d for d in documents) / 4000 < 0.2
+    assert 0.4 < mini_corpus.wrong_share(0) < 0.7
+
+
+def test_every_program_of_the_grammar_is_read_as_what_it_is():
+    for task_id, specification in list(SPECIFICATIONS.items())[::7]:
+        names = draw_names(specification, None, random.Random(task_id))
+        for short in (False, True):
+            right = specification.sketch(short)
+            for sketch in (right, *(w for _, wrong in specification.mistakes(right) for w in wrong)):
+                found, own = read(f"def f({names.arg}):\n{sketch.body(names)}", "f")
+                assert found == sketch and (own.arg, own.item) == (names.arg, names.item)
+                assert bool(differences(sketch, right)) == (sketch != right)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def f(x:",
+        "def g(x):\n    return x",
+        "def f(x):\n    return x",
+        "def f(x, y):\n    return [i for i in x]",
+        "def f(x):\n    a = 0\n    for i in x:\n        a += i\n        a += 1\n    return a",
+        "def f(x):\n    a = 0\n    for i in x:\n        b = i\n    return a",
+        "def f(x):\n    a = 0\n    for i, j in x:\n        a += i\n    return a",
+        "def f(x):\n    a = 0\n    while x:\n        a += 1\n    return a",
+        "def f(x):\n    return [i for i in x for j in x]",
+        "def f(x):\n    return [i for i in x if i if i > 2]",
+    ],
+)
+def test_other_programs_are_not_read(program):
+    assert read(program, "f") is None
+
+
+def failing_programs(tasks):
+    """Wrong programs with one to three mistakes for each task, as a policy may write them."""
+    failing = {}
+    for task in tasks:
+        specification, rng = SPECIFICATIONS[task.task_id], random.Random(task.task_id)
+        (arg,) = ast.parse(task.code).body[0].args.args
+        names, right = draw_names(specification, arg.arg, rng), specification.sketch(short=rng.random() < 0.2)
+        sketches = [mini_corpus.with_mistakes(specification, right, rng) for _ in range(6)]
+        texts = [task.prompt + s.body(names) for s in sketches if s != right] + ["def f(:"]
+        if len(texts) > 1:
+            failing[task.task_id] = [
+                Program(task.task_id, task.split, i, 0, "", "", text, Verdict("failed")) for i, text in enumerate(texts)
+            ]
+    return failing
+
+
+def test_annotations_correct_the_easiest_program_with_few_edits(tasks):
+    chosen = tasks[110:310]
+    failing, by_id = failing_programs(chosen), {t.task_id: t for t in tasks}
+    found = annotate(failing, by_id, SPECIFICATIONS, 0)
+    assert {f.task_id for f in found} == set(failing) and len(found) > 100
+    assert annotate(failing, by_id, SPECIFICATIONS, 0) == found != annotate(failing, by_id, SPECIFICATIONS, 1)
+    verdicts = SANDBOX.run([Job(f.refinement, by_id[f.task_id].tests) for f in found])
+    assert all(v.passed for v in verdicts)
+    for f in found:
+        assert f.program in {p.program for p in failing[f.task_id]} and f.source == "scripted"
+        old, new = f.program.splitlines(), f.refinement.splitlines()
+        needed = [
+            len(differences(s[0], SPECIFICATIONS[f.task_id].sketch(s[0].update is None)))
+            for p in failing[f.task_id]
+            if (s := read(p.program, by_id[f.task_id].entry_point))
+        ]
+        changed = {line.strip() for line in old} ^ {line.strip() for line in new}
+        assert len(changed) <= 2 * min(needed) and f.text  # a line of before and after for each
+
+
+def test_feedback_says_what_is_wrong_in_several_phrasings(tasks):
+    specification = next(s for s in SPECIFICATIONS.values() if s.filter.name == "at_least" and s.source.name == "list")
+    right = specification.sketch(short=False)
+    names = draw_names(specification, "nums", random.Random(0))
+    wrong = dict(specification.mistakes(right))[specification.filter][0]
+    texts = {review(specification, wrong, right, names, random.Random(i)) for i in range(20)}
+    assert len(texts) >= 3
+    for text in texts:
+        assert f"at least {specification.k}" in text or f"{names.item} >= {specification.k}" in text
+        assert "item" not in text and "{" not in text
+    assert review(specification, right, right, names, random.Random(0)) == ""
+
+
+def test_shuffled_feedback_is_about_another_program_of_the_split():
+    feedback = [
+        Feedback(i, "refine" if i < 311 else "train", f"x{i}", f"words {i // 3}", "scripted", f"y{i}")
+        for i in range(291, 351)
+    ]
+    found = transforms.shuffle(feedback, ["train"], 0)
+    assert found[:20] == feedback[:20]
+    assert all(a.text != b.text for a, b in zip(feedback[20:], found[20:], strict=True))
+    assert sorted(f.text for f in found) == sorted(f.text for f in feedback)
+    assert [(f.task_id, f.program, f.refinement) for f in found] == [
+        (f.task_id, f.program, f.refinement) for f in feedback
+    ]
+    assert transforms.shuffle(feedback, ["train"], 1) != found
+    with pytest.raises(InputError, match=r"feedback\.transform"):
+        transforms.shuffle(feedback[:21], ["train"], 0)
+    assert {(f.text, f.source) for f in transforms.drop(feedback)} == {("", "none")}
