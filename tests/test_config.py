@@ -26,6 +26,7 @@ NOT_RUN = {
     "model/qwen_coder_0_5b": "lies on the Hub",
     "model/smollm2_135m": "lies on the Hub",
     "trainer/gpu": "needs a GPU",
+    "experiment/mini/pretrain": "run by test_mini.py",
 }
 
 

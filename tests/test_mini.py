@@ -4,14 +4,17 @@ import ast
 import random
 
 import pytest
+from conftest import MINI
 
 from ilf.feedback import transforms
 from ilf.feedback.scripted import annotate, differences, read, review
 from ilf.sandbox import Job, Limits, Sandbox
+from ilf.settings import Pretraining, TrainerSettings
 from ilf.tasks import mini
 from ilf.tasks.mbpp import COLUMNS, split_tasks, tasks_from
 from ilf.tasks.mini_grammar import draw_names, draw_specification
 from ilf.training import mini_corpus
+from ilf.training.pretraining import CorpusDataModule, pretrain
 from ilf.types import Feedback, InputError, Program, Verdict
 
 SPECIFICATIONS = mini.specifications()
@@ -66,7 +69,7 @@ def test_no_specification_of_the_benchmark_is_in_the_corpus(monkeypatch):
     original = mini_corpus._prompt
     monkeypatch.setattr(mini_corpus, "_prompt", lambda s, *a: (drawn.append(s.key), original(s, *a))[1])
     rng = random.Random(0)
-    documents = ["".join(mini_corpus.draw_document(rng)) for _ in range(4000)]
+    documents = ["".join(part.text for part in mini_corpus.draw_document(rng)) for _ in range(4000)]
     held_out = {s.key for s in SPECIFICATIONS.values()}
     assert not held_out & set(drawn) and len(set(drawn)) > 2000
     # It is held out, and not only rare.
@@ -171,3 +174,55 @@ def test_shuffled_feedback_is_about_another_program_of_the_split():
     with pytest.raises(InputError, match=r"feedback\.transform"):
         transforms.shuffle(feedback[:21], ["train"], 0)
     assert {(f.text, f.source) for f in transforms.drop(feedback)} == {("", "none")}
+
+
+TINY = {
+    "vocabulary": 400,
+    "hidden": 32,
+    "intermediate": 32,
+    "layers": 1,
+    "heads": 2,
+    "key_value_heads": 1,
+    "batch_size": 1,
+    "row_tokens": 128,
+}
+
+
+def test_pretraining_goes_on_after_a_kill(tmp_path, monkeypatch):
+    settings, cpu = Pretraining(epochs=2, **TINY), TrainerSettings(accelerator="cpu")
+    whole = pretrain(settings, cpu, 0, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        original = CorpusDataModule.train_dataloader
+
+        def killed(self):
+            if self.trainer.current_epoch == 1:
+                raise RuntimeError("killed")
+            return original(self)
+
+        patch.setattr(CorpusDataModule, "train_dataloader", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            pretrain(settings, cpu, 0, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+    resumed = pretrain(settings, cpu, 0, tmp_path / "broken")
+    assert resumed["loss"] == whole["loss"] < 6 and resumed["steps"] == 200
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert files[0] == files[1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "whole"]
+
+
+def test_the_command_that_pretrains_the_model_writes_its_card(cli, tmp_path):
+    tiny = [f"pretrain.{name}={value}" for name, value in TINY.items()]
+    few = ["sampler.n=1", "evaluate.k=[1]", "sampler.max_new_tokens=8", "data.limit.test=2", "data.limit.refine=2"]
+    command = ["experiment=mini/pretrain", "pretrain.epochs=1", *tiny, *few, "data.limit.train=2", "logger=none"]
+    done = cli(*command, "hydra.run.dir=out", "store.dir=store")
+    assert done.returncode == 0, done.stderr[-2000:]
+    card = (tmp_path / "out" / "mini" / "README.md").read_text()
+    assert "python run.py experiment=mini/pretrain seed=0" in card and "4 of 4 Refine and Train tasks" in card
+    assert str(tmp_path / "out" / "mini") in done.stdout or "out/mini/README.md" in done.stdout
+
+
+def test_the_shipped_model_is_what_the_project_says():
+    assert sum(f.stat().st_size for f in MINI.iterdir() if f.suffix == ".safetensors") <= 8_000_000
+    card = (MINI / "README.md").read_text()
+    for words in ("Command", "Data", "Training", "Figures", "nats a token", "no evidence"):
+        assert words in card

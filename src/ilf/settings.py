@@ -189,14 +189,14 @@ class Pretraining:
     folder: str = "${output_dir}/mini"  # where the model is written
     vocabulary: int = 1280
     hidden: int = 192
-    intermediate: int = 512
-    layers: int = 4
-    heads: int = 6
-    key_value_heads: int = 1
+    intermediate: int = 384
+    layers: int = 5
+    heads: int = 4
+    key_value_heads: int = 2
     lr: float = 3e-3  # peak learning rate
-    batch_size: int = 12  # rows a step
+    batch_size: int = 4  # rows a step
     row_tokens: int = 384
-    epochs: int = 20  # of 100 steps, on new documents each
+    epochs: int = 40  # of 100 steps, on new documents each
 
 
 @dataclass

@@ -58,7 +58,7 @@ def _write(sweep: Path, results: list[dict[str, Any]]) -> None:
             "training_examples": result["counts"]["training_examples"],
         }
         for name in names:
-            for part in ("zero_shot", "finetuned"):
+            for part in ("zero_shot", "refiner", "finetuned"):
                 found = result[part]
                 row[f"{part}_{name}"] = found and found[name]
                 row[f"{part}_{name}_low"], row[f"{part}_{name}_high"] = found["ci95"][name] if found else (None, None)
@@ -84,6 +84,7 @@ def _markdown(
     head = [
         "run",
         "examples",
+        *(f"refiner {n} (%)" for n in names[:1]),
         *(f"{n} (%)" for n in names),
         *(f"delta {n} (points)" for n in names),
         *(f"p {n} (Holm)" for n in names),
@@ -97,9 +98,11 @@ def _markdown(
             else "zero-shot, " + ", ".join(f"{n}={r[n]}" for n in varied if n != "refinements")
         )
         cells = [percent(r["zero_shot"][n], r["zero_shot"]["ci95"][n]) for n in names]
-        lines.append("| " + " | ".join([label, "", *cells, *[""] * (2 * len(names))]) + " |")
+        blank = [""] * len(names)
+        lines.append("| " + " | ".join([label, "", "", *cells, *blank, *blank]) + " |")
     for i, r in enumerate(results):
         cells = [f"{_label(r, varied)}", "" if (n := r["counts"]["training_examples"]) is None else str(n)]
+        cells += [percent(r["refiner"][n], r["refiner"]["ci95"][n]) if r["refiner"] else "" for n in names[:1]]
         if r["finetuned"]:
             cells += [percent(r["finetuned"][n], r["finetuned"]["ci95"][n]) for n in names]
         else:
@@ -116,8 +119,9 @@ def _markdown(
         [
             *lines,
             "",
-            "pass@k on Test in percent, 95% intervals over tasks; delta is paired over tasks against zero-shot; "
-            "p is a two-sided sign-flip permutation test, Holm-corrected over the runs.",
+            "pass@k on Test (the refiner's: on the annotated Train tasks) in percent, 95% intervals over tasks; "
+            "delta is paired over tasks against zero-shot; p is a two-sided sign-flip permutation test, Holm-corrected "
+            "over the runs.",
             *notes,
             "",
         ]
@@ -125,17 +129,21 @@ def _markdown(
 
 
 def _plot(sweep: Path, results: list[dict[str, Any]], names: list[str], varied: list[str]) -> None:
-    labels, parts = [], []
+    rows: list[tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = []  # label, on Test, the refiner's
     for r in results:
-        if r["zero_shot"] and r["zero_shot"] not in parts:
-            labels.append("zero-shot" if "zero-shot" not in labels else f"zero-shot ({r['folder']})")
-            parts.append(r["zero_shot"])
-    for r in results:
-        if r["finetuned"]:
-            labels.append(_label(r, varied))
-            parts.append(r["finetuned"])
-    if parts:
-        scratch = sweep / f".comparison.{os.getpid()}.png"
-        title = f"{results[0]['data']}, {model_name(results[0])}"
-        bars(scratch, labels, {n: [(p[n], *p["ci95"][n]) for p in parts] for n in names}, title)
-        scratch.replace(sweep / "comparison.png")
+        if r["zero_shot"] and r["zero_shot"] not in [test for _, test, _ in rows]:
+            rows.append(("zero-shot" if not rows else f"zero-shot ({r['folder']})", r["zero_shot"], None))
+    rows += [(_label(r, varied), r["finetuned"], r["refiner"]) for r in results if r["finetuned"] or r["refiner"]]
+    if not rows:
+        return
+
+    def points(part: int, name: str) -> list[tuple[float, float, float] | None]:
+        found: list[Any] = [row[part] for row in rows]
+        return [p and (p[name], *p["ci95"][name]) for p in found]
+
+    series = {name: points(1, name) for name in names}
+    if len({json.dumps(refiner) for _, _, refiner in rows if refiner}) > 1:  # else it is the same for all
+        series |= {f"refiner {name}": points(2, name) for name in names[:1]}
+    scratch = sweep / f".comparison.{os.getpid()}.png"
+    bars(scratch, [label for label, _, _ in rows], series, f"{results[0]['data']}, {model_name(results[0])}")
+    scratch.replace(sweep / "comparison.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,16 @@ def plot(results: dict[str, Any], file: Path) -> None:
     )
 
 
-def bars(file: Path, labels: list[str], series: dict[str, list[tuple[float, float, float]]], title: str) -> None:
+Point = tuple[float, float, float] | None  # value and interval
+
+
+def bars(file: Path, labels: list[str], series: Mapping[str, Sequence[Point]], title: str) -> None:
     """Draw points with intervals, one panel a metric, one row a label.
 
     Args:
         file: The PNG file.
         labels: One a row, the first on top.
-        series: For each metric, (value, low, high) a label, as fractions.
+        series: For each metric, (value, low, high) a label, as fractions; None leaves the row empty.
         title: Above the panels.
     """
     import matplotlib
@@ -129,7 +133,7 @@ def bars(file: Path, labels: list[str], series: dict[str, list[tuple[float, floa
     )
     rows = range(len(labels))
     for axis, (name, points) in zip(axes[0], series.items(), strict=True):
-        for row, (value, low, high) in zip(rows, points, strict=True):
+        for row, (value, low, high) in [(row, point) for row, point in zip(rows, points, strict=True) if point]:
             axis.plot([100 * low, 100 * high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
             axis.plot(100 * value, row, "o", color="#1f5fa8", markersize=8)
             axis.annotate(

@@ -1,14 +1,14 @@
 """What the mini model is pretrained on: programs as people leave them about, many of them wrong, and revisions of some.
 
-A document is a list of texts that are tokenised apart, as prompts and targets are everywhere. No specification of the
-benchmark occurs in it.
+A document is a list of texts that are tokenised apart, as prompts and targets are everywhere. The model learns to write
+programs and reviews; prompts are there to be read. No specification of the benchmark occurs in it.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 from ilf.feedback.scripted import differences, review
 from ilf.tasks.mini import specifications
@@ -24,7 +24,15 @@ def _held_out() -> frozenset[str]:
     return frozenset(specification.key for specification in specifications().values())
 
 
-def draw_document(rng: random.Random) -> list[str]:
+@dataclass(frozen=True)
+class Text:
+    """A part of a document."""
+
+    text: str
+    learnt: bool  # whether the model learns to write it
+
+
+def draw_document(rng: random.Random) -> list[Text]:
     """Return a program behind its prompt, or a program, a review of it and what became of it."""
     specification = draw_specification(rng)
     while specification.key in _held_out():
@@ -34,10 +42,14 @@ def draw_document(rng: random.Random) -> list[str]:
     written = with_mistakes(specification, right, rng)
     prompt = _prompt(specification, names, rng)
     if rng.random() >= REVISIONS or not differences(written, right):
-        return [prompt, written.body(names)]
-    text = review(specification, written, right, names, rng)
-    before = f"# Before\n{prompt}{written.body(names)}\n\n# Review\n{text}\n\n# After\n{prompt}"
-    return [before, right.body(names)]
+        return [Text(prompt, False), Text(written.body(names), True)]
+    words = review(specification, written, right, names, rng)
+    return [
+        Text(f"# Before\n{prompt}", False),
+        Text(f"{written.body(names)}\n\n# Review\n{words}\n\n# After\n", True),
+        Text(prompt, False),
+        Text(right.body(names), True),
+    ]
 
 
 def with_mistakes(specification: Specification, right: Sketch, rng: random.Random) -> Sketch:

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from ilf.models.load import load_tokenizer, save
 from ilf.settings import Pretraining, TrainerSettings
 from ilf.store import write_atomically
-from ilf.training.mini_corpus import REVISIONS, SHORT, draw_document, wrong_share
+from ilf.training.mini_corpus import REVISIONS, SHORT, Text, draw_document, wrong_share
 from ilf.training.trainer import make_trainer
 from ilf.types import derive_seed
 
@@ -35,7 +35,7 @@ def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d"), "isolated"),
+            pre_tokenizers.Split(Regex(r" ?\d"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -46,12 +46,14 @@ def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(("".join(draw_document(rng)) for _ in range(_TOKENIZER_DOCUMENTS)), trainer)
+    tokenizer.train_from_iterator(
+        ("".join(part.text for part in draw_document(rng)) for _ in range(_TOKENIZER_DOCUMENTS)), trainer
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END, pad_token=_END)
 
 
 class CorpusDataModule(pl.LightningDataModule):
-    """Batches of packed documents, (B, T) token ids; an epoch's are drawn from the seed and its number.
+    """Batches of packed documents; an epoch's are drawn from the seed and its number.
 
     Args:
         tokenizer: Splits the texts.
@@ -64,26 +66,40 @@ class CorpusDataModule(pl.LightningDataModule):
         self.tokenizer, self.settings, self.seed = tokenizer, settings, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the epoch's batches. Rows hold whole documents, each behind an end token but the first."""
+        """Return the epoch's batches: token ids and labels, (2, B, T); labels of -100 are not learnt.
+
+        A row holds whole documents, with an end token behind each, and is filled up with end tokens.
+        """
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         rng = random.Random(derive_seed(self.seed, "corpus", epoch))
         count, width = self.settings.batch_size * _STEPS_PER_EPOCH, self.settings.row_tokens
         end = self.tokenizer.eos_token_id
-        rows: list[list[int]] = []
-        row: list[int] = []
+        rows: list[tuple[list[int], list[int]]] = []
+        ids: list[int] = []
+        labels: list[int] = []
         while len(rows) < count:
-            texts = draw_document(rng)
-            ids = [i for text in texts for i in self.tokenizer(text, add_special_tokens=False).input_ids] + [end]
-            if len(row) + len(ids) > width:
-                rows.append(row + [end] * (width - len(row)))
-                row = []
-            row = row + ids[:width]
-        batches = torch.tensor(rows).view(_STEPS_PER_EPOCH, self.settings.batch_size, width)
+            new_ids, new_labels = self._encode(draw_document(rng))
+            if len(ids) + len(new_ids) > width:
+                missing = width - len(ids)
+                rows.append((ids + [end] * missing, labels + [-100] * missing))
+                ids, labels = [], []
+            ids, labels = ids + new_ids[:width], labels + new_labels[:width]
+        batches = torch.tensor(rows).view(_STEPS_PER_EPOCH, self.settings.batch_size, 2, width).transpose(1, 2)
         return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
+
+    def _encode(self, document: list[Text]) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        labels: list[int] = []
+        for part in document:
+            tokens = self.tokenizer(part.text, add_special_tokens=False).input_ids
+            ids += tokens
+            labels += tokens if part.learnt else [-100] * len(tokens)
+        end = self.tokenizer.eos_token_id
+        return [*ids, end], [*labels, end]
 
 
 class PretrainModule(pl.LightningModule):
-    """Next-token prediction over whole documents.
+    """Next-token prediction on programs and reviews.
 
     Args:
         model: The model, untrained.
@@ -95,11 +111,8 @@ class PretrainModule(pl.LightningModule):
         self.model, self.settings = model, settings
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        """Return the mean loss in nats a token; the end tokens that fill a row up count once."""
-        end = self.model.config.eos_token_id
-        repeated = torch.zeros_like(batch, dtype=torch.bool)
-        repeated[:, 1:] = (batch[:, 1:] == end) & (batch[:, :-1] == end)
-        loss: torch.Tensor = self.model(input_ids=batch, labels=batch.masked_fill(repeated, -100)).loss
+        """Return the mean loss of a batch (2, B, T), in nats a learnt token."""
+        loss: torch.Tensor = self.model(input_ids=batch[0], labels=batch[1]).loss
         self.log("pretrain/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
@@ -110,7 +123,9 @@ class PretrainModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with warm-up and cosine decay."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.settings.lr, betas=(0.9, 0.95), weight_decay=0.05)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.settings.lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+        )
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -188,7 +203,8 @@ def write_card(folder: Path, settings: Pretraining, facts: dict[str, Any], resul
         f"{wrong_share(facts['seed']):.0%} of its programs are wrong, by the mistakes in `ilf/tasks/mini_grammar.py`; "
         f"{shares}.",
         f"- **Training**: {facts['steps']} steps of {settings.batch_size} rows of {settings.row_tokens} tokens, AdamW, "
-        f"peak learning rate {settings.lr}; loss of the last epoch {facts['loss']:.3f} nats a token.",
+        f"peak learning rate {settings.lr}; loss of the last epoch {facts['loss']:.3f} nats a learnt token (of "
+        "programs and reviews; prompts are only read).",
         f"- **Figures**, {results['sampling']['n']} samples at temperature {results['sampling']['temperature']}: "
         f"on Test pass@1 {results['zero_shot']['pass@1']:.3f}, one or more correct "
         f"{results['zero_shot']['one_correct']:.3f} of {results['zero_shot']['n_tasks']} tasks; "
