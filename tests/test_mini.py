@@ -184,7 +184,6 @@ TINY = {
     "heads": 2,
     "key_value_heads": 1,
     "batch_size": 1,
-    "row_tokens": 128,
 }
 
 

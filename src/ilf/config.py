@@ -66,7 +66,6 @@ _POSITIVE = (
     "pretrain.layers",
     "pretrain.lr",
     "pretrain.batch_size",
-    "pretrain.row_tokens",
     "pretrain.epochs",
 )
 

@@ -193,10 +193,9 @@ class Pretraining:
     layers: int = 5
     heads: int = 4
     key_value_heads: int = 2
-    lr: float = 3e-3  # peak learning rate
-    batch_size: int = 4  # rows a step
-    row_tokens: int = 384
-    epochs: int = 40  # of 100 steps, on new documents each
+    lr: float = 2e-3  # peak learning rate
+    batch_size: int = 16  # documents a step
+    epochs: int = 30  # of 100 steps, on new documents each
 
 
 @dataclass
