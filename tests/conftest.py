@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,10 @@ sys.path.insert(0, str(ROOT / "src"))
 from ilf.config import build, register, settings_from  # noqa: E402
 from ilf.settings import Settings  # noqa: E402
 from ilf.stages import Stages  # noqa: E402
+from ilf.tasks import mini  # noqa: E402
+from ilf.tasks.mini_grammar import draw_names  # noqa: E402
+from ilf.training.mini_corpus import with_mistakes  # noqa: E402
+from ilf.types import Program, Task, Verdict  # noqa: E402
 
 
 def _data_file(name: str) -> Path:
@@ -45,6 +51,22 @@ def compose_settings(*overrides: str) -> Settings:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return settings_from(compose("config", overrides=["output_dir=unused", *overrides]))
+
+
+def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:
+    """Wrong programs with one to three mistakes for each task, as a policy may write them."""
+    failing, specifications = {}, mini.specifications()
+    for task in tasks:
+        specification, rng = specifications[task.task_id], random.Random(task.task_id)
+        (arg,) = ast.parse(task.code).body[0].args.args
+        names, right = draw_names(specification, arg.arg, rng), specification.sketch(short=rng.random() < 0.2)
+        sketches = [with_mistakes(specification, right, rng) for _ in range(6)]
+        texts = [task.prompt + s.body(names) for s in sketches if s != right] + ["def f(:"]
+        if len(texts) > 1:
+            failing[task.task_id] = [
+                Program(task.task_id, task.split, i, 0, "", "", text, Verdict("failed")) for i, text in enumerate(texts)
+            ]
+    return failing
 
 
 # A few tasks and samples, of which the mini model gets some right and some wrong.

@@ -1,5 +1,6 @@
 """Every file under conf/, and every kind of bad input."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,11 +8,14 @@ import time
 from dataclasses import asdict
 
 import pytest
-from conftest import MINI, ROOT, compose_settings
+from conftest import MINI, ROOT, compose_settings, wrong_programs
 
 from ilf.config import check
+from ilf.feedback.scripted import annotate
 from ilf.settings import Settings
-from ilf.types import InputError
+from ilf.tasks import mini
+from ilf.tasks.mbpp import tasks_from
+from ilf.types import InputError, NoTrainingExamples
 
 CONF = ROOT / "conf"
 OPTIONS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
@@ -75,26 +79,53 @@ DEFAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory):
+    """One store for all options: what they have in common is done once."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory):
+    """Annotations in the columns of the paper's file, made by mini's annotator, for what needs a person's."""
+    tasks = [t for t in tasks_from(mini.rows(), None, "paper")[0] if t.task_id in (*range(1, 11), *range(111, 351))]
+    failing = wrong_programs(tasks)
+    rows = [
+        {
+            "task_id": f.task_id,
+            "Feedback": f.text,
+            "original_model_completion": f.program,
+            "unedited_annotator_completion": f.refinement,
+        }
+        for f in annotate(failing, {t.task_id: t for t in tasks}, mini.specifications(), 0)
+    ]
+    file = tmp_path_factory.mktemp("annotations") / "annotations.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NOT_RUN and o not in DEFAULTS])
-def test_every_option_runs(option, small_stages):
-    run = ["training.epochs=1", "data.limit.train=6"]
-    if option.startswith("feedback"):  # without annotations, the tasks are those that the policy fails
-        run = ["training.epochs=1", "sampler.n=1", "evaluate.k=[1]"]
-    stages = small_stages(
-        override(option),
-        *NEEDS.get(option, []),
-        *run,
-        "data.limit.test=3",
-        "sampler.max_new_tokens=64",
-        "training.lr=1e-3",
-        "training.micro_batch_size=4",
-    )
-    results = stages.run()
-    assert results["status"] == "complete"
-    assert results["finetuned"]["n_tasks"] == 3
+def test_every_option_runs(option, small_stages, shared_store, annotations):
+    extra = [override(option), f"store.dir={shared_store}", "data.limit.test=4", "training.epochs=2"]
+    if option in ("feedback/human", "refiner/few_shot"):
+        extra += ["feedback=human", f"feedback.path={annotations}"]
+    if option == "refiner/local":
+        first = small_stages(*extra[1:])
+        first.run()
+        extra.append(f"refiner.path={first.folder / 'refiner'}")
+    if option == "model/local":
+        extra += [f"model.path={MINI}", "sampler.max_new_tokens=96", "training.lr=5e-4", "training.batch_size=8"]
+    try:
+        results = small_stages(*extra).run()
+    except NoTrainingExamples:
+        assert option == "refiner/few_shot"  # mini has never seen a worked example of refinement
+        return
+    assert results["status"] == "complete" and results["finetuned"]["n_tasks"] == 4
     if option == "refinements/none":
         assert results["training_task_ids"] == []
-    if option.startswith("feedback/"):
+    if option == "feedback/human":
+        assert results["feedback_on_policy"] is False and results["counts"]["annotated"] > 40
+    elif option.startswith("feedback/"):
         assert results["feedback_on_policy"] is True
 
 
@@ -129,8 +160,17 @@ BAD = {
     "unknown stage": (["stages=[sampel]"], r"stages='sampel'.*zero_shot"),
     "unknown word": (["executor.compare=loosely"], r"executor\.compare='loosely'.*exact, approx"),
     "a login": (["logger.mode=online"], r"logger\.mode='online'.*WANDB_API_KEY"),
-    "human refinements without humans": (["refinements=human", "feedback=none"], r"refinements='human'.*feedback"),
+    "human refinements without humans": (
+        ["refinements=human", "feedback=unit_tests"],
+        r"refinements='human'.*feedback",
+    ),
     "no k": (["evaluate.k=[]"], r"evaluate\.k=\[\]"),
+    "a script without a specification": (
+        ["data=mbpp", "data.path=README.md", "feedback=scripted"],
+        r"feedback='scripted'.*data=mini",
+    ),
+    "shuffled without an annotator": (["data=mbpp", "feedback=shuffled"], r"feedback\.path=None.*feedback=shuffled"),
+    "an unknown transform": (["feedback.transform=[mix]"], r"feedback\.transform='mix'.*shuffle, drop"),
     "no limit": (["data.limit.test=0"], r"data\.limit\.test=0"),
 }
 

@@ -4,7 +4,7 @@ import ast
 import random
 
 import pytest
-from conftest import MINI
+from conftest import MINI, wrong_programs
 
 from ilf.feedback import transforms
 from ilf.feedback.scripted import annotate, differences, read, review
@@ -15,7 +15,7 @@ from ilf.tasks.mbpp import COLUMNS, split_tasks, tasks_from
 from ilf.tasks.mini_grammar import draw_names, draw_specification
 from ilf.training import mini_corpus
 from ilf.training.pretraining import CorpusDataModule, pretrain
-from ilf.types import Feedback, InputError, Program, Verdict
+from ilf.types import Feedback, InputError
 
 SPECIFICATIONS = mini.specifications()
 SANDBOX = Sandbox(Limits(time_limit=2))
@@ -109,25 +109,9 @@ def test_other_programs_are_not_read(program):
     assert read(program, "f") is None
 
 
-def failing_programs(tasks):
-    """Wrong programs with one to three mistakes for each task, as a policy may write them."""
-    failing = {}
-    for task in tasks:
-        specification, rng = SPECIFICATIONS[task.task_id], random.Random(task.task_id)
-        (arg,) = ast.parse(task.code).body[0].args.args
-        names, right = draw_names(specification, arg.arg, rng), specification.sketch(short=rng.random() < 0.2)
-        sketches = [mini_corpus.with_mistakes(specification, right, rng) for _ in range(6)]
-        texts = [task.prompt + s.body(names) for s in sketches if s != right] + ["def f(:"]
-        if len(texts) > 1:
-            failing[task.task_id] = [
-                Program(task.task_id, task.split, i, 0, "", "", text, Verdict("failed")) for i, text in enumerate(texts)
-            ]
-    return failing
-
-
 def test_annotations_correct_the_easiest_program_with_few_edits(tasks):
     chosen = tasks[110:310]
-    failing, by_id = failing_programs(chosen), {t.task_id: t for t in tasks}
+    failing, by_id = wrong_programs(chosen), {t.task_id: t for t in tasks}
     found = annotate(failing, by_id, SPECIFICATIONS, 0)
     assert {f.task_id for f in found} == set(failing) and len(found) > 100
     assert annotate(failing, by_id, SPECIFICATIONS, 0) == found != annotate(failing, by_id, SPECIFICATIONS, 1)
