@@ -127,6 +127,23 @@ def test_endless_programs_do_not_hold_up_the_others():
     assert time.monotonic() - start < 20
 
 
+def test_a_program_that_kills_what_it_was_forked_from_costs_only_its_own_verdict():
+    killer = Job("import os\nos.kill(os.getppid(), 9)\nimport time\ntime.sleep(9)", ("assert True",))
+    stopper = Job("import os\nos.kill(os.getppid(), 19)", ("assert True",))
+    honest = [Job(f"x = {i}", ("assert True",)) for i in range(6)]
+    start = time.monotonic()
+    found = Sandbox(Limits(time_limit=1, workers=1)).run([killer, *honest[:3], stopper, *honest[3:]])
+    assert [v.verdict for v in found] == ["crashed", *["passed"] * 3, "crashed", *["passed"] * 3]
+    assert time.monotonic() - start < 30
+
+
+def test_what_a_program_does_to_its_interpreter_is_not_seen_by_the_next():
+    spoil = "import builtins, json, sys\nbuiltins.len = json.loads = None\nsys.path.append('spoilt')\n"
+    jobs = [Job(spoil + F, ("assert f(1) == 1",)), Job("import sys\n" + F, ("assert len(sys.argv) and f(1) == 1",))]
+    jobs.append(Job("import sys\n" + F, ("assert 'spoilt' not in sys.path",)))
+    assert [v.verdict for v in Sandbox(Limits(workers=1)).run(jobs)] == ["passed"] * 3
+
+
 def test_the_room_is_usable_alone_without_torch():
     code = "import sys; sys.path.insert(0, 'src'); import ilf.sandbox; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

@@ -222,6 +222,7 @@ def build(settings: Settings) -> Stages:
     """
     import torch
 
+    from ilf.analysis.report import arm_name
     from ilf.feedback.human import load_annotations
     from ilf.models.load import resolve
     from ilf.sandbox import Limits, Sandbox
@@ -266,7 +267,7 @@ def build(settings: Settings) -> Stages:
         settings.logger,
         Path(settings.output_dir),
         OmegaConf.to_container(OmegaConf.structured(settings)),  # type: ignore[arg-type]
-        settings.arm,
+        arm_name(settings.arm, settings.feedback.source),
         settings.group or settings.study,
     )
     return Stages(settings, splits, data_sha256, annotations, model, store, sandbox, tracker)

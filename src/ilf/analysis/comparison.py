@@ -26,7 +26,7 @@ def read_results(sweep: Path) -> list[dict[str, Any]]:
 
 def _label(result: dict[str, Any], varied: list[str]) -> str:
     rest = [f"{name.removesuffix('_kind')}={result[name]}" for name in varied if name != "refinements"]
-    return ", ".join([arm_name(result), *rest])
+    return ", ".join([arm_name(result["arm"], result["annotator"]), *rest])
 
 
 def write_comparison(sweep: Path) -> None:

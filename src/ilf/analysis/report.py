@@ -9,10 +9,13 @@ from typing import Any
 ROWS = {"zero_shot": "zero-shot (Test)", "refiner": "refiner (Train)", "finetuned": "fine-tuned (Test)"}
 
 
-def arm_name(results: dict[str, Any]) -> str:
-    """Return what a reader calls the arm: a script's refinements are never called human."""
-    scripted = results["annotator"] == "scripted" and results["arm"] == "human"
-    return "annotator (scripted)" if scripted else str(results["arm"])
+def arm_name(arm: str, annotator: str) -> str:
+    """Return what a reader calls an arm: a script's refinements are never called human.
+
+    >>> arm_name("human", "scripted")
+    'annotator (scripted)'
+    """
+    return "annotator (scripted)" if (arm, annotator) == ("human", "scripted") else arm
 
 
 def model_name(results: dict[str, Any]) -> str:
@@ -61,7 +64,7 @@ def summary(results: dict[str, Any]) -> str:
     """Return summary.md: what was run, on what, the figures, and what each line of the algorithm left over."""
     counts, seconds = results["counts"], results["seconds"]
     lines = [
-        f"# ILF: {arm_name(results)} on {results['data']} with {model_name(results)}",
+        f"# ILF: {arm_name(results['arm'], results['annotator'])} on {results['data']} with {model_name(results)}",
         "",
         f"Status {results['status']}. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
         f"seed {results['seed']}.",
@@ -98,11 +101,12 @@ def plot(results: dict[str, Any], file: Path) -> None:
     if not parts:
         return
     names = list(next(iter(parts.values()))["ci95"])
+    arm = arm_name(results["arm"], results["annotator"])
     bars(
         file,
         list(parts),
         {n: [(p[n], *p["ci95"][n]) for p in parts.values()] for n in names},
-        f"{arm_name(results)} on {results['data']}, {model_name(results)}, seed {results['seed']}",
+        f"{arm} on {results['data']}, {model_name(results)}, seed {results['seed']}",
     )
 
 
