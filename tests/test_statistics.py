@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ilf.analysis.refinements import returns_expected_literal
+from ilf.analysis.refinements import edit_distance, returns_expected_literal
 from ilf.analysis.results import delta, metrics
 from ilf.analysis.statistics import bootstrap_ci95, holm, mean_pass_at_k, paired, pass_at_k, sign_flip_p_value
 from ilf.types import Program, Verdict
@@ -84,3 +84,16 @@ def test_a_program_that_looks_for_the_tested_input_is_flagged():
     assert returns_expected_literal("def f(x):\n    if x == [1, 2]:\n        return 42\n    return 0", tests)
     assert not returns_expected_literal("def f(x):\n    if x == []:\n        return 0\n    return sum(x)", tests)
     assert not returns_expected_literal("def f(x):\n    return 42", tests)
+
+
+@given(st.text("ab(", max_size=9), st.text("ab(", max_size=9), st.text("ab(", max_size=5))
+def test_edit_distance_is_the_least_number_of_edits(a, b, shared):
+    def edits(x, y):
+        if not x or not y:
+            return len(x) + len(y)
+        return min(edits(x[1:], y) + 1, edits(x, y[1:]) + 1, edits(x[1:], y[1:]) + (x[0] != y[0]))
+
+    a, b = a[:4], b[:4]
+    assert edit_distance(a, b) == edit_distance(b, a) == edits(a, b) / max(len(a), len(b), 1)
+    whole = max(len(a), len(b)) + 2 * len(shared)
+    assert edit_distance(shared + a + shared, shared + b + shared) * max(whole, 1) == pytest.approx(edits(a, b))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,13 +16,19 @@ def edit_distance(a: str, b: str) -> float:
     >>> edit_distance("kitten", "sitting")
     0.42857142857142855
     """
+    longest = max(len(a), len(b), 1)
+    # What both start and end with changes no distance; a refinement shares its whole prompt with x0.
+    start = len(os.path.commonprefix([a, b]))
+    a, b = a[start:], b[start:]
+    end = len(os.path.commonprefix([a[::-1], b[::-1]]))
+    a, b = a[: len(a) - end], b[: len(b) - end]
     previous = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):
         current = [i]
         for j, right in enumerate(b, 1):
             current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (left != right)))
         previous = current
-    return previous[-1] / max(len(a), len(b), 1)
+    return previous[-1] / longest
 
 
 def returns_expected_literal(program: str, tests: Sequence[str]) -> bool:
