@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,10 +17,8 @@ def edit_distance(a: str, b: str) -> float:
     """
     longest = max(len(a), len(b), 1)
     # What both start and end with changes no distance; a refinement shares its whole prompt with x0.
-    start = len(os.path.commonprefix([a, b]))
-    a, b = a[start:], b[start:]
-    end = len(os.path.commonprefix([a[::-1], b[::-1]]))
-    a, b = a[: len(a) - end], b[: len(b) - end]
+    a, b = _without_common_start(a, b)
+    a, b = _without_common_start(a[::-1], b[::-1])
     previous = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):
         current = [i]
@@ -29,6 +26,11 @@ def edit_distance(a: str, b: str) -> float:
             current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (left != right)))
         previous = current
     return previous[-1] / longest
+
+
+def _without_common_start(a: str, b: str) -> tuple[str, str]:
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[start:], b[start:]
 
 
 def returns_expected_literal(program: str, tests: Sequence[str]) -> bool:
