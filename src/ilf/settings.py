@@ -195,7 +195,7 @@ class Pretraining:
     key_value_heads: int = 2
     lr: float = 2e-3  # peak learning rate
     batch_size: int = 16  # documents a step
-    epochs: int = 30  # of 100 steps, on new documents each
+    epochs: int = 24  # of 100 steps, on new documents each
 
 
 @dataclass

@@ -103,6 +103,8 @@ def review(specification: Specification, found: Sketch, right: Sketch, names: Na
     """Return in words what has to be corrected to come from `found` to `right`, a sentence for each slot."""
     source, nouns = specification.source, specification.source.nouns[0]
     reduction = specification.reduction.phrases[0].format(values="them")
+    if right.update is None:  # a comprehension has no name for what it builds
+        names = replace(names, acc="...")
     sentences = []
     for slot in differences(found, right):
         wrong_code, right_code = getattr(found, slot), getattr(right, slot)
@@ -134,7 +136,7 @@ def read(program: str, entry_point: str) -> tuple[Sketch, Names] | None:
     """Return a program's sketch and its names, None where it has another shape than a sketch can have."""
     try:
         definitions = [n for n in ast.parse(program).body if isinstance(n, ast.FunctionDef) and n.name == entry_point]
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what the parser raises on nonsense
         return None
     if not definitions or len(definitions[-1].args.args) != 1:
         return None
@@ -155,7 +157,7 @@ def _comprehension(answer: ast.expr, arg: str) -> tuple[Sketch, Names] | None:
         ):
             names = Names(arg, item, "acc")
             test = _canonical(tests[0], names) if tests else None
-            outer = _canonical(_Replace(inner[0]).visit(copy.deepcopy(answer)), names)
+            outer = _canonical(_Replace().visit(copy.deepcopy(answer)), names)
             return Sketch(_canonical(loop, names), test, _canonical(value, names), outer), names
     return None
 
@@ -194,11 +196,8 @@ def _loop(loop: ast.For, rest: list[ast.stmt], start: ast.expr, arg: str, acc: s
 class _Replace(ast.NodeTransformer):
     """Puts `acc` in place of a comprehension."""
 
-    def __init__(self, node: ast.ListComp) -> None:
-        self.text = ast.dump(node)
-
     def visit_ListComp(self, node: ast.ListComp) -> ast.expr:
-        return ast.Name("acc") if ast.dump(node) == self.text else node
+        return ast.Name("acc")
 
 
 class _Rename(ast.NodeTransformer):
