@@ -57,7 +57,7 @@ def test_samples_follow_the_models_distribution(temperature):
 
 
 def models():
-    shape = {"vocab_size": 512, "bos_token_id": None, "eos_token_id": 0}
+    shape = {"vocab_size": 1280, "bos_token_id": None, "eos_token_id": 0}
     torch.manual_seed(0)
     yield CodeGenForCausalLM(CodeGenConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8, n_positions=256, **shape))
     yield LlamaForCausalLM(

@@ -1,8 +1,8 @@
 """Draws programs: batched, seeded sample by sample, stopped where the function ends.
 
 A sample depends on its own seed and not on its neighbours: each step takes one uniform number from the sample's own
-stream and inverts the cumulative distribution. Prompts are prefilled once for all their samples in a batch, and a
-finished sample leaves the batch, so that one long program does not make the others be computed on.
+stream and inverts the cumulative distribution. Prompts are prefilled once for all their samples in a batch, and
+finished samples leave the batch, so that one long program does not make the others be computed on.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
+from transformers.cache_utils import DynamicLayer
 
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut, function_end
 from ilf.types import Draw
 
 log = logging.getLogger(__name__)
+
+_LEAVE = 0.9  # finished samples leave once no more than this share of the batch goes on: each leaving copies the cache
+_ROOM = 64  # tokens by which the cache grows
 
 
 class Sampler:
@@ -71,24 +76,27 @@ class Sampler:
         rows = torch.tensor([prompts.index(draw.prompt) for draw in draws], device=device)  # one row a sample: (B,)
         cache = output.past_key_values
         cache.batch_select_indices(rows)
+        cache.layers = [_RoomyLayer(one) if type(one) is DynamicLayer else one for one in cache.layers]
         logits, mask = output.logits[rows, -1], mask[rows]
         uniform = torch.stack([torch.rand(limit, generator=torch.Generator().manual_seed(d.seed)) for d in draws])
         uniform = uniform.to(device)  # (B, limit)
         active = list(range(len(draws)))  # which draw each row of the batch belongs to
+        done: set[int] = set()  # draws
         tokens: list[list[int]] = [[] for _ in draws]
         ends = _end_ids(model, tokenizer)
         for step in range(limit):
             chosen = self._choose(logits, uniform[active, step])
-            kept = []
-            for row, (draw, token) in enumerate(zip(active, chosen.tolist(), strict=True)):
-                if token in ends:
+            for draw, token in zip(active, chosen.tolist(), strict=True):
+                if draw in done:
                     continue
-                tokens[draw].append(token)
-                if not _function_ended(tokenizer, tokens[draw]):
-                    kept.append(row)
+                if token not in ends:
+                    tokens[draw].append(token)
+                if token in ends or _function_ended(tokenizer, tokens[draw]):
+                    done.add(draw)
+            kept = [row for row, draw in enumerate(active) if draw not in done]
             if not kept or step + 1 == limit:
                 break
-            if len(kept) < len(active):
+            if len(kept) <= _LEAVE * len(active):
                 index = torch.tensor(kept, device=device)
                 cache.batch_select_indices(index)
                 mask, chosen, active = mask[index], chosen[index], [active[row] for row in kept]
@@ -109,6 +117,40 @@ class Sampler:
         # Scaled by the total, which rounding leaves a little off 1, so that no token past the last is chosen.
         target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]
         return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+class _RoomyLayer(DynamicLayer):
+    """A layer of the cache with room for more tokens: a step writes its token instead of copying all before it.
+
+    Args:
+        layer: What is cached so far: `keys` and `values`, (B, heads, T, size of a head).
+    """
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        assert layer.keys is not None and layer.values is not None  # filled by the prompt
+        self.lazy_initialization(layer.keys, layer.values)
+        self._keep([functional.pad(part, (0, 0, 0, _ROOM)) for part in (layer.keys, layer.values)], layer.keys.shape[2])
+
+    def _keep(self, parts: list[torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self._parts, self._length = parts, length
+        self.keys, self.values = keys, values = parts[0][:, :, :length], parts[1][:, :, :length]
+        return keys, values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add new tokens and return all."""
+        end = self._length + key_states.shape[2]
+        if end > self._parts[0].shape[2]:
+            self._parts = [functional.pad(part, (0, 0, 0, end - part.shape[2] + _ROOM)) for part in self._parts]
+        for part, states in zip(self._parts, (key_states, value_states), strict=True):
+            part[:, :, self._length : end] = states
+        return self._keep(self._parts, end)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows."""
+        self._keep([part[indices] for part in self._parts], self._length)
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:
