@@ -152,7 +152,10 @@ BAD = {
     "negative temperature": (["sampler.temperature=-0.5"], r"sampler\.temperature"),
     "no samples": (["sampler.n=0", "evaluate.k=[]"], r"sampler\.n=0"),
     "missing data": (["data.path=nowhere.jsonl"], r"data\.path='nowhere\.jsonl'.*no such file"),
-    "missing annotations": (["feedback.path=nowhere.jsonl"], r"feedback\.path='nowhere\.jsonl'.*no such file"),
+    "missing annotations": (
+        ["feedback=human", "feedback.path=nowhere.jsonl"],
+        r"feedback\.path='nowhere\.jsonl'.*no such file",
+    ),
     "mbpp without annotations": (["data=mbpp"], r"feedback\.path=None"),
     "no model path": (["model=local"], r"model\.path=None.*folder"),
     "a model path without a config": (["model=local", "model.path=/"], r"model\.path='/'.*config\.json"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ilf.analysis.report import arm_name, bars, model_name, percent
+from ilf.analysis.report import arm_name, bars, model_name, p_text, percent
 from ilf.analysis.statistics import holm
 from ilf.store import write_atomically
 
@@ -108,7 +108,7 @@ def _markdown(
         else:
             cells += [r["status"], *[""] * (len(names) - 1)]
         cells += [percent(r["delta"][n]["mean"], r["delta"][n]["ci95"]) if r["delta"] else "" for n in names]
-        cells += [f"{corrected[i, n]:.3f}" if (i, n) in corrected else "" for n in names]
+        cells += [p_text(corrected[i, n]).removeprefix("= ") if (i, n) in corrected else "" for n in names]
         lines.append("| " + " | ".join(cells) + " |")
     matched = all(r["matched"] for r in results)
     ids = {json.dumps(r["training_task_ids"]) for r in results if r["training_task_ids"]}
@@ -145,5 +145,5 @@ def _plot(sweep: Path, results: list[dict[str, Any]], names: list[str], varied: 
     if len({json.dumps(refiner) for _, _, refiner in rows if refiner}) > 1:  # else it is the same for all
         series |= {f"refiner {name}": points(2, name) for name in names[:1]}
     scratch = sweep / f".comparison.{os.getpid()}.png"
-    bars(scratch, [label for label, _, _ in rows], series, f"{results[0]['data']}, {model_name(results[0])}")
+    bars(scratch, [label for label, _, _ in rows], series, f"data {results[0]['data']}, model {model_name(results[0])}")
     scratch.replace(sweep / "comparison.png")

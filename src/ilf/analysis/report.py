@@ -32,6 +32,15 @@ def percent(value: float, interval: list[float]) -> str:
     return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
+def p_text(p: float) -> str:
+    """Return a p-value to three places, never as 0.
+
+    >>> p_text(0.0001), p_text(0.0213)
+    ('< 0.001', '= 0.021')
+    """
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
 def table(results: dict[str, Any]) -> str:
     """Return the run's figures as a Markdown table: pass@k in percent with 95% intervals over tasks."""
     parts = {label: results[key] for key, label in ROWS.items() if results[key]}
@@ -55,7 +64,7 @@ def delta_text(results: dict[str, Any]) -> str:
         smallest = "unknown" if d["smallest_detectable"] is None else f"{100 * d['smallest_detectable']:.1f}"
         lines.append(
             f"{name}: {100 * d['mean']:+.1f} points, 95% interval [{100 * d['ci95'][0]:+.1f}, "
-            f"{100 * d['ci95'][1]:+.1f}], p = {d['p_value']:.3f} (smallest detectable difference: {smallest})"
+            f"{100 * d['ci95'][1]:+.1f}], p {p_text(d['p_value'])} (smallest detectable difference: {smallest})"
         )
     return "\n".join(lines)
 
@@ -64,7 +73,7 @@ def summary(results: dict[str, Any]) -> str:
     """Return summary.md: what was run, on what, the figures, and what each line of the algorithm left over."""
     counts, seconds = results["counts"], results["seconds"]
     lines = [
-        f"# ILF: {arm_name(results['arm'], results['annotator'])} on {results['data']} with {model_name(results)}",
+        f"# ILF: {arm_name(results['arm'], results['annotator'])}, data {results['data']}, model {model_name(results)}",
         "",
         f"Status {results['status']}. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
         f"seed {results['seed']}.",
@@ -106,7 +115,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
         file,
         list(parts),
         {n: [(p[n], *p["ci95"][n]) for p in parts.values()] for n in names},
-        f"{arm} on {results['data']}, {model_name(results)}, seed {results['seed']}",
+        f"{arm}: data {results['data']}, model {model_name(results)}, seed {results['seed']}",
     )
 
 
