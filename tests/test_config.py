@@ -151,7 +151,7 @@ BAD = {
     "no temperature": (["sampler.temperature=0"], r"sampler\.temperature=0"),
     "negative temperature": (["sampler.temperature=-0.5"], r"sampler\.temperature"),
     "no samples": (["sampler.n=0", "evaluate.k=[]"], r"sampler\.n=0"),
-    "missing data": (["data.path=nowhere.jsonl"], r"data\.path='nowhere\.jsonl'.*no such file"),
+    "missing data": (["data=mbpp", "data.path=nowhere.jsonl"], r"data\.path='nowhere\.jsonl'.*no such file"),
     "missing annotations": (
         ["feedback=human", "feedback.path=nowhere.jsonl"],
         r"feedback\.path='nowhere\.jsonl'.*no such file",
@@ -174,6 +174,7 @@ BAD = {
     ),
     "shuffled without an annotator": (["data=mbpp", "feedback=shuffled"], r"feedback\.path=None.*feedback=shuffled"),
     "an unknown transform": (["feedback.transform=[mix]"], r"feedback\.transform='mix'.*shuffle, drop"),
+    "a file for generated data": (["data.path=mbpp.jsonl"], r"data\.path='mbpp.jsonl'.*data=mbpp"),
     "no limit": (["data.limit.test=0"], r"data\.limit\.test=0"),
 }
 

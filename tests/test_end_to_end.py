@@ -295,7 +295,7 @@ BUDGET = [
     "data.limit.refine=20",
     "data.limit.train=20",
     "sampler.batch_size=8",
-    "training.epochs=4",
+    "training.epochs=8",
     "store.dir=store",
     "logger=csv",
 ]

@@ -157,6 +157,8 @@ def check(settings: Settings) -> None:
 
 def _check_sources(settings: Settings) -> None:
     data, feedback = settings.data, settings.feedback
+    if data.name == "mini" and data.path is not None:
+        raise InputError("data.path", data.path, "data=mini is generated and reads no file", "Add data=mbpp.")
     if data.path is not None and not Path(data.path).is_file():
         raise InputError(
             "data.path", data.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
