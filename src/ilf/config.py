@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import netrc
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "refinements.tasks": ("solved", "annotated"),
     "executor.tests": ("all", "unseen"),
     "executor.compare": ("exact", "approx"),
+    "executor.isolation": ("require", "best", "off"),
     "adapter.name": ("full", "lora"),
     "optimizer.name": ("adamw", "adamw_8bit"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
@@ -49,7 +50,8 @@ _POSITIVE = (
     "sampler.batch_size",
     "executor.time_limit",
     "executor.memory_mb",
-    "executor.output_kb",
+    "executor.output_mb",
+    "executor.disk_mb",
     "executor.workers",
     "adapter.rank",
     "training.refiner.lr",
@@ -262,9 +264,7 @@ def build(settings: Settings) -> Stages:
     splits = split_tasks(tasks, asdict(data.limit), only)
     store = Store(Path(settings.store.dir), settings.store.reuse)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
-    sandbox = Sandbox(
-        Limits(executor.time_limit, executor.memory_mb, executor.output_kb, executor.workers, executor.compare)
-    )
+    sandbox = Sandbox(Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)}))
     tracker = Tracker(
         settings.logger,
         Path(settings.output_dir),

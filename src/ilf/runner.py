@@ -67,9 +67,7 @@ class Runner:
         self.tokenizer = load_tokenizer(model)
         self.sampler = Sampler(settings.sampler)
         executor = settings.executor
-        self.scoring = {
-            name: getattr(executor, name) for name in ("tests", "compare", "time_limit", "memory_mb", "output_kb")
-        }
+        self.scoring = {k: v for k, v in asdict(executor).items() if k not in ("name", "workers")}
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         self.optimizer_steps: dict[str, int] = {}

@@ -95,9 +95,11 @@ class Executor:
     name: str = "sandbox"
     tests: str = "all"  # all | unseen: without the assert that the prompt shows
     compare: str = "exact"  # exact | approx
-    time_limit: float = 10.0
+    isolation: str = "best"  # require: an error where this machine leaves something open | best | off
+    time_limit: float = 5.0
     memory_mb: int = 1024
-    output_kb: int = 1024
+    output_mb: int = 16
+    disk_mb: int = 64
     workers: int = 2
 
 

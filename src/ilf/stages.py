@@ -83,6 +83,7 @@ class Stages:
             NoTrainingExamples: After everything was written.
             InputError: A requested stage needs one that is neither requested nor finished.
         """
+        log.info("executor: %s", self.sandbox.isolation)
         outcome, status, missing = Outcome(), "failed", None
         refinements = self.settings.refinements
         try:
@@ -276,6 +277,7 @@ class Stages:
             weights_sha256=self.runner.weights(self.model),
             dtype=str(sampling_dtype(self.settings.model.dtype)),
             scoring=self.runner.scoring,
+            isolation=asdict(self.sandbox.isolation),
             halvings=self.runner.halvings,
             seconds={name: self.runner.seconds.get(name) for name in (*VERSIONS, "report")},
             reused=self.runner.reused,

@@ -59,10 +59,12 @@ class Draw:
 class Verdict:
     """What executing a program on its unit tests gave."""
 
-    verdict: str  # "passed", "failed", "timed_out", "memory", "output" or "crashed"
-    detail: str = ""  # the first failing assert or the exception with its line, at most 500 characters
+    # "passed", "failed", "crashed", "unsupported_test" (it can't be answered with plain data), or the limit that was
+    # exceeded: "timed_out", "memory", "processes", "output" or "disk".
+    verdict: str
+    detail: str = ""  # the first failing assert with the result, or the exception with its line; at most 500 characters
     tests: tuple[bool, ...] = ()  # one outcome an assert, in order
-    seconds: float = 0.0  # wall time
+    seconds: float = 0.0  # processor time of the program's process
 
     @property
     def passed(self) -> bool:

@@ -85,6 +85,7 @@ class Record:
     weights_sha256: str  # of the policy before fine-tuning
     dtype: str  # of the weights while sampling
     scoring: dict[str, Any]
+    isolation: dict[str, Any]  # of the programs: mechanisms, refused, open
     halvings: int  # how often a batch of samples did not fit into memory
     seconds: dict[str, float | None]  # a stage
     reused: list[str]  # stages that were taken from the store
@@ -136,6 +137,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         or settings.model.name,
         "weights_sha256": record.weights_sha256,
         "scoring": record.scoring,
+        "isolation": record.isolation,
         "sampling": {
             **asdict(settings.sampler),
             "dtype": record.dtype,

@@ -1,159 +1,250 @@
-"""Executes programs outside our process: each a fork of a warm interpreter, with limits and a folder of its own.
-
-Covered: processor and wall time, memory (not on macOS), bytes written to a file or to standard output, the whole
-process group killed and its directory removed when the verdict is given.
-Not covered yet: the network, reading files, processes that leave the group, and a program that forges its verdict,
-since tests run in the program's own process. Run untrusted models in a container.
-
-Programs see the standard library only, so that a verdict does not depend on what is installed beside us.
-"""
+"""Executes jobs in workers (worker/), several at once, and keeps the workers between batches."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from ilf.types import Verdict
+from ilf.sandbox.probe import Isolation, probe
+from ilf.types import InputError, Verdict
 
-_CHILD = Path(__file__).with_name("child.py")
-_WALL = 3.0  # wall limit as a multiple of the processor limit: a loaded machine must not fail an honest program
-_GRACE = 5.0  # seconds that the interpreter has beyond the wall limit to answer
-_DETAIL = 500  # characters of detail kept
+_WALL = 2.0  # wall limit as a multiple of the processor limit: a loaded machine must not fail an honest program
+_FIRST = 0.5  # seconds that a program has while others wait; one that needs more runs again, after them
+_GRACE = 5.0  # seconds that a worker has beyond the wall limit to answer
+_ATTEMPTS = 3  # workers that a job may cost
+_GOLD = 5.0  # a program may take this many times as long as its task's gold program
+_FLAGS = ("-S", "-s", "-P", "-W", "ignore", "-X", "utf8")  # the standard library only
+_START = "import json, sys; sys.path.insert(0, sys.argv[1]); import worker.main as w; w.main(json.loads(sys.argv[2]))"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use, and how its results are compared."""
+    """What one program may use, how its results are compared, and how it is kept from the machine."""
 
-    time_limit: float = 10.0  # seconds of processor time, rounded up to whole ones; wall time is three times as long
+    time_limit: float = 5.0  # seconds of processor time, rounded up to whole ones; wall time is twice as long
     memory_mb: int = 1024  # MiB of address space
-    output_kb: int = 1024  # KiB in any one file, standard output included
+    output_mb: int = 16  # MiB in any one file, standard output included
+    disk_mb: int = 64  # MiB in all its files
     workers: int = 2  # programs at once
     compare: str = "exact"  # "exact", or "approx": numbers as pytest.approx, as in the paper's tests
+    isolation: str = "best"  # "require" (an error where something is left open), "best" or "off"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A program and the assert statements it must pass."""
+    """A program and the tests it must pass."""
 
     program: str
-    tests: tuple[str, ...]
-    setup: str = ""
+    tests: tuple[str, ...]  # each an assert statement, or other statements that raise where the program is wrong
+    setup: str = ""  # runs after the program, in its process
+    time_limit: float | None = None  # seconds of processor time, in place of the sandbox's
+    gold: str = ""  # where given, a program that exceeds the sandbox's limit may take five times as long as this one
 
 
 class Sandbox:
-    """Executes jobs, several at once. Safe to use from one thread at a time.
+    """Executes jobs. Usable from one thread at a time; its workers end with it.
 
     Args:
         limits: What each program may use.
+
+    Raises:
+        InputError: If isolation is required and this machine leaves something open.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self._workers: list[_Worker] = []
+        self._end = weakref.finalize(self, _end, self._workers)
+        if limits.isolation == "require" and self.isolation.open:
+            raise InputError(
+                "executor.isolation",
+                "require",
+                f"this machine leaves something open: {self.isolation}",
+                "Use best, which goes on and says what is open, or a machine whose kernel gives what is missing.",
+            )
+
+    @functools.cached_property
+    def isolation(self) -> Isolation:
+        """How programs are kept from this machine: tried, not assumed."""
+        self._start(1)
+        return probe(self, self._workers[0].report)
 
     def run(self, jobs: Sequence[Job]) -> list[Verdict]:
         """Return a verdict for each job, in order. Identical jobs are executed once."""
-        distinct = list(dict.fromkeys(jobs))
-        workers = min(self.limits.workers, len(distinct)) or 1
-        idle: SimpleQueue[_Interpreter] = SimpleQueue()
-        with contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
-            for _ in range(workers):
-                idle.put(stack.enter_context(_Interpreter()))
-
-            def execute(job: Job) -> Verdict:
-                interpreter = idle.get()
-                try:
-                    return self._execute(job, interpreter)
-                finally:
-                    idle.put(interpreter)
-
-            verdicts = dict(zip(distinct, pool.map(execute, distinct), strict=True))
+        verdicts = self._distinct(jobs)
+        slow = [job for job in verdicts if job.gold and not job.time_limit and verdicts[job].verdict == "timed_out"]
+        if slow:
+            most = _GOLD * self.limits.time_limit
+            golds = [Job(job.gold, job.tests, job.setup, most) for job in slow]
+            seconds = {job: v.seconds for job, v in self._distinct(golds).items()}
+            limits = {job: _GOLD * seconds[gold] for job, gold in zip(slow, golds, strict=True)}
+            longer = {job: replace(job, time_limit=n) for job, n in limits.items() if n > self.limits.time_limit}
+            found = self._distinct(list(longer.values()))
+            verdicts |= {job: found[long] for job, long in longer.items()}
         return [verdicts[job] for job in jobs]
 
-    def _execute(self, job: Job, interpreter: _Interpreter) -> Verdict:
-        limits = self.limits
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="ilf-", ignore_cleanup_errors=True) as folder:
-            message = {
-                "program": job.program,
-                "tests": job.tests,
-                "setup": job.setup,
-                "compare": limits.compare,
-                "time_limit": limits.time_limit,
-                "wall_limit": limits.time_limit * _WALL,
-                "memory_bytes": limits.memory_mb << 20,
-                "output_bytes": limits.output_kb << 10,
-                "folder": folder,
-            }
-            answer = interpreter.ask(json.dumps(message), limits.time_limit * _WALL + _GRACE)
-        seconds = round(time.monotonic() - started, 4)
-        if answer is None:
-            return Verdict(
-                "crashed", "ended the interpreter that it was forked from", (False,) * len(job.tests), seconds
-            )
-        events = []
-        for line in answer["text"].splitlines():
-            with contextlib.suppress(ValueError):  # a line that the kill cut in two
-                events.append(json.loads(line))
-        return _verdict([e for e in events if isinstance(e, dict)], answer["status"], len(job.tests), seconds)
+    def close(self) -> None:
+        """End the workers. A later `run` starts others."""
+        _end(self._workers)
+
+    def _distinct(self, jobs: Sequence[Job]) -> dict[Job, Verdict]:
+        distinct = list(dict.fromkeys(jobs))
+        verdicts = dict(self._execute(distinct))
+        return {job: verdicts[i] for i, job in enumerate(distinct)}
+
+    def _execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdict]]:
+        """Yield each job's place and verdict as they come."""
+        waiting = deque((i, False) for i in range(len(jobs)))  # place, whether it has had its first turn
+        attempts = [0] * len(jobs)
+        busy: dict[_Worker, tuple[int, bool]] = {}
+        try:
+            while waiting or busy:
+                self._start(min(self.limits.workers, len(waiting) + len(busy)))
+                for worker in self._workers:
+                    if waiting and worker not in busy:
+                        i, again = waiting.popleft()
+                        first = bool(waiting) and not again
+                        busy[worker] = i, first
+                        worker.give(jobs[i], first)
+                for worker, answer in self._answers(list(busy)):
+                    i, first = busy.pop(worker)
+                    if answer is None or answer["last"]:
+                        worker.end()
+                        self._workers.remove(worker)
+                    if answer is None:
+                        attempts[i] += 1
+                        hung = time.monotonic() > worker.deadline
+                        if not hung and attempts[i] < _ATTEMPTS:
+                            waiting.append((i, True))
+                            continue
+                        yield i, _lost(jobs[i], hung)
+                        continue
+                    if first and answer["verdict"] == "timed_out":
+                        waiting.append((i, True))
+                        continue
+                    yield i, Verdict(answer["verdict"], answer["detail"], tuple(answer["tests"]), answer["seconds"])
+        finally:
+            for worker in busy:  # an interrupt: what it would answer is about a job of this batch
+                worker.end()
+                self._workers.remove(worker)
+
+    def _start(self, n: int) -> None:
+        for _ in range(_ATTEMPTS):
+            started = [_Worker(self.limits) for _ in range(n - len(self._workers))]
+            reasons = [worker.greet() for worker in started]
+            self._workers += [worker for worker, reason in zip(started, reasons, strict=True) if reason is None]
+            if len(self._workers) >= n:
+                return
+        raise RuntimeError(f"a worker of the sandbox did not start: {next(filter(None, reasons), 'it was killed')}")
+
+    def _answers(self, workers: list[_Worker]) -> Iterator[tuple[_Worker, dict[str, Any] | None]]:
+        """Wait for one answer or more; None stands for a worker that has ended or hangs."""
+        poll = select.poll()
+        by_descriptor = {worker.descriptor: worker for worker in workers}
+        for descriptor in by_descriptor:
+            poll.register(descriptor, select.POLLIN)
+        soonest = min(worker.deadline for worker in workers)
+        ready = {by_descriptor[d] for d, _ in poll.poll(max(0.0, soonest - time.monotonic()) * 1000 + 1)}
+        for worker in workers:
+            if worker in ready:
+                yield worker, worker.answer()
+            elif time.monotonic() > worker.deadline:
+                yield worker, None
 
 
-class _Interpreter:
-    """A warm interpreter (child.py) that forks a process for each program; started anew where one ended it."""
+class _Worker:
+    """A worker process, seen from here."""
 
-    def __enter__(self) -> _Interpreter:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        settings = {
+            "isolate": limits.isolation != "off",
+            "memory": limits.memory_mb << 20,
+            "output": limits.output_mb << 20,
+            "disk": limits.disk_mb << 20,
+            "approximately": limits.compare == "approx",
+        }
+        # A fixed hash seed: the order of a set must not decide a verdict. Arenas: threads must not use up memory.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_CHILD)],
+            [sys.executable, *_FLAGS, "-c", _START, str(Path(__file__).parent), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={},
+            stderr=subprocess.PIPE,
+            env={"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2", "PYTHONDONTWRITEBYTECODE": "1"},
             start_new_session=True,
         )
-        return self
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._in, self._out, self._errors = self._process.stdin, self._process.stdout, self._process.stderr
+        self.descriptor = self._out.fileno()
+        self.deadline = 0.0
+        self.report: dict[str, Any] = {}
 
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+    def greet(self) -> str | None:
+        """Wait until the worker says how it isolates; return why where it ends instead."""
+        line = self._out.readline()
+        if line:
+            self.report = json.loads(line)
+            return None
+        reason = self._errors.read().decode(errors="replace")[-2000:]
+        self.end()
+        return reason
 
-    def ask(self, message: str, seconds: float) -> dict[str, Any] | None:
-        """Return the interpreter's answer, None where it gives none within `seconds`."""
-        requests, answers = self._process.stdin, self._process.stdout
-        assert requests is not None and answers is not None
-        with contextlib.suppress(OSError, ValueError):
-            requests.write(message.encode() + b"\n")
-            requests.flush()
-            if select.select([answers], [], [], seconds)[0]:
-                answer: dict[str, Any] = json.loads(answers.readline())
-                return answer
-        self.__exit__()
-        self.__enter__()
-        return None
+    def give(self, job: Job, first: bool) -> None:
+        """Have the worker judge a job; on its first turn only for a short time."""
+        limit = job.time_limit or self._limits.time_limit
+        wall = _FIRST if first else limit * _WALL
+        self.deadline = time.monotonic() + wall + _GRACE
+        message = {
+            "program": job.program,
+            "setup": job.setup,
+            "tests": job.tests,
+            "time_limit": limit,
+            "wall_limit": wall,
+        }
+        with contextlib.suppress(OSError):  # it has ended: there will be no answer
+            self._in.write(json.dumps(message).encode() + b"\n")
+            self._in.flush()
+
+    def answer(self) -> dict[str, Any] | None:
+        """Return the verdict on the job, None if the worker has ended."""
+        try:
+            answer: dict[str, Any] = json.loads(self._out.readline())
+        except ValueError:
+            return None
+        return answer
+
+    def end(self) -> None:
+        """Kill the worker, its zygote and its program."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._in, self._out, self._errors):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        if "root" not in self.report.get("entered", ["root"]):
+            shutil.rmtree(self.report["folder"], ignore_errors=True)
 
 
-def _verdict(events: list[dict[str, object]], status: int | None, n_tests: int, seconds: float) -> Verdict:
-    """Turn what the child reported, and how it ended, into a verdict."""
-    known = [bool(event["test"]) for event in events if "test" in event]
-    tests = tuple((known + [False] * n_tests)[:n_tests])
-    bad = next((event for event in events if "verdict" in event), None)
-    if bad is not None and ("test" not in bad or any("done" in e for e in events)):
-        return Verdict(str(bad["verdict"]), str(bad["detail"])[:_DETAIL], tests, seconds)
-    if status is None or status == -signal.SIGXCPU or (status == -signal.SIGKILL and not events):
-        return Verdict("timed_out", f"no end after {seconds:.1f} s", tests, seconds)
-    if status == -signal.SIGXFSZ:
-        return Verdict("output", "wrote more than its limit", tests, seconds)
-    if any("done" in event for event in events):
-        return Verdict("passed" if all(tests) else "failed", "", tests, seconds)
-    return Verdict("crashed", f"ended early with exit status {status}", tests, seconds)
+def _lost(job: Job, hung: bool) -> Verdict:
+    """Return the verdict on a job that hung its worker, as endless tests do, or ended all that it was given to."""
+    verdict, detail = ("timed_out", "gave no verdict in time") if hung else ("crashed", f"ended {_ATTEMPTS} workers")
+    return Verdict(verdict, detail, (False,) * len(job.tests))
+
+
+def _end(workers: list[_Worker]) -> None:
+    while workers:
+        workers.pop().end()

@@ -27,7 +27,7 @@ def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str) ->
         tests: "all", or "unseen" to leave out the assert that the prompt shows.
     """
     first = 1 if tests == "unseen" else 0
-    return sandbox.run([Job(text, task.tests[first:], task.setup) for text, task in programs])
+    return sandbox.run([Job(text, task.tests[first:], task.setup, gold=task.code) for text, task in programs])
 
 
 class UnitTestCallback(pl.Callback):

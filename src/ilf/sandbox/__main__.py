@@ -1,0 +1,67 @@
+"""Judge programs from a file: python -m ilf.sandbox FILE.
+
+FILE (- for standard input) has one JSON object a line: program, tests (a list of assert statements), and optionally id,
+setup_code and time_limit (seconds of processor time). Out comes one line for each, in the same order: id, verdict,
+detail, tests (true or false for each assert) and seconds (processor time).
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+from ilf.sandbox import Job, Limits, Sandbox
+from ilf.types import InputError
+
+_COLUMNS = (
+    "a JSON object with program (a string) and tests (a list of strings), and optionally id, setup_code (a string) and "
+    "time_limit (seconds, at most 3600)"
+)
+
+
+def _job(line: str, place: str) -> tuple[Any, Job]:
+    try:
+        row = json.loads(line)
+        program, tests, setup = row["program"], row["tests"], row.get("setup_code") or ""
+        limit = row.get("time_limit")
+    except (ValueError, TypeError, AttributeError, KeyError):
+        raise InputError(place, line[:80], _COLUMNS, "Correct that line.") from None
+    strings = isinstance(tests, list) and all(isinstance(text, str) for text in (program, setup, *tests))
+    if not strings or not (limit is None or (isinstance(limit, (int, float)) and 0 < limit <= 3600)):
+        raise InputError(place, line[:80], _COLUMNS, "Correct that line.")
+    return row.get("id"), Job(program, tuple(tests), setup, limit)
+
+
+def main() -> int:
+    """Judge the programs of the file that the command line names."""
+    defaults = Limits(workers=os.cpu_count() or 1)
+    parser = argparse.ArgumentParser(
+        "python -m ilf.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--compare", choices=("exact", "approx"), default=defaults.compare)
+    parser.add_argument("--isolation", choices=("require", "best", "off"), default=defaults.isolation)
+    for name in ("time_limit", "memory_mb", "output_mb", "disk_mb", "workers"):
+        default = getattr(defaults, name)
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default, help=f"({default})")
+    args = vars(parser.parse_args())
+    file = args.pop("file")
+    try:
+        with sys.stdin if file == "-" else open(file, encoding="utf-8") as lines:
+            rows = [_job(line, f"{file}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+        sandbox = Sandbox(Limits(**args))
+        print(sandbox.isolation, file=sys.stderr)
+        for (name, _), verdict in zip(rows, sandbox.run([job for _, job in rows]), strict=True):
+            print(json.dumps({"id": name, **dataclasses.asdict(verdict)}))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

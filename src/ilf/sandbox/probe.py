@@ -1,0 +1,83 @@
+"""What keeps programs from this machine, found by trying to get out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ilf.sandbox.executor import Sandbox
+
+_PROGRAM = """
+import os, socket
+
+def tried(action):
+    try:
+        action()
+    except Exception:
+        return False
+    return True
+
+def connects():
+    return tried(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9)))
+
+def reads(path):
+    return tried(lambda: open(path).read())
+
+def writes(path):
+    return tried(lambda: open(path, "w").close())
+
+def signals(process):
+    return tried(lambda: os.kill(process, 0))
+
+def forks():
+    return tried(lambda: os.fork() or os._exit(0))
+"""
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What is in force, and what it leaves open."""
+
+    mechanisms: tuple[str, ...]  # as they were entered: "user", "network", ..., "landlock", "seccomp"
+    refused: dict[str, str]  # mechanism: why this machine does not give it
+    open: tuple[str, ...]  # what programs can do that they should not: "network", "reading", ...
+
+    def __str__(self) -> str:
+        text = f"isolation by {', '.join(self.mechanisms) or 'limits only'}"
+        if not self.open:
+            return f"{text}; nothing is left open"
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+        return f"{text}; left open: {', '.join(self.open)}" + (f" ({reasons})" if reasons else "")
+
+
+def probe(sandbox: Sandbox, report: dict[str, Any]) -> Isolation:
+    """Return how `sandbox` isolates, by running a program that tries what programs should not do.
+
+    Args:
+        sandbox: The sandbox.
+        report: What its worker said of the mechanisms it entered.
+    """
+    from ilf.sandbox.executor import Job
+
+    with tempfile.TemporaryDirectory(prefix="ilf-") as folder:
+        outside = Path(folder) / "written"
+        tests = {
+            "network": "assert connects() == False",
+            "reading": "assert reads('/etc/passwd') == False",
+            "writing": f"assert writes({str(outside)!r}) == False",
+            "signals": f"assert signals({os.getpid()}) == False",
+            "processes": "assert forks() == False",
+        }
+        verdict = sandbox.run([Job(_PROGRAM, tuple(tests.values()))])[0]
+        found = [name for name, stopped in zip(tests, verdict.tests, strict=True) if not stopped]
+        if outside.exists() and "writing" not in found:
+            found.append("writing")
+    if "processes" in found and report["own_processes"]:
+        found.remove("processes")  # those that a program starts die with it
+    if "RLIMIT_AS" in report["refused"]:
+        found.append("memory")
+    return Isolation(tuple(report["entered"]), dict(report["refused"]), tuple(found))

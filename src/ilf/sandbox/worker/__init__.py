@@ -1,0 +1,10 @@
+"""What runs in a worker: the judge, its zygote and the programs.
+
+A worker is an interpreter of its own, started by executor.py, with the standard library only and no environment:
+
+    judge.py      reads jobs, evaluates their tests, writes verdicts; the tests are nowhere else
+    zygote.py     forked from the judge before it has read anything; enters isolation once, forks each program
+    program.py    a program's process: runs it, and answers the judge's calls with plain data
+    plain.py      plain data as text
+    isolation.py  namespaces, Landlock and limits; seccomp.py  the system-call filters
+"""

@@ -1,0 +1,439 @@
+"""The judge: evaluates a program's tests in a process that the program is not in.
+
+Of MBPP's 2,922 asserts 2,901 are `f(literals) == literal`. Their left side is sent to the program as text, all at once;
+what comes back is plain data and is compared here. Any other test runs here as it is written, with a `Remote` for each
+name that the program defines.
+"""
+
+import ast
+import builtins
+import functools
+import importlib
+import json
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from . import plain
+from .zygote import ENDED, START
+
+# What tests may import, and may name without importing it. Ours, whatever the program calls by these names.
+_MODULES = {"bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "json"}
+_MODULES |= {"itertools", "math", "numbers", "operator", "random", "re", "statistics", "string", "time", "typing"}
+_REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
+_LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exception can name
+# Exceptions that are made of more than a text.
+_WITH_PARTS = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup)
+_DETAIL = 500  # characters of detail kept
+_LOOK = 0.05  # seconds between looks at a folder that has no limit of its own
+
+
+class Unsupported(BaseException):
+    """A test asks what cannot be answered with plain data. No Exception: tests may catch those."""
+
+
+class Ended(BaseException):
+    """The program's process gives no more answers, and why: "time", "closed", "garbage" or "disk"."""
+
+
+class ProgramError(Exception):
+    """An exception of the program that has no counterpart here, or is no ordinary Exception, such as SystemExit."""
+
+
+Outcome = tuple[str, str] | None  # of a test: None where it holds, else verdict and detail
+
+
+def almost_equal(a: Any, b: Any) -> bool:
+    """Compare as the paper's tests do: numbers to a relative 1e-6 or absolute 1e-12, also inside containers."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return bool(a == b)
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a == b or math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(almost_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(almost_equal(a[k], b[k]) for k in b)
+    return bool(a == b)
+
+
+class Remote:
+    """An object of the program that is not plain data, such as a function. It equals nothing but itself."""
+
+    __slots__ = ("_ask", "_number")
+
+    def __init__(self, ask: Callable[..., Any], number: int) -> None:
+        self._ask, self._number = ask, number
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        result, after, keywords = self._ask("call", self, list(args), kwargs)
+        for mine, theirs in zip((*args, *kwargs.values()), (*after, *keywords.values()), strict=True):
+            _follow(mine, theirs)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return self._ask("attribute", self, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._ask("item", self, key)
+
+    def __len__(self) -> Any:
+        return self._ask("length", self)
+
+    def __iter__(self) -> Any:
+        return iter(self._ask("list", self))
+
+    def __contains__(self, item: Any) -> Any:
+        return self._ask("contains", self, item)
+
+    def __str__(self) -> Any:
+        return self._ask("str", self)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Remote) and other._number != self._number:
+            raise Unsupported("compares two objects of the program")
+        return isinstance(other, Remote)
+
+    def __hash__(self) -> int:
+        return hash(self._number)
+
+
+def _refuse(what: str) -> Callable[..., NoReturn]:
+    def refuse(*args: object) -> NoReturn:
+        raise Unsupported(what)
+
+    return refuse
+
+
+for _name in ("repr", "bool", "lt", "le", "gt", "ge", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
+    setattr(Remote, f"__{_name}__", _refuse(f"uses {_name} on an object of the program"))
+for _name in ("rtruediv", "neg", "abs", "int", "float", "index", "round"):
+    setattr(Remote, f"__{_name}__", _refuse(f"uses {_name} on an object of the program"))
+
+
+def _follow(mine: Any, theirs: Any) -> None:
+    """Give our copy of an argument the content that the call left in the program's."""
+    if type(mine) is type(theirs):
+        if isinstance(mine, (list, bytearray)):
+            mine[:] = theirs
+        elif isinstance(mine, (dict, set)):
+            mine.clear()
+            mine.update(theirs)
+
+
+class _Call(NamedTuple):
+    """A test of the form `assert call == literal`."""
+
+    call: str
+    value: Any
+
+
+class Prepared(NamedTuple):
+    """How a program's tests are evaluated."""
+
+    ways: list[_Call | types.CodeType | Exception]
+    names: list[str]  # all that the code reads
+    called: set[str]  # those that it calls by their bare name
+
+
+@functools.lru_cache(maxsize=2048)
+def prepare(tests: tuple[str, ...], approximately: bool) -> Prepared:
+    """Read the tests of a task once for all of its programs."""
+    ways: list[_Call | types.CodeType | Exception] = []
+    names, called = set(), set()
+    for test in tests:
+        try:
+            tree = ast.parse(test)
+            way = _call_and_value(test, tree.body)
+            if way is None:
+                names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+                calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+                called |= {function.id for function in calls if isinstance(function, ast.Name)}
+                tree = _with_approximate_equality(tree) if approximately else tree
+            ways.append(way or compile(tree, "<test>", "exec"))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            ways.append(error)
+    return Prepared(ways, sorted(names), called)
+
+
+def _call_and_value(test: str, body: Sequence[ast.stmt]) -> _Call | None:
+    """Return the parts of `assert f(literals) == literal`, None for any other test."""
+    if len(body) != 1 or not isinstance(body[0], ast.Assert) or not isinstance(body[0].test, ast.Compare):
+        return None
+    compare = body[0].test
+    left = compare.left
+    if len(compare.ops) != 1 or not isinstance(compare.ops[0], ast.Eq):
+        return None
+    if not isinstance(left, ast.Call) or not isinstance(left.func, ast.Name) or _is_ours(left.func.id):
+        return None
+    if test.isascii() and "\n" not in test:
+        call = test[left.col_offset : left.end_col_offset]
+    else:  # columns count bytes of UTF-8
+        call = ast.get_source_segment(test, left) or ""
+    value = compile(ast.Expression(compare.comparators[0]), "<test>", "eval")
+    nested = any(isinstance(constant, types.CodeType) for constant in value.co_consts)
+    if nested or value.co_names or compile(call, "<test>", "eval").co_names != (left.func.id,):
+        return None
+    return _Call(call, eval(value, {}))
+
+
+def _is_ours(name: str) -> bool:
+    return name in _MODULES or hasattr(builtins, name)
+
+
+def _with_approximate_equality(tree: ast.Module) -> ast.Module:
+    """Replace the `==` of each `assert a == b`."""
+    for node in ast.walk(tree):
+        test = node.test if isinstance(node, ast.Assert) else None
+        if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
+            call = ast.Call(ast.Name("__almost_equal__", ast.Load()), [test.left, test.comparators[0]], [])
+            node.test = ast.copy_location(call, test)  # type: ignore[attr-defined]
+    return ast.fix_missing_locations(tree)
+
+
+class Judge:
+    """Judges programs one at a time, each in a fork of the zygote.
+
+    Args:
+        control: The zygote's socket.
+        approximately: Whether numbers are compared as in the paper's tests.
+        folder: The programs' folder where nothing but this judge keeps it small, else None.
+        disk: Bytes that may be in it.
+    """
+
+    def __init__(self, control: socket.socket, approximately: bool, folder: str | None, disk: int) -> None:
+        self.control, self.approximately, self.folder, self.disk = control, approximately, folder, disk
+
+    def judge(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Return verdict, detail, the outcome of each test (tests), processor seconds, and whether it is the last.
+
+        Args:
+            job: program, setup, tests, time_limit (processor seconds), wall_limit (seconds).
+
+        Raises:
+            EOFError: If the zygote has died.
+        """
+        case = _Case(self, job)
+        try:
+            case.run()
+        except Ended as end:
+            case.end = str(end)
+        return case.close()
+
+
+class _Case:
+    """One program with its tests."""
+
+    def __init__(self, judge: Judge, job: dict[str, Any]) -> None:
+        self._judge, self._job = judge, job
+        self._deadline = time.monotonic() + job["wall_limit"]
+        self._outcomes: list[Outcome] = []  # of each test so far
+        self._before: Outcome = None  # of the program itself
+        self.end = ""  # why no more answers came
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            try:
+                seconds = max(1, math.ceil(job["time_limit"]))
+                socket.send_fds(judge.control, [START.pack(seconds)], [theirs.fileno()])
+            except OSError:
+                raise EOFError from None
+
+    def run(self) -> None:
+        """Run the program and each test.
+
+        Raises:
+            Ended: If the program's process gives no more answers.
+        """
+        job = self._job
+        ways, names, called = prepare(tuple(job["tests"]), self._judge.approximately)
+        at_once = all(isinstance(way, _Call) for way in ways)
+        calls = [way.call for way in ways if isinstance(way, _Call)] if at_once else []
+        self._send({"program": job["program"], "setup": job["setup"], "calls": calls})
+        kind, content = self._receive()
+        if kind == "error":
+            self._before = content[3] or "failed", _line(content)
+            return
+        scope = None
+        for test, way in zip(job["tests"], ways, strict=True):
+            if isinstance(way, _Call):
+                if not at_once:
+                    self._send(["evaluate", way.call])
+                outcome = self._compared(*self._receive(), way.value)
+            elif isinstance(way, Exception):
+                outcome = "unsupported_test", f"{type(way).__name__}: {way}"
+            else:
+                scope = self._scope(names, called) if scope is None else scope
+                outcome = self._executed(way, scope)
+            self._outcomes.append(outcome and (outcome[0], f"{test}: {outcome[1]}".removesuffix(": ")))
+
+    def close(self) -> dict[str, Any]:
+        """End the program's process and return the verdict on it.
+
+        Raises:
+            EOFError: If the zygote has died.
+        """
+        self._channel.close()
+        try:
+            self._judge.control.sendall(b"e")
+            status, seconds, clean = ENDED.unpack(plain.exactly(self._judge.control, ENDED.size))
+        except OSError:
+            raise EOFError from None
+        tests = [outcome is None for outcome in self._outcomes]
+        tests += [False] * (len(self._job["tests"]) - len(tests))
+        verdict, detail = self._verdict(status, seconds)
+        answer = {"verdict": verdict, "detail": detail[:_DETAIL], "tests": tests, "seconds": round(seconds, 4)}
+        return answer | {"last": not clean}
+
+    def _verdict(self, status: int, seconds: float) -> tuple[str, str]:
+        if self._before:
+            return self._before
+        if not self.end:
+            wrong = [outcome for outcome in self._outcomes if outcome]
+            wrong.sort(key=lambda outcome: outcome[0] == "unsupported_test")
+            return wrong[0] if wrong else ("passed", "")
+        if self.end == "garbage":
+            return "failed", "answered with what is not plain data"
+        if self.end == "disk":
+            return "disk", "filled its folder"
+        if self.end == "time":
+            return "timed_out", f"no end after {self._job['wall_limit']:g} s, {seconds:.1f} s of processor time"
+        if status == -signal.SIGXCPU or seconds >= self._job["time_limit"]:
+            return "timed_out", f"no end after {seconds:.1f} s of processor time"
+        return "crashed", f"ended early with {f'signal {-status}' if status < 0 else f'exit status {status}'}"
+
+    def _compared(self, kind: str, content: Any, expected: Any) -> Outcome:
+        if kind == "error":
+            return content[3] or "failed", _line(content)
+        equal = almost_equal(content, expected) if self._judge.approximately else content == expected
+        return None if equal is True else ("failed", f"the result is {_shown(content)}")
+
+    def _executed(self, code: types.CodeType, scope: dict[str, Any]) -> Outcome:
+        """Run a test here."""
+        try:
+            exec(code, scope)
+        except Unsupported as error:
+            return "unsupported_test", str(error)
+        except AssertionError as error:
+            return "failed", str(error)
+        except Exception as error:
+            limit, line = getattr(error, "limit", None), getattr(error, "line", None)
+            return limit or "failed", line or f"{type(error).__name__}: {error}"
+        return None
+
+    def _scope(self, names: list[str], called: set[str]) -> dict[str, Any]:
+        """Return what tests see: our builtins and modules, and what the program defines of the names they use."""
+        found = self._ask("defined", names)
+        own = [name for name in found if not _is_ours(name)]
+        scope = {"__builtins__": _BUILTINS, "__almost_equal__": almost_equal, "sys": _SYS}
+        scope |= {name: importlib.import_module(name) for name in names if name in _MODULES}
+        for name, value in found.items():
+            # A program may itself bear the name of one of ours: it is then what the tests call, and all that they call.
+            if not _is_ours(name) or (name in called if name in _MODULES else not own):
+                scope[name] = value
+        return scope
+
+    def _ask(self, kind: str, *arguments: object) -> Any:
+        """Have the program do something, and return the result or raise the exception that came instead."""
+        self._send([kind, plain.dumps(list(arguments), _number)])
+        answer, content = self._receive()
+        if answer == "value":
+            return content
+        known, line = getattr(builtins, content[0], None), _line(content)
+        raised: Exception = ProgramError(line)
+        if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, _WITH_PARTS):
+            raised = known(line)
+        raised.line, raised.limit = line, content[3]  # type: ignore[attr-defined]
+        raise raised
+
+    def _send(self, message: object) -> None:
+        self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
+        try:
+            plain.send(self._channel, json.dumps(message))
+        except TimeoutError:
+            raise Ended("time") from None
+        except OSError:
+            raise Ended("closed") from None
+
+    def _receive(self) -> tuple[str, Any]:
+        """Return "value" and a value, or "error" and [type, report, line, limit]."""
+        self._wait()
+        self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
+        try:
+            kind, content = plain.loads(plain.receive(self._channel), lambda number: Remote(self._ask, int(number)))
+            if kind == "error":
+                name, report, line, limit = content
+                content = str(name), str(report), int(line) if line else None, limit if limit in _LIMITS else None
+            return str(kind), content
+        except TimeoutError:
+            raise Ended("time") from None
+        except (EOFError, OSError):
+            raise Ended("closed") from None
+        except (ValueError, TypeError):  # NotPlain, or another message than program.py sends
+            raise Ended("garbage") from None
+
+    def _wait(self) -> None:
+        """Wait for an answer; meanwhile see that somebody still waits for the verdict, and that the folder is small."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.register(sys.stdin.fileno(), 0)  # its end is always reported
+        while (left := self._deadline - time.monotonic()) > 0:
+            ready = dict(poll.poll(1000 * (min(left, _LOOK) if self._judge.folder else left)))
+            if sys.stdin.fileno() in ready:
+                sys.exit("nobody waits for the verdict")
+            if ready:
+                return
+            if self._judge.folder and _size(self._judge.folder) > self._judge.disk:
+                raise Ended("disk")
+        raise Ended("time")
+
+
+def _import(name: str, *args: Any) -> types.ModuleType:
+    if name.partition(".")[0] not in _MODULES:
+        raise Unsupported(f"imports {name}")
+    return __import__(name, *args)
+
+
+# Tests are trusted, but have no use for these; of sys they see sizes and limits.
+_BUILTINS = vars(builtins) | {"__import__": _import} | {name: _refuse(f"uses {name}") for name in _REFUSED}
+_SYS = types.SimpleNamespace(getsizeof=sys.getsizeof, maxsize=sys.maxsize, float_info=sys.float_info)
+
+
+def _number(value: object) -> int:
+    """Return the number of an object of the program; ours cannot cross."""
+    if isinstance(value, Remote):
+        return value._number
+    raise Unsupported(f"gives the program a {type(value).__name__}")
+
+
+def _line(error: tuple[str, str, int | None, str | None]) -> str:
+    """Return an exception of the program in one line."""
+    _, report, line, _ = error
+    return f"{report} (line {line})" if line else report
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "too long to show"
+    except Unsupported:
+        return "not plain data"
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-50:]}"
+
+
+def _size(folder: str) -> int:
+    """Return the bytes in a folder's files, each counted as one block at least."""
+    total = 0
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            try:
+                total += max(4096, os.lstat(os.path.join(place, name)).st_size)
+            except OSError:
+                pass
+    return total

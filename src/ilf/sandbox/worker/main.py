@@ -1,0 +1,46 @@
+"""A worker's main loop: jobs in on standard input, verdicts out on standard output, one JSON line each.
+
+The first line out says how programs are isolated. A worker whose zygote has died ends; its starter starts another.
+"""
+
+import json
+import shutil
+import sys
+from typing import Any
+
+from . import zygote
+from .judge import Judge
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Serve until standard input ends.
+
+    Args:
+        settings: approximately (numbers compare as in the paper's tests), and those of `zygote.start`.
+    """
+    control = zygote.start(settings)  # before anything is read: what is forked knows no tests
+    hello = b""
+    while not hello.endswith(b"\n"):
+        part = control.recv(4096)
+        if not part:
+            sys.exit("the zygote ended before it began")
+        hello += part
+    report = json.loads(hello)
+    if "error" in report:
+        sys.exit(report["error"])
+    folder = None if "root" in report["entered"] else report["folder"]  # else it goes with the zygote
+    _answer(report)
+    judge = Judge(control, settings["approximately"], folder, settings["disk"])
+    try:
+        while line := sys.stdin.buffer.readline():
+            _answer(judge.judge(json.loads(line)))
+    except EOFError:
+        sys.exit("the zygote ended")
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answer(message: object) -> None:
+    sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
+    sys.stdout.buffer.flush()
