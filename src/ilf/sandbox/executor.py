@@ -23,7 +23,7 @@ from ilf.sandbox.probe import Isolation, probe
 from ilf.types import InputError, Verdict
 
 _WALL = 2.0  # wall limit as a multiple of the processor limit: a loaded machine must not fail an honest program
-_FIRST = 0.5  # seconds that a program has while others wait; one that needs more runs again, after them
+_FIRST = 0.5  # seconds that a program has while others wait; one that needs more runs again, beside or after them
 _GRACE = 5.0  # seconds that a worker has beyond the wall limit to answer
 _ATTEMPTS = 3  # workers that a job may cost
 _GOLD = 5.0  # a program may take this many times as long as its task's gold program
@@ -108,18 +108,22 @@ class Sandbox:
 
     def _execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdict]]:
         """Yield each job's place and verdict as they come."""
-        waiting = deque((i, False) for i in range(len(jobs)))  # place, whether it has had its first turn
+        waiting, slow = deque(range(len(jobs))), deque[int]()  # places; those that need more than a first turn
         attempts = [0] * len(jobs)
-        busy: dict[_Worker, tuple[int, bool]] = {}
+        busy: dict[_Worker, tuple[int, bool]] = {}  # place, whether it is a first turn
         try:
-            while waiting or busy:
-                self._start(min(self.limits.workers, len(waiting) + len(busy)))
+            while waiting or slow or busy:
+                self._start(min(self.limits.workers, len(waiting) + len(slow) + len(busy)))
                 for worker in self._workers:
-                    if waiting and worker not in busy:
-                        i, again = waiting.popleft()
-                        first = bool(waiting) and not again
-                        busy[worker] = i, first
-                        worker.give(jobs[i], first)
+                    if worker in busy or not (waiting or slow):
+                        continue
+                    # All but one worker may be on slow ones while there are others.
+                    turns = sum(not first for _, first in busy.values())
+                    first = bool(waiting) and not (slow and turns < self.limits.workers - 1)
+                    i = waiting.popleft() if first else slow.popleft()
+                    first = first and bool(waiting or slow or busy)
+                    busy[worker] = i, first
+                    worker.give(jobs[i], first)
                 for worker, answer in self._answers(list(busy)):
                     i, first = busy.pop(worker)
                     if answer is None or answer["last"]:
@@ -129,12 +133,12 @@ class Sandbox:
                         attempts[i] += 1
                         hung = time.monotonic() > worker.deadline
                         if not hung and attempts[i] < _ATTEMPTS:
-                            waiting.append((i, True))
+                            slow.append(i)
                             continue
                         yield i, _lost(jobs[i], hung)
                         continue
                     if first and answer["verdict"] == "timed_out":
-                        waiting.append((i, True))
+                        slow.append(i)
                         continue
                     yield i, Verdict(answer["verdict"], answer["detail"], tuple(answer["tests"]), answer["seconds"])
         finally:

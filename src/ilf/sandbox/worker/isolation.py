@@ -8,10 +8,8 @@ import ctypes
 import functools
 import os
 import resource
-import shutil
 import struct
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,8 +69,10 @@ class Isolation:
         """
         others = 0 if "user" in self.entered else _tasks()  # the limit counts what our user has outside, too
         if "mount" not in self.entered or not self._try("root", self._new_root):
+            import tempfile
+
             self.folder = tempfile.mkdtemp(prefix="ilf-")
-            os.chmod(self.folder, 0o700)
+            tempfile.tempdir = None  # a program's own is to be looked for by the program
         os.chdir(self.folder)
         if self._wanted:
             self._drop_privileges()
@@ -188,11 +188,13 @@ def die_with_parent() -> None:
 def empty(folder: str) -> bool:
     """Remove all that a program left in its folder; return whether all of it could be removed."""
     try:
-        for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                empty(path)
+                os.rmdir(path)
             else:
-                os.unlink(entry.path)
+                os.unlink(path)
     except (OSError, RecursionError):  # a folder that may not be read, or a very deep one
         return False
     return True

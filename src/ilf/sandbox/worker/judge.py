@@ -9,7 +9,7 @@ import ast
 import builtins
 import functools
 import importlib
-import json
+import marshal
 import math
 import os
 import select
@@ -32,7 +32,7 @@ _LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exceptio
 # Exceptions that are made of more than a text.
 _WITH_PARTS = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup)
 _DETAIL = 500  # characters of detail kept
-_LOOK = 0.05  # seconds between looks at a folder that has no limit of its own
+_PATIENCE = 0.05  # seconds until unread answers are read, and between looks at a folder that has no limit of its own
 
 
 class Unsupported(BaseException):
@@ -130,7 +130,7 @@ def _follow(mine: Any, theirs: Any) -> None:
 class _Call(NamedTuple):
     """A test of the form `assert call == literal`."""
 
-    call: str
+    call: types.CodeType
     value: Any
 
 
@@ -172,13 +172,10 @@ def _call_and_value(test: str, body: Sequence[ast.stmt]) -> _Call | None:
         return None
     if not isinstance(left, ast.Call) or not isinstance(left.func, ast.Name) or _is_ours(left.func.id):
         return None
-    if test.isascii() and "\n" not in test:
-        call = test[left.col_offset : left.end_col_offset]
-    else:  # columns count bytes of UTF-8
-        call = ast.get_source_segment(test, left) or ""
     value = compile(ast.Expression(compare.comparators[0]), "<test>", "eval")
     nested = any(isinstance(constant, types.CodeType) for constant in value.co_consts)
-    if nested or value.co_names or compile(call, "<test>", "eval").co_names != (left.func.id,):
+    call = compile(ast.Expression(left), "<test>", "eval")
+    if nested or value.co_names or call.co_names != (left.func.id,):
         return None
     return _Call(call, eval(value, {}))
 
@@ -236,6 +233,8 @@ class _Case:
         self._outcomes: list[Outcome] = []  # of each test so far
         self._before: Outcome = None  # of the program itself
         self.end = ""  # why no more answers came
+        self._received = bytearray()
+        self._patient = False
         self._channel, theirs = socket.socketpair()
         with theirs:
             try:
@@ -254,7 +253,8 @@ class _Case:
         ways, names, called = prepare(tuple(job["tests"]), self._judge.approximately)
         at_once = all(isinstance(way, _Call) for way in ways)
         calls = [way.call for way in ways if isinstance(way, _Call)] if at_once else []
-        self._send({"program": job["program"], "setup": job["setup"], "calls": calls})
+        self._patient = at_once
+        self._send((job["program"], job["setup"], calls, not at_once))
         kind, content = self._receive()
         if kind == "error":
             self._before = content[3] or "failed", _line(content)
@@ -263,7 +263,7 @@ class _Case:
         for test, way in zip(job["tests"], ways, strict=True):
             if isinstance(way, _Call):
                 if not at_once:
-                    self._send(["evaluate", way.call])
+                    self._send(("evaluate", way.call))
                 outcome = self._compared(*self._receive(), way.value)
             elif isinstance(way, Exception):
                 outcome = "unsupported_test", f"{type(way).__name__}: {way}"
@@ -281,7 +281,7 @@ class _Case:
         self._channel.close()
         try:
             self._judge.control.sendall(b"e")
-            status, seconds, clean = ENDED.unpack(plain.exactly(self._judge.control, ENDED.size))
+            status, seconds, clean = ENDED.unpack(plain.exactly(self._judge.control.fileno(), ENDED.size))
         except OSError:
             raise EOFError from None
         tests = [outcome is None for outcome in self._outcomes]
@@ -340,7 +340,7 @@ class _Case:
 
     def _ask(self, kind: str, *arguments: object) -> Any:
         """Have the program do something, and return the result or raise the exception that came instead."""
-        self._send([kind, plain.dumps(list(arguments), _number)])
+        self._send((kind, plain.dumps(list(arguments), _number)))
         answer, content = self._receive()
         if answer == "value":
             return content
@@ -351,10 +351,11 @@ class _Case:
         raised.line, raised.limit = line, content[3]  # type: ignore[attr-defined]
         raise raised
 
-    def _send(self, message: object) -> None:
+    def _send(self, message: Any) -> None:
+        data = marshal.dumps(message)  # which the program's side may read: it trusts us
         self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
         try:
-            plain.send(self._channel, json.dumps(message))
+            self._channel.sendall(plain.LENGTH.pack(len(data)) + data)
         except TimeoutError:
             raise Ended("time") from None
         except OSError:
@@ -362,34 +363,53 @@ class _Case:
 
     def _receive(self) -> tuple[str, Any]:
         """Return "value" and a value, or "error" and [type, report, line, limit]."""
-        self._wait()
-        self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
         try:
-            kind, content = plain.loads(plain.receive(self._channel), lambda number: Remote(self._ask, int(number)))
+            text = self._message().decode("utf-8", "surrogatepass")
+            kind, content = plain.loads(text, lambda number: Remote(self._ask, int(number)))
             if kind == "error":
                 name, report, line, limit = content
                 content = str(name), str(report), int(line) if line else None, limit if limit in _LIMITS else None
             return str(kind), content
-        except TimeoutError:
-            raise Ended("time") from None
-        except (EOFError, OSError):
-            raise Ended("closed") from None
         except (ValueError, TypeError):  # NotPlain, or another message than program.py sends
             raise Ended("garbage") from None
 
+    def _message(self) -> bytes:
+        """Return the next message; what has come with it is kept."""
+        received = self._received
+        while True:
+            if len(received) >= plain.LENGTH.size:
+                end = plain.LENGTH.size + plain.LENGTH.unpack_from(received)[0]
+                if end > plain.LONGEST:
+                    raise plain.NotPlain(f"a message of {end} bytes")
+                if len(received) >= end:
+                    message = bytes(received[plain.LENGTH.size : end])
+                    del received[:end]
+                    return message
+            self._wait()
+            try:
+                part = self._channel.recv(1 << 16)
+            except OSError:
+                part = b""
+            if not part:
+                raise Ended("closed")
+            received += part
+
     def _wait(self) -> None:
-        """Wait for an answer; meanwhile see that somebody still waits for the verdict, and that the folder is small."""
+        """Wait for the program; meanwhile see that somebody waits for its verdict, and that its folder is small."""
         poll = select.poll()
-        poll.register(self._channel, select.POLLIN)
-        poll.register(sys.stdin.fileno(), 0)  # its end is always reported
+        poll.register(0, 0)  # standard input: its end is always reported
+        # To be woken for each answer costs more than they do: at first only for the end of the process.
+        poll.register(self._channel, 0 if self._patient else select.POLLIN)
         while (left := self._deadline - time.monotonic()) > 0:
-            ready = dict(poll.poll(1000 * (min(left, _LOOK) if self._judge.folder else left)))
-            if sys.stdin.fileno() in ready:
+            ready = dict(poll.poll(1000 * min(left, _PATIENCE if self._patient or self._judge.folder else left)))
+            if 0 in ready:
                 sys.exit("nobody waits for the verdict")
             if ready:
                 return
             if self._judge.folder and _size(self._judge.folder) > self._judge.disk:
                 raise Ended("disk")
+            self._patient = False
+            poll.register(self._channel, select.POLLIN)
         raise Ended("time")
 
 

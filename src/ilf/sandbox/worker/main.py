@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 from . import zygote
-from .judge import Judge
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -30,6 +29,8 @@ def main(settings: dict[str, Any]) -> None:
         sys.exit(report["error"])
     folder = None if "root" in report["entered"] else report["folder"]  # else it goes with the zygote
     _answer(report)
+    from .judge import Judge  # what it needs, no fork pays for
+
     judge = Judge(control, settings["approximately"], folder, settings["disk"])
     try:
         while line := sys.stdin.buffer.readline():

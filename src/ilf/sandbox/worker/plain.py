@@ -7,13 +7,13 @@ its base (a Counter as a dict), by the base's own methods.
 
 import builtins
 import json
-import socket
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
 
 LONGEST = 4 << 20  # bytes in a message
-_LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<I")  # of a message, before it
 _SCALARS = (type(None), bool, str, float)
 _CONTAINERS: tuple[tuple[type, str], ...] = ((tuple, "tuple"), (list, ""), (set, "set"), (frozenset, "frozenset"))
 _LONG = 1 << 63  # larger integers cross in hexadecimal: decimal is quadratic, and limited to 4,300 digits
@@ -82,8 +82,8 @@ def _pack(value: Any, refer: Callable[[object], int], depth: int) -> Any:
     for base, plain in bases:
         if issubclass(kind, base):
             return _pack(plain(value), refer, depth)
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return {"type": value.__name__}
+    if kind is type and getattr(builtins, name := value.__name__, None) is value:
+        return {"type": name}
     return {"object": refer(value)}
 
 
@@ -108,37 +108,35 @@ _READ: dict[str, Callable[[Any], object]] = {
 }
 
 
-def send(channel: socket.socket, text: str) -> None:
-    """Write one message to a socket."""
-    data = text.encode("utf-8", "surrogatepass")
-    channel.sendall(_LENGTH.pack(len(data)) + data)
+def send(channel: int, data: bytes) -> None:
+    """Write one message to the socket of a descriptor."""
+    left = memoryview(LENGTH.pack(len(data)) + data)
+    while left:
+        left = left[os.write(channel, left) :]
 
 
-def receive(channel: socket.socket) -> str:
-    """Read one message from a socket.
+def receive(channel: int) -> bytes:
+    """Read one message from the socket of a descriptor.
 
     Raises:
         EOFError: If the other side closed it.
-        NotPlain: If the message is too long.
     """
-    (length,) = _LENGTH.unpack(exactly(channel, _LENGTH.size))
-    if length > LONGEST:
-        raise NotPlain(f"a message of {length} bytes; at most {LONGEST} cross")
-    return exactly(channel, length).decode("utf-8", "surrogatepass")
+    (length,) = LENGTH.unpack(exactly(channel, LENGTH.size))
+    return exactly(channel, length)
 
 
-def exactly(channel: socket.socket, n: int) -> bytes:
-    """Read `n` bytes from a socket.
+def exactly(channel: int, n: int) -> bytes:
+    """Read `n` bytes from a descriptor.
 
     Raises:
         EOFError: If the other side closed it before.
     """
-    data = channel.recv(n)
+    data = os.read(channel, n)
     if len(data) == n:
         return data
     parts = bytearray(data)
     while len(parts) < n:
-        part = channel.recv(n - len(parts))
+        part = os.read(channel, n - len(parts))
         if not part:
             raise EOFError
         parts += part

@@ -6,9 +6,9 @@ anyway, since what is expected of the answers is known to the judge alone.
 
 import errno
 import json
+import marshal
 import operator
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,26 +28,27 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def run(channel: socket.socket, full: int) -> None:
-    """Serve the judge until it ends this process.
+def run(channel: int, full: int) -> None:
+    """Serve the judge until it ends this process, or until there is no more to answer.
 
     Args:
-        channel: A socket to the judge.
+        channel: Descriptor of a socket to the judge.
         full: Bytes of output at which an EFBIG is about the output rather than another file.
     """
-    request = json.loads(plain.receive(channel))
+    # The judge is to be trusted: what comes from it may be marshalled, with calls as code.
+    text, setup, calls, more = marshal.loads(plain.receive(channel))
     server = _Server(channel, full)
-    if server.start(request["program"], request["setup"]):
-        for call in request["calls"]:
+    if server.start(text, setup):
+        for call in calls:
             server.answer("evaluate", call)
-        while True:
-            server.answer(*json.loads(plain.receive(channel)))
+        while more:
+            server.answer(*marshal.loads(plain.receive(channel)))
 
 
 class _Server:
     """The program's namespace, and those of its objects that the judge has a number for."""
 
-    def __init__(self, channel: socket.socket, full: int) -> None:
+    def __init__(self, channel: int, full: int) -> None:
         self._channel, self._full = channel, full
         self._objects: list[object] = []
         module = sys.modules["program"] = type(sys)("program")
@@ -57,14 +58,15 @@ class _Server:
         """Run the program and its set-up code; return whether they came to their end."""
         try:
             exec(compile(program, PROGRAM, "exec"), self._scope)
-            exec(compile(setup, "<setup>", "exec"), self._scope)
+            if setup:
+                exec(compile(setup, "<setup>", "exec"), self._scope)
         except BaseException as error:
             self._report(error)
             return False
         self._send("value", "null")
         return True
 
-    def answer(self, kind: str, payload: str) -> None:
+    def answer(self, kind: str, payload: Any) -> None:
         """Do what the judge asks and send it the result, or the exception that came instead."""
         try:
             text = plain.dumps(self._perform(kind, payload), self._refer)
@@ -73,7 +75,7 @@ class _Server:
         else:
             self._send("value", text)
 
-    def _perform(self, kind: str, payload: str) -> Any:
+    def _perform(self, kind: str, payload: Any) -> Any:
         if kind == "evaluate":
             return eval(payload, self._scope)
         arguments = plain.loads(payload, self._objects.__getitem__)
@@ -90,7 +92,7 @@ class _Server:
         return len(self._objects) - 1
 
     def _send(self, kind: str, text: str) -> None:
-        plain.send(self._channel, f'["{kind}", {text}]')
+        plain.send(self._channel, f'["{kind}", {text}]'.encode("utf-8", "surrogatepass"))
 
     def _report(self, error: BaseException) -> None:
         """Send an exception as [type, last line of its report, line of the program or None, limit it names or None]."""

