@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -397,7 +398,7 @@ def test_an_ordinary_user_is_isolated_as_root_is(tmp_path):
 def test_isolation_is_named_and_can_be_required(sandbox):
     assert "left open" in str(sandbox.isolation)
     without = Sandbox(Limits(isolation="off"))
-    assert {"network", "reading", "processes"} <= set(without.isolation.open)
+    assert {"network", "reading", "writing", "signals", "processes"} <= set(without.isolation.open)
     without.close()
     if sandbox.isolation.open:
         with pytest.raises(InputError, match=r"executor\.isolation='require'"):
@@ -528,6 +529,18 @@ def test_a_program_ends_though_the_judge_was_killed():
     while (alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert alive == []
+
+
+@LINUX
+def test_a_full_temporary_disk_changes_nothing(tmp_path):
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("filling a disk of one's own needs root and unshare")
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ilf.sandbox import *\ns = Sandbox(Limits())\n"
+    code += f"print(s.isolation.open, [v.verdict for v in s.run([Job({F!r}, ('assert f(1) == 1',))])])"
+    fill = "mount -t tmpfs -o size=8k,nr_inodes=4 full /tmp && (yes > /tmp/full; true) 2> /dev/null && exec "
+    words = ["unshare", "-m", "sh", "-c", f'{fill} {sys.executable} -c "$0"', code]
+    found = subprocess.run(words, capture_output=True, text=True, cwd="/")
+    assert found.stdout.strip() == "() ['passed']", found
 
 
 @LINUX

@@ -1,9 +1,45 @@
-r"""Programs + tests -> verdicts. Knows nothing of models and may be used alone.
+r"""Programs + tests -> verdicts, safely and fast. Knows nothing of models and may be used alone.
 
-from ilf.sandbox import Job, Limits, Sandbox
-Sandbox(Limits()).run([Job("def f(x):\n    return x", ("assert f(1) == 1",))])
+    from ilf.sandbox import Job, Limits, Sandbox
+
+    sandbox = Sandbox(Limits(time_limit=5))
+    print(sandbox.isolation)
+    sandbox.run([Job("def f(x):\n    return x", ("assert f(1) == 1",))])
+
+or `python -m ilf.sandbox FILE`.
+
+    executor.py   hands jobs to workers, and outlives whatever happens to them
+    worker/       a judge, which holds the tests, and the programs, each a fork of a warm interpreter
+    probe.py      tries to get out, and says what is open on this machine
+
+**A verdict can't be forged**, since tests are never in the program's process: the judge asks for calls and compares
+what they return. Only plain data crosses, and is read without running code; an object of the program's own class
+equals nothing but itself. Exits, printed markers, patched builtins, equality tricks, frames, traces and descriptors
+lead nowhere.
+
+**Nothing gets out**, on Linux without root: programs live in namespaces of their own (user, network, mount, process,
+IPC), with a root that holds the interpreter's libraries, read-only, and one empty folder in memory; Landlock says the
+same of files again; seccomp leaves an allow-list of system calls, with threads but no processes. Limits bound
+processor and wall time, memory, threads, descriptors, output and disk. What a machine refuses is left out:
+`Sandbox.isolation` names it.
+
+Not covered:
+
+- A program may answer calls in any way it likes, and sees the calls of all its tests before it answers the first.
+  What it can't see is what is expected.
+- Tests are trusted. The judge runs them outside this isolation, with a few modules and without `open`, `exec` and the
+  like; set-up code runs in the program's process.
+- A test that needs more than plain data can answer gives "unsupported_test". A result of the program's own class that
+  claims to equal plain data fails.
+- The clock, the kernel's version and the interpreter's libraries can be seen. Errors in the kernel, and side channels
+  of the processor, are beyond it. cgroups are not used.
+- Elsewhere than on Linux (x86_64, aarch64) only limits and the judge hold: run untrusted models in a container.
+
+Programs see the standard library only, a fixed hash seed and fixed random numbers, so that a verdict depends neither
+on what is installed beside us nor on chance.
 """
 
 from ilf.sandbox.executor import Job, Limits, Sandbox
+from ilf.sandbox.probe import Isolation
 
-__all__ = ["Job", "Limits", "Sandbox"]
+__all__ = ["Isolation", "Job", "Limits", "Sandbox"]

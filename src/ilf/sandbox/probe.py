@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,8 @@ def connects():
 def reads(path):
     return tried(lambda: open(path).read())
 
-def writes(path):
-    return tried(lambda: open(path, "w").close())
+def writes(paths):
+    return sum(tried(lambda: open(path, "w").close()) for path in paths)  # some may be the program's own
 
 def signals(process):
     return tried(lambda: os.kill(process, 0))
@@ -63,19 +62,21 @@ def probe(sandbox: Sandbox, report: dict[str, Any]) -> Isolation:
     """
     from ilf.sandbox.executor import Job
 
-    with tempfile.TemporaryDirectory(prefix="ilf-") as folder:
-        outside = Path(folder) / "written"
-        tests = {
-            "network": "assert connects() == False",
-            "reading": "assert reads('/etc/passwd') == False",
-            "writing": f"assert writes({str(outside)!r}) == False",
-            "signals": f"assert signals({os.getpid()}) == False",
-            "processes": "assert forks() == False",
-        }
-        verdict = sandbox.run([Job(_PROGRAM, tuple(tests.values()))])[0]
-        found = [name for name, stopped in zip(tests, verdict.tests, strict=True) if not stopped]
-        if outside.exists() and "writing" not in found:
-            found.append("writing")
+    places = [Path(place) / f".ilf-probe-{os.getpid()}" for place in (os.getcwd(), os.path.expanduser("~"), "/var/tmp")]
+    tests = {
+        "network": "assert connects() == False",
+        "reading": "assert reads('/etc/passwd') == False",
+        "writing": f"assert writes({[str(place) for place in places]}) < 99",
+        "signals": f"assert signals({os.getpid()}) == False",
+        "processes": "assert forks() == False",
+    }
+    verdict = sandbox.run([Job(_PROGRAM, tuple(tests.values()))])[0]
+    found = [name for name, stopped in zip(tests, verdict.tests, strict=True) if not stopped]
+    written = [place for place in places if place.exists()]
+    for place in written:
+        place.unlink()
+    if written and "writing" not in found:
+        found.append("writing")
     if "processes" in found and report["own_processes"]:
         found.remove("processes")  # those that a program starts die with it
     if "RLIMIT_AS" in report["refused"]:
