@@ -189,7 +189,7 @@ def main() -> None:
     args = parser.parse_args()
     peers = args.peers.split(",")
     jobs = batch(args.mbpp, args.annotations)
-    loops = [Job(f"while True: pass\n# {i}", ("assert True",)) for i in range(LOOPS)]
+    loops = [Job(f"def f(x):\n    while True: pass\n# {i}", ("assert f(1) == 1",)) for i in range(LOOPS)]
     # Preloaded for all: what MBPP's programs import.
     for name in ("bisect", "cmath", "collections", "copy", "datetime", "functools", "heapq", "itertools", "math", "re"):
         __import__(name)

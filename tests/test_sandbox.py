@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -144,6 +145,7 @@ def test_plain_data_crosses_both_ways_as_it_is(sandbox, value):
         # what tests may do
         ("def f(xs): xs.sort()", "xs = [3, 1]\nf(xs)\nassert xs == [1, 3]"),
         ("def f(d): d.pop(1)", "d = {1: 2}\nf(d)\nassert d == {}"),
+        ("def f(x): return x", "print('{}')\nassert f(1) == 1"),
         ("def f(x): return x", "for i in range(20):\n    assert f(i) == i"),
         ("def f(x): return x", "def check(g):\n    assert g(2) == 2\n    assert g('a') == 'a'\ncheck(f)"),
         ("def f(g, x): return g(x)", "assert f(lambda x: x + 1, 1) == 2"),
@@ -153,6 +155,16 @@ def test_plain_data_crosses_both_ways_as_it_is(sandbox, value):
         ("from collections import *\ndef f(x): return Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}"),
         ("from collections import *\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)", "assert f() == (1, 2)"),
         ("import enum\nclass E(enum.IntEnum):\n    A = 3\ndef f(): return E.A", "assert f() == 3"),
+        ("def f(x): raise ValueError('no')", "try:\n    f(1)\nexcept ValueError as e:\n    assert str(e) == 'no'"),
+        ("class E(KeyError): pass\ndef f(x): raise E(x)", "try:\n    f(1)\n    assert False\nexcept LookupError:\n    pass"),
+        ("def f():\n    n = 0\n    while True:\n        yield n\n        n += 1", "import itertools\ng = f()\nassert next(g) == 0\n"
+         "assert list(itertools.islice(g, 2)) == [1, 2] and [a for a, _ in zip(f(), 'ab')] == [0, 1]"),
+        ("from decimal import Decimal\nfrom fractions import Fraction\ndef f(): return Decimal('1.5'), Fraction(3, 2)",
+         "assert f() == (1.5, 1.5)"),
+        ("from datetime import *\nfrom collections import deque\ndef f(): return [date(2020, 1, 2), timedelta(1), deque([1])]",
+         "import datetime, collections\nassert f() == [datetime.date(2020, 1, 2), datetime.timedelta(days=1), collections.deque([1])]"),
+        ("def f(n): return '\u4e16' * n", "assert f(10**6) == '\u4e16' * 10**6"),
+        ("from multiprocessing.pool import ThreadPool\ndef f(): return ThreadPool(2).map(abs, [-1, 2])", "assert f() == [1, 2]"),
         ("def f(): return '\u00e9\u4e16'", "assert f() == '\u00e9\u4e16', 'message'"),
         # what programs may do
         ("import asyncio\nasync def g(): return 1\ndef f(): return asyncio.run(g())", "assert f() == 1"),
@@ -179,6 +191,9 @@ def test_honest_programs_pass(sandbox, program, test):
         (F, "import socket\nassert f(1) == 1"),
         (F, "assert f(1) == len(open('/etc/passwd').read())"),
         (F, "assert f(1) ="),
+        (F, "assert f(1) == {[1]: 2}"),
+        ("class P: pass\ndef f(): return P()", "assert isinstance(f(), P)"),
+        ("class P: pass\ndef f(): return P()", "p = f()\np.x = 3\nassert p.x == 3"),
     ],
 )
 def test_what_plain_data_cannot_answer_is_unsupported_and_not_failed(sandbox, program, test):
@@ -210,6 +225,17 @@ while frame:
             except OSError: pass
     frame = frame.f_back
 """
+DEFINES = """
+import sys
+server = type(sys._getframe(1).f_locals["self"])
+perform = server._perform
+def defined(self, kind, payload):
+    if kind == "defined":
+        always = lambda *a, **k: 5
+        return {"f": f, "__builtins__": {"abs": always, "sorted": always}, "__almost_equal__": always}
+    return perform(self, kind, payload)
+server._perform = defined
+"""
 FORGERIES = {
     "equal to everything": SAME + returning("Same()"),
     "equal inside a list": SAME + returning("[Same()]"),
@@ -226,6 +252,9 @@ FORGERIES = {
     "own builtins": SAME + "abs = len = sorted = isinstance = lambda *a, **k: 5\n" + returning("[6]"),
     "patched framework": "import json, sys\njson.dumps = lambda *a: 'true'\nfor m in list(sys.modules.values()):\n"
     "    if hasattr(m, 'dumps'): m.dumps = lambda *a: 'true'\n" + returning("6"),
+    "answers for the judge": DEFINES + returning("6"),
+    "contains everything": "class C:\n    def __contains__(s, x): return True\n    def __iter__(s): return iter(())\n" + returning("C()"),
+    "end of a loop": returning("next(iter(()))"),
     "trace": "import sys\nsys.settrace(lambda *a: None)\n" + returning("6"),
     "expected value in a frame": "import sys\ndef f(*a):\n    f = sys._getframe(1)\n    return next((c for c in f.f_code.co_consts if "
     "isinstance(c, int)), None)",
@@ -237,6 +266,9 @@ TESTS = {
     "two calls": "assert f(2, 3) == 5 and f(2, 4) == 5",
     "through builtins": "assert abs(f(2, 3) - 5) < 1e-9",
     "through sorted": "assert sorted([f(2, 3)]) == [5]",
+    "in a statement": "x = f(2, 3)\nassert x == 5",
+    "membership": "assert 5 in f(2, 3) if not isinstance(f(2, 3), int) else f(2, 3) == 5",
+    "in a loop": "assert all(map(lambda x: f(x, 3) == 5, [2]))",
     "through isinstance": "assert isinstance(f(2, 3), int) and f(2, 3) == 5",
 }
 
@@ -244,7 +276,7 @@ TESTS = {
 @pytest.mark.parametrize("isolation", ["best", "off"])
 def test_no_verdict_is_forged(isolation):
     jobs = {(a, b): Job(program, (test,)) for a, program in FORGERIES.items() for b, test in TESTS.items()}
-    sandbox = Sandbox(Limits(time_limit=1, isolation=isolation))
+    sandbox = Sandbox(Limits(time_limit=1, isolation=isolation, compare="approx"))
     found = dict(zip(jobs, sandbox.run(list(jobs.values())), strict=True))
     sandbox.close()
     assert {name: v for name, v in found.items() if v.passed} == {}
@@ -463,6 +495,58 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 
 
 @LINUX
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        # Files without a name, on their way through a socket that nobody reads.
+        "import os, socket\ndef f(x):\n    a, b = socket.socketpair()\n    fds = []\n    for k in range(4):\n"
+        "        fd = os.open(str(k), os.O_RDWR | os.O_CREAT)\n        try:\n            while os.write(fd, bytes(1 << 20)): pass\n"
+        "        except OSError: pass\n        os.unlink(str(k))\n        fds.append(fd)\n"
+        "    socket.send_fds(a, [b'x'], fds + [a.fileno(), b.fileno()])",
+        "import os, fcntl\ndef f(x):\n    os.lseek(1, 10**6, 0)\n    fcntl.fcntl(1, fcntl.F_SETFL, os.O_NONBLOCK)\n    os.write(1, b'x')",
+        "import os\ndef f(x):\n    os.chdir('/')\n    os.umask(0o777)\n    os.mkdir('/tmp/d')",
+    ],
+)
+def test_a_program_cannot_spoil_the_next(spoil):
+    sandbox = Sandbox(Limits(workers=1, output_mb=2, disk_mb=4))
+    honest = "import os\ndef f(x):\n    print('x' * 10**6)\n    open('a', 'wb').write(bytes(10**6))\n    return os.listdir('.')"
+    for i in range(3):
+        jobs = [Job(f"{spoil}\n# {i}", ("assert f(1) == 1",)), Job(f"{honest}\n# {i}", ("assert f(1) == ['a']",))]
+        assert sandbox.run(jobs)[1].passed, sandbox.run(jobs)[1]
+    sandbox.close()
+
+
+@LINUX
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def f(x): return range(10**12)",
+        "def f(x): return 'x' * 10**6",
+        "class C:\n    def __iter__(s): return s\n    def __next__(s): return 1\ndef f(x): return C()",
+        "import os, signal\ndef f(x):\n    os.kill(1, signal.SIGINT)\n    os.kill(1, 9)\n    return [1]",
+        "import os\ndef f(x):\n    for n in range(3, 64):\n        try: os.write(n, b'\\xff' * 9)\n        except OSError: pass",
+        'import os\ndef f(x):\n    t = b\'["value", {"tuple": [{"set": [1]}, {"complex": [{"object": 1}, 1]}]}]\'\n'
+        "    os.write(4, len(t).to_bytes(4, 'little') + t)",
+    ],
+)
+def test_what_a_program_answers_does_not_harm_the_judge(program):
+    sandbox = Sandbox(Limits(workers=1, time_limit=1))
+    sandbox.run([Job(F, ("assert f(1) == 1",))])
+    (worker,) = sandbox._workers
+    tests = (
+        "assert sorted(f(1)) == [2]",
+        "assert list(f(1)) == [2]",
+        "assert len(f(1) * 10**9) == 1",
+        "assert [2] == list(f(1))",
+    )
+    (found,) = sandbox.run([Job(program, tests)])
+    assert not found.passed and sandbox._workers == [worker]
+    status = Path(f"/proc/{worker._process.pid}/status").read_text()
+    assert int(re.search(r"VmHWM:\s+(\d+)", status)[1]) < 900 << 10
+    sandbox.close()
+
+
+@LINUX
 def test_many_programs_leave_no_trace(sandbox):
     def state():
         workers = descendants(os.getpid())
@@ -537,8 +621,8 @@ def test_a_full_temporary_disk_changes_nothing(tmp_path):
         pytest.skip("filling a disk of one's own needs root and unshare")
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ilf.sandbox import *\ns = Sandbox(Limits())\n"
     code += f"print(s.isolation.open, [v.verdict for v in s.run([Job({F!r}, ('assert f(1) == 1',))])])"
-    fill = "mount -t tmpfs -o size=8k,nr_inodes=4 full /tmp && (yes > /tmp/full; true) 2> /dev/null && exec "
-    words = ["unshare", "-m", "sh", "-c", f'{fill} {sys.executable} -c "$0"', code]
+    fill = f"mount -t tmpfs -o size=8k,nr_inodes=4 full {tmp_path} && (yes > {tmp_path}/full; true) 2> /dev/null"
+    words = ["unshare", "-m", "sh", "-c", f'{fill}; TMPDIR={tmp_path} exec {sys.executable} -c "$0"', code]
     found = subprocess.run(words, capture_output=True, text=True, cwd="/")
     assert found.stdout.strip() == "() ['passed']", found
 

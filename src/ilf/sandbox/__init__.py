@@ -28,9 +28,9 @@ Not covered:
 - A program may answer calls in any way it likes, and sees the calls of all its tests before it answers the first.
   What it can't see is what is expected.
 - Tests are trusted. The judge runs them outside this isolation, with a few modules and without `open`, `exec` and the
-  like; set-up code runs in the program's process.
+  like. Set-up code runs in the program's process: a test that hands it the expected value shows it to the program.
 - A test that needs more than plain data can answer gives "unsupported_test". A result of the program's own class that
-  claims to equal plain data fails.
+  claims to equal plain data fails, and so does a test by identity (`is`).
 - The clock, the kernel's version and the interpreter's libraries can be seen. Errors in the kernel, and side channels
   of the processor, are beyond it. cgroups are not used.
 - Elsewhere than on Linux (x86_64, aarch64) only limits and the judge hold: run untrusted models in a container.

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf.sandbox.probe import Isolation, probe
+from ilf.sandbox.worker.isolation import remove
 from ilf.types import InputError, Verdict
 
 _WALL = 2.0  # wall limit as a multiple of the processor limit: a loaded machine must not fail an honest program
@@ -109,7 +109,7 @@ class Sandbox:
     def _execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdict]]:
         """Yield each job's place and verdict as they come."""
         waiting, slow = deque(range(len(jobs))), deque[int]()  # places; those that need more than a first turn
-        attempts = [0] * len(jobs)
+        attempts, spent = [0] * len(jobs), [0.0] * len(jobs)
         busy: dict[_Worker, tuple[int, bool]] = {}  # place, whether it is a first turn
         try:
             while waiting or slow or busy:
@@ -123,7 +123,7 @@ class Sandbox:
                     i = waiting.popleft() if first else slow.popleft()
                     first = first and bool(waiting or slow or busy)
                     busy[worker] = i, first
-                    worker.give(jobs[i], first)
+                    worker.give(jobs[i], self._limit(jobs[i]), first)
                 for worker, answer in self._answers(list(busy)):
                     i, first = busy.pop(worker)
                     if answer is None or answer["last"]:
@@ -131,8 +131,10 @@ class Sandbox:
                         self._workers.remove(worker)
                     if answer is None:
                         attempts[i] += 1
+                        spent[i] += time.monotonic() - worker.started
                         hung = time.monotonic() > worker.deadline
-                        if not hung and attempts[i] < _ATTEMPTS:
+                        # Not again and again for one that ends its worker late.
+                        if not hung and attempts[i] < _ATTEMPTS and spent[i] < self._limit(jobs[i]) * _WALL:
                             slow.append(i)
                             continue
                         yield i, _lost(jobs[i], hung)
@@ -145,6 +147,9 @@ class Sandbox:
             for worker in busy:  # an interrupt: what it would answer is about a job of this batch
                 worker.end()
                 self._workers.remove(worker)
+
+    def _limit(self, job: Job) -> float:
+        return job.time_limit or self.limits.time_limit
 
     def _start(self, n: int) -> None:
         for _ in range(_ATTEMPTS):
@@ -174,7 +179,6 @@ class _Worker:
     """A worker process, seen from here."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
         settings = {
             "isolate": limits.isolation != "off",
             "memory": limits.memory_mb << 20,
@@ -194,7 +198,7 @@ class _Worker:
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in, self._out, self._errors = self._process.stdin, self._process.stdout, self._process.stderr
         self.descriptor = self._out.fileno()
-        self.deadline = 0.0
+        self.started = self.deadline = 0.0
         self.report: dict[str, Any] = {}
 
     def greet(self) -> str | None:
@@ -207,11 +211,11 @@ class _Worker:
         self.end()
         return reason
 
-    def give(self, job: Job, first: bool) -> None:
+    def give(self, job: Job, limit: float, first: bool) -> None:
         """Have the worker judge a job; on its first turn only for a short time."""
-        limit = job.time_limit or self._limits.time_limit
         wall = _FIRST if first else limit * _WALL
-        self.deadline = time.monotonic() + wall + _GRACE
+        self.started = time.monotonic()
+        self.deadline = self.started + wall + _GRACE
         message = {
             "program": job.program,
             "setup": job.setup,
@@ -240,7 +244,7 @@ class _Worker:
             with contextlib.suppress(OSError):
                 pipe.close()
         if "root" not in self.report.get("entered", ["root"]):
-            shutil.rmtree(self.report["folder"], ignore_errors=True)
+            remove(self.report["folder"])
 
 
 def _lost(job: Job, hung: bool) -> Verdict:

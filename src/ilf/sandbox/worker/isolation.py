@@ -78,6 +78,10 @@ class Isolation:
             self._drop_privileges()
             self._try("landlock", self._landlock)
         limits = {"RLIMIT_AS": memory, "RLIMIT_FSIZE": file, "RLIMIT_NOFILE": FILES, "RLIMIT_CORE": 0}
+        if (
+            "root" not in self.entered
+        ):  # files that are open but have no name are in no folder that the judge could watch
+            limits |= {"RLIMIT_FSIZE": min(file, self._disk // 8), "RLIMIT_NOFILE": FILES // 4}
         limits["RLIMIT_NPROC"] = others + PROCESSES
         for name, value in limits.items():
             try:
@@ -129,6 +133,7 @@ class Isolation:
                     os.close(os.open(target, os.O_CREAT))
                 _mount(path, target, None, _MS_BIND | _MS_REC)
             os.mkdir(place + "/tmp")
+            os.symlink("/tmp", place + "/dev/shm")  # locks of multiprocessing
             _make_read_only(place)
             options = f"size={self._disk},nr_inodes={INODES},mode=700"
             _mount("ilf", place + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
@@ -198,6 +203,23 @@ def empty(folder: str) -> bool:
     except (OSError, RecursionError):  # a folder that may not be read, or a very deep one
         return False
     return True
+
+
+def remove(folder: str) -> None:
+    """Remove a program's folder, whatever it did to it."""
+    import shutil
+
+    def unlock(function: Callable[[str], object], path: str, error: object) -> None:
+        for locked in (os.path.dirname(path), path):
+            try:
+                os.chmod(locked, 0o700)
+            except OSError:
+                pass
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+    shutil.rmtree(folder, onerror=unlock)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _libraries() -> list[str]:

@@ -29,8 +29,9 @@ _MODULES = {"bisect", "cmath", "collections", "copy", "datetime", "decimal", "fr
 _MODULES |= {"itertools", "math", "numbers", "operator", "random", "re", "statistics", "string", "time", "typing"}
 _REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
 _LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exception can name
-# Exceptions that are made of more than a text.
-_WITH_PARTS = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup)
+# Exceptions that are made of more than a text, or that would end a loop of the test.
+_NOT_RAISED = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup, StopIteration)
+MEMORY = 768 << 20  # bytes of address space that the judge may use, whatever it is made to unfold
 _DETAIL = 500  # characters of detail kept
 _PATIENCE = 0.05  # seconds until unread answers are read, and between looks at a folder that has no limit of its own
 
@@ -55,7 +56,10 @@ def almost_equal(a: Any, b: Any) -> bool:
     if isinstance(a, bool) or isinstance(b, bool):
         return bool(a == b)
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return a == b or math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+        try:
+            return a == b or math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+        except OverflowError:  # an integer that no float holds
+            return False
     if isinstance(a, (list, tuple)) and type(a) is type(b):
         return len(a) == len(b) and all(map(almost_equal, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
@@ -69,7 +73,8 @@ class Remote:
     __slots__ = ("_ask", "_number")
 
     def __init__(self, ask: Callable[..., Any], number: int) -> None:
-        self._ask, self._number = ask, number
+        object.__setattr__(self, "_ask", ask)
+        object.__setattr__(self, "_number", number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         result, after, keywords = self._ask("call", self, list(args), kwargs)
@@ -87,10 +92,16 @@ class Remote:
         return self._ask("length", self)
 
     def __iter__(self) -> Any:
-        return iter(self._ask("list", self))
+        return self._ask("iterator", self)
 
-    def __contains__(self, item: Any) -> Any:
-        return self._ask("contains", self, item)
+    def __next__(self) -> Any:
+        found = self._ask("next", self)
+        if not found:
+            raise StopIteration
+        return found[0]
+
+    def __contains__(self, item: Any) -> bool:  # compared here: not as the program says
+        return item in self._ask("list", self)
 
     def __str__(self) -> Any:
         return self._ask("str", self)
@@ -113,7 +124,23 @@ def _refuse(what: str) -> Callable[..., NoReturn]:
 
 for _name in ("repr", "bool", "lt", "le", "gt", "ge", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
     setattr(Remote, f"__{_name}__", _refuse(f"uses {_name} on an object of the program"))
-for _name in ("rtruediv", "neg", "abs", "int", "float", "index", "round"):
+for _name in (
+    "rtruediv",
+    "neg",
+    "abs",
+    "int",
+    "float",
+    "index",
+    "round",
+    "mod",
+    "rmod",
+    "floordiv",
+    "pow",
+    "and",
+    "or",
+):
+    setattr(Remote, f"__{_name}__", _refuse(f"uses {_name} on an object of the program"))
+for _name in ("xor", "setattr", "delattr", "setitem", "delitem", "enter", "exit", "instancecheck", "reversed", "await"):
     setattr(Remote, f"__{_name}__", _refuse(f"uses {_name} on an object of the program"))
 
 
@@ -157,7 +184,7 @@ def prepare(tests: tuple[str, ...], approximately: bool) -> Prepared:
                 called |= {function.id for function in calls if isinstance(function, ast.Name)}
                 tree = _with_approximate_equality(tree) if approximately else tree
             ways.append(way or compile(tree, "<test>", "exec"))
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except Exception as error:
             ways.append(error)
     return Prepared(ways, sorted(names), called)
 
@@ -221,6 +248,8 @@ class Judge:
             case.run()
         except Ended as end:
             case.end = str(end)
+        except (Exception, Unsupported):  # whatever a program answers must not end its judge
+            case.end = "garbage"
         return case.close()
 
 
@@ -257,7 +286,7 @@ class _Case:
         self._send((job["program"], job["setup"], calls, not at_once))
         kind, content = self._receive()
         if kind == "error":
-            self._before = content[3] or "failed", _line(content)
+            self._before = content[4] or "failed", _line(content)
             return
         scope = None
         for test, way in zip(job["tests"], ways, strict=True):
@@ -309,7 +338,7 @@ class _Case:
 
     def _compared(self, kind: str, content: Any, expected: Any) -> Outcome:
         if kind == "error":
-            return content[3] or "failed", _line(content)
+            return content[4] or "failed", _line(content)
         equal = almost_equal(content, expected) if self._judge.approximately else content == expected
         return None if equal is True else ("failed", f"the result is {_shown(content)}")
 
@@ -319,24 +348,27 @@ class _Case:
             exec(code, scope)
         except Unsupported as error:
             return "unsupported_test", str(error)
-        except AssertionError as error:
-            return "failed", str(error)
         except Exception as error:
             limit, line = getattr(error, "limit", None), getattr(error, "line", None)
-            return limit or "failed", line or f"{type(error).__name__}: {error}"
+            if line:  # of the program
+                return limit or "failed", line
+            text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
+            return "failed", text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
         return None
 
     def _scope(self, names: list[str], called: set[str]) -> dict[str, Any]:
         """Return what tests see: our builtins and modules, and what the program defines of the names they use."""
-        found = self._ask("defined", names)
+        answer = self._ask("defined", names)
+        if type(answer) is not dict:
+            raise Ended("garbage")
+        found = {name: answer[name] for name in names if name in answer and not name.startswith("__")}
         own = [name for name in found if not _is_ours(name)]
-        scope = {"__builtins__": _BUILTINS, "__almost_equal__": almost_equal, "sys": _SYS}
-        scope |= {name: importlib.import_module(name) for name in names if name in _MODULES}
+        scope: dict[str, Any] = {name: importlib.import_module(name) for name in names if name in _MODULES}
         for name, value in found.items():
             # A program may itself bear the name of one of ours: it is then what the tests call, and all that they call.
             if not _is_ours(name) or (name in called if name in _MODULES else not own):
                 scope[name] = value
-        return scope
+        return scope | {"__builtins__": _BUILTINS, "__almost_equal__": almost_equal, "sys": _SYS}
 
     def _ask(self, kind: str, *arguments: object) -> Any:
         """Have the program do something, and return the result or raise the exception that came instead."""
@@ -344,11 +376,11 @@ class _Case:
         answer, content = self._receive()
         if answer == "value":
             return content
-        known, line = getattr(builtins, content[0], None), _line(content)
-        raised: Exception = ProgramError(line)
-        if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, _WITH_PARTS):
-            raised = known(line)
-        raised.line, raised.limit = line, content[3]  # type: ignore[attr-defined]
+        known, text = getattr(builtins, content[0], None), content[1]
+        raised: Exception = ProgramError(text)
+        if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, _NOT_RAISED):
+            raised = known(text)
+        raised.line, raised.limit = _line(content), content[4]  # type: ignore[attr-defined]
         raise raised
 
     def _send(self, message: Any) -> None:
@@ -362,15 +394,17 @@ class _Case:
             raise Ended("closed") from None
 
     def _receive(self) -> tuple[str, Any]:
-        """Return "value" and a value, or "error" and [type, report, line, limit]."""
+        """Return "value" and a value, or "error" and what `program._Server._report` sends."""
         try:
-            text = self._message().decode("utf-8", "surrogatepass")
-            kind, content = plain.loads(text, lambda number: Remote(self._ask, int(number)))
+            kind, content = plain.loads(self._message(), lambda number: Remote(self._ask, number))
             if kind == "error":
-                name, report, line, limit = content
-                content = str(name), str(report), int(line) if line else None, limit if limit in _LIMITS else None
-            return str(kind), content
-        except (ValueError, TypeError):  # NotPlain, or another message than program.py sends
+                *texts, line, limit = content
+                name, text, report = map(str, texts)
+                content = name, text, report, int(line) if line else None, limit if limit in _LIMITS else None
+            elif kind != "value":
+                raise Ended("garbage")
+            return kind, content
+        except (Exception, Unsupported):  # another message than program.py sends
             raise Ended("garbage") from None
 
     def _message(self) -> bytes:
@@ -427,20 +461,21 @@ _SYS = types.SimpleNamespace(getsizeof=sys.getsizeof, maxsize=sys.maxsize, float
 def _number(value: object) -> int:
     """Return the number of an object of the program; ours cannot cross."""
     if isinstance(value, Remote):
-        return value._number
+        number: int = value._number
+        return number
     raise Unsupported(f"gives the program a {type(value).__name__}")
 
 
-def _line(error: tuple[str, str, int | None, str | None]) -> str:
+def _line(error: tuple[str, str, str, int | None, str | None]) -> str:
     """Return an exception of the program in one line."""
-    _, report, line, _ = error
+    _, _, report, line, _ = error
     return f"{report} (line {line})" if line else report
 
 
 def _shown(value: object) -> str:
     try:
         text = repr(value)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, MemoryError):
         return "too long to show"
     except Unsupported:
         return "not plain data"
@@ -449,11 +484,13 @@ def _shown(value: object) -> str:
 
 def _size(folder: str) -> int:
     """Return the bytes in a folder's files, each counted as one block at least."""
-    total = 0
-    for place, folders, files in os.walk(folder):
+    total, hidden = 0, list[OSError]()
+    for place, folders, files in os.walk(folder, onerror=hidden.append):
         for name in (*folders, *files):
             try:
-                total += max(4096, os.lstat(os.path.join(place, name)).st_size)
+                found = os.lstat(os.path.join(place, name))
+                total += max(4096, found.st_size, 512 * found.st_blocks)
             except OSError:
                 pass
-    return total
+    # A folder that may not be read could hold anything; one that has just gone holds nothing.
+    return total if not any(isinstance(error, PermissionError) for error in hidden) else sys.maxsize

@@ -4,11 +4,13 @@ The first line out says how programs are isolated. A worker whose zygote has die
 """
 
 import json
-import shutil
+import os
+import resource
 import sys
-from typing import Any
+from typing import IO, Any
 
 from . import zygote
+from .isolation import remove
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -28,20 +30,25 @@ def main(settings: dict[str, Any]) -> None:
     if "error" in report:
         sys.exit(report["error"])
     folder = None if "root" in report["entered"] else report["folder"]  # else it goes with the zygote
-    _answer(report)
-    from .judge import Judge  # what it needs, no fork pays for
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # tests may print
+    _write(answers, report)
+    from .judge import MEMORY, Judge  # what it needs, no fork pays for
+
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
     judge = Judge(control, settings["approximately"], folder, settings["disk"])
     try:
         while line := sys.stdin.buffer.readline():
-            _answer(judge.judge(json.loads(line)))
+            _write(answers, judge.judge(json.loads(line)))
     except EOFError:
         sys.exit("the zygote ended")
     finally:
         if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
 
-def _answer(message: object) -> None:
-    sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
-    sys.stdout.buffer.flush()
+def _write(answers: IO[bytes], message: object) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
+    answers.flush()

@@ -6,9 +6,11 @@ its base (a Counter as a dict), by the base's own methods.
 """
 
 import builtins
+import importlib
 import json
 import os
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,19 +30,19 @@ class TooLong(ValueError):
     """A message of more bytes than cross."""
 
 
-def dumps(value: object, refer: Callable[[object], int]) -> str:
-    """Return `value` as text. `refer(object)` gives the number for an object that is not plain data.
+def dumps(value: object, refer: Callable[[object], int]) -> bytes:
+    """Return `value` as text, in UTF-8. `refer(object)` gives the number for an object that is not plain data.
 
     Raises:
         TooLong: If the text has more bytes than cross.
     """
-    text = json.dumps(_pack(value, refer, 0))
+    text = json.dumps(_pack(value, refer, 0), ensure_ascii=False).encode("utf-8", "surrogatepass")
     if len(text) > LONGEST - 100:
         raise TooLong(f"a result of {len(text)} bytes; at most {LONGEST} cross")
     return text
 
 
-def loads(text: str, resolve: Callable[[int], object]) -> Any:
+def loads(text: bytes, resolve: Callable[[int], object]) -> Any:
     """Return the value that `text` stands for. `resolve(number)` gives what stands for an object.
 
     Raises:
@@ -49,11 +51,15 @@ def loads(text: str, resolve: Callable[[int], object]) -> Any:
 
     def unpack(tagged: dict[str, Any]) -> object:
         ((tag, content),) = tagged.items()
-        return resolve(content) if tag == "object" else _READ[tag](content)
+        if tag == "object":
+            if type(content) is not int:
+                raise NotPlain("an object without a number")
+            return resolve(content)
+        return _READ[tag](content)
 
     try:
-        return json.loads(text, object_hook=unpack)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+        return json.loads(text.decode("utf-8", "surrogatepass"), object_hook=unpack)
+    except Exception as error:
         raise NotPlain(f"a message that is not plain data: {type(error).__name__}") from None
 
 
@@ -82,9 +88,36 @@ def _pack(value: Any, refer: Callable[[object], int], depth: int) -> Any:
     for base, plain in bases:
         if issubclass(kind, base):
             return _pack(plain(value), refer, depth)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name in _LIBRARY and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind:
+        parts = _LIBRARY[name](value)
+        if parts is not None:
+            return {name: [_pack(part, refer, depth + 1) for part in parts]}
     if kind is type and getattr(builtins, name := value.__name__, None) is value:
         return {"type": name}
     return {"object": refer(value)}
+
+
+# Values of the standard library that cross: how each is taken apart into the arguments that make it again.
+_LIBRARY: dict[str, Callable[[Any], Any]] = {
+    "decimal.Decimal": lambda value: [str(value)],
+    "fractions.Fraction": lambda value: [value.numerator, value.denominator],
+    "collections.deque": lambda value: [list(value)],
+    "datetime.date": lambda value: [value.year, value.month, value.day],
+    "datetime.timedelta": lambda value: [value.days, value.seconds, value.microseconds],
+    "datetime.datetime": lambda v: (
+        None if v.tzinfo else [v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond]
+    ),
+    "datetime.time": lambda v: None if v.tzinfo else [v.hour, v.minute, v.second, v.microsecond],
+}
+
+
+def _make(name: str) -> Callable[[Any], object]:
+    def make(parts: Any) -> object:
+        module, _, kind = name.partition(".")
+        return getattr(importlib.import_module(module), kind)(*parts)
+
+    return make
 
 
 def _type(name: str) -> type:
@@ -105,6 +138,7 @@ _READ: dict[str, Callable[[Any], object]] = {
     "complex": lambda parts: complex(*parts),
     "range": lambda parts: range(*parts),
     "type": _type,
+    **{name: _make(name) for name in _LIBRARY},
 }
 
 

@@ -4,6 +4,7 @@ Nothing here is trusted: the program may rewrite all of it. It can then answer o
 anyway, since what is expected of the answers is known to the judge alone.
 """
 
+import builtins
 import errno
 import json
 import marshal
@@ -23,6 +24,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "item": operator.getitem,
     "length": len,
     "contains": operator.contains,
+    "iterator": iter,
+    "next": lambda iterator: next(([item] for item in iterator), []),
     "list": list,
     "str": str,
 }
@@ -63,7 +66,7 @@ class _Server:
         except BaseException as error:
             self._report(error)
             return False
-        self._send("value", "null")
+        self._send("value", b"null")
         return True
 
     def answer(self, kind: str, payload: Any) -> None:
@@ -91,15 +94,17 @@ class _Server:
         self._objects.append(value)
         return len(self._objects) - 1
 
-    def _send(self, kind: str, text: str) -> None:
-        plain.send(self._channel, f'["{kind}", {text}]'.encode("utf-8", "surrogatepass"))
+    def _send(self, kind: str, text: bytes) -> None:
+        plain.send(self._channel, b'["%s", %s]' % (kind.encode(), text))
 
     def _report(self, error: BaseException) -> None:
-        """Send an exception as [type, last line of its report, line of the program or None, limit it names or None]."""
+        """Send an exception: builtin type, text, last line of its report, line of the program, limit that it names."""
         report = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == PROGRAM]
         line = lines[-1] if lines else getattr(error, "lineno", None)
-        self._send("error", json.dumps([type(error).__name__, report[:_DETAIL], line, self._limit(error)]))
+        known = (kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind)
+        found = [next(known), report.partition(": ")[2][:_DETAIL], report[:_DETAIL], line, self._limit(error)]
+        self._send("error", json.dumps(found).encode())
 
     def _limit(self, error: BaseException) -> str | None:
         """Return the verdict for an exception that one of our limits caused, None for any other."""

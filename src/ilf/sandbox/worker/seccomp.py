@@ -19,8 +19,8 @@ _ALLOWED = """
 # files: what may be opened is Landlock's and the mounts' affair
 read 0 63  write 1 64  readv 19 65  writev 20 66  pread64 17 67  pwrite64 18 68  preadv 295 69  pwritev 296 70
 open 2 -  openat 257 56  creat 85 -  close 3 57  close_range 436 436  lseek 8 62  dup 32 23  dup2 33 -
-dup3 292 24  fcntl 72 25  flock 73 32  fsync 74 82  fdatasync 75 83  truncate 76 45  ftruncate 77 46
-fallocate 285 47  fadvise64 221 223  sendfile 40 71  copy_file_range 326 285  ioctl 16 29  stat 4 -  fstat 5 80
+dup3 292 24  flock 73 32  fsync 74 82  fdatasync 75 83  truncate 76 45  ftruncate 77 46
+fadvise64 221 223  sendfile 40 71  copy_file_range 326 285  stat 4 -  fstat 5 80
 lstat 6 -  newfstatat 262 79  statx 332 291  statfs 137 43  fstatfs 138 44  access 21 -  faccessat 269 48
 faccessat2 439 439  getdents 78 -  getdents64 217 61  getcwd 79 17  chdir 80 49  fchdir 81 50  rename 82 -
 renameat 264 38  renameat2 316 276  mkdir 83 -  mkdirat 258 34  rmdir 84 -  unlink 87 -  unlinkat 263 35
@@ -29,8 +29,8 @@ symlink 88 -  symlinkat 266 36  link 86 -  linkat 265 37  umask 95 166  readlink
 pipe 22 -  pipe2 293 59  select 23 -  pselect6 270 72  poll 7 -  ppoll 271 73  epoll_create 213 -
 epoll_create1 291 20  epoll_ctl 233 21  epoll_wait 232 -  epoll_pwait 281 22  epoll_pwait2 441 441
 eventfd 284 -  eventfd2 290 19  timerfd_create 283 85  timerfd_settime 286 86  timerfd_gettime 287 87
-# sockets that are open already, and pairs of them (below)
-sendto 44 206  recvfrom 45 207  sendmsg 46 211  recvmsg 47 212  shutdown 48 210  getsockopt 55 209
+# sockets that are open already, and pairs of them (below); no sendmsg: descriptors on their way outlive their program
+sendto 44 206  recvfrom 45 207  recvmsg 47 212  shutdown 48 210  getsockopt 55 209
 setsockopt 54 208  getsockname 51 204  getpeername 52 205
 # memory
 mmap 9 222  munmap 11 215  mprotect 10 226  mremap 25 216  madvise 28 233  brk 12 214  msync 26 227
@@ -56,11 +56,16 @@ _IGNORED = """
 chmod 90 -  fchmod 91 52  fchmodat 268 53  fchmodat2 452 452  utime 132 -  utimes 235 -  futimesat 261 -
 utimensat 280 88
 """
-# Extended attributes: to a copy of a file, a file system that has none is nothing new.
+# What an honest program can do without, as some file systems lack it: extended attributes, and space kept in advance,
+# which no limit counts.
 _WITHOUT = """
+fallocate 285 47
 setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7  getxattr 191 8  lgetxattr 192 9  fgetxattr 193 10
 listxattr 194 11  llistxattr 195 12  flistxattr 196 13
 """
+# Commands that have the kernel signal another process.
+_FCNTL, _FCNTL_REFUSED = (72, 25), (8, 10, 15, 1024, 1026)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
+_IOCTL, _IOCTL_REFUSED = (16, 29), (0x5452, 0x8901, 0x8902)  # FIOASYNC, FIOSETOWN, SIOCSPGRP
 _PRCTL, _PRLIMIT, _SOCKETPAIR, _CLONE3 = (157, 167), (302, 261), (53, 199), (435, 435)
 _FORK, _VFORK, _CLONE, _KILL_PROCESS, _KILL_THREAD = (57, None), (58, None), (56, 220), (62, 129), (234, 131)
 _SECCOMP = (317, 277)
@@ -105,6 +110,15 @@ class Filter:
             self._jump(0x15, value, 0, 3 * left + 1)
         self._return(_ALLOW)
         self._return(otherwise)
+
+    def unless(self, call: Sequence[int], commands: Sequence[int], refuse: int) -> None:
+        """Allow `call` unless its second argument is one of `commands`."""
+        self._jump(0x15, call[_MACHINE], 0, len(commands) + 3)
+        self._load(_ARGUMENT + 8)
+        for left, command in zip(range(len(commands) - 1, -1, -1), commands, strict=True):
+            self._jump(0x15, command, left + 1, 0)
+        self._return(_ALLOW)
+        self._return(refuse)
 
     def compiled(self) -> "Compiled":
         """Return the filter as the kernel takes it."""
@@ -155,6 +169,8 @@ def for_zygote() -> Compiled:
     rules.on(_calls(_IGNORED), _error(0))
     rules.on(_calls(_WITHOUT), _error(errno.EOPNOTSUPP))
     rules.on([_CLONE3], _error(errno.ENOSYS))  # the C library then uses clone, whose flags a filter can read
+    rules.unless(_FCNTL, _FCNTL_REFUSED, refuse)
+    rules.unless(_IOCTL, _IOCTL_REFUSED, refuse)
     rules.when(_PRCTL, (0, 0xFFFFFFFF, _PR_SET_PDEATHSIG), (1, 0xFFFFFFFF, 9), otherwise=refuse)
     rules.when(_PRLIMIT, (0, 0xFFFFFFFF, 0), otherwise=refuse)
     rules.when(_SOCKETPAIR, (0, 0xFFFFFFFF, _AF_UNIX), (1, 0xF, _SOCK_STREAM), otherwise=refuse)

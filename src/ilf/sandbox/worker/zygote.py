@@ -64,6 +64,7 @@ def _launch(control: socket.socket, settings: dict[str, Any]) -> None:
 def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any]) -> None:
     die_with_parent()
     os.setsid()  # a signal to the group must not reach the judge
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the first process of a namespace does not get from inside
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)
