@@ -616,6 +616,15 @@ def test_a_program_ends_though_the_judge_was_killed():
 
 
 @LINUX
+def test_a_private_umask_locks_no_program_out():
+    before = os.umask(0o077)
+    try:
+        assert verdict("import hashlib, zoneinfo\n" + F).passed
+    finally:
+        os.umask(before)
+
+
+@LINUX
 def test_a_full_temporary_disk_changes_nothing(tmp_path):
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("filling a disk of one's own needs root and unshare")

@@ -154,11 +154,14 @@ class Sandbox:
     def _start(self, n: int) -> None:
         for _ in range(_ATTEMPTS):
             started = [_Worker(self.limits) for _ in range(n - len(self._workers))]
-            reasons = [worker.greet() for worker in started]
-            self._workers += [worker for worker, reason in zip(started, reasons, strict=True) if reason is None]
+            self._workers += started  # at once, so that an interrupt ends them too
+            reasons = {worker: worker.greet() for worker in started}
+            self._workers[:] = [worker for worker in self._workers if reasons.get(worker) is None]
             if len(self._workers) >= n:
                 return
-        raise RuntimeError(f"a worker of the sandbox did not start: {next(filter(None, reasons), 'it was killed')}")
+        raise RuntimeError(
+            f"a worker of the sandbox did not start: {next(filter(None, reasons.values()), 'it was killed')}"
+        )
 
     def _answers(self, workers: list[_Worker]) -> Iterator[tuple[_Worker, dict[str, Any] | None]]:
         """Wait for one answer or more; None stands for a worker that has ended or hangs."""

@@ -78,9 +78,7 @@ class Isolation:
             self._drop_privileges()
             self._try("landlock", self._landlock)
         limits = {"RLIMIT_AS": memory, "RLIMIT_FSIZE": file, "RLIMIT_NOFILE": FILES, "RLIMIT_CORE": 0}
-        if (
-            "root" not in self.entered
-        ):  # files that are open but have no name are in no folder that the judge could watch
+        if "root" not in self.entered:  # a file that is open and has no name is in no folder that the judge could watch
             limits |= {"RLIMIT_FSIZE": min(file, self._disk // 8), "RLIMIT_NOFILE": FILES // 4}
         limits["RLIMIT_NPROC"] = others + PROCESSES
         for name, value in limits.items():
@@ -116,6 +114,7 @@ class Isolation:
 
     def _new_root(self) -> None:
         """Make a root of the interpreter's libraries, read-only, a few devices and an empty folder, and enter it."""
+        os.umask(0o022)  # whoever programs run as must be able to pass
         shown = _libraries()
         place = next(p for p in ("/tmp", "/mnt", "/run", "/srv", "/opt") if os.path.isdir(p) and not _holds(p, shown))
         _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
