@@ -117,6 +117,7 @@ class Isolation:
         os.umask(0o022)  # whoever programs run as must be able to pass
         shown = _libraries()
         place = next(p for p in ("/tmp", "/mnt", "/run", "/srv", "/opt") if os.path.isdir(p) and not _holds(p, shown))
+        folder = next(p for p in ("/tmp", "/var/tmp", "/program") if not _holds(p, shown))
         _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
         _mount("ilf", place, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,nr_inodes=1k,mode=755")
         try:
@@ -131,11 +132,11 @@ class Isolation:
                 else:
                     os.close(os.open(target, os.O_CREAT))
                 _mount(path, target, None, _MS_BIND | _MS_REC)
-            os.mkdir(place + "/tmp")
-            os.symlink("/tmp", place + "/dev/shm")  # locks of multiprocessing
+            os.makedirs(place + folder)
+            os.symlink(folder, place + "/dev/shm")  # locks of multiprocessing
             _make_read_only(place)
             options = f"size={self._disk},nr_inodes={INODES},mode=700"
-            _mount("ilf", place + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+            _mount("ilf", place + folder, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
             os.chdir(place)
             _system(_PIVOT_ROOT[os.uname().machine], b".", b".")
         except BaseException:
@@ -143,10 +144,10 @@ class Isolation:
             _libc.umount2(place.encode(), _DETACH)
             raise
         _libc.umount2(b".", _DETACH)
-        self.folder = "/tmp"
+        self.folder = folder
 
     def _drop_privileges(self) -> None:
-        if os.geteuid() == 0 and "ids" in self.entered and self.folder == "/tmp":
+        if os.geteuid() == 0 and "ids" in self.entered and "root" in self.entered:
             self._try("nobody", self._become_nobody)
         _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         header, none = struct.pack("<Ii", _CAPABILITY_VERSION, 0), bytes(24)
