@@ -2,7 +2,9 @@
 
 A worker is an interpreter of its own, started by executor.py, with the standard library only and no environment:
 
-    judge.py      reads jobs, evaluates their tests, writes verdicts; the tests are nowhere else
+    main.py       starts them, reads jobs and writes verdicts
+    judge.py      evaluates a program's tests, which are nowhere else; reading.py  how each is evaluated;
+    remote.py     objects of the program as tests see them
     zygote.py     forked from the judge before it has read anything; enters isolation once, forks each program
     program.py    a program's process: runs it, and answers the judge's calls with plain data
     plain.py      plain data as text

@@ -1,13 +1,11 @@
 """The judge: evaluates a program's tests in a process that the program is not in.
 
-Of MBPP's 2,922 asserts 2,901 are `f(literals) == literal`. Their left side is sent to the program as text, all at once;
-what comes back is plain data and is compared here. Any other test runs here as it is written, with a `Remote` for each
+Of MBPP's 2,922 asserts 2,901 are `f(literals) == literal`. Their left sides are sent to the program at once; what
+comes back is plain data and is compared here. Any other test runs here as it is written, with a `Remote` for each
 name that the program defines.
 """
 
-import ast
 import builtins
-import functools
 import importlib
 import marshal
 import math
@@ -18,15 +16,13 @@ import socket
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 from . import plain
+from .reading import MODULES, Call, almost_equal, is_ours, prepare
+from .remote import Remote, Unsupported, number_of, refuse
 from .zygote import ENDED, START
 
-# What tests may import, and may name without importing it. Ours, whatever the program calls by these names.
-_MODULES = {"bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "json"}
-_MODULES |= {"itertools", "math", "numbers", "operator", "random", "re", "statistics", "string", "time", "typing"}
 _REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
 _LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exception can name
 # Exceptions that are made of more than a text, or that would end a loop of the test.
@@ -34,10 +30,6 @@ _NOT_RAISED = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, Ex
 MEMORY = 768 << 20  # bytes of address space that the judge may use, whatever it is made to unfold
 _DETAIL = 500  # characters of detail kept
 _PATIENCE = 0.05  # seconds until unread answers are read, and between looks at a folder that has no limit of its own
-
-
-class Unsupported(BaseException):
-    """A test asks what cannot be answered with plain data. No Exception: tests may catch those."""
 
 
 class Ended(BaseException):
@@ -49,176 +41,6 @@ class ProgramError(Exception):
 
 
 Outcome = tuple[str, str] | None  # of a test: None where it holds, else verdict and detail
-
-
-def almost_equal(a: Any, b: Any) -> bool:
-    """Compare as the paper's tests do: numbers to a relative 1e-6 or absolute 1e-12, also inside containers."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return bool(a == b)
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        try:
-            return a == b or math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
-        except OverflowError:  # an integer that no float holds
-            return False
-    if isinstance(a, (list, tuple)) and type(a) is type(b):
-        return len(a) == len(b) and all(map(almost_equal, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(almost_equal(a[k], b[k]) for k in b)
-    return bool(a == b)
-
-
-class Remote:
-    """An object of the program that is not plain data, such as a function. It equals nothing but itself."""
-
-    __slots__ = ("_ask", "_number")
-
-    def __init__(self, ask: Callable[..., Any], number: int) -> None:
-        object.__setattr__(self, "_ask", ask)
-        object.__setattr__(self, "_number", number)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        result, after, keywords = self._ask("call", self, list(args), kwargs)
-        for mine, theirs in zip((*args, *kwargs.values()), (*after, *keywords.values()), strict=True):
-            _follow(mine, theirs)
-        return result
-
-    def __getattr__(self, name: str) -> Any:
-        return self._ask("attribute", self, name)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._ask("item", self, key)
-
-    def __len__(self) -> Any:
-        return self._ask("length", self)
-
-    def __iter__(self) -> Any:
-        return self._ask("iterator", self)
-
-    def __next__(self) -> Any:
-        found = self._ask("next", self)
-        if not found:
-            raise StopIteration
-        return found[0]
-
-    def __contains__(self, item: Any) -> bool:  # compared here: not as the program says
-        return item in self._ask("list", self)
-
-    def __str__(self) -> Any:
-        return self._ask("str", self)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Remote) and other._number != self._number:
-            raise Unsupported("compares two objects of the program")
-        return isinstance(other, Remote)
-
-    def __hash__(self) -> int:
-        return hash(self._number)
-
-
-def _refuse(what: str) -> Callable[..., NoReturn]:
-    def refuse(*args: object) -> NoReturn:
-        raise Unsupported(what)
-
-    return refuse
-
-
-for _name in ("repr", "bool", "lt", "le", "gt", "ge", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"):
-    setattr(Remote, f"__{_name}__", _refuse(f"uses {_name} on an object of the program"))
-for _name in (
-    "rtruediv",
-    "neg",
-    "abs",
-    "int",
-    "float",
-    "index",
-    "round",
-    "mod",
-    "rmod",
-    "floordiv",
-    "pow",
-    "and",
-    "or",
-):
-    setattr(Remote, f"__{_name}__", _refuse(f"uses {_name} on an object of the program"))
-for _name in ("xor", "setattr", "delattr", "setitem", "delitem", "enter", "exit", "instancecheck", "reversed", "await"):
-    setattr(Remote, f"__{_name}__", _refuse(f"uses {_name} on an object of the program"))
-
-
-def _follow(mine: Any, theirs: Any) -> None:
-    """Give our copy of an argument the content that the call left in the program's."""
-    if type(mine) is type(theirs):
-        if isinstance(mine, (list, bytearray)):
-            mine[:] = theirs
-        elif isinstance(mine, (dict, set)):
-            mine.clear()
-            mine.update(theirs)
-
-
-class _Call(NamedTuple):
-    """A test of the form `assert call == literal`."""
-
-    call: types.CodeType
-    value: Any
-
-
-class Prepared(NamedTuple):
-    """How a program's tests are evaluated."""
-
-    ways: list[_Call | types.CodeType | Exception]
-    names: list[str]  # all that the code reads
-    called: set[str]  # those that it calls by their bare name
-
-
-@functools.lru_cache(maxsize=2048)
-def prepare(tests: tuple[str, ...], approximately: bool) -> Prepared:
-    """Read the tests of a task once for all of its programs."""
-    ways: list[_Call | types.CodeType | Exception] = []
-    names, called = set(), set()
-    for test in tests:
-        try:
-            tree = ast.parse(test)
-            way = _call_and_value(test, tree.body)
-            if way is None:
-                names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-                calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-                called |= {function.id for function in calls if isinstance(function, ast.Name)}
-                tree = _with_approximate_equality(tree) if approximately else tree
-            ways.append(way or compile(tree, "<test>", "exec"))
-        except Exception as error:
-            ways.append(error)
-    return Prepared(ways, sorted(names), called)
-
-
-def _call_and_value(test: str, body: Sequence[ast.stmt]) -> _Call | None:
-    """Return the parts of `assert f(literals) == literal`, None for any other test."""
-    if len(body) != 1 or not isinstance(body[0], ast.Assert) or not isinstance(body[0].test, ast.Compare):
-        return None
-    compare = body[0].test
-    left = compare.left
-    if len(compare.ops) != 1 or not isinstance(compare.ops[0], ast.Eq):
-        return None
-    if not isinstance(left, ast.Call) or not isinstance(left.func, ast.Name) or _is_ours(left.func.id):
-        return None
-    value = compile(ast.Expression(compare.comparators[0]), "<test>", "eval")
-    nested = any(isinstance(constant, types.CodeType) for constant in value.co_consts)
-    call = compile(ast.Expression(left), "<test>", "eval")
-    if nested or value.co_names or call.co_names != (left.func.id,):
-        return None
-    return _Call(call, eval(value, {}))
-
-
-def _is_ours(name: str) -> bool:
-    return name in _MODULES or hasattr(builtins, name)
-
-
-def _with_approximate_equality(tree: ast.Module) -> ast.Module:
-    """Replace the `==` of each `assert a == b`."""
-    for node in ast.walk(tree):
-        test = node.test if isinstance(node, ast.Assert) else None
-        if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
-            call = ast.Call(ast.Name("__almost_equal__", ast.Load()), [test.left, test.comparators[0]], [])
-            node.test = ast.copy_location(call, test)  # type: ignore[attr-defined]
-    return ast.fix_missing_locations(tree)
 
 
 class Judge:
@@ -280,8 +102,8 @@ class _Case:
         """
         job = self._job
         ways, names, called = prepare(tuple(job["tests"]), self._judge.approximately)
-        at_once = all(isinstance(way, _Call) for way in ways)
-        calls = [way.call for way in ways if isinstance(way, _Call)] if at_once else []
+        at_once = all(isinstance(way, Call) for way in ways)
+        calls = [way.call for way in ways if isinstance(way, Call)] if at_once else []
         self._patient = at_once
         self._send((job["program"], job["setup"], calls, not at_once))
         kind, content = self._receive()
@@ -290,7 +112,7 @@ class _Case:
             return
         scope = None
         for test, way in zip(job["tests"], ways, strict=True):
-            if isinstance(way, _Call):
+            if isinstance(way, Call):
                 if not at_once:
                     self._send(("evaluate", way.call))
                 outcome = self._compared(*self._receive(), way.value)
@@ -362,17 +184,17 @@ class _Case:
         if type(answer) is not dict:
             raise Ended("garbage")
         found = {name: answer[name] for name in names if name in answer and not name.startswith("__")}
-        own = [name for name in found if not _is_ours(name)]
-        scope: dict[str, Any] = {name: importlib.import_module(name) for name in names if name in _MODULES}
+        own = [name for name in found if not is_ours(name)]
+        scope: dict[str, Any] = {name: importlib.import_module(name) for name in names if name in MODULES}
         for name, value in found.items():
             # A program may itself bear the name of one of ours: it is then what the tests call, and all that they call.
-            if not _is_ours(name) or (name in called if name in _MODULES else not own):
+            if not is_ours(name) or (name in called if name in MODULES else not own):
                 scope[name] = value
         return scope | {"__builtins__": _BUILTINS, "__almost_equal__": almost_equal, "sys": _SYS}
 
     def _ask(self, kind: str, *arguments: object) -> Any:
         """Have the program do something, and return the result or raise the exception that came instead."""
-        self._send((kind, plain.dumps(list(arguments), _number)))
+        self._send((kind, plain.dumps(list(arguments), number_of)))
         answer, content = self._receive()
         if answer == "value":
             return content
@@ -448,22 +270,14 @@ class _Case:
 
 
 def _import(name: str, *args: Any) -> types.ModuleType:
-    if name.partition(".")[0] not in _MODULES:
+    if name.partition(".")[0] not in MODULES:
         raise Unsupported(f"imports {name}")
     return __import__(name, *args)
 
 
 # Tests are trusted, but have no use for these; of sys they see sizes and limits.
-_BUILTINS = vars(builtins) | {"__import__": _import} | {name: _refuse(f"uses {name}") for name in _REFUSED}
+_BUILTINS = vars(builtins) | {"__import__": _import} | {name: refuse(f"uses {name}") for name in _REFUSED}
 _SYS = types.SimpleNamespace(getsizeof=sys.getsizeof, maxsize=sys.maxsize, float_info=sys.float_info)
-
-
-def _number(value: object) -> int:
-    """Return the number of an object of the program; ours cannot cross."""
-    if isinstance(value, Remote):
-        number: int = value._number
-        return number
-    raise Unsupported(f"gives the program a {type(value).__name__}")
 
 
 def _line(error: tuple[str, str, str, int | None, str | None]) -> str:

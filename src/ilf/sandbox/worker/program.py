@@ -23,7 +23,6 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "attribute": getattr,
     "item": operator.getitem,
     "length": len,
-    "contains": operator.contains,
     "iterator": iter,
     "next": lambda iterator: next(([item] for item in iterator), []),
     "list": list,
