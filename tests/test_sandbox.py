@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import random
@@ -498,8 +499,9 @@ def test_without_namespaces_the_kernel_still_keeps_programs_in():
 def descendants(process: int | str) -> set[str]:
     found = set()
     for thread in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in thread.read_text().split():
-            found |= {child} | descendants(child)
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            for child in thread.read_text().split():
+                found |= {child} | descendants(child)
     return found
 
 
