@@ -68,7 +68,7 @@ class Sandbox:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._workers: list[_Worker] = []
-        self._end = weakref.finalize(self, _end, self._workers)
+        weakref.finalize(self, _end, self._workers)
         if limits.isolation == "require" and self.isolation.open:
             raise InputError(
                 "executor.isolation",
@@ -252,7 +252,9 @@ class _Worker:
 
 def _lost(job: Job, hung: bool) -> Verdict:
     """Return the verdict on a job that hung its worker, as endless tests do, or ended all that it was given to."""
-    verdict, detail = ("timed_out", "gave no verdict in time") if hung else ("crashed", f"ended {_ATTEMPTS} workers")
+    verdict, detail = (
+        ("timed_out", "gave no verdict in time") if hung else ("crashed", "ended each worker that it ran in")
+    )
     return Verdict(verdict, detail, (False,) * len(job.tests))
 
 

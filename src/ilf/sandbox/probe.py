@@ -26,9 +26,6 @@ def connects():
 def reads(path):
     return tried(lambda: open(path).read())
 
-def writes(paths):
-    return sum(tried(lambda: open(path, "w").close()) for path in paths)  # some may be the program's own
-
 def signals(process):
     return tried(lambda: os.kill(process, 0))
 
@@ -66,16 +63,17 @@ def probe(sandbox: Sandbox, report: dict[str, Any]) -> Isolation:
     tests = {
         "network": "assert connects() == False",
         "reading": "assert reads('/etc/passwd') == False",
-        "writing": f"assert writes({[str(place) for place in places]}) < 99",
         "signals": f"assert signals({os.getpid()}) == False",
         "processes": "assert forks() == False",
     }
-    verdict = sandbox.run([Job(_PROGRAM, tuple(tests.values()))])[0]
+    # Whether it wrote is seen from here: what the program calls by such a name may be its own.
+    writing = f"for path in {[str(place) for place in places]}:\n    tried(lambda: open(path, 'w').close())\n"
+    verdict = sandbox.run([Job(_PROGRAM + writing, tuple(tests.values()))])[0]
     found = [name for name, stopped in zip(tests, verdict.tests, strict=True) if not stopped]
     written = [place for place in places if os.path.exists(place)]  # False, too, where we may not look
     for place in written:
         place.unlink()
-    if written and "writing" not in found:
+    if written:
         found.append("writing")
     if "processes" in found and report["own_processes"]:
         found.remove("processes")  # those that a program starts die with it
