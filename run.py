@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ilf.config import build, register, settings_from
+from ilf.config import build, check_arm, register, settings_from
 from ilf.types import InputError, NoTrainingExamples
 
 if sys.platform == "win32":
@@ -22,25 +22,27 @@ register()
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
-    """Compose, check, hand over."""
+def main(config: DictConfig) -> float | None:
+    """Compose, check, hand over; return what a sweeper that searches for settings maximises: pass@1 on Refine."""
     try:
         settings = settings_from(config)
         hydra_config = HydraConfig.get()
+        check_arm(hydra_config.runtime.choices.arm, list(hydra_config.overrides.task), Path(__file__).parent / "conf")
         if hydra_config.mode is RunMode.MULTIRUN:
             settings.group = settings.group or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
         if settings.mode == "store":
             _show_store(settings)
-            return
+            return None
         if settings.mode == "pretrain":
             _pretrain(settings)
-            return
+            return None
         stages = build(settings)
         try:
             results = stages.run()
         finally:
             upload = stages.tracker.close()
         _show_results(results, Path(settings.output_dir), upload)
+        return results["validation"]
     except (InputError, NoTrainingExamples) as error:
         # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
         if HydraConfig.get().mode is RunMode.MULTIRUN:

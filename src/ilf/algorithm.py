@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, derive_seed
+from ilf.types import Feedback, Outcome, Program, Refinement, Round, Splits, Task, derive_seed
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,18 @@ class Candidate:
 
 
 class Steps(Protocol):
-    """The collaborators. A `model` is whatever one of them returns and another takes: a folder, say."""
+    """The collaborators. A `model` is whatever one of them returns and another takes: a folder, say.
+
+    Where a policy is taken, None is the one that the run started with.
+    """
+
+    def begin_round(self, number: int) -> None:
+        """Give what follows to a round, counted from 1: it draws with random numbers of its own."""
 
     def zero_shot(self, tasks: Sequence[Task]) -> list[Program] | None:
-        """Sample and execute the policy's programs on Test."""
+        """Sample and execute the policy's programs on tasks to report."""
 
-    def sample(self, tasks: Sequence[Task]) -> list[Program]:
+    def sample(self, policy: Any, tasks: Sequence[Task]) -> list[Program]:
         """Sample and execute the policy's programs x0 ~ pi_theta(.|t)."""
 
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
@@ -42,52 +48,88 @@ class Steps(Protocol):
     def refine(self, refiner: Any, feedback: Sequence[Feedback]) -> list[Program]:
         """Sample and execute refinements x1 ~ pi_Refine(.|t, x0, f)."""
 
+    def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
+        """Have another model refine x0, and execute what it writes."""
+
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
         """Return each candidate as a training example, None where it can't be one."""
 
-    def train_policy(self, examples: Sequence[Refinement]) -> Any:
+    def train_policy(self, policy: Any, examples: Sequence[Refinement]) -> Any:
         """Return pi_theta* = Finetune(pi_theta, R)."""
 
     def evaluate(self, policy: Any, tasks: Sequence[Task]) -> list[Program]:
-        """Sample and execute the fine-tuned policy's programs on Test."""
+        """Sample and execute the fine-tuned policy's programs on tasks to report."""
 
 
-def run(do: Steps, tasks: Splits, outcome: Outcome, *, arm: str, solved_only: bool, seed: int) -> None:
+def run(
+    do: Steps,
+    tasks: Splits,
+    outcome: Outcome,
+    *,
+    arm: str,
+    solved_only: bool,
+    seed: int,
+    limit: int | None = None,
+    rounds: int = 1,
+    from_last: bool = False,
+) -> None:
     """Run Algorithm 1 and write what it finds into `outcome` as it goes.
 
     Args:
         do: The collaborators.
         tasks: D, by split.
         outcome: Filled in line by line, so that an interrupted run keeps what it has.
-        arm: What pi_theta* is fine-tuned on: "model" (R, the algorithm itself), "human", "gold", "self" (as many of
-            the policy's own correct samples, on other tasks) or "none".
+        arm: What pi_theta* is fine-tuned on: "model" (R, the algorithm itself), "human", "gold", "llm", "self" (as
+            many of the policy's own correct samples, on other tasks) or "none".
         solved_only: All arms train on the tasks that the refiner solved; else on all annotated ones.
-        seed: Of the choice among several correct refinements.
+        seed: Of the choice among several correct refinements, and of the tasks that a limit keeps.
+        limit: How many tasks to train on; None for all.
+        rounds: How often to repeat the algorithm, each time with samples and feedback of the new policy.
+        from_last: Each round fine-tunes the last one's policy on what is new, in place of the first policy on all.
     """
     outcome.zero_shot = do.zero_shot(tasks.test)
-    if arm == "none":
-        outcome.examples = []
-        outcome.finetuned = do.evaluate(None, tasks.test)
-        return
+    if tasks.transfer:
+        outcome.transfer_zero_shot = do.zero_shot(tasks.transfer)
+    learnt: dict[int, Refinement] = {}  # by task, the newest
+    for number in range(1, rounds + 1):
+        do.begin_round(number)
+        outcome.rounds.append(this := Round())
+        if arm == "none":
+            this.examples = []
+        else:
+            new = _one_round(do, tasks, outcome, arm, solved_only, seed, limit)
+            this.examples = new if from_last else list((learnt := learnt | {e.task_id: e for e in new}).values())
+            if not new:  # nothing is left to learn from
+                return
+            # 4. pi_theta* = Finetune(pi_theta, R), one refinement a task.
+            outcome.policy = do.train_policy(outcome.policy if from_last else None, this.examples)
+        this.finetuned = do.evaluate(outcome.policy, tasks.test)
+        if tasks.transfer:
+            outcome.transfer_finetuned = do.evaluate(outcome.policy, tasks.transfer)
+
+
+def _one_round(
+    do: Steps, tasks: Splits, outcome: Outcome, arm: str, solved_only: bool, seed: int, limit: int | None
+) -> list[Refinement]:
+    """Do lines 1 to 3 with the newest policy, and return what they give to train on."""
+    this = outcome.rounds[-1]
     # 1. C: sample x0 ~ pi_theta(.|t), keep the tasks without a correct program.
-    outcome.samples = do.sample([*tasks.refine, *tasks.train])
-    outcome.failing = failing(outcome.samples)
+    this.samples = do.sample(outcome.policy, [*tasks.prompt, *tasks.refine, *tasks.train])
+    this.failing = failing(this.samples)
     # 2. C_annotated: feedback f on one x0 of each.
-    outcome.feedback = do.annotate(outcome.failing)
-    train = [f for f in outcome.feedback if f.split == "train"]
+    this.feedback = do.annotate(this.failing)
+    train = [f for f in this.feedback if f.split == "train"]
     # 3. R: sample x1 ~ pi_Refine(.|t, x0, f), keep the correct ones. The other arms need them to match task ids.
     if arm in ("model", "self") or solved_only:
-        refiner = do.train_refiner([f for f in outcome.feedback if f.split == "refine"])
-        outcome.refinements = do.refine(refiner, train)
-    outcome.examples = choose(
-        do, tasks, train, outcome.refinements, "model" if arm == "self" else arm, solved_only, seed
-    )
-    if arm == "self":
-        outcome.examples = choose_own(do, tasks, outcome.samples, len(outcome.examples), seed)
-    # 4. pi_theta* = Finetune(pi_theta, R), one refinement a task.
-    if outcome.examples:
-        policy = do.train_policy(outcome.examples)
-        outcome.finetuned = do.evaluate(policy, tasks.test)
+        seen = [f for one in outcome.rounds for f in one.feedback or [] if f.split != "train"]
+        this.refinements = do.refine(do.train_refiner(seen), train)
+    if arm == "llm":
+        this.llm_refinements = do.ask_llm(train)
+    examples = choose(do, tasks, train, this, "model" if arm == "self" else arm, solved_only, seed)
+    if limit is not None and limit < len(examples):  # the tasks of a smaller limit are among those of a larger one
+        order = random.Random(derive_seed(seed, "limit")).sample(examples, len(examples))
+        examples = sorted(order[:limit], key=lambda example: example.task_id)
+    return choose_own(do, tasks, this.samples, len(examples), seed) if arm == "self" else examples
 
 
 def failing(programs: Iterable[Program]) -> dict[int, list[Program]]:
@@ -102,7 +144,7 @@ def choose(
     do: Steps,
     tasks: Splits,
     feedback: Sequence[Feedback],
-    refinements: Sequence[Program] | None,
+    found: Round,
     arm: str,
     solved_only: bool,
     seed: int,
@@ -111,7 +153,7 @@ def choose(
 
     A task is left out for all arms where the program of any arm that has one can't be made an example.
     """
-    solved = _correct(refinements or [])
+    solved, llm = _correct(found.refinements or []), _correct(found.llm_refinements or [])
     groups: list[list[Candidate]] = []
     for f in feedback:
         if f.task_id not in solved and (solved_only or arm == "model"):
@@ -122,14 +164,18 @@ def choose(
             group.append(Candidate(task, f.refinement, "human", f))
         if f.task_id in solved:
             group.append(Candidate(task, _pick(solved[f.task_id], seed), "model", f))
+        if f.task_id in llm:
+            group.append(Candidate(task, _pick(llm[f.task_id], seed), "llm", f))
         groups.append(group)
     examples = iter(do.express([candidate for group in groups for candidate in group]))
-    chosen = []
+    chosen, found.expressed = [], []
     for group in groups:
-        found = {candidate.source: next(examples) for candidate in group}
-        example = found.get(arm)
-        if example is not None and all(found.values()):
-            chosen.append(example)
+        expressed = {candidate.source: next(examples) for candidate in group}
+        example = expressed.get(arm)
+        if all(expressed.values()):
+            found.expressed += [e for e in expressed.values() if e is not None]
+            if example is not None:
+                chosen.append(example)
     return chosen
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import netrc
 import os
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).parent
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "mode": ("run", "store", "pretrain"),
+    "mode": ("run", "store", "pretrain", "compare"),
+    "rounds_from": ("base", "last"),
     "data.annotator": ("human", "scripted"),
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -32,10 +33,11 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "feedback.source": ("human", "scripted", "unit_tests"),
     "feedback.apply": ("refine", "train_and_refine"),
     "feedback.select": ("annotated", "annotated_and_failed"),
-    "refiner.name": ("finetuned", "few_shot", "local"),
-    "refinements.name": ("model", "human", "gold", "self", "none"),
+    "refiner.name": ("finetuned", "few_shot", "local", "policy"),
+    "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
     "refinements.tasks": ("solved", "annotated"),
     "executor.tests": ("all", "unseen"),
+    "executor.scoring": ("as_written", "paper"),
     "executor.compare": ("exact", "approx"),
     "executor.isolation": ("require", "best", "off"),
     "adapter.name": ("full", "lora"),
@@ -43,7 +45,15 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
     "logger.mode": ("offline", "online"),
 }
+_LISTS = {
+    "stages": STAGES,
+    "measure": ("weight_change", "kl", "perplexity"),
+    "feedback.transform": ("shuffle", "drop"),
+}
 _POSITIVE = (
+    "rounds",
+    "llm.max_tokens",
+    "llm.parallel",
     "sampler.n",
     "sampler.temperature",
     "sampler.max_new_tokens",
@@ -111,17 +121,16 @@ def check(settings: Settings) -> None:
     for key in _POSITIVE:
         if (value := _value(settings, key)) <= 0:
             raise InputError(key, value, "must be above 0", "Raise it.")
-    for key in ("data.limit.test", "data.limit.refine", "data.limit.train"):
+    for key in ("data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"):
         if (value := _value(settings, key)) is not None and value < 1:
             raise InputError(key, value, "must be at least 1, or null for all tasks", "Raise it, or leave it out.")
-    for key in ("training.warmup_steps", "training.validate_n"):
+    for key in ("training.warmup_steps", "training.validate_n", "llm.shots"):
         if (value := _value(settings, key)) < 0:
             raise InputError(key, value, "must be 0 or more", "Raise it.")
-    for transform in settings.feedback.transform:
-        if transform not in ("shuffle", "drop"):
-            raise InputError("feedback.transform", transform, "must be of shuffle, drop", "Choose one of these.")
-    if unknown := [stage for stage in settings.stages if stage not in STAGES]:
-        raise InputError("stages", unknown[0], f"must be of {', '.join(STAGES)}", "Quote the list: 'stages=[sample]'.")
+    for key, allowed in _LISTS.items():
+        if unknown := [word for word in _value(settings, key) if word not in allowed]:
+            advice = f"Quote the list: '{key}=[{allowed[0]}]'."
+            raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
     if not settings.evaluate.k:
         raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
     for k in settings.evaluate.k:
@@ -133,6 +142,7 @@ def check(settings: Settings) -> None:
                 f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
             )
     _check_sources(settings)
+    _check_study(settings)
     if settings.model.path is None and settings.model.hub is None:
         raise InputError(
             "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
@@ -159,12 +169,24 @@ def check(settings: Settings) -> None:
 
 def _check_sources(settings: Settings) -> None:
     data, feedback = settings.data, settings.feedback
-    if data.name == "mini" and data.path is not None:
-        raise InputError("data.path", data.path, "data=mini is generated and reads no file", "Add data=mbpp.")
-    if data.path is not None and not Path(data.path).is_file():
-        raise InputError(
-            "data.path", data.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
-        )
+    for key, one in (("data", data), ("transfer", settings.transfer)):
+        if one is None or one.path is None:
+            continue
+        if one.name != "mbpp":
+            raise InputError(f"{key}.path", one.path, f"data={one.name} reads no file", "Add data=mbpp.")
+        if not Path(one.path).is_file():
+            raise InputError(
+                f"{key}.path", one.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
+            )
+    if data.name == "humaneval":
+        if set(settings.stages) - {"zero_shot", "report"}:
+            raise InputError(
+                "data",
+                "humaneval",
+                "has only tasks to evaluate on",
+                "Choose data@transfer=humaneval beside another data set, or 'stages=[zero_shot]'.",
+            )
+        return
     if feedback.source == "scripted" and data.name != "mini":
         raise InputError(
             "feedback",
@@ -190,12 +212,39 @@ def _check_sources(settings: Settings) -> None:
             f"needs an annotator's refinements, which feedback={feedback.name} does not bring",
             "Choose feedback=human (on mini: feedback=scripted), or another arm.",
         )
-    if settings.refiner.name == "few_shot":
+
+
+def _check_study(settings: Settings) -> None:
+    """Check what repeats, sweeps or replaces parts of the algorithm."""
+    arm, llm = settings.refinements.name, settings.llm
+    if settings.rounds > 1 and settings.feedback.source == "human":
         raise InputError(
-            "refiner",
-            "few_shot",
-            f"needs feedback=human, not {feedback.name}: its examples are annotated",
-            "Choose feedback=human, or refiner=finetuned.",
+            "rounds",
+            settings.rounds,
+            "needs feedback on each round's new programs, and annotations are about programs that exist already",
+            "Choose feedback=scripted (on mini) or feedback=unit_tests, or rounds=1.",
+        )
+    if settings.rounds > 1 and arm == "none":
+        raise InputError("rounds", settings.rounds, "refinements=none trains nothing to go on from", "Use rounds=1.")
+    if arm == "llm" and llm.path is None and (llm.url is None or llm.model is None):
+        raise InputError(
+            "llm.url",
+            llm.url,
+            "refinements=llm needs an OpenAI-compatible endpoint and a model there, or stored answers",
+            "Give llm.url=http://HOST:PORT/v1 llm.model=NAME, or llm.path=llm_answers.jsonl.",
+        )
+    if llm.path is not None and not Path(llm.path).is_file():
+        raise InputError("llm.path", llm.path, "no such file", "Give an earlier run's programs/llm_answers.jsonl.")
+    if settings.select and "evaluate" in settings.stages:
+        raise InputError(
+            "select",
+            True,
+            "chooses settings by Refine, and stages holds evaluate: each setting would see Test",
+            "Use 'stages=[sample,annotate,train_refiner,refine,train_policy]'.",
+        )
+    if settings.select and settings.training.validate_n == 0:
+        raise InputError(
+            "training.validate_n", 0, "select=true chooses settings by programs on Refine", "Use at least 1."
         )
 
 
@@ -232,8 +281,8 @@ def build(settings: Settings) -> Stages:
     from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
     from ilf.store import Store
-    from ilf.tasks import mbpp, mini
-    from ilf.tasks.mbpp import split_tasks, tasks_from
+    from ilf.tasks.load import load
+    from ilf.tasks.mbpp import split_tasks
     from ilf.tracking import Tracker
 
     if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
@@ -244,24 +293,16 @@ def build(settings: Settings) -> Stages:
             "Choose trainer=cpu or trainer=auto.",
         )
     data, executor = settings.data, settings.executor
-    rows = mini.rows() if data.name == "mini" else mbpp.read_rows(data.path, data.revision)
-    tasks, data_sha256 = tasks_from(rows, data.sha256, data.prompt)
+    tasks, data_sha256 = load(data)
     annotations, only = [], None
     if settings.feedback.source == "human" and settings.feedback.path is not None:
         known = {task.task_id for task in tasks}
         annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
         only = {annotation.task_id for annotation in annotations}
-        if (
-            settings.refiner.name == "few_shot"
-            and sum(a.split == "prompt" for a in annotations) < settings.refiner.shots
-        ):
-            raise InputError(
-                "refiner.shots",
-                settings.refiner.shots,
-                "needs as many annotations of ids 1 to 10",
-                "Lower it, or annotate more of these tasks.",
-            )
     splits = split_tasks(tasks, asdict(data.limit), only)
+    if settings.transfer is not None:
+        limit = settings.transfer.limit.test
+        splits = replace(splits, transfer=tuple([t for t in load(settings.transfer)[0] if t.split == "test"][:limit]))
     store = Store(Path(settings.store.dir), settings.store.reuse)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
     sandbox = Sandbox(Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)}))
@@ -273,6 +314,60 @@ def build(settings: Settings) -> Stages:
         settings.group or settings.study,
     )
     return Stages(settings, splits, data_sha256, annotations, model, store, sandbox, tracker)
+
+
+def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:
+    """Check that no override takes back what an arm of a study sets.
+
+    Args:
+        arm: The option of the group `arm`, None where none is chosen.
+        overrides: What the command line or the sweep sets.
+        conf: The folder of the configuration.
+
+    Raises:
+        InputError: A group that the arm sets is overridden.
+    """
+    if arm is None:
+        return
+    defaults = OmegaConf.to_container(OmegaConf.load(conf / "arm" / f"{arm}.yaml").defaults)
+    own = {key.removeprefix("override /") for default in defaults for key in default}  # type: ignore[union-attr]
+    for override in overrides:
+        group, _, option = override.lstrip("+~").partition("=")
+        if group in own:
+            raise InputError(
+                group, option, f"is set by arm={arm}", f"Leave {override} out, or choose another arm=..., or none."
+            )
+
+
+def select_and_report(sweep: Path) -> list[Path]:
+    """Evaluate on Test, once, the setting of each arm that did best on Refine; return the folders of these runs.
+
+    ILF takes gold's best setting where gold was swept too, as in the paper's appendix A.1. Seeds are averaged.
+    """
+    from ilf.analysis.comparison import read_results
+
+    tried = [r for r in read_results(sweep) if r["validation"] is not None]
+    scores: dict[str, dict[str, list[float]]] = {}
+    for r in tried:
+        scores.setdefault(r["arm"], {}).setdefault(str(r["training"]), []).append(r["validation"])
+    best = {arm: max(found, key=lambda setting: sum(found[setting]) / len(found[setting])) for arm, found in scores.items()}
+    folders = []
+    for arm in best:
+        setting = best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]
+        for r in tried:
+            if r["arm"] == arm and str(r["training"]) == setting:
+                saved = OmegaConf.load(sweep / r["folder"] / ".hydra" / "config.yaml")
+                folder = sweep / "chosen" / f"{arm}_seed{r['seed']}"
+                saved.merge_with({"output_dir": str(folder), "stages": list(STAGES), "select": False})
+                settings = settings_from(OmegaConf.merge(OmegaConf.structured(Settings), saved))  # type: ignore[arg-type]
+                settings.group = settings.group or "_".join(sweep.parts[-2:])
+                stages = build(settings)
+                try:
+                    stages.run()
+                finally:
+                    stages.tracker.close()
+                folders.append(folder)
+    return folders
 
 
 class ComparisonCallback(Callback):

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ VERSIONS = {
     "train_policy": 1,
     "evaluate": 1,
 }
-_RUN_FILES = {"sample": "sample", "zero_shot": "zero_shot", "refine": "refinements", "evaluate": "finetuned"}
 
 
 class NotRequested(Exception):
@@ -68,9 +67,9 @@ class Runner:
         self.sampler = Sampler(settings.sampler)
         executor = settings.executor
         self.scoring = {k: v for k, v in asdict(executor).items() if k not in ("name", "workers")}
-        self.seconds: dict[str, float] = {}
-        self.reused: list[str] = []
-        self.optimizer_steps: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}  # a stage, all its rounds together
+        self._fresh: dict[str, bool] = {}  # whether any part of a stage was done in this run
+        self.fine_tuned: dict[str, dict[str, Any]] = {}  # steps and last metrics of the newest training, by stage
         self.halvings = 0
 
     def do(
@@ -82,22 +81,52 @@ class Runner:
             raise NotRequested(stage)
         with self.store.entry(stage, key, mark) as entry:
             facts = entry.done
+            reused = facts is not None
             if facts is None:
                 log.info("%s: started", stage)
                 start = time.monotonic()
                 facts = work(entry)
                 facts = entry.finish(facts | {"seconds": round(time.monotonic() - start, 2)})
                 gc.collect()
-            else:
-                self.reused.append(stage)
-            log.info("%s: %s", stage, "reused" if stage in self.reused else f"done in {facts['seconds']:.1f} s")
-        self.seconds[stage] = facts["seconds"]
+            log.info("%s: %s", stage, "reused" if reused else f"done in {facts['seconds']:.1f} s")
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + facts["seconds"], 2)
+        self._fresh[stage] = self._fresh.get(stage, False) or not reused
         return entry.path, facts
 
+    @property
+    def reused(self) -> list[str]:
+        """Stages that were taken from the store, all of them."""
+        return [stage for stage, fresh in self._fresh.items() if not fresh]
+
+    def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
+        """Return what is measured on the results of stages, from the store where that was done before."""
+        with self.store.entry("measure", {"measure": name, "version": 1, **key}) as entry:
+            done = entry.done or entry.finish({"found": work()})
+        return done["found"]
+
+    def scoring_of(self, stage: str) -> dict[str, Any]:
+        """Return the settings that a stage's verdicts depend on: only what is reported is scored as the paper does."""
+        return self.scoring if stage in ("zero_shot", "evaluate") else self.scoring | {"scoring": "as_written"}
+
     def draw(
-        self, stage: str, model: Path, draws: list[Draw], module: type[FineTuningModule] = ILFModule
+        self,
+        stage: str,
+        model: Path,
+        draws: list[Draw],
+        file: str,
+        tasks: Mapping[int, Task] | None = None,
+        module: type[FineTuningModule] = ILFModule,
     ) -> list[Program]:
-        """Sample and execute planned programs by Lightning's test loop, and put them into the run's folder."""
+        """Sample and execute planned programs by Lightning's test loop, and put them into the run's folder.
+
+        Args:
+            stage: Its name.
+            model: Folder of what is sampled from.
+            draws: Every program to sample.
+            file: Name of the programs' file in the run's folder.
+            tasks: By id, where the draws are on other tasks than the run's.
+            module: What the model is.
+        """
         if not draws:
             raise InputError(
                 "data.limit",
@@ -105,7 +134,7 @@ class Runner:
                 f"leaves {stage} no task",
                 "Raise the limits, or add annotations.",
             )
-        settings, scoring = self.settings.sampler, sha256(self.scoring)[:12]
+        settings, scoring = self.settings.sampler, sha256(self.scoring_of(stage))[:12]
         dtype = sampling_dtype(self.settings.model.dtype)
         key = {
             "weights": self.weights(model),
@@ -121,12 +150,13 @@ class Runner:
         def work(entry: Entry) -> dict[str, Any]:
             callback = UnitTestCallback(
                 stage,
-                self.tasks,
+                tasks or self.tasks,
                 self.sandbox,
                 self.settings.executor.tests,
                 self.settings.evaluate.k,
                 entry.path,
                 scoring,
+                as_paper=self.scoring_of(stage)["scoring"] == "paper",
             )
             # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
             whole = any(entry.path.glob("done-*.json"))
@@ -144,26 +174,27 @@ class Runner:
         path, facts = self.do(stage, key, work, f"done-{scoring}.json")
         self.halvings += facts["halvings"]
         rows = path / f"programs-{scoring}.jsonl"
-        target = self.folder / "programs" / f"{_RUN_FILES[stage]}.jsonl"
+        target = self.folder / "programs" / f"{file}.jsonl"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(rows, target)
         programs = programs or [Program.from_row(row) for row in JsonLines(rows).read()]
-        self.tracker.programs(stage, programs)
+        self.tracker.programs(file, programs)
         return programs
 
     def fine_tune(
         self,
         kind: type[FineTuningModule],
+        base: Path,
         examples: Sequence[Example],
         validation: Sequence[Example],
         draws: Sequence[Draw],
         phase: Phase,
         name: str,
     ) -> Path:
-        """Fine-tune the base on examples; return the folder of the result, also put into the run's as `name`."""
+        """Fine-tune the model of a folder on examples; return the folder of the result, also put into the run's as `name`."""
         settings, training = self.settings, self.settings.training
         key = {
-            "weights": self.weights(self.model),
+            "weights": self.weights(base),
             "examples": sha256([asdict(e) for e in examples]),
             "phase": asdict(phase),
             "micro_batch_size": training.micro_batch_size,
@@ -177,7 +208,7 @@ class Runner:
 
         def work(entry: Entry) -> dict[str, Any]:
             torch.manual_seed(derive_seed(self.settings.seed, kind.stage))  # LoRA's first matrices are random
-            net = adapt(load_model(self.model, torch.float32), settings.adapter)
+            net = adapt(load_model(base, torch.float32), settings.adapter)
             module = self._module(kind, net, self.tokenizer, phase).train()
             callback = UnitTestCallback(kind.stage, self.tasks, self.sandbox, settings.executor.tests, [1])
             data = MBPPDataModule(
@@ -209,7 +240,7 @@ class Runner:
             return {"optimizer_steps": steps, "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()}}
 
         path, facts = self.do(kind.stage, key, work)
-        self.optimizer_steps[kind.stage] = facts["optimizer_steps"]
+        self.fine_tuned[kind.stage] = facts
         shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.copytree(path / "model", self.folder / name, copy_function=_link_or_copy)
         return path / "model"

@@ -15,6 +15,7 @@ STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_p
 class Limit:
     """How many tasks of a split to use (the first ids); null for all."""
 
+    prompt: int | None = None
     test: int | None = None
     refine: int | None = None
     train: int | None = None
@@ -50,7 +51,7 @@ class Model:
 class FeedbackSettings:
     """Who writes the feedback."""
 
-    name: str = "???"  # human | scripted | unit_tests | shuffled | none
+    name: str = "???"  # human | scripted | unit_tests | shuffled | none; of annotator: the data's own
     source: str = "???"  # human | scripted | unit_tests
     path: str | None = None  # the annotations, where a person wrote them
     transform: list[str] = field(default_factory=list)  # of shuffle, drop; see feedback/transforms.py
@@ -63,7 +64,7 @@ class FeedbackSettings:
 class Refiner:
     """What pi_Refine is."""
 
-    name: str = "???"  # finetuned | few_shot | local
+    name: str = "???"  # finetuned | few_shot | local | policy: fresh samples, given the task alone
     path: str | None = None  # a folder, for local
     shots: int = 1  # worked examples, for few_shot
     old_code_tokens: int = 512  # x0 is cut to this many tokens in the refine prompt
@@ -73,8 +74,21 @@ class Refiner:
 class Refinements:
     """What pi_theta* is fine-tuned on."""
 
-    name: str = "???"  # model | human | gold | self | none
+    name: str = "???"  # model | human | gold | llm | self | none
     tasks: str = "solved"  # solved: Train tasks that the refiner solved, for every arm alike | annotated: all
+    limit: int | None = None  # how many tasks to train on, drawn at random; null for all
+
+
+@dataclass
+class LLM:
+    """The model that writes refinements for refinements=llm; its key is read from $OPENAI_API_KEY."""
+
+    url: str | None = None  # of an OpenAI-compatible endpoint, such as http://localhost:8000/v1
+    model: str | None = None  # its name there
+    path: str | None = None  # stored answers, JSON lines, in place of an endpoint: an earlier run's llm_answers.jsonl
+    shots: int = 1  # worked examples, from ids 1 to 10
+    max_tokens: int = 1024  # of an answer
+    parallel: int = 8  # requests at once
 
 
 @dataclass
@@ -94,6 +108,7 @@ class Executor:
 
     name: str = "sandbox"
     tests: str = "all"  # all | unseen: without the assert that the prompt shows
+    scoring: str = "as_written"  # how Test is scored: as_written | paper: re-indented and cut as the authors' code does
     compare: str = "exact"  # exact | approx
     isolation: str = "best"  # require: an error where this machine leaves something open | best | off
     time_limit: float = 5.0
@@ -204,15 +219,19 @@ class Pretraining:
 class Settings:
     """One run."""
 
-    mode: str = "run"  # run | store | pretrain
+    mode: str = "run"  # run | store | pretrain | compare
     seed: int = 0
     arm: str = ""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
+    rounds: int = 1  # of the algorithm, each with samples and feedback of the newest policy
+    rounds_from: str = "base"  # what each round fine-tunes: base, on all rounds' examples | last, on the new ones
     data: Data = field(default_factory=Data)
+    transfer: Data | None = None  # another data set to evaluate on, by data@transfer=...
     model: Model = field(default_factory=Model)
     feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
     refiner: Refiner = field(default_factory=Refiner)
     refinements: Refinements = field(default_factory=Refinements)
+    llm: LLM = field(default_factory=LLM)
     sampler: Sampling = field(default_factory=Sampling)
     executor: Executor = field(default_factory=Executor)
     adapter: Adapter = field(default_factory=Adapter)
@@ -220,6 +239,8 @@ class Settings:
     training: Training = field(default_factory=Training)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])  # and perplexity; see measures.py
+    select: bool = False  # after a sweep: evaluate each arm's best setting on Refine once on Test
     logger: Logger = field(default_factory=Logger)
     store: StoreSettings = field(default_factory=StoreSettings)
     pretrain: Pretraining = field(default_factory=Pretraining)

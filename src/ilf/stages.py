@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import random
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ilf import algorithm
 from ilf.algorithm import Candidate
 from ilf.analysis import report, results
-from ilf.feedback import from_tests, human, scripted, transforms
+from ilf.feedback import from_tests, human, llm, scripted, transforms
+from ilf.measures import measure
 from ilf.models.load import sampling_dtype
 from ilf.runner import VERSIONS, NotRequested, Runner
 from ilf.sandbox import Sandbox
@@ -23,6 +25,7 @@ from ilf.store import Entry, JsonLines, Store, write_atomically
 from ilf.tasks import mini
 from ilf.tasks.prompts import completion_of, few_shot_prompt
 from ilf.tracking import Tracker
+from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.refine_module import RefineModule
@@ -73,6 +76,8 @@ class Stages:
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
         self.rejected: list[str] = []
+        self.round = 1
+        self.shots: list[Feedback] = []  # on ids 1 to 10
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
@@ -85,17 +90,22 @@ class Stages:
         """
         log.info("executor: %s", self.sandbox.isolation)
         outcome, status, missing = Outcome(), "failed", None
-        refinements = self.settings.refinements
+        settings = self.settings
         try:
             algorithm.run(
                 self,
                 self.tasks,
                 outcome,
-                arm=refinements.name,
-                solved_only=refinements.tasks == "solved",
-                seed=self.settings.seed,
+                arm=settings.refinements.name,
+                solved_only=settings.refinements.tasks == "solved",
+                seed=settings.seed,
+                limit=settings.refinements.limit,
+                rounds=settings.rounds,
+                from_last=settings.rounds_from == "last",
             )
-            status = "complete" if outcome.finetuned is not None else "no_training_examples"
+            status = "complete" if outcome.last.finetuned is not None else "no_training_examples"
+            if "train_policy" not in settings.stages and status != "complete":
+                status = "partial"
         except NotRequested as stop:
             status, missing = "partial", str(stop)
         finally:
@@ -110,40 +120,84 @@ class Stages:
             )
         if status == "no_training_examples":
             raise NoTrainingExamples(
-                f"no program is left to fine-tune on (refinements={refinements.name}); counts: "
+                f"no program is left to fine-tune on (refinements={settings.refinements.name}); counts: "
                 f"{found['counts']}. Raise sampler.n or data.limit.train; see {self.folder}"
             )
         return found
 
     # ---- sampling stages ---------------------------------------------------------------------------------------
 
+    def begin_round(self, number: int) -> None:
+        """Give what follows to a round: its draws have seeds of their own, and its files a suffix."""
+        self.round = number
+
     def zero_shot(self, tasks: Sequence[Task]) -> list[Program] | None:
-        """Draw the policy's programs on Test; None where this is not asked for and not at hand."""
+        """Draw the policy's programs on tasks to report; None where this is not asked for and not at hand."""
         try:
-            return self.runner.draw(
-                "zero_shot", self.model, plan_draws(_task_prompts(tasks), "zero_shot", self.n, self.seed)
-            )
+            return self._draw("zero_shot", "zero_shot", self.model, _task_prompts(tasks))
         except NotRequested:
             return None
 
-    def sample(self, tasks: Sequence[Task]) -> list[Program]:
-        """Draw the policy's programs on Refine and Train."""
-        return self.runner.draw("sample", self.model, plan_draws(_task_prompts(tasks), "sample", self.n, self.seed))
+    def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
+        """Draw the policy's programs on everything but Test."""
+        return self._draw("sample", "sample", policy or self.model, _task_prompts(tasks))
 
     def refine(self, refiner: Path, feedback: Sequence[Feedback]) -> list[Program]:
-        """Draw the refiner's programs, given x0 and f."""
-        shots = self._shots() if self.settings.refiner.name == "few_shot" else []
+        """Draw the refiner's programs, given x0 and f; with refiner=policy, given only the task."""
+        settings, shots = self.settings.refiner, self._shots()
+        tasks = [self.tasks.by_id[f.task_id] for f in feedback]
+        if settings.name == "policy":
+            return self._draw("refine", "refinements", refiner, _task_prompts(tasks))
         pairs = []
-        for f in feedback:
-            task = self.tasks.by_id[f.task_id]
-            query = RefineModule.prompt(self.tokenizer, f, task, self.settings.refiner.old_code_tokens)
+        for task, f in zip(tasks, feedback, strict=True):
+            query = RefineModule.prompt(self.tokenizer, f, task, settings.old_code_tokens)
             pairs.append((task, few_shot_prompt(shots, query) if shots else query))
-        return self.runner.draw("refine", refiner, plan_draws(pairs, "refine", self.n, self.seed), RefineModule)
+        return self._draw("refine", "refinements", refiner, pairs, RefineModule)
+
+    def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
+        """Have the endpoint refine wrong programs, or take its stored answers, and execute what it wrote."""
+        examples = self.shots[: self.settings.llm.shots]
+        queries = llm.plan(feedback, self.tasks.by_id, examples, self.n, self.seed)
+        key = {"llm": llm.key(self.settings.llm, self.settings.sampler.temperature), "queries": queries}
+
+        def work(entry: Entry) -> dict[str, Any]:
+            answers = JsonLines(entry.path / "answers.jsonl")
+            llm.answer(self.settings.llm, self.settings.sampler.temperature, queries, answers)
+            programs = llm.programs(queries, answers.read(), self.tasks.by_id)
+            texts = [(p.program, self.tasks.by_id[p.task_id]) for p in programs]
+            verdicts = score(texts, self.sandbox, self.settings.executor.tests)
+            rows = JsonLines(entry.path / "programs.jsonl")
+            rows.path.unlink(missing_ok=True)
+            rows.append(replace(p, verdict=v).row() for p, v in zip(programs, verdicts, strict=True))
+            return {}
+
+        path, _ = self.runner.do("refine", key | {"scoring": self.runner.scoring_of("refine")}, work)
+        folder = self.folder / "programs"
+        for name, copy in (("programs", "llm"), ("answers", "llm_answers")):
+            shutil.copyfile(path / f"{name}.jsonl", folder / f"{copy}{self._suffix}.jsonl")
+        return [Program.from_row(row) for row in JsonLines(path / "programs.jsonl").read()]
 
     def evaluate(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
-        """Draw the fine-tuned policy's programs on Test; None is the policy as it was."""
-        draws = plan_draws(_task_prompts(tasks), "evaluate", self.n, self.seed)
-        return self.runner.draw("evaluate", policy or self.model, draws)
+        """Draw the fine-tuned policy's programs on tasks to report; None is the policy as it was."""
+        return self._draw("evaluate", "finetuned", policy or self.model, _task_prompts(tasks))
+
+    def _draw(
+        self,
+        stage: str,
+        file: str,
+        model: Path,
+        prompts: Sequence[tuple[Task, str]],
+        module: type[FineTuningModule] = ILFModule,
+    ) -> list[Program]:
+        """Draw `n` programs for each prompt; those of another data set go into files of their own."""
+        draws = plan_draws(prompts, stage, self.n, self.seed)
+        transfer = bool(prompts) and prompts[0][0] in self.tasks.transfer
+        tasks = {task.task_id: task for task, _ in prompts}
+        return self.runner.draw(stage, model, draws, ("transfer_" * transfer) + file + self._suffix, tasks, module)
+
+    @property
+    def _suffix(self) -> str:
+        return f"_round{self.round}" if self.round > 1 else ""
 
     @property
     def n(self) -> int:
@@ -152,8 +206,9 @@ class Stages:
 
     @property
     def seed(self) -> int:
-        """The run's seed."""
-        return self.settings.seed
+        """The run's seed; each round after the first has one of its own."""
+        own = self.settings.seed
+        return own if self.round == 1 else derive_seed(own, "round", self.round)
 
     # ---- feedback ----------------------------------------------------------------------------------------------
 
@@ -161,8 +216,8 @@ class Stages:
         """Return feedback on tasks of Refine and Train; annotations whose programs don't hold up are rejected."""
         settings = self.settings.feedback
         if self.annotations:
-            found = human.select(self.annotations, failing, settings.select == "annotated_and_failed")
-            found = [f for f in found if f.task_id in self.tasks.by_id]
+            known = [a for a in self.annotations if a.task_id in self.tasks.by_id]
+            found = human.select(known, failing, settings.select == "annotated_and_failed")
         elif settings.source == "scripted":
             found = scripted.annotate(failing, self.tasks.by_id, mini.specifications(), self.seed)
         else:
@@ -180,14 +235,20 @@ class Stages:
                     bad[str(f.task_id)] = f"the refinement does not pass: {x1.verdict}, {x1.detail}"
             return {"rejected": bad}
 
-        key = {"feedback": [asdict(f) for f in found], "scoring": self.runner.scoring}
+        key = {"feedback": [asdict(f) for f in found], "scoring": self.runner.scoring_of("annotate")}
         _, facts = self.runner.do("annotate", key, work)
         self.rejected += [f"task {i} (annotation): {reason}" for i, reason in facts["rejected"].items()]
         found = [f for f in found if str(f.task_id) not in facts["rejected"]]
         if "shuffle" in settings.transform:
             splits = ("train",) if settings.apply == "refine" else ("refine", "train")
             found = transforms.shuffle(found, splits, self.seed)
-        return transforms.drop(found) if "drop" in settings.transform else found
+        if "drop" in settings.transform:
+            found = transforms.drop(found)
+        rows = JsonLines(self.folder / f"feedback{self._suffix}.jsonl")
+        rows.path.unlink(missing_ok=True)
+        rows.append(asdict(f) for f in found)
+        self.shots = [f for f in found if f.split == "prompt"]
+        return found
 
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
         """Return programs as training examples, None where one is rejected, which is noted."""
@@ -216,12 +277,13 @@ class Stages:
     def train_refiner(self, feedback: Sequence[Feedback]) -> Path:
         """Return the folder of pi_Refine."""
         settings = self.settings.refiner
-        if settings.name == "few_shot":
+        if settings.name in ("few_shot", "policy"):
             return self.model
         if settings.name == "local":
             assert settings.path is not None  # checked by config.py
             return Path(settings.path)
         examples = []
+        feedback = [f for f in feedback if f.split == "refine"]
         for f in feedback:
             task, limit = self.tasks.by_id[f.task_id], self.settings.training.max_length
             try:
@@ -244,33 +306,47 @@ class Stages:
                 task = self.tasks.by_id[f.task_id]
                 pairs.append((task, RefineModule.prompt(self.tokenizer, f, task, settings.old_code_tokens)))
         draws = plan_draws(pairs, "validate_refiner", self.settings.training.validate_n, self.seed)
-        return self.runner.fine_tune(RefineModule, training, held_out, draws, self.settings.training.refiner, "refiner")
+        phase = self.settings.training.refiner
+        return self.runner.fine_tune(RefineModule, self.model, training, held_out, draws, phase, "refiner")
 
-    def train_policy(self, examples: Sequence[Refinement]) -> Path:
+    def train_policy(self, policy: Path | None, examples: Sequence[Refinement]) -> Path:
         """Return the folder of pi_theta*, validated on Refine."""
-        rows = JsonLines(self.folder / "training.jsonl")
+        rows = JsonLines(self.folder / f"training{self._suffix}.jsonl")
         rows.path.unlink(missing_ok=True)
         rows.append(asdict(example) for example in examples)
         self.tracker.artifact("training-set", "dataset", rows.path)
         training = self.settings.training
         encoded = [ILFModule.example(self.tokenizer, e, training.max_length) for e in examples]
         draws = plan_draws(_task_prompts(self.tasks.refine), "validate_policy", training.validate_n, self.seed)
-        return self.runner.fine_tune(ILFModule, encoded, [], draws, training.policy, "policy")
+        return self.runner.fine_tune(ILFModule, policy or self.model, encoded, [], draws, training.policy, "policy")
 
     def _shots(self) -> list[tuple[Feedback, Refinement]]:
-        """Return the worked examples of the few-shot refiner, from annotations of ids 1 to 10."""
-        shots = []
-        for f in [a for a in self.annotations if a.split == "prompt"][: self.settings.refiner.shots]:
+        """Return the worked examples of the few-shot refiner, from feedback on ids 1 to 10; none for another one."""
+        settings = self.settings.refiner
+        if settings.name != "few_shot":
+            return []
+        if len(self.shots) < settings.shots:
+            raise InputError(
+                "refiner.shots",
+                settings.shots,
+                f"needs as many programs of ids 1 to 10 with feedback, and there are {len(self.shots)}",
+                "Lower it, raise data.limit.prompt, or annotate more of these tasks.",
+            )
+        found = []
+        for f in self.shots[: settings.shots]:
             task = self.tasks.by_id[f.task_id]
             target = completion_of(task.prompt, f.refinement or task.code, task.entry_point)
-            shots.append((f, Refinement(f.task_id, task.prompt, target, f.source)))
-        return shots
+            found.append((f, Refinement(f.task_id, task.prompt, target, f.source)))
+        return found
 
     # ---- the report --------------------------------------------------------------------------------------------
 
     def _report(self, outcome: Outcome, status: str) -> dict[str, Any]:
         """Write results.json, summary.md and the plot from what there is, and return the results."""
         start = time.monotonic()
+        # A run that broke off has something to say, which a second failure here must not hide.
+        asked = self.settings if status != "failed" else replace(self.settings, measure=[])
+        measured = measure(asked, self.runner, outcome)
         record = results.Record(
             status=status,
             data_sha256=self.data_sha256,
@@ -282,7 +358,8 @@ class Stages:
             seconds={name: self.runner.seconds.get(name) for name in (*VERSIONS, "report")},
             reused=self.runner.reused,
             rejected=self.rejected,
-            optimizer_steps=self.runner.optimizer_steps.get("train_policy"),
+            fine_tuned=self.runner.fine_tuned.get("train_policy", {}),
+            measured=measured,
         )
         found = results.of_run(self.settings, self.tasks, outcome, record)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -108,6 +108,8 @@ class Feedback:
     text: str  # f, in plain words; empty for feedback=none
     source: str  # who wrote it: "human", "scripted", "unit_tests", "none"
     refinement: str | None = None  # the annotator's x1, whole
+    bugs: int | None = None  # how many mistakes f addresses, where the annotator said so
+    categories: tuple[str, ...] = ()  # of these mistakes, in the annotator's words
 
     @property
     def parent(self) -> str:
@@ -122,7 +124,7 @@ class Refinement:
     task_id: int
     prompt: str  # what the policy is given
     target: str  # what it is to write, without EOS
-    source: str  # "model", "human" (the annotator), "gold", "self"
+    source: str  # "model", "human" (the annotator), "gold", "self", "llm"
     parent: str | None = None  # SHA-256 of x0
     feedback: str | None = None  # f
 
@@ -135,6 +137,7 @@ class Splits:
     refine: tuple[Task, ...]
     train: tuple[Task, ...]
     prompt: tuple[Task, ...] = ()
+    transfer: tuple[Task, ...] = ()  # of another data set, evaluated only; their ids are its own
     by_id: dict[int, Task] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -143,16 +146,34 @@ class Splits:
 
 
 @dataclass
-class Outcome:
-    """What a run has found so far; None where it has not come that far."""
+class Round:
+    """What one round of the algorithm has found so far; None where it has not come that far."""
 
-    zero_shot: list[Program] | None = None
     samples: list[Program] | None = None
     failing: dict[int, list[Program]] | None = None
     feedback: list[Feedback] | None = None
     refinements: list[Program] | None = None
-    examples: list[Refinement] | None = None
+    llm_refinements: list[Program] | None = None  # another model's, for the arm that trains on them
+    expressed: list[Refinement] | None = None  # the programs of every arm on the tasks that are trained on
+    examples: list[Refinement] | None = None  # what the policy is fine-tuned on, earlier rounds' included
     finetuned: list[Program] | None = None
+
+
+@dataclass
+class Outcome:
+    """What a run has found so far."""
+
+    zero_shot: list[Program] | None = None
+    rounds: list[Round] = field(default_factory=list)
+    transfer_zero_shot: list[Program] | None = None
+    transfer_finetuned: list[Program] | None = None
+    policy: Any = None  # pi_theta*, of the last round that trained one
+
+    @property
+    def last(self) -> Round:
+        """The last round that came to a policy, else the last one that began."""
+        finished = [one for one in self.rounds if one.finetuned is not None]
+        return (finished or self.rounds or [Round()])[-1]
 
 
 def derive_seed(seed: int, *path: object) -> int:

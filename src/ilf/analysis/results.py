@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from ilf.analysis.refinements import edit_distance, returns_expected_literal
 from ilf.analysis.statistics import Floats, bootstrap_ci95, paired, pass_at_k
 from ilf.settings import Settings
-from ilf.types import Outcome, Program, Splits
+from ilf.types import Outcome, Program, Round, Splits
 
 SCHEMA = 1
 _PACKAGES = (
@@ -50,6 +50,9 @@ def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> dict[str, A
     found["ci95"] = {f"pass@{i}": list(bootstrap_ci95(_values(programs, i))) for i in k}
     solved = {p.task_id for p in programs if p.verdict.passed}
     tasks = {p.task_id for p in programs}
+    found["per_task"] = {str(i): 0 for i in sorted(tasks)}  # how many of its programs passed
+    for program in programs:
+        found["per_task"][str(program.task_id)] += program.verdict.passed
     return found | {
         "one_correct": len(solved) / len(tasks),
         "n_tasks": len(tasks),
@@ -90,24 +93,47 @@ class Record:
     seconds: dict[str, float | None]  # a stage
     reused: list[str]  # stages that were taken from the store
     rejected: list[str]  # one line a row
-    optimizer_steps: int | None  # of the policy's fine-tuning
+    fine_tuned: dict[str, Any]  # optimizer steps and last metrics of the policy's fine-tuning; empty without one
+    measured: dict[str, Any]  # see measures.py
 
 
-def of_refiner(outcome: Outcome, tasks: Splits, k: Sequence[int]) -> dict[str, Any] | None:
+def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any] | None:
     """Return the refiner's metrics on Train, the tasks that it solved, and what can be said of its refinements."""
-    found = metrics(outcome.refinements, k)
-    if found is None or outcome.refinements is None:
+    part = metrics(found.refinements, k)
+    if part is None or found.refinements is None:
         return None
-    old = {f.task_id: f.program for f in outcome.feedback or []}
-    solved = [p for p in outcome.refinements if p.verdict.passed]
+    old = {f.task_id: f.program for f in found.feedback or []}
+    solved = [p for p in found.refinements if p.verdict.passed]
     first = {p.task_id: p for p in reversed(solved)}
     distances = [edit_distance(old[i], p.program) for i, p in first.items()]
     literal = {p.task_id for p in solved if returns_expected_literal(p.program, tasks.by_id[p.task_id].tests)}
-    return found | {
+    return part | {
         "solved_tasks": sorted(first),
         "returning_expected_literal": sorted(literal),
         # Over the first correct refinement of each solved task.
         "edit_distance": sum(distances) / len(distances) if distances else None,
+    }
+
+
+def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any]:
+    """Return what one round of the algorithm came to."""
+
+    def count(rows: Iterable[Any] | None) -> int | None:
+        return None if rows is None else sum(1 for _ in rows)
+
+    failing = None if found.failing is None else [i for i in found.failing if tasks.by_id[i].split != "prompt"]
+    feedback = None if found.feedback is None else [f for f in found.feedback if f.split != "prompt"]
+    return {
+        "refiner": of_refiner(found, tasks, k),
+        "llm": metrics(found.llm_refinements, k),
+        "finetuned": metrics(found.finetuned, k),
+        "delta": delta(outcome.zero_shot, found.finetuned, k),
+        "training_task_ids": None if found.examples is None else [e.task_id for e in found.examples],
+        "counts": {
+            "failing_tasks": count(failing),
+            "annotated": count(feedback),
+            "training_examples": count(found.examples),
+        },
     }
 
 
@@ -116,10 +142,15 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     k = settings.evaluate.k
     human = settings.feedback.source == "human" and settings.feedback.path is not None
     policy = settings.model.hub or settings.model.name
-
-    def count(found: Any) -> int | None:
-        return None if found is None else len(found)
-
+    samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
+    rounds = [of_round(outcome, one, tasks, k) for one in outcome.rounds]
+    last = of_round(outcome, outcome.last, tasks, k)
+    transfer = settings.transfer and {
+        "data": settings.transfer.name,
+        "zero_shot": metrics(outcome.transfer_zero_shot, k),
+        "finetuned": metrics(outcome.transfer_finetuned, k),
+        "delta": delta(outcome.transfer_zero_shot, outcome.transfer_finetuned, k),
+    }
     return {
         "schema": SCHEMA,
         "status": record.status,
@@ -144,26 +175,29 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
             "prompt": settings.data.prompt,
             "halvings": record.halvings,
         },
+        "training": asdict(settings.training.policy),
+        "training_limit": settings.refinements.limit,
         "feedback_on_policy": not human or settings.feedback.annotated_policy == policy,
         "annotated_policy": settings.feedback.annotated_policy if human else None,
-        "policy_on_annotated": metrics(outcome.samples, k) if human else None,
-        # Whether all arms of a comparison train on the same tasks; "self" can't, as it has none of these right.
-        "matched": settings.refinements.tasks == "solved" and settings.refinements.name != "self",
+        "policy_on_annotated": metrics(samples, k) if human else None,
+        # Whether all arms of a comparison train on the same tasks: "self" has none of these right, "llm" not all.
+        "matched": settings.refinements.tasks == "solved" and settings.refinements.name not in ("self", "llm"),
         "zero_shot": metrics(outcome.zero_shot, k),
-        "refiner": of_refiner(outcome, tasks, k),
-        "finetuned": metrics(outcome.finetuned, k),
-        "delta": delta(outcome.zero_shot, outcome.finetuned, k),
-        "training_task_ids": None if outcome.examples is None else [e.task_id for e in outcome.examples],
+        "samples": metrics(outcome.last.samples, k),  # of the policy on everything but Test
+        **last,
+        "rounds": rounds,
+        "transfer": transfer,
+        # pass@1 on Refine after the last epoch, with training.validate_n programs a task: what settings are chosen by.
+        "validation": record.fine_tuned.get("metrics", {}).get("train_policy/validation_pass@1"),
+        **record.measured,
         "counts": {
             "test_tasks": len(tasks.test),
             "refine_tasks": len(tasks.refine),
             "train_tasks": len(tasks.train),
-            "failing_tasks": count(outcome.failing),
-            "annotated": count(outcome.feedback),
-            "training_examples": count(outcome.examples),
+            **last["counts"],
             "rejected": len(record.rejected),
-            "selection_samples": None if outcome.samples is None else settings.sampler.n,
-            "optimizer_steps": record.optimizer_steps,
+            "selection_samples": settings.sampler.n if samples else None,
+            "optimizer_steps": record.fine_tuned.get("optimizer_steps"),
         },
         "rejected": record.rejected,
         "seconds": {**record.seconds, "reused": record.reused},

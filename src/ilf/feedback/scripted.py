@@ -90,7 +90,9 @@ def annotate(
             _, _, program, found, right, names = min(candidates, key=lambda c: c[:2])
             text = review(specification, found, right, names, rng)
             split = failing[task_id][0].split
-            feedback.append(Feedback(task_id, split, program, text, "scripted", task.prompt + right.body(names)))
+            slots = tuple(differences(found, right))
+            better = task.prompt + right.body(names)
+            feedback.append(Feedback(task_id, split, program, text, "scripted", better, len(slots), slots))
     return feedback
 
 

@@ -10,7 +10,7 @@ from ilf.types import Feedback, InputError, derive_seed
 
 def drop(feedback: Sequence[Feedback]) -> list[Feedback]:
     """Return the same programs and refinements without a word."""
-    return [replace(f, text="", source="none") for f in feedback]
+    return [replace(f, text="", source="none", bugs=None, categories=()) for f in feedback]
 
 
 def shuffle(feedback: Sequence[Feedback], splits: Sequence[str], seed: int) -> list[Feedback]:
@@ -37,5 +37,5 @@ def shuffle(feedback: Sequence[Feedback], splits: Sequence[str], seed: int) -> l
                     f"finds no other text for task {own.task_id}: {len(group)} annotations in {split}",
                     "Raise data.limit, or leave the shuffling out.",
                 )
-            found[own.task_id] = replace(own, text=other.text)
+            found[own.task_id] = replace(own, text=other.text, bugs=other.bugs, categories=other.categories)
     return [found[f.task_id] for f in feedback]

@@ -1,0 +1,314 @@
+"""The paper's figures, and what fine-tuning did to the model: from the jobs of a study to rows and a figure."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilf.analysis.report import arm_name, p_text, percent
+from ilf.analysis.statistics import sign_flip_p_value
+from ilf.analysis.studies import paper
+from ilf.analysis.studies.job import Job, Study, cells, figure, grouped, names, per_task, subject
+
+_COLOURS = ("#1f5fa8", "#c8553d", "#3a8f5c", "#8a5aa8", "#7a7a7a", "#b8860b")
+
+
+@contextmanager
+def canvas(file: Path, title: str, panels: int = 1, width: float = 6.4, height: float = 4.2) -> Iterator[list[Any]]:
+    """Give axes side by side, and write them to a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawing, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    drawing.suptitle(title, fontsize=9, wrap=True)
+    yield list(axes[0])
+    drawing.savefig(file, dpi=130)
+    plt.close(drawing)
+
+
+def _name(source: str, jobs: Sequence[Job]) -> str:
+    return arm_name(source, jobs[0].results["annotator"])
+
+
+def figure3(jobs: Sequence[Job]) -> Study:
+    """Perplexity of each arm's programs under the base model, on the same tasks."""
+    by_source: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for job in jobs:
+        for source, values in (job.results["perplexity"] or {}).items():
+            for task_id, value in values.items():
+                by_source[source][int(task_id)].append(value)
+    means = {s: {i: float(np.mean(v)) for i, v in tasks.items()} for s, tasks in by_source.items()}
+    rows = []
+    for source, values in means.items():
+        array = np.array(list(values.values()))
+        common = sorted(values.keys() & means.get("gold", {}).keys())
+        logs = np.array([np.log(values[i] / means["gold"][i]) for i in common])
+        rows.append(
+            {
+                "row": _name(source, jobs),
+                "tasks": len(array),
+                "median": f"{np.median(array):.2f}",
+                "mean": f"{array.mean():.2f}",
+                "above_10": f"{100 * (array >= 10).mean():.1f}",
+                "above_100": f"{100 * (array >= 100).mean():.1f}",
+                "ratio": f"{np.exp(logs.mean()):.2f}" if source != "gold" else None,
+                "p": p_text(sign_flip_p_value(logs)).removeprefix("= ") if source != "gold" else None,
+            }
+        )
+
+    title = f"Figure 3: perplexity under the base model, {subject(jobs)}"
+
+    def draw(file: Path) -> None:
+        edges = np.geomspace(1, max(1000.0, *(max(v.values()) * 1.01 for v in means.values())), 25)
+        with canvas(file, title) as (axis,):
+            for colour, (source, values) in zip(_COLOURS, means.items(), strict=False):
+                array = np.array(list(values.values()))
+                style = {"histtype": "stepfilled", "alpha": 0.25, "color": colour}
+                weights = np.full(len(array), 100 / len(array))
+                axis.hist(array, edges, weights=weights, **style)
+                label = f"{_name(source, jobs)}: median {np.median(array):.2f}"
+                axis.hist(array, edges, weights=weights, histtype="step", color=colour, linewidth=1.6, label=label)
+            axis.set(xscale="log", xlabel="perplexity of the program given the task", ylabel="programs (%)")
+            axis.legend(frameon=False, fontsize=8)
+
+    columns = {
+        "programs": "row",
+        "tasks": "tasks",
+        "median": "median",
+        "mean": "mean",
+        "10 or more (%)": "above_10",
+        "100 or more (%)": "above_100",
+        "geometric mean of the ratio to gold's": "ratio",
+        "p": "p",
+    }
+    notes = [
+        "Perplexity a token, EOS included, of the text that the policy would learn after the task's prompt; on the tasks "
+        "that all arms train on. p is a two-sided sign-flip permutation test of the log ratio to gold, paired over "
+        "tasks. In the paper, gold has more programs of perplexity 100 or more than the annotators and the refiner.",
+    ]
+    return Study(title, columns, rows, draw, notes)
+
+
+def curve(
+    file: Path,
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Draw lines of points with intervals.
+
+    Args:
+        file: The PNG file.
+        series: For each line, (x, value, low, high) as fractions.
+        title: Above.
+        xlabel: Under the axis.
+        ylabel: Beside the axis.
+        levels: Horizontal lines to compare with.
+    """
+    with canvas(file, title) as (axis,):
+        for colour, (label, found) in zip(_COLOURS, series.items(), strict=False):
+            x, y, low, high = (np.array(column) for column in zip(*sorted(found), strict=True))
+            bars = 100 * np.array([y - low, high - y]).clip(min=0)
+            axis.errorbar(x, 100 * y, bars, color=colour, marker="o", capsize=3, label=label)
+            axis.set_xticks(sorted({*axis.get_xticks().tolist(), *x.tolist()}) if len(x) < 2 else x)
+        for label, value in (levels or {}).items():
+            axis.axhline(100 * value, color="#7a7a7a", linestyle="--", linewidth=1, label=label)
+        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        axis.legend(frameon=False, fontsize=8)
+
+
+def figure4(jobs: Sequence[Job]) -> Study:
+    """pass@k on Test against the number of tasks trained on."""
+    shown = names(jobs, "finetuned")
+    done = [job for job in jobs if job.results["finetuned"]]
+    rows: list[dict[str, Any]] = []
+    lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    groups = grouped(done, lambda job: (job.results["arm"], job.results["training_limit"]))
+    for (arm, _), group in groups.items():
+        count = float(np.mean([job.results["counts"]["training_examples"] for job in group]))
+        row = {"row": arm, "examples": f"{count:.0f}", **cells({n: per_task(group, "finetuned", n) for n in shown})}
+        rows.append(row)
+        for name in shown:
+            lines[f"{_name(arm, jobs)}, {name}"].append((count, row[name], row[f"{name}_low"], row[f"{name}_high"]))
+    title = f"Figure 4: pass rate on Test against the number of training tasks, {subject(jobs)}"
+    levels = {f"zero-shot, {name}": figure(per_task(jobs, "zero_shot", name))["mean"] for name in shown}
+
+    def draw(file: Path) -> None:
+        curve(file, lines, title, "tasks trained on", "pass@k on Test (%)", levels)
+
+    columns = {"fine-tuned on": "row", "training tasks": "examples", **{f"{n} (%)": f"{n}_text" for n in shown}}
+    notes = ["Percent, with 95% intervals over tasks. The tasks of a smaller number are among those of a larger one."]
+    return Study(title, columns, rows, draw, notes)
+
+
+def figure5(jobs: Sequence[Job]) -> Study:
+    """The refiner's pass rate against the number of mistakes that the feedback addresses."""
+    shown = names(jobs, "refiner")[:1]
+    mistakes: dict[int, list[float]] = defaultdict(list)
+    noted = True
+    for job in jobs:
+        values = per_task([job], "refiner", shown[0]) if shown else {}
+        for f in job.rows("feedback.jsonl"):
+            if f["task_id"] in values:
+                noted = noted and f["bugs"] is not None
+                number = f["bugs"] or _edits(f["program"], f["refinement"] or f["program"])
+                mistakes[number].append(values[f["task_id"]])
+    rows = []
+    for number, values_of in sorted(mistakes.items()):
+        found = figure(dict(enumerate(values_of)))
+        text = percent(found["mean"], [found["low"], found["high"]])
+        rows.append({"row": number, "feedbacks": len(values_of), **found, "text": text})
+    what = "mistakes that the feedback addresses" if noted else "places that the annotator's refinement changes"
+    title = f"Figure 5: the refiner's {shown[0] if shown else 'pass rate'} by number of {what}, {subject(jobs)}"
+
+    def draw(file: Path) -> None:
+        line = [(row["row"], row["mean"], row["low"], row["high"]) for row in rows]
+        curve(file, {"refiner": line}, title, what, f"{shown[0]} on Train (%)")
+
+    columns = {what: "row", "feedbacks": "feedbacks", f"{shown[0] if shown else ''} (%)": "text"}
+    notes = ["Percent, with 95% intervals over tasks. In the paper the pass rate falls from one mistake to five."]
+    if not noted:
+        notes.append(
+            "These annotations don't say how many mistakes they address (column `bugs`), which the paper's authors "
+            "counted by hand: blocks of changed lines from the wrong program to the annotator's refinement stand in."
+        )
+    return Study(title, columns, rows, draw, notes)
+
+
+def _edits(before: str, after: str) -> int:
+    """Return how many blocks of lines differ between two programs."""
+    matcher = difflib.SequenceMatcher(None, before.splitlines(), after.splitlines(), autojunk=False)
+    return sum(tag != "equal" for tag, *_ in matcher.get_opcodes())
+
+
+def policy_change(jobs: Sequence[Job]) -> Study:
+    """Relative weight change by group of layers, and KL to the base, by arm."""
+    done = [job for job in jobs if job.results["weight_change"] and job.results["kl"]]
+    groups = grouped(done, lambda job: job.results["arm"])
+    layers = list(dict.fromkeys(name for job in done for name in job.results["weight_change"]))
+    weights = {
+        arm: {name: float(np.mean([j.results["weight_change"][name] for j in group])) for name in layers}
+        for arm, group in groups.items()
+    }
+    kl: dict[str, dict[int, float]] = {}
+    for arm, group in groups.items():
+        tasks: dict[int, list[float]] = defaultdict(list)
+        for job in group:
+            for task_id, value in job.results["kl"]["per_task"].items():
+                tasks[int(task_id)].append(value)
+        kl[arm] = {task_id: float(np.mean(values)) for task_id, values in tasks.items()}
+    rows = []
+    for arm in groups:
+        found = figure(kl[arm])
+        row: dict[str, Any] = {
+            "row": _name(arm, jobs),
+            "examples": f"{np.mean([j.results['counts']['training_examples'] for j in groups[arm]]):.0f}",
+            **{f"weights_{name}": value for name, value in weights[arm].items()},
+            "weights_text": f"{100 * weights[arm]['all']:.3f}",
+            "kl": found["mean"],
+            "kl_text": f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]",
+            "against_gold": None,
+        }
+        if arm != "gold" and "gold" in kl:
+            common = sorted(kl[arm].keys() & kl["gold"].keys())
+            differences = np.array([kl[arm][i] - kl["gold"][i] for i in common])
+            row["against_gold"] = f"{differences.mean():+.4f}, p {p_text(sign_flip_p_value(differences))}"
+        rows.append(row)
+    title = f"What fine-tuning did to the policy: {subject(jobs)}"
+
+    def draw(file: Path) -> None:
+        with canvas(file, title, panels=2, width=5.6) as (left, right):
+            shown = [name for name in layers if name != "all"]
+            for colour, (arm, found) in zip(_COLOURS, weights.items(), strict=False):
+                values = [100 * found[name] for name in shown]
+                left.plot(values, range(len(shown)), "o-", color=colour, label=_name(arm, jobs))
+            left.set(xlabel="relative weight change (%)", xlim=(0, None), yticks=range(len(shown)), yticklabels=shown)
+            left.invert_yaxis()
+            left.legend(frameon=False, fontsize=8)
+            for i, (colour, row) in enumerate(zip(_COLOURS, rows, strict=False)):
+                found_kl = figure(kl[list(groups)[i]])
+                right.errorbar(
+                    found_kl["mean"],
+                    i,
+                    xerr=[[found_kl["mean"] - found_kl["low"]], [found_kl["high"] - found_kl["mean"]]],
+                    color=colour,
+                    marker="o",
+                    capsize=3,
+                )
+            right.set(
+                xlabel="KL(fine-tuned || base), nats a token",
+                xlim=(0, None),
+                ylim=(len(rows) - 0.5, -0.5),
+                yticks=range(len(rows)),
+                yticklabels=[row["row"] for row in rows],
+            )
+
+    columns = {
+        "fine-tuned on": "row",
+        "examples": "examples",
+        "relative weight change (%)": "weights_text",
+        "KL to the base (nats a token)": "kl_text",
+        "KL against gold's": "against_gold",
+    }
+    notes = [
+        "Weight change: the norm of the difference over the norm of the base's weights. KL(fine-tuned || base) at the "
+        "sampling temperature on the fine-tuned policy's own samples on Test, 95% intervals over tasks; p is a two-sided "
+        "sign-flip permutation test, paired over tasks. The paper expects gold to move the policy more than refinements.",
+    ]
+    return Study(title, columns, rows, draw, notes)
+
+
+def feedback_shares(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw words, mistakes and categories of feedback by source."""
+    labels = [row["row"] for row in rows]
+    categories = [key for key in rows[0] if key.startswith("category_") and not key.endswith("_text")]
+    with canvas(file, title, panels=2 if categories else 1, width=5.6, height=1.6 + 0.28 * max(8, len(categories))) as axes:
+        words = [row["words"] for row in rows]
+        axes[0].barh(range(len(rows)), words, color=_COLOURS[: len(rows)])
+        for i, row in enumerate(rows):
+            text = row["words_text"] + (f" words; {row['bugs_text']} mistakes" if row["bugs_text"] else " words")
+            axes[0].annotate(text, (words[i], i), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes[0].set(yticks=range(len(rows)), yticklabels=labels, xlabel="words a feedback", xlim=(0, 2.2 * max(words)))
+        axes[0].invert_yaxis()
+        for i, (colour, row) in enumerate(zip(_COLOURS, rows, strict=False)):
+            if categories and any(row[key] for key in categories):
+                heights = [100 * (row[key] or 0) for key in categories]
+                offset = (i - len(rows) / 2) * 0.8 / len(rows)
+                where = np.arange(len(categories)) + offset
+                axes[1].barh(where, heights, height=0.8 / len(rows), color=colour, label=labels[i])
+        if categories:
+            names_of = [key.removeprefix("category_") for key in categories]
+            axes[1].set(yticks=range(len(categories)), yticklabels=names_of, xlabel="feedbacks with such a mistake (%)")
+            axes[1].invert_yaxis()
+            axes[1].legend(frameon=False, fontsize=8)
+
+
+def settings_grid(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw pass@1 on Refine of each setting, a panel an arm; the chosen ones are ringed."""
+    arms = list(dict.fromkeys(row["row"] for row in rows))
+    with canvas(file, title, panels=len(arms), width=4.6) as axes:
+        for axis, arm in zip(axes, arms, strict=True):
+            own = [row for row in rows if row["row"] == arm]
+            kinds = sorted({(row["batch_size"], row["epochs"]) for row in own})
+            for i, kind in enumerate(kinds):
+                line = sorted((r["lr"], 100 * r["validation"]) for r in own if (r["batch_size"], r["epochs"]) == kind)
+                colour, style = _COLOURS[i % len(_COLOURS)], ("-", "--", ":")[i // len(_COLOURS) % 3]
+                axis.plot(*zip(*line, strict=True), marker="o", markersize=4, color=colour, linestyle=style, label=f"batch {kind[0]}, {kind[1]} epochs")
+            for row in own:
+                if row["chosen"]:
+                    axis.plot(row["lr"], 100 * row["validation"], "o", markersize=13, fillstyle="none", color="black")
+            axis.set(title=arm, xscale="log", xlabel="learning rate", ylabel="pass@1 on Refine (%)")
+        axes[-1].legend(frameon=False, fontsize=7)

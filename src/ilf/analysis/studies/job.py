@@ -1,0 +1,153 @@
+"""A finished run as studies read it, and what they make of several."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilf.analysis.report import model_name, p_text, percent
+from ilf.analysis.statistics import bootstrap_ci95, paired, pass_at_k
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's folder."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    def rows(self, file: str) -> list[dict[str, Any]]:
+        """Return the rows of one of its JSON-lines files; none where it was not written."""
+        path = self.folder / file
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table and a figure."""
+
+    title: str
+    columns: dict[str, str]  # of the Markdown table: name of the column -> key of `rows`
+    rows: list[dict[str, Any]]  # of the CSV file; the Markdown table shows them in this order
+    draw: Callable[[Path], None]  # writes the figure
+    notes: list[str] = field(default_factory=list)
+
+    def markdown(self, picture: str) -> str:
+        """Return the page: title, table, notes and the picture."""
+        lines = [f"# {self.title}", "", "| " + " | ".join(self.columns) + " |", "| --- " * len(self.columns) + "|"]
+        for row in self.rows:
+            cells = ["" if (value := row.get(key)) is None else str(value) for key in self.columns.values()]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes), f"![{self.title}]({picture})", ""])
+
+
+def read_jobs(folders: Sequence[Path]) -> list[Job]:
+    """Return the jobs with results in `folders`, each a sweep's or a run's, in the order of their numbers."""
+    found = []
+    for folder in folders:
+        files = [folder / "results.json"] if (folder / "results.json").exists() else folder.glob("*/results.json")
+        for file in sorted(files, key=lambda f: (int(n) if (n := f.parent.name.split("_")[0]).isdigit() else 0, f)):
+            found.append(Job(file.parent, json.loads(file.read_text(encoding="utf-8"))))
+    return found
+
+
+def subject(jobs: Sequence[Job]) -> str:
+    """Return what the jobs are about: data, model and how often programs were sampled."""
+    first = jobs[0].results
+    seeds = sorted({job.results["seed"] for job in jobs})
+    return (
+        f"data {first['data']}, model {model_name(first)}, {first['sampling']['n']} samples a task at temperature "
+        f"{first['sampling']['temperature']}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    )
+
+
+def grouped(jobs: Sequence[Job], key: Callable[[Job], Any]) -> dict[Any, list[Job]]:
+    """Return the jobs by `key`, seeds together, in order of appearance."""
+    found: dict[Any, list[Job]] = defaultdict(list)
+    for job in jobs:
+        found[key(job)].append(job)
+    return dict(found)
+
+
+def names(jobs: Sequence[Job], part: str) -> list[str]:
+    """Return the metrics that a part of the results has: pass@k, and the share of tasks with a correct program."""
+    found = next((job.results[part] for job in jobs if job.results[part]), None)
+    return [*found["ci95"], "one_correct"] if found else []
+
+
+def per_task(jobs: Sequence[Job], part: str, name: str) -> dict[int, float]:
+    """Return a metric of each task, averaged over the jobs (seeds) that have it."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for found in (job.results[part] for job in jobs if job.results[part]):
+        for task_id, passed in found["per_task"].items():
+            n = found["n_samples"]
+            values[int(task_id)].append(
+                float(passed > 0) if name == "one_correct" else pass_at_k(n, passed, int(name.removeprefix("pass@")))
+            )
+    return {task_id: float(np.mean(one)) for task_id, one in sorted(values.items())}
+
+
+def figure(values: dict[int, float]) -> dict[str, Any]:
+    """Return the mean over tasks and its 95% interval."""
+    array = np.array(list(values.values()))
+    low, high = bootstrap_ci95(array)
+    return {"mean": float(array.mean()), "low": low, "high": high, "tasks": len(array)}
+
+
+def cells(values: dict[str, dict[int, float]]) -> dict[str, Any]:
+    """Return the columns of a row for several metrics of one set of tasks: figures, and a text with the interval."""
+    row: dict[str, Any] = {}
+    for name, by_task in values.items():
+        if by_task:
+            found = figure(by_task)
+            row |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+            row |= {f"{name}_text": percent(found["mean"], [found["low"], found["high"]]), "tasks": found["tasks"]}
+        else:
+            row |= dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_text", "tasks"))
+    return row
+
+
+def against(reference: dict[int, float], values: dict[int, float]) -> dict[str, Any]:
+    """Return the paired difference to a reference over the tasks that both have: the columns of a row."""
+    common = sorted(reference.keys() & values.keys())
+    if not common or reference is values:
+        return dict.fromkeys(("difference", "difference_low", "difference_high", "p", "difference_text"))
+    found: dict[str, Any] = paired(
+        np.array([reference[i] for i in common]), np.array([values[i] for i in common])
+    )
+    low, high = found["ci95"]
+    text = f"{percent(found['mean'], [low, high])}, p {p_text(found['p_value'])}"
+    return {
+        "difference": found["mean"],
+        "difference_low": low,
+        "difference_high": high,
+        "p": found["p_value"],
+        "difference_text": text,
+    }
+
+
+def paper_row(label: str, figures: dict[str, float], shown: Sequence[str]) -> dict[str, Any]:
+    """Return a row of the paper's figures, in the columns of ours."""
+    row: dict[str, Any] = {"row": label}
+    for name in shown:
+        row |= {name: figures.get(name), f"{name}_text": f"{100 * figures[name]:.1f}" if name in figures else None}
+    return row
+
+
+def points(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> dict[str, list[tuple[float, float, float] | None]]:
+    """Return what `report.bars` draws: a panel a metric, a point with its interval a row."""
+    return {
+        name: [
+            None
+            if row.get(name) is None
+            else (row[name], row.get(f"{name}_low", row[name]), row.get(f"{name}_high", row[name]))
+            for row in rows
+        ]
+        for name in shown
+    }

@@ -1,0 +1,273 @@
+"""The paper's tables, and those that it lacks: from the jobs of a study to rows and a figure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilf.analysis.refinements import edit_distance
+from ilf.analysis.report import arm_name, bars
+from ilf.analysis.studies import paper
+from ilf.analysis.studies.figures import feedback_shares, settings_grid
+from ilf.analysis.studies.job import Job, Study, against, cells, grouped, names, paper_row, per_task, points, subject
+from ilf.tasks.mbpp import split_of
+
+_HEADS = {"one_correct": "1+ correct (%)"}
+_INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
+_PAIRED = "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test."
+
+
+def _columns(first: str, shown: Sequence[str], *more: tuple[str, str]) -> dict[str, str]:
+    heads = {_HEADS.get(name, f"{name} (%)"): f"{name}_text" for name in shown}
+    return {first: "row", **heads, **dict(more)}
+
+
+def _bars(rows: Sequence[dict[str, Any]], shown: Sequence[str], title: str) -> Callable[[Path], None]:
+    return lambda file: bars(file, [row["row"] for row in rows], points(rows, shown), title)
+
+
+def table1(jobs: Sequence[Job]) -> Study:
+    """Zero-shot on the whole benchmark, and by split."""
+    shown = names(jobs, "samples") or names(jobs, "zero_shot")
+    by_name = {name: per_task(jobs, "samples", name) | per_task(jobs, "zero_shot", name) for name in shown}
+    rows = []
+    for label, split in (("whole benchmark", None), ("Test", "test"), ("Refine", "refine"), ("Train", "train")):
+        part = {
+            name: {i: v for i, v in values.items() if split in (None, split_of(i))} for name, values in by_name.items()
+        }
+        rows.append({"row": label, **cells(part)})
+    rows.append(paper_row(f"whole benchmark, {paper.MODEL}", paper.ZERO_SHOT, shown))
+    title = f"Table 1: zero-shot, {subject(jobs)}"
+    return Study(title, _columns("tasks", shown, ("number of tasks", "tasks")), rows, _bars(rows, shown, title), [_INTERVALS])
+
+
+def _of_refiner(
+    jobs: Sequence[Job], labels: dict[str, list[Job]], reference: str, published: list[dict[str, Any]], title: str
+) -> Study:
+    """Return a study that compares refinements on Train by several refiners."""
+    shown = names(jobs, "refiner")
+    first = {label: per_task(group, "refiner", shown[0]) for label, group in labels.items()} if shown else {}
+    rows = [
+        {
+            "row": label,
+            **cells({name: per_task(group, "refiner", name) for name in shown}),
+            **against(first.get(reference, {}), first[label]),
+        }
+        for label, group in labels.items()
+        if shown and first[label]
+    ]
+    rows += published if rows else []
+    head = (f"{shown[0]} against {reference}" if shown else "", "difference_text")
+    columns = _columns("refiner", shown, ("tasks", "tasks"), head)
+    return Study(title, columns, rows, _bars(rows, shown, title), [_INTERVALS, _PAIRED])
+
+
+def table2(jobs: Sequence[Job]) -> Study:
+    """One-shot refinement before fine-tuning, with own and with shuffled feedback."""
+    shuffled = {True: "shuffled feedback", False: "own feedback"}
+    labels = grouped(jobs, lambda job: shuffled[job.results["feedback"] == "shuffled"])
+    shown = names(jobs, "refiner")
+    published = [
+        paper_row(f"{label}, {paper.MODEL}", found, shown) for label, found in paper.ONE_SHOT_REFINEMENT.items()
+    ]
+    title = f"Table 2: one-shot refinement before fine-tuning, {subject(jobs)}"
+    return _of_refiner(jobs, labels, "shuffled feedback", published, title)
+
+
+def table3(jobs: Sequence[Job]) -> Study:
+    """The fine-tuned refiner on Train, beside one without feedback and fresh samples of the policy."""
+    labels = grouped(jobs, lambda job: job.results["arm"].replace("_", " "))
+    published = [paper_row(f"refiner, {paper.MODEL}", paper.REFINER, names(jobs, "refiner"))]
+    title = f"Table 3: refinements on Train, {subject(jobs)}"
+    study = _of_refiner(jobs, labels, "fresh samples", published, title)
+    study.notes.append(
+        "Zero-shot is 0 on these tasks by construction, as they are those that the policy's samples all failed: fresh "
+        "samples, as many, show what that selection alone is worth."
+    )
+    return study
+
+
+def table4(jobs: Sequence[Job]) -> Study:
+    """The arms on Test after fine-tuning; an arm that was not run keeps its row."""
+    groups = grouped(jobs, lambda job: job.results["arm"])
+    shown = names(jobs, "finetuned")
+    if not shown:
+        return Study("Table 4", {}, [], lambda file: None)
+    before = per_task(jobs, "zero_shot", shown[0])
+    zero = {name: per_task(jobs, "zero_shot", name) for name in shown}
+    rows: list[dict[str, Any]] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
+    for arm in [*paper.FINAL, *(arm for arm in groups if arm not in paper.FINAL)]:
+        group = [job for job in groups.get(arm, []) if job.results["finetuned"]]
+        label = "zero-shot, sampled again" if arm == "zero_shot" else _arm(arm, jobs)
+        if not group:
+            statuses = {job.results["status"] for job in groups.get(arm, [])}
+            rows.append({"row": label, "examples": ", ".join(sorted(statuses)) or "not run", **_published(arm, shown)})
+            continue
+        after = {name: per_task(group, "finetuned", name) for name in shown}
+        counts = [job.results["counts"]["training_examples"] for job in group]
+        rows.append(
+            {
+                "row": label,
+                "examples": f"{np.mean(counts):.0f}",
+                **cells(after),
+                **against(before, after[shown[0]]),
+                **(_published(arm, shown) if arm != "zero_shot" else {}),
+            }
+        )
+    columns = _columns("fine-tuned on", shown, (f"{shown[0]} against zero-shot", "difference_text"))
+    columns = {"fine-tuned on": "row", "examples": "examples", **columns}
+    columns |= {f"paper {name} (%)": f"paper_{name}" for name in shown if f"paper_{name}" in rows[0]}
+    title = f"Table 4: {subject(jobs)}"
+    drawn = [row for row in rows if row.get(shown[0]) is not None]
+    notes = [_INTERVALS, _PAIRED, f"The paper's figures are {paper.MODEL.removesuffix(' (paper)')}'s on MBPP."]
+    return Study(title, columns, rows, _bars(drawn, shown, title), notes)
+
+
+def _published(arm: str, shown: Sequence[str]) -> dict[str, str]:
+    found = paper.FINAL.get(arm, {})
+    return {f"paper_{name}": f"{100 * found[name]:.0f}" for name in shown if name in found}
+
+
+def _arm(arm: str, jobs: Sequence[Job]) -> str:
+    annotator = jobs[0].results["annotator"]
+    return {"ilf": "ILF: the refiner's programs"}.get(arm, arm_name(arm, annotator).replace("_", ", "))
+
+
+def scorer_effect(jobs: Sequence[Job]) -> Study:
+    """The same programs on Test, scored as they were written and as the authors' code scores them."""
+    shown = names(jobs, "finetuned")[:1]
+    if not shown:
+        return Study("Scorer effect", {}, [], lambda file: None)
+    name, rows = shown[0], []
+    for arm, group in grouped([j for j in jobs if j.results["finetuned"]], lambda job: job.results["arm"]).items():
+        by = grouped(group, lambda job: job.results["scoring"]["scoring"])
+        if by.keys() != {"as_written", "paper"}:
+            continue
+        ours, theirs = (per_task(by[scoring], "finetuned", name) for scoring in ("as_written", "paper"))
+        label = "zero-shot" if arm == "zero_shot" else _arm(arm, jobs)
+        row = {"row": label, **cells({"as_written": ours, "as_paper": theirs}), **against(ours, theirs)}
+        rows.append(row)
+    columns = {
+        "fine-tuned on": "row",
+        f"{name}, as written (%)": "as_written_text",
+        f"{name}, as the authors' code scores (%)": "as_paper_text",
+        "difference": "difference_text",
+    }
+    title = f"Effect of the scorer on {name}: {subject(jobs)}"
+    notes = [
+        _INTERVALS,
+        _PAIRED,
+        "The authors' code indents the first line of a body anew and no other, and cuts at the first line that starts "
+        "in the first column. Only what is reported on Test is scored so; training sets are the same.",
+    ]
+    return Study(title, columns, rows, _bars(rows, ["as_written", "as_paper"], title), notes)
+
+
+def tables5_6(jobs: Sequence[Job]) -> Study:
+    """What feedback is like, by source: categories of mistakes, their number, words, edits."""
+    rows = []
+    for source, group in grouped(jobs, lambda job: job.results["annotator"]).items():
+        feedback = [f for job in group for f in job.rows("feedback.jsonl")]
+        if not feedback:
+            continue
+        words = [len(f["text"].split()) for f in feedback]
+        bugs = [f["bugs"] for f in feedback if f["bugs"]]
+        edits = [edit_distance(f["program"], f["refinement"]) for f in feedback if f["refinement"]]
+        counted = [f for f in feedback if f["categories"]]
+        shares = Counter(category for f in counted for category in set(f["categories"]))
+        rows.append(
+            {
+                "row": f"{source} (ours)" if source == "scripted" else source,
+                "feedbacks": len(feedback),
+                "words": float(np.mean(words)),
+                "words_text": f"{np.mean(words):.1f} ± {np.std(words, ddof=1) if len(words) > 1 else 0:.1f}",
+                "bugs": float(np.mean(bugs)) if bugs else None,
+                "bugs_text": f"{np.mean(bugs):.1f}" if bugs else None,
+                "edits": float(np.mean(edits)) if edits else None,
+                "edits_text": f"{np.mean(edits):.2f}" if edits else None,
+                **{f"category_{name}": count / len(counted) for name, count in shares.most_common()},
+            }
+        )
+    if rows:
+        for source, found in paper.FEEDBACK.items():
+            rows.append(
+                {
+                    "row": f"{source}, paper",
+                    "words": found["words"],
+                    "words_text": f"{found['words']} ± {found['words_sd']}",
+                    "bugs": found["bugs"],
+                    "bugs_text": str(found["bugs"]),
+                    **{f"category_{name}": share for name, share in paper.CATEGORIES[source].items()},
+                }
+            )
+    categories = list(dict.fromkeys(key for row in rows for key in row if key.startswith("category_")))
+    for row in rows:
+        row |= {f"{key}_text": f"{100 * row[key]:.0f}" if key in row else None for key in categories}
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    rows = [{key: row.get(key) for key in keys} for row in rows]
+    columns = {
+        "source": "row",
+        "feedbacks": "feedbacks",
+        "words": "words_text",
+        "mistakes addressed": "bugs_text",
+        "edit distance": "edits_text",
+        **{f"{key.removeprefix('category_')} (%)": f"{key}_text" for key in categories},
+    }
+    title = f"Tables 5 and 6: feedback, {subject(jobs)}"
+    notes = [
+        "Words: mean and standard deviation. Edit distance: Levenshtein from the wrong program to the annotator's "
+        "refinement, as a share of the longer. Categories and the number of mistakes are the annotator's; a file of "
+        "annotations may bring them in the columns `categories` and `bugs`."
+    ]
+    return Study(title, columns, rows, lambda file: feedback_shares(file, rows, title), notes)
+
+
+def sweep_a1(jobs: Sequence[Job]) -> Study:
+    """Settings by arm, judged on Refine, and the chosen ones on Test."""
+    chosen = {job.results["arm"]: job for job in jobs if job.results["finetuned"]}
+    tried = [job for job in jobs if not job.results["finetuned"] and job.results["validation"] is not None]
+    rows = []
+    for (arm, *setting), group in grouped(tried, lambda job: (job.results["arm"], *job.results["training"].values())).items():
+        lr, epochs, batch_size = setting
+        best = chosen.get(arm)
+        is_best = best is not None and list(best.results["training"].values()) == setting
+        value = float(np.mean([job.results["validation"] for job in group]))
+        row = {
+            "row": _arm(arm, jobs),
+            "lr": lr,
+            "batch_size": batch_size,
+            "epochs": epochs,
+            "validation": value,
+            "validation_text": f"{100 * value:.1f}",
+            "chosen": "chosen" if is_best else None,
+            "test": None,
+            "test_text": None,
+            "difference_text": None,
+        }
+        if best is not None and is_best:
+            name = names([best], "finetuned")[0]
+            after = per_task([best], "finetuned", name)
+            row |= {"test_text": cells({name: after})[f"{name}_text"], "test": best.results["finetuned"][name]}
+            row["difference_text"] = against(per_task([best], "zero_shot", name), after)["difference_text"]
+        rows.append(row)
+    columns = {
+        "fine-tuned on": "row",
+        "learning rate": "lr",
+        "batch": "batch_size",
+        "epochs": "epochs",
+        "pass@1 on Refine (%)": "validation_text",
+        "": "chosen",
+        "pass@1 on Test (%)": "test_text",
+        "against zero-shot": "difference_text",
+    }
+    title = f"Settings chosen on Refine: {subject(jobs)}"
+    notes = [
+        "Each setting is judged by pass@1 on Refine. Each arm's best one was evaluated on Test once; the refiner's "
+        "programs take gold's best setting where gold was swept too.",
+        _PAIRED,
+    ]
+    return Study(title, columns, rows, lambda file: settings_grid(file, rows, title), notes)

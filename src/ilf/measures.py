@@ -1,0 +1,85 @@
+"""Measured with the models of a run: what fine-tuning did to the policy, and how likely it finds each arm's programs.
+
+Kept in the store under what was read, like a stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ilf.analysis.statistics import bootstrap_ci95
+from ilf.models.load import load_model, load_tokenizer, sampling_dtype
+from ilf.models.policy_change import divergence, perplexity, weight_change
+from ilf.runner import Runner
+from ilf.settings import Settings
+from ilf.store import sha256
+from ilf.types import Outcome, Program, Refinement
+
+_KL_SAMPLES = 4  # of each task: the mean over tasks hardly gains by more
+
+
+def measure(settings: Settings, runner: Runner, outcome: Outcome) -> dict[str, Any]:
+    """Return what `settings.measure` asks for and the run has come to; each absent part is None.
+
+    `weight_change`: ||tuned - base|| / ||base|| of each group of layers. `kl`: KL(tuned || base) in nats a token, at
+    the sampling temperature, on the tuned policy's samples on Test, with its interval over tasks. `perplexity`: of the
+    programs of each arm under the base, by source and task.
+    """
+    found: dict[str, Any] = {"weight_change": None, "kl": None, "perplexity": None}
+    base, last = runner.model, outcome.last
+    if outcome.policy is not None:
+        key = {"base": runner.weights(base), "tuned": runner.weights(outcome.policy)}
+        if "weight_change" in settings.measure:
+            tuned: Path = outcome.policy
+            found["weight_change"] = runner.measure("weight_change", key, lambda: weight_change(base, tuned))
+        if "kl" in settings.measure and last.finetuned:
+            found["kl"] = _kl(settings, runner, outcome.policy, last.finetuned, key)
+    if "perplexity" in settings.measure and last.expressed:
+        found["perplexity"] = _perplexity(settings, runner, last.expressed)
+    return found
+
+
+def _kl(
+    settings: Settings, runner: Runner, policy: Path, programs: Sequence[Program], key: dict[str, str]
+) -> dict[str, Any]:
+    temperature, dtype = settings.sampler.temperature, sampling_dtype(settings.model.dtype)
+    some = [p for p in programs if p.sample < _KL_SAMPLES]
+
+    def work() -> dict[str, float]:
+        base, tuned = (load_model(folder, dtype).to(_device(settings)) for folder in (runner.model, policy))
+        by_task = divergence(base, tuned, load_tokenizer(policy), some, temperature, settings.training.micro_batch_size)
+        return {str(i): value for i, value in by_task.items()}
+
+    texts = sha256([(p.prompt, p.completion) for p in some])
+    by_task = runner.measure("kl", key | {"programs": texts, "temperature": temperature, "dtype": str(dtype)}, work)
+    values = np.array(list(by_task.values()))
+    return {"mean": float(values.mean()), "ci95": list(bootstrap_ci95(values)), "per_task": by_task}
+
+
+def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinement]) -> dict[str, dict[str, float]]:
+    dtype = sampling_dtype(settings.model.dtype)
+
+    def work() -> list[float]:
+        model = load_model(runner.model, dtype).to(_device(settings))
+        texts = [(e.prompt, e.target) for e in examples]
+        return perplexity(model, runner.tokenizer, texts, settings.training.micro_batch_size)
+
+    key = {"base": runner.weights(runner.model), "dtype": str(dtype)}
+    values = runner.measure("perplexity", key | {"examples": sha256([asdict(e) for e in examples])}, work)
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for example, value in zip(examples, values, strict=True):
+        if math.isfinite(value):
+            found[example.source][str(example.task_id)] = value
+    return dict(found)
+
+
+def _device(settings: Settings) -> str:
+    return "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
