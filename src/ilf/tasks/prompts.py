@@ -133,14 +133,16 @@ def cut(completion: str) -> str:
 def completion_of(prompt: str, program: str, name: str) -> str:
     """Return the text that, put after `prompt`, gives a program that does what `program` does.
 
-    Everything after the entry point's `def` line is kept as it stands. Imports above it that the prompt lacks become
-    the first lines of the body.
+    Everything after the entry point's `def` line is kept as it stands, without a docstring that stands in the prompt
+    already, as HumanEval's does. Imports above it that the prompt lacks become the first lines of the body.
 
     Raises:
         ValueError: `program` does not parse, does not define `name`, or needs code above the entry point, other than
             imports, that the prompt does not have.
     """
     node = _definition(program, name)
+    if program.startswith(prompt) and node.lineno <= prompt.count("\n"):  # it goes on from the prompt
+        return _TRAILING_COMMENTS.sub("", program[len(prompt) :])
     rest = program[_header_end(program, name) :]
     line, _, below = rest.partition("\n")
     if node.body[0].lineno == node.lineno:  # the body stands on the `def` line

@@ -24,10 +24,12 @@ def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str) ->
     Args:
         programs: Whole programs with their tasks.
         sandbox: Executes them.
-        tests: "all", or "unseen" to leave out the assert that the prompt shows.
+        tests: "all", or "unseen" to leave out those that the prompt shows.
     """
-    first = 1 if tests == "unseen" else 0
-    return sandbox.run([Job(text, task.tests[first:], task.setup, gold=task.code) for text, task in programs])
+    unseen = tests == "unseen"
+    return sandbox.run(
+        [Job(text, task.tests[task.shown * unseen :], task.setup, gold=task.code) for text, task in programs]
+    )
 
 
 class UnitTestCallback(pl.Callback):
