@@ -83,7 +83,7 @@ class Program:
     seed: int
     prompt: str
     completion: str  # the sampled text, cut where the function ends
-    program: str  # what was executed
+    program: str  # the task's prompt and the completion
     verdict: Verdict
 
     def row(self) -> dict[str, Any]:

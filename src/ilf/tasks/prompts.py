@@ -16,6 +16,7 @@ from ilf.types import Feedback, Refinement
 
 STYLES = ("paper", "no_leak")
 _TOP_LEVEL = re.compile(r"^[^\s#]", re.MULTILINE)
+_PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)
 _TRAILING_COMMENTS = re.compile(r"(\n#[^\n]*|\s)+\Z")
 
 
@@ -128,6 +129,24 @@ def cut(completion: str) -> str:
     """Return `completion` up to the end of the function's body, without trailing blanks and top-level comments."""
     body = completion[: function_end(completion)]
     return body if _is_open(body) else _TRAILING_COMMENTS.sub("", body)
+
+
+def as_paper_scores(completion: str) -> str:
+    r"""Return the text that the paper's own evaluation would execute after the prompt, in place of `completion`.
+
+    There (Chen et al.'s released code, nyu-mll/ILF-for-code-generation) a completion that does not start with four
+    spaces gets them in front of its first line alone, and ends before the first line that starts with a letter, `#`
+    or `"`. Nothing else is indented anew: a longer body that is indented otherwise, as many gold programs are, becomes
+    an IndentationError. Only figures scored so may be held against the paper's.
+
+    >>> as_paper_scores("  y = x\n  return y\n\nprint(1)")
+    '    y = x\n  return y\n\n'
+    """
+    if not completion.startswith("    "):
+        line, newline, below = completion.partition("\n")
+        completion = f"    {line.strip()}{newline}{below}"
+    end = _PAPER_CUTS.search(completion)
+    return completion[: end.start()] if end else completion
 
 
 def completion_of(prompt: str, program: str, name: str) -> str:
