@@ -38,9 +38,10 @@ class Task:
     text: str  # the description, newlines as \n
     code: str  # the gold program, newlines as \n, indentation as published
     entry_point: str  # name of the function that the tests call
-    tests: tuple[str, ...]  # one assert statement each
+    tests: tuple[str, ...]  # one assert statement each; HumanEval's are one group of statements
     setup: str  # code to run after the program and before the tests
-    prompt: str  # what the policy is given; ends with the entry point's `def` line and a newline
+    prompt: str  # what the policy is given; ends with the entry point's `def` line (HumanEval: docstring) and a newline
+    shown: int = 1  # how many of the tests, the first ones, the prompt shows
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Program:
     seed: int
     prompt: str
     completion: str  # the sampled text, cut where the function ends
-    program: str  # what was executed
+    program: str  # the task's prompt and the completion
     verdict: Verdict
 
     def row(self) -> dict[str, Any]:

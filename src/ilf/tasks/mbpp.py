@@ -49,9 +49,9 @@ def read_json_lines(path: Path, columns: dict[str, type]) -> list[tuple[str, dic
     return rows
 
 
-def content_sha256(rows: Iterable[dict[str, Any]]) -> str:
-    """Return the SHA-256 of the rows' columns in order of id: the same from a local file and from the Hub."""
-    kept = sorted(({name: row[name] for name in COLUMNS} for row in rows), key=lambda row: row["task_id"])
+def content_sha256(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> str:
+    """Return the SHA-256 of the rows' `columns` in order of id: the same from a local file and from the Hub."""
+    kept = sorted(({name: row[name] for name in columns} for row in rows), key=lambda row: row["task_id"])
     text = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -120,7 +120,7 @@ def tasks_from(
         if task.task_id in tasks:
             raise InputError(f"{where}: task_id", task.task_id, "stands in the file twice", "Remove one row.")
         tasks[task.task_id] = task
-    sha256 = content_sha256(row for _, row in rows)
+    sha256 = content_sha256((row for _, row in rows), COLUMNS)
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise InputError(
             "data.sha256",

