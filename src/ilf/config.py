@@ -350,7 +350,9 @@ def select_and_report(sweep: Path) -> list[Path]:
     scores: dict[str, dict[str, list[float]]] = {}
     for r in tried:
         scores.setdefault(r["arm"], {}).setdefault(str(r["training"]), []).append(r["validation"])
-    best = {arm: max(found, key=lambda setting: sum(found[setting]) / len(found[setting])) for arm, found in scores.items()}
+    best = {
+        arm: max(found, key=lambda setting: sum(found[setting]) / len(found[setting])) for arm, found in scores.items()
+    }
     folders = []
     for arm in best:
         setting = best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]
@@ -375,13 +377,26 @@ class ComparisonCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Compare the jobs that have ended so far; a single run has nothing to compare."""
-        if "MULTIRUN" in str(config.hydra.mode) and config.mode == "run":
+        if config.mode != "run":
+            return
+        from ilf.analysis.studies import write_study
+
+        if "MULTIRUN" in str(config.hydra.mode):
             from ilf.analysis.comparison import write_comparison
 
             write_comparison(Path(config.hydra.sweep.dir))
+            write_study(Path(config.hydra.sweep.dir), [Path(config.hydra.sweep.dir)])
+        elif study := write_study(Path(config.hydra.runtime.output_dir), [Path(config.hydra.runtime.output_dir)]):
+            print(f"{study}\n{study.with_suffix('.png')}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say what the sweep came to."""
+        """Evaluate the chosen settings where a sweep is to choose, and say what it came to."""
+        from ilf.analysis.studies import write_study
+
         folder = Path(config.hydra.sweep.dir)
-        if (folder / "comparison.md").exists():
-            print(f"\n{(folder / 'comparison.md').read_text()}\n{folder / 'comparison.png'}")
+        if config.select:
+            select_and_report(folder)
+        study = write_study(folder, [folder, folder / "chosen"])
+        for file in (folder / "comparison.md", study):
+            if file is not None and file.exists():
+                print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")

@@ -191,7 +191,7 @@ class Runner:
         phase: Phase,
         name: str,
     ) -> Path:
-        """Fine-tune the model of a folder on examples; return the folder of the result, also put into the run's as `name`."""
+        """Fine-tune a folder's model on examples; return the result's folder, also put into the run's as `name`."""
         settings, training = self.settings, self.settings.training
         key = {
             "weights": self.weights(base),

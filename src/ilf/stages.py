@@ -346,7 +346,11 @@ class Stages:
         start = time.monotonic()
         # A run that broke off has something to say, which a second failure here must not hide.
         asked = self.settings if status != "failed" else replace(self.settings, measure=[])
-        measured = measure(asked, self.runner, outcome)
+        measured, failure = measure(replace(asked, measure=[]), self.runner, outcome), None
+        try:
+            measured = measure(asked, self.runner, outcome)
+        except Exception as error:  # raised once everything else is written
+            failure = error
         record = results.Record(
             status=status,
             data_sha256=self.data_sha256,
@@ -377,6 +381,8 @@ class Stages:
             for name in (*found[part]["ci95"], "one_correct")
         }
         self.tracker.summary(figures)
+        if failure is not None:
+            raise failure
         return found
 
 

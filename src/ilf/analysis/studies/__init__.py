@@ -56,7 +56,7 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
         writer.writerows(study.rows)
         write_atomically(target / f"{stem}.csv", text.getvalue())
         scratch = target / f".{stem}.{os.getpid()}.png"
-        study.draw(scratch)
+        study.draw(scratch, f"{study.title}\n{study.about}")
         scratch.replace(target / f"{stem}.png")
         file = target / f"{stem}.md"
         write_atomically(file, study.markdown(f"{stem}.png"))

@@ -67,11 +67,11 @@ def figure3(jobs: Sequence[Job]) -> Study:
             }
         )
 
-    title = f"Figure 3: perplexity under the base model, {subject(jobs)}"
+    title = "Figure 3: perplexity under the base model"
 
-    def draw(file: Path) -> None:
+    def draw(file: Path, caption: str) -> None:
         edges = np.geomspace(1, max(1000.0, *(max(v.values()) * 1.01 for v in means.values())), 25)
-        with canvas(file, title) as (axis,):
+        with canvas(file, caption) as (axis,):
             for colour, (source, values) in zip(_COLOURS, means.items(), strict=False):
                 array = np.array(list(values.values()))
                 style = {"histtype": "stepfilled", "alpha": 0.25, "color": colour}
@@ -97,7 +97,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
         "that all arms train on. p is a two-sided sign-flip permutation test of the log ratio to gold, paired over "
         "tasks. In the paper, gold has more programs of perplexity 100 or more than the annotators and the refiner.",
     ]
-    return Study(title, columns, rows, draw, notes)
+    return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
 def curve(
@@ -143,15 +143,15 @@ def figure4(jobs: Sequence[Job]) -> Study:
         rows.append(row)
         for name in shown:
             lines[f"{_name(arm, jobs)}, {name}"].append((count, row[name], row[f"{name}_low"], row[f"{name}_high"]))
-    title = f"Figure 4: pass rate on Test against the number of training tasks, {subject(jobs)}"
+    title = "Figure 4: pass rate on Test against the number of training tasks"
     levels = {f"zero-shot, {name}": figure(per_task(jobs, "zero_shot", name))["mean"] for name in shown}
 
-    def draw(file: Path) -> None:
-        curve(file, lines, title, "tasks trained on", "pass@k on Test (%)", levels)
+    def draw(file: Path, caption: str) -> None:
+        curve(file, lines, caption, "tasks trained on", "pass@k on Test (%)", levels)
 
     columns = {"fine-tuned on": "row", "training tasks": "examples", **{f"{n} (%)": f"{n}_text" for n in shown}}
     notes = ["Percent, with 95% intervals over tasks. The tasks of a smaller number are among those of a larger one."]
-    return Study(title, columns, rows, draw, notes)
+    return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
 def figure5(jobs: Sequence[Job]) -> Study:
@@ -172,11 +172,11 @@ def figure5(jobs: Sequence[Job]) -> Study:
         text = percent(found["mean"], [found["low"], found["high"]])
         rows.append({"row": number, "feedbacks": len(values_of), **found, "text": text})
     what = "mistakes that the feedback addresses" if noted else "places that the annotator's refinement changes"
-    title = f"Figure 5: the refiner's {shown[0] if shown else 'pass rate'} by number of {what}, {subject(jobs)}"
+    title = f"Figure 5: the refiner's {shown[0] if shown else 'pass rate'} by number of {what}"
 
-    def draw(file: Path) -> None:
+    def draw(file: Path, caption: str) -> None:
         line = [(row["row"], row["mean"], row["low"], row["high"]) for row in rows]
-        curve(file, {"refiner": line}, title, what, f"{shown[0]} on Train (%)")
+        curve(file, {"refiner": line}, caption, what, f"{shown[0]} on Train (%)")
 
     columns = {what: "row", "feedbacks": "feedbacks", f"{shown[0] if shown else ''} (%)": "text"}
     notes = ["Percent, with 95% intervals over tasks. In the paper the pass rate falls from one mistake to five."]
@@ -185,7 +185,7 @@ def figure5(jobs: Sequence[Job]) -> Study:
             "These annotations don't say how many mistakes they address (column `bugs`), which the paper's authors "
             "counted by hand: blocks of changed lines from the wrong program to the annotator's refinement stand in."
         )
-    return Study(title, columns, rows, draw, notes)
+    return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
 def _edits(before: str, after: str) -> int:
@@ -227,10 +227,10 @@ def policy_change(jobs: Sequence[Job]) -> Study:
             differences = np.array([kl[arm][i] - kl["gold"][i] for i in common])
             row["against_gold"] = f"{differences.mean():+.4f}, p {p_text(sign_flip_p_value(differences))}"
         rows.append(row)
-    title = f"What fine-tuning did to the policy: {subject(jobs)}"
+    title = "What fine-tuning did to the policy"
 
-    def draw(file: Path) -> None:
-        with canvas(file, title, panels=2, width=5.6) as (left, right):
+    def draw(file: Path, caption: str) -> None:
+        with canvas(file, caption, panels=2, width=5.6) as (left, right):
             shown = [name for name in layers if name != "all"]
             for colour, (arm, found) in zip(_COLOURS, weights.items(), strict=False):
                 values = [100 * found[name] for name in shown]
@@ -268,14 +268,16 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         "sampling temperature on the fine-tuned policy's own samples on Test, 95% intervals over tasks; p is a two-sided "
         "sign-flip permutation test, paired over tasks. The paper expects gold to move the policy more than refinements.",
     ]
-    return Study(title, columns, rows, draw, notes)
+    return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
 def feedback_shares(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw words, mistakes and categories of feedback by source."""
     labels = [row["row"] for row in rows]
     categories = [key for key in rows[0] if key.startswith("category_") and not key.endswith("_text")]
-    with canvas(file, title, panels=2 if categories else 1, width=5.6, height=1.6 + 0.28 * max(8, len(categories))) as axes:
+    with canvas(
+        file, title, panels=2 if categories else 1, width=5.6, height=1.6 + 0.28 * max(8, len(categories))
+    ) as axes:
         words = [row["words"] for row in rows]
         axes[0].barh(range(len(rows)), words, color=_COLOURS[: len(rows)])
         for i, row in enumerate(rows):
@@ -306,7 +308,14 @@ def settings_grid(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> 
             for i, kind in enumerate(kinds):
                 line = sorted((r["lr"], 100 * r["validation"]) for r in own if (r["batch_size"], r["epochs"]) == kind)
                 colour, style = _COLOURS[i % len(_COLOURS)], ("-", "--", ":")[i // len(_COLOURS) % 3]
-                axis.plot(*zip(*line, strict=True), marker="o", markersize=4, color=colour, linestyle=style, label=f"batch {kind[0]}, {kind[1]} epochs")
+                axis.plot(
+                    *zip(*line, strict=True),
+                    marker="o",
+                    markersize=4,
+                    color=colour,
+                    linestyle=style,
+                    label=f"batch {kind[0]}, {kind[1]} epochs",
+                )
             for row in own:
                 if row["chosen"]:
                     axis.plot(row["lr"], 100 * row["validation"], "o", markersize=13, fillstyle="none", color="black")

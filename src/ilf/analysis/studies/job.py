@@ -33,14 +33,22 @@ class Study:
     """A table and a figure."""
 
     title: str
+    about: str  # see `subject`
     columns: dict[str, str]  # of the Markdown table: name of the column -> key of `rows`
     rows: list[dict[str, Any]]  # of the CSV file; the Markdown table shows them in this order
-    draw: Callable[[Path], None]  # writes the figure
+    draw: Callable[[Path, str], None]  # writes the figure, with a caption above
     notes: list[str] = field(default_factory=list)
 
     def markdown(self, picture: str) -> str:
         """Return the page: title, table, notes and the picture."""
-        lines = [f"# {self.title}", "", "| " + " | ".join(self.columns) + " |", "| --- " * len(self.columns) + "|"]
+        lines = [
+            f"# {self.title}",
+            "",
+            f"{self.about[:1].upper()}{self.about[1:]}.",
+            "",
+            "| " + " | ".join(self.columns) + " |",
+            "| --- " * len(self.columns) + "|",
+        ]
         for row in self.rows:
             cells = ["" if (value := row.get(key)) is None else str(value) for key in self.columns.values()]
             lines.append("| " + " | ".join(cells) + " |")
@@ -118,9 +126,7 @@ def against(reference: dict[int, float], values: dict[int, float]) -> dict[str, 
     common = sorted(reference.keys() & values.keys())
     if not common or reference is values:
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p", "difference_text"))
-    found: dict[str, Any] = paired(
-        np.array([reference[i] for i in common]), np.array([values[i] for i in common])
-    )
+    found: dict[str, Any] = paired(np.array([reference[i] for i in common]), np.array([values[i] for i in common]))
     low, high = found["ci95"]
     text = f"{percent(found['mean'], [low, high])}, p {p_text(found['p_value'])}"
     return {

@@ -26,8 +26,8 @@ def _columns(first: str, shown: Sequence[str], *more: tuple[str, str]) -> dict[s
     return {first: "row", **heads, **dict(more)}
 
 
-def _bars(rows: Sequence[dict[str, Any]], shown: Sequence[str], title: str) -> Callable[[Path], None]:
-    return lambda file: bars(file, [row["row"] for row in rows], points(rows, shown), title)
+def _bars(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> Callable[[Path, str], None]:
+    return lambda file, caption: bars(file, [row["row"] for row in rows], points(rows, shown), caption)
 
 
 def table1(jobs: Sequence[Job]) -> Study:
@@ -41,8 +41,15 @@ def table1(jobs: Sequence[Job]) -> Study:
         }
         rows.append({"row": label, **cells(part)})
     rows.append(paper_row(f"whole benchmark, {paper.MODEL}", paper.ZERO_SHOT, shown))
-    title = f"Table 1: zero-shot, {subject(jobs)}"
-    return Study(title, _columns("tasks", shown, ("number of tasks", "tasks")), rows, _bars(rows, shown, title), [_INTERVALS])
+    title = "Table 1: zero-shot"
+    return Study(
+        title,
+        subject(jobs),
+        _columns("tasks", shown, ("number of tasks", "tasks")),
+        rows,
+        _bars(rows, shown),
+        [_INTERVALS],
+    )
 
 
 def _of_refiner(
@@ -63,7 +70,7 @@ def _of_refiner(
     rows += published if rows else []
     head = (f"{shown[0]} against {reference}" if shown else "", "difference_text")
     columns = _columns("refiner", shown, ("tasks", "tasks"), head)
-    return Study(title, columns, rows, _bars(rows, shown, title), [_INTERVALS, _PAIRED])
+    return Study(title, subject(jobs), columns, rows, _bars(rows, shown), [_INTERVALS, _PAIRED])
 
 
 def table2(jobs: Sequence[Job]) -> Study:
@@ -74,7 +81,7 @@ def table2(jobs: Sequence[Job]) -> Study:
     published = [
         paper_row(f"{label}, {paper.MODEL}", found, shown) for label, found in paper.ONE_SHOT_REFINEMENT.items()
     ]
-    title = f"Table 2: one-shot refinement before fine-tuning, {subject(jobs)}"
+    title = "Table 2: one-shot refinement before fine-tuning"
     return _of_refiner(jobs, labels, "shuffled feedback", published, title)
 
 
@@ -82,7 +89,7 @@ def table3(jobs: Sequence[Job]) -> Study:
     """The fine-tuned refiner on Train, beside one without feedback and fresh samples of the policy."""
     labels = grouped(jobs, lambda job: job.results["arm"].replace("_", " "))
     published = [paper_row(f"refiner, {paper.MODEL}", paper.REFINER, names(jobs, "refiner"))]
-    title = f"Table 3: refinements on Train, {subject(jobs)}"
+    title = "Table 3: refinements on Train"
     study = _of_refiner(jobs, labels, "fresh samples", published, title)
     study.notes.append(
         "Zero-shot is 0 on these tasks by construction, as they are those that the policy's samples all failed: fresh "
@@ -96,7 +103,7 @@ def table4(jobs: Sequence[Job]) -> Study:
     groups = grouped(jobs, lambda job: job.results["arm"])
     shown = names(jobs, "finetuned")
     if not shown:
-        return Study("Table 4", {}, [], lambda file: None)
+        return Study("Table 4", "", {}, [], lambda file, caption: None)
     before = per_task(jobs, "zero_shot", shown[0])
     zero = {name: per_task(jobs, "zero_shot", name) for name in shown}
     rows: list[dict[str, Any]] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
@@ -121,10 +128,10 @@ def table4(jobs: Sequence[Job]) -> Study:
     columns = _columns("fine-tuned on", shown, (f"{shown[0]} against zero-shot", "difference_text"))
     columns = {"fine-tuned on": "row", "examples": "examples", **columns}
     columns |= {f"paper {name} (%)": f"paper_{name}" for name in shown if f"paper_{name}" in rows[0]}
-    title = f"Table 4: {subject(jobs)}"
+    title = "Table 4"
     drawn = [row for row in rows if row.get(shown[0]) is not None]
     notes = [_INTERVALS, _PAIRED, f"The paper's figures are {paper.MODEL.removesuffix(' (paper)')}'s on MBPP."]
-    return Study(title, columns, rows, _bars(drawn, shown, title), notes)
+    return Study(title, subject(jobs), columns, rows, _bars(drawn, shown), notes)
 
 
 def _published(arm: str, shown: Sequence[str]) -> dict[str, str]:
@@ -141,7 +148,7 @@ def scorer_effect(jobs: Sequence[Job]) -> Study:
     """The same programs on Test, scored as they were written and as the authors' code scores them."""
     shown = names(jobs, "finetuned")[:1]
     if not shown:
-        return Study("Scorer effect", {}, [], lambda file: None)
+        return Study("Scorer effect", "", {}, [], lambda file, caption: None)
     name, rows = shown[0], []
     for arm, group in grouped([j for j in jobs if j.results["finetuned"]], lambda job: job.results["arm"]).items():
         by = grouped(group, lambda job: job.results["scoring"]["scoring"])
@@ -157,14 +164,14 @@ def scorer_effect(jobs: Sequence[Job]) -> Study:
         f"{name}, as the authors' code scores (%)": "as_paper_text",
         "difference": "difference_text",
     }
-    title = f"Effect of the scorer on {name}: {subject(jobs)}"
+    title = f"Effect of the scorer on {name}"
     notes = [
         _INTERVALS,
         _PAIRED,
         "The authors' code indents the first line of a body anew and no other, and cuts at the first line that starts "
         "in the first column. Only what is reported on Test is scored so; training sets are the same.",
     ]
-    return Study(title, columns, rows, _bars(rows, ["as_written", "as_paper"], title), notes)
+    return Study(title, subject(jobs), columns, rows, _bars(rows, ["as_written", "as_paper"]), notes)
 
 
 def tables5_6(jobs: Sequence[Job]) -> Study:
@@ -217,13 +224,20 @@ def tables5_6(jobs: Sequence[Job]) -> Study:
         "edit distance": "edits_text",
         **{f"{key.removeprefix('category_')} (%)": f"{key}_text" for key in categories},
     }
-    title = f"Tables 5 and 6: feedback, {subject(jobs)}"
+    title = "Tables 5 and 6: feedback"
     notes = [
         "Words: mean and standard deviation. Edit distance: Levenshtein from the wrong program to the annotator's "
         "refinement, as a share of the longer. Categories and the number of mistakes are the annotator's; a file of "
         "annotations may bring them in the columns `categories` and `bugs`."
     ]
-    return Study(title, columns, rows, lambda file: feedback_shares(file, rows, title), notes)
+    return Study(
+        title,
+        subject(jobs),
+        columns,
+        rows,
+        lambda file, caption: feedback_shares(file, rows, caption),
+        notes,
+    )
 
 
 def sweep_a1(jobs: Sequence[Job]) -> Study:
@@ -231,7 +245,9 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
     chosen = {job.results["arm"]: job for job in jobs if job.results["finetuned"]}
     tried = [job for job in jobs if not job.results["finetuned"] and job.results["validation"] is not None]
     rows = []
-    for (arm, *setting), group in grouped(tried, lambda job: (job.results["arm"], *job.results["training"].values())).items():
+    for (arm, *setting), group in grouped(
+        tried, lambda job: (job.results["arm"], *job.results["training"].values())
+    ).items():
         lr, epochs, batch_size = setting
         best = chosen.get(arm)
         is_best = best is not None and list(best.results["training"].values()) == setting
@@ -264,10 +280,10 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
         "pass@1 on Test (%)": "test_text",
         "against zero-shot": "difference_text",
     }
-    title = f"Settings chosen on Refine: {subject(jobs)}"
+    title = "Settings chosen on Refine"
     notes = [
         "Each setting is judged by pass@1 on Refine. Each arm's best one was evaluated on Test once; the refiner's "
         "programs take gold's best setting where gold was swept too.",
         _PAIRED,
     ]
-    return Study(title, columns, rows, lambda file: settings_grid(file, rows, title), notes)
+    return Study(title, subject(jobs), columns, rows, lambda file, caption: settings_grid(file, rows, caption), notes)
