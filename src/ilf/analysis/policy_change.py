@@ -1,0 +1,155 @@
+"""How far fine-tuning has moved a policy: in its weights, in what it samples, and on given programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.nn import functional
+
+from ilf.training.fine_tuning import Example, encode
+from ilf.types import InputError, Program
+
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+_OUTSIDE = {  # tensors outside the blocks, by what their names start with behind `model.` or `transformer.`
+    "embeddings": ("embed_tokens.", "wte.", "wpe."),
+    "norm": ("norm.", "ln_f."),
+    "head": ("lm_head.",),
+}
+_SAME_MODEL = "Give the folder that was fine-tuned and the one that came of it, both as save_pretrained writes them."
+
+
+def weight_change(base: Path, tuned: Path) -> dict[str, float]:
+    """Return ||tuned - base|| / ||base||, the Frobenius norm over all tensors of a group, for each group.
+
+    The groups are "all", "embeddings", "head" where it is a tensor of its own, "layer 00" and so on for each
+    transformer block, "norm" for the final one, and "other" for what bears no name that Llama, Qwen, GPT or CodeGen
+    use.
+
+    Args:
+        base: A Hugging Face folder with safetensors, whole or in shards.
+        tuned: Another, with the same tensors; the types of their numbers may differ.
+
+    Raises:
+        InputError: A folder holds no safetensors, or the two hold different tensors; names them.
+    """
+    files, others = _files(base), _files(tuned)
+    if missing := sorted(files.keys() ^ others.keys()):
+        named = ", ".join(missing[:10])
+        allowed = f"must hold the tensors of {base}; {len(missing)} are in one of the two alone, at first {named}"
+        raise InputError("tuned", str(tuned), allowed, _SAME_MODEL)
+    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # of the change, of the base
+    for name, file in files.items():
+        before, after = _tensor(file, name), _tensor(others[name], name)
+        if before.shape != after.shape:
+            shapes = f"{tuple(after.shape)}, not {tuple(before.shape)}"
+            raise InputError("tuned", str(tuned), f"its {name} has the shape {shapes} as in {base}", _SAME_MODEL)
+        # Not by vector_norm: in float32 it loses a hundredth and more on tensors of the size of an embedding.
+        found = [float(tensor.square().sum()) for tensor in (after - before, before)]
+        for group in (_group(name), "all"):
+            squares[group] = [total + one for total, one in zip(squares[group], found, strict=True)]
+    return {group: math.sqrt(change / size) for group, (change, size) in sorted(squares.items())}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return which file holds each tensor of a folder."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        with safe_open(whole, framework="pt") as file:
+            return dict.fromkeys(file.keys(), whole)
+    if index.is_file():
+        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    raise InputError("folder", str(folder), "holds no model.safetensors", "Load the model once, and save it there.")
+
+
+def _tensor(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as tensors:
+        tensor: torch.Tensor = tensors.get_tensor(name)
+    return tensor.float()
+
+
+def _group(name: str) -> str:
+    if block := _BLOCK.search(name):
+        return f"layer {int(block[1]):02d}"
+    outside = name.removeprefix("model.").removeprefix("transformer.")
+    return next((group for group, starts in _OUTSIDE.items() if outside.startswith(starts)), "other")
+
+
+def divergence(
+    base: Any, tuned: Any, tokenizer: Any, programs: Sequence[Program], temperature: float, batch_size: int
+) -> dict[int, float]:
+    """Return KL(tuned || base) a token, in nats, of what the two policies sample from, by task.
+
+    At each token of a program that `tuned` has sampled, and where its end is decided, the divergence of the two
+    distributions over the whole vocabulary is exact; it is averaged over all these places of a task's programs.
+
+    Args:
+        base: The policy before, in eval mode.
+        tuned: The policy after, in eval mode, on the same device.
+        tokenizer: Of both.
+        programs: Samples of `tuned`: on those of another policy the average is not this divergence.
+        temperature: At which they were sampled.
+        batch_size: Programs a forward pass.
+    """
+    examples = [encode(tokenizer, p.task_id, p.prompt, p.completion, sys.maxsize) for p in programs]
+    total: dict[int, float] = defaultdict(float)
+    tokens: dict[int, int] = defaultdict(int)
+    for i, logits in _target_logits([base, tuned], tokenizer, examples, batch_size):
+        q, p = (torch.log_softmax(one.float() / temperature, dim=-1) for one in logits)
+        task = examples[i].task_id
+        total[task] += float(functional.kl_div(q, p, reduction="sum", log_target=True))
+        tokens[task] += len(p)
+    return {task: total[task] / tokens[task] for task in sorted(total)}
+
+
+def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
+    """Return exp of the mean negative log-likelihood, in nats a token, of each target and its EOS given its prompt.
+
+    Args:
+        model: A causal language model of transformers, in eval mode.
+        tokenizer: Its tokenizer.
+        texts: (prompt, target) for each.
+        batch_size: Targets a forward pass.
+    """
+    examples = [encode(tokenizer, 0, prompt, target, sys.maxsize) for prompt, target in texts]
+    found = [math.nan] * len(texts)
+    for i, (logits,) in _target_logits([model], tokenizer, examples, batch_size):
+        targets = torch.tensor(examples[i].target_ids, device=logits.device)
+        found[i] = math.exp(float(functional.cross_entropy(logits.float(), targets)))
+    return found
+
+
+@torch.inference_mode()
+def _target_logits(
+    models: Sequence[Any], tokenizer: Any, examples: Sequence[Example], batch_size: int
+) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """Yield each example's place, and the logits that each model predicts its target with, (T, V).
+
+    Examples of like length go together, the longest first: memory fails early.
+    """
+    lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
+    order = sorted(range(len(examples)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width, device = lengths[batch[0]], models[0].device
+        ids = torch.full((len(batch), width), tokenizer.pad_token_id)  # right-padded
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):
+            ids[row, : lengths[i]] = torch.tensor([*examples[i].prompt_ids, *examples[i].target_ids])
+            mask[row, : lengths[i]] = 1
+        first = min(len(examples[i].prompt_ids) for i in batch) - 1  # logits before it predict only prompt tokens
+        outputs = [
+            model(input_ids=ids.to(device), attention_mask=mask.to(device), logits_to_keep=width - first).logits
+            for model in models
+        ]
+        for row, i in enumerate(batch):
+            end = lengths[i] - 1 - first  # the last token predicts nothing
+            yield i, [logits[row, end - len(examples[i].target_ids) : end] for logits in outputs]

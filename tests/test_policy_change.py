@@ -1,0 +1,227 @@
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import MINI
+from safetensors.torch import load_file, save_file
+from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from ilf.analysis.policy_change import divergence, perplexity, weight_change
+from ilf.models.load import load_model, load_tokenizer
+from ilf.models.sampling import Sampler
+from ilf.settings import Optimizer, Phase, Sampling, Training
+from ilf.tasks import mini as mini_tasks
+from ilf.tasks.mbpp import tasks_from
+from ilf.training.fine_tuning import encode
+from ilf.training.ilf_module import ILFModule
+from ilf.training.mbpp_datamodule import MBPPDataModule
+from ilf.types import InputError, Program, Verdict
+
+SHAPE = {"vocab_size": 64, "bos_token_id": None, "eos_token_id": 0}
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2}
+SMALL["num_key_value_heads"] = 1
+TASKS = tasks_from(mini_tasks.rows()[10:14], None, "paper")[0]
+T = 0.8
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_model(MINI, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """The mini model with every weight moved a little."""
+    model, generator = load_model(MINI, torch.float32), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(MINI)
+
+
+def changed(tmp_path, change):
+    """The mini model's folder with `change` done to its tensors."""
+    tensors = load_file(MINI / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def program(task, completion, sample=0):
+    text = task.prompt + completion
+    return Program(task.task_id, "test", sample, 0, task.prompt, completion, text, Verdict("passed"))
+
+
+GOLD = [program(task, task.code[task.code.index("\n") + 1 :]) for task in TASKS]
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_has_not_changed_from_itself():
+    found = weight_change(MINI, MINI)
+    assert list(found) == ["all", "embeddings", *(f"layer {i:02d}" for i in range(5)), "norm"]
+    assert set(found.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("part", "group"), [("layers.3.", "layer 03"), ("embed_tokens", "embeddings"), ("model.norm.", "norm")]
+)
+def test_a_group_scaled_by_a_tenth_has_changed_by_a_tenth_and_no_other_has(tmp_path, part, group):
+    def scale(tensors):
+        for name in tensors:
+            if part in name:
+                tensors[name] *= 1.1
+
+    found = weight_change(MINI, changed(tmp_path, scale))
+    assert found.pop(group) == pytest.approx(0.1, rel=1e-4)
+    assert 0 < found.pop("all") < 0.1 and set(found.values()) == {0.0}
+
+
+def test_the_change_of_all_is_the_norm_over_all_numbers(tmp_path):
+    def move(tensors):
+        for i, name in enumerate(sorted(tensors)):
+            tensors[name] += 0.001 * i
+
+    found = weight_change(MINI, changed(tmp_path, move))
+    before, after = load_file(MINI / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+
+    def norm(tensors):
+        return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
+
+    assert found["all"] == pytest.approx(norm([after[n] - before[n] for n in before]) / norm(before.values()), rel=1e-5)
+    layer = [n for n in before if ".layers.2." in n]
+    assert len(layer) > 5
+    expected = norm([after[n] - before[n] for n in layer]) / norm([before[n] for n in layer])
+    assert found["layer 02"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_shards_and_halved_precision_change_what_is_read_as_little_as_they_must(tmp_path, base):
+    copy.deepcopy(base).save_pretrained(tmp_path / "shards", max_shard_size="1MB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    assert set(weight_change(MINI, tmp_path / "shards").values()) == {0.0}
+    copy.deepcopy(base).bfloat16().save_pretrained(tmp_path / "half")
+    found = weight_change(MINI, tmp_path / "half")
+    assert all(0 <= change < 2**-8 for change in found.values()) and found["all"] > 0
+
+
+def codegen():
+    return CodeGenForCausalLM(CodeGenConfig(n_embd=32, n_layer=12, n_head=2, rotary_dim=4, n_positions=16, **SHAPE))
+
+
+def llama():
+    return LlamaForCausalLM(LlamaConfig(**SMALL, **SHAPE))
+
+
+def qwen():
+    return Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **SMALL, **SHAPE))
+
+
+@pytest.mark.parametrize(("make", "head"), [(codegen, {"head"}), (llama, {"head"}), (qwen, set())])
+def test_every_tensor_of_the_models_we_name_has_a_group(tmp_path, make, head):
+    model = make()
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".11." in name:
+                parameter *= 3
+    model.save_pretrained(tmp_path / "tuned")
+    found = weight_change(tmp_path / "base", tmp_path / "tuned")
+    assert set(found) == {"all", "embeddings", "norm", *(f"layer {i:02d}" for i in range(12))} | head
+    assert found.pop("layer 11") == pytest.approx(2) and found.pop("all") > 0 and set(found.values()) == {0.0}
+
+
+def test_folders_that_can_not_be_compared_are_errors_that_name_what_differs(tmp_path):
+    def rename(tensors):
+        tensors["model.other.weight"] = tensors.pop("model.norm.weight")
+
+    with pytest.raises(InputError, match=r"model\.norm\.weight, model\.other\.weight"):
+        weight_change(MINI, changed(tmp_path, rename))
+
+    def shorten(tensors):
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+
+    with pytest.raises(InputError, match=r"model\.norm\.weight has the shape \(191,\), not \(192,\)"):
+        weight_change(MINI, changed(tmp_path, shorten))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty'.*holds no model\.safetensors"):
+        weight_change(MINI, tmp_path / "empty")
+
+
+# ---- samples ----------------------------------------------------------------------------------------------------
+
+
+def brute_force(base, tuned, tokenizer, program, temperature):
+    """The divergence at each place, token by token and in double precision."""
+    prompt = tokenizer(program.prompt, add_special_tokens=False).input_ids
+    ids, found = list(prompt), []
+    for token in [*tokenizer(program.completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]:
+        with torch.no_grad():
+            p, q = (
+                torch.softmax(model(torch.tensor([ids])).logits[0, -1].double() / temperature, 0).tolist()
+                for model in (tuned, base)
+            )
+        found.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
+        ids.append(token)
+    return found
+
+
+def test_a_policy_does_not_diverge_from_itself(base, tokenizer):
+    found = divergence(base, copy.deepcopy(base), tokenizer, GOLD, T, 3)
+    assert found == {task.task_id: 0.0 for task in TASKS}
+
+
+@pytest.mark.parametrize("temperature", [0.5, T, 1.0])
+def test_the_divergence_is_what_its_definition_says(base, tuned, tokenizer, temperature):
+    """Two samples of one task, of unlike length: each place counts once, whichever sample it is in."""
+    task = TASKS[0]
+    samples = [program(task, "    return 1"), program(task, GOLD[0].completion, 1)]
+    places = [brute_force(base, tuned, tokenizer, sample, temperature) for sample in samples]
+    assert len(places[0]) != len(places[1]) and min(map(min, places)) > 0
+    for batch_size in (1, 2):
+        found = divergence(base, tuned, tokenizer, samples, temperature, batch_size)
+        assert list(found) == [task.task_id]
+        assert found[task.task_id] == pytest.approx(sum(map(sum, places)) / sum(map(len, places)), rel=1e-3)
+    other = divergence(tuned, base, tokenizer, samples, temperature, 2)[task.task_id]
+    assert other != pytest.approx(found[task.task_id], rel=1e-3)  # it has a direction
+
+
+def test_an_empty_completion_counts_the_place_where_it_ended(base, tuned, tokenizer):
+    sample = replace(program(TASKS[0], ""), prompt="x = ")  # after which much may come
+    (place,) = brute_force(base, tuned, tokenizer, sample, T)
+    assert place > 1e-3
+    assert divergence(base, tuned, tokenizer, [sample], T, 1)[TASKS[0].task_id] == pytest.approx(place, rel=1e-3)
+
+
+def test_batches_decide_nothing_and_the_divergence_is_positive_on_each_task(base, tuned, tokenizer):
+    alone = divergence(base, tuned, tokenizer, GOLD, T, 1)
+    assert list(alone) == [task.task_id for task in TASKS] and min(alone.values()) > 1e-4
+    assert divergence(base, tuned, tokenizer, GOLD[::-1], T, 3) == pytest.approx(alone, rel=1e-3)
+
+
+# ---- perplexity -------------------------------------------------------------------------------------------------
+
+
+def test_perplexity_is_exp_of_the_loss_that_is_trained_on(base, tokenizer):
+    module = ILFModule(base, tokenizer, Sampler(Sampling()), Training(), Phase(), Optimizer(), 0)
+    texts = [(p.prompt, p.completion) for p in GOLD]
+    examples = [encode(tokenizer, 0, *text, 1024) for text in texts]
+    with torch.no_grad():
+        losses = [float(module.losses(MBPPDataModule(tokenizer)._collate([e], 1))) for e in examples]
+    assert perplexity(base, tokenizer, texts, 2) == pytest.approx([math.exp(loss) for loss in losses], rel=1e-4)
+
+
+def test_perplexity_does_not_depend_on_the_batch_and_is_in_the_order_given(base, tokenizer):
+    texts = [(p.prompt, p.completion) for p in GOLD] + [("x", "y"), ("x = 1\n" * 40, "")]
+    alone = [perplexity(base, tokenizer, [text], 1)[0] for text in texts]
+    for batch_size in (1, 2, 5, 100):
+        assert perplexity(base, tokenizer, texts, batch_size) == pytest.approx(alone, rel=1e-4)
+        assert perplexity(base, tokenizer, texts[::-1], batch_size) == pytest.approx(alone[::-1], rel=1e-4)
+    assert len({round(one, 6) for one in alone}) == len(alone) and min(alone) >= 1
