@@ -1,5 +1,6 @@
 import copy
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from conftest import MINI
 from safetensors.torch import load_file, save_file
 from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from ilf.analysis.policy_change import divergence, perplexity, weight_change
+from ilf.models.policy_change import divergence, perplexity, weight_change
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.sampling import Sampler
 from ilf.settings import Optimizer, Phase, Sampling, Training
@@ -50,7 +51,8 @@ def changed(tmp_path, change):
     """The mini model's folder with `change` done to its tensors."""
     tensors = load_file(MINI / "model.safetensors")
     change(tensors)
-    save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copytree(MINI, tmp_path, dirs_exist_ok=True)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     return tmp_path
 
 

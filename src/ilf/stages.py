@@ -20,7 +20,7 @@ from ilf.measures import measure
 from ilf.models.load import sampling_dtype
 from ilf.runner import VERSIONS, NotRequested, Runner
 from ilf.sandbox import Sandbox
-from ilf.settings import Settings
+from ilf.settings import STAGES, Settings
 from ilf.store import Entry, JsonLines, Store, write_atomically
 from ilf.tasks import mini
 from ilf.tasks.prompts import completion_of, few_shot_prompt
@@ -110,7 +110,9 @@ class Stages:
             status, missing = "partial", str(stop)
         finally:
             found = self._report(outcome, status)
-        undone = [s for s in self.settings.stages if s not in self.runner.seconds]
+        order = list(STAGES)
+        undone = [s for s in settings.stages if s not in self.runner.seconds]
+        undone = [s for s in undone if missing and order.index(s) > order.index(missing)]
         if missing and undone:
             raise InputError(
                 "stages",

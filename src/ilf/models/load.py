@@ -60,8 +60,13 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_model(folder: Path, dtype: torch.dtype) -> Any:
-    """Return the causal language model of a folder, without the generation settings that it came with."""
+def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
+    """Return the causal language model of a folder, without the generation settings that it came with.
+
+    Args:
+        folder: In Hugging Face's layout.
+        dtype: Of its weights; "auto" as they are stored.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     # A publisher's top-k or repetition penalty would change the distribution that is sampled.
     model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id)

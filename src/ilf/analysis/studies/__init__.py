@@ -51,7 +51,10 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
             return None
         stem = name.split("/")[1]
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(study.rows[0]), lineterminator="\n")
+        keys = dict.fromkeys(key for row in study.rows for key in row)  # the paper's rows have fewer
+        writer = csv.DictWriter(
+            text, [key for key in keys if not key.endswith("_text")], lineterminator="\n", extrasaction="ignore"
+        )
         writer.writeheader()
         writer.writerows(study.rows)
         write_atomically(target / f"{stem}.csv", text.getvalue())

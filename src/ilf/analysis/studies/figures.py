@@ -13,8 +13,7 @@ import numpy as np
 
 from ilf.analysis.report import arm_name, p_text, percent
 from ilf.analysis.statistics import sign_flip_p_value
-from ilf.analysis.studies import paper
-from ilf.analysis.studies.job import Job, Study, cells, figure, grouped, names, per_task, subject
+from ilf.analysis.studies.job import Job, Study, arm_label, cells, figure, grouped, names, per_task, subject
 
 _COLOURS = ("#1f5fa8", "#c8553d", "#3a8f5c", "#8a5aa8", "#7a7a7a", "#b8860b")
 
@@ -139,10 +138,14 @@ def figure4(jobs: Sequence[Job]) -> Study:
     groups = grouped(done, lambda job: (job.results["arm"], job.results["training_limit"]))
     for (arm, _), group in groups.items():
         count = float(np.mean([job.results["counts"]["training_examples"] for job in group]))
-        row = {"row": arm, "examples": f"{count:.0f}", **cells({n: per_task(group, "finetuned", n) for n in shown})}
+        row = {
+            "row": arm_label(arm, jobs),
+            "examples": f"{count:.0f}",
+            **cells({n: per_task(group, "finetuned", n) for n in shown}),
+        }
         rows.append(row)
         for name in shown:
-            lines[f"{_name(arm, jobs)}, {name}"].append((count, row[name], row[f"{name}_low"], row[f"{name}_high"]))
+            lines[f"{arm_label(arm, jobs)}, {name}"].append((count, row[name], row[f"{name}_low"], row[f"{name}_high"]))
     title = "Figure 4: pass rate on Test against the number of training tasks"
     levels = {f"zero-shot, {name}": figure(per_task(jobs, "zero_shot", name))["mean"] for name in shown}
 
@@ -214,7 +217,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     for arm in groups:
         found = figure(kl[arm])
         row: dict[str, Any] = {
-            "row": _name(arm, jobs),
+            "row": arm_label(arm, jobs),
             "examples": f"{np.mean([j.results['counts']['training_examples'] for j in groups[arm]]):.0f}",
             **{f"weights_{name}": value for name, value in weights[arm].items()},
             "weights_text": f"{100 * weights[arm]['all']:.3f}",
@@ -234,7 +237,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
             shown = [name for name in layers if name != "all"]
             for colour, (arm, found) in zip(_COLOURS, weights.items(), strict=False):
                 values = [100 * found[name] for name in shown]
-                left.plot(values, range(len(shown)), "o-", color=colour, label=_name(arm, jobs))
+                left.plot(values, range(len(shown)), "o-", color=colour, label=arm_label(arm, jobs))
             left.set(xlabel="relative weight change (%)", xlim=(0, None), yticks=range(len(shown)), yticklabels=shown)
             left.invert_yaxis()
             left.legend(frameon=False, fontsize=8)
@@ -271,31 +274,28 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
-def feedback_shares(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Draw words, mistakes and categories of feedback by source."""
-    labels = [row["row"] for row in rows]
-    categories = [key for key in rows[0] if key.startswith("category_") and not key.endswith("_text")]
-    with canvas(
-        file, title, panels=2 if categories else 1, width=5.6, height=1.6 + 0.28 * max(8, len(categories))
-    ) as axes:
-        words = [row["words"] for row in rows]
-        axes[0].barh(range(len(rows)), words, color=_COLOURS[: len(rows)])
-        for i, row in enumerate(rows):
-            text = row["words_text"] + (f" words; {row['bugs_text']} mistakes" if row["bugs_text"] else " words")
-            axes[0].annotate(text, (words[i], i), (4, 0), textcoords="offset points", va="center", fontsize=8)
-        axes[0].set(yticks=range(len(rows)), yticklabels=labels, xlabel="words a feedback", xlim=(0, 2.2 * max(words)))
-        axes[0].invert_yaxis()
-        for i, (colour, row) in enumerate(zip(_COLOURS, rows, strict=False)):
-            if categories and any(row[key] for key in categories):
-                heights = [100 * (row[key] or 0) for key in categories]
-                offset = (i - len(rows) / 2) * 0.8 / len(rows)
-                where = np.arange(len(categories)) + offset
-                axes[1].barh(where, heights, height=0.8 / len(rows), color=colour, label=labels[i])
-        if categories:
-            names_of = [key.removeprefix("category_") for key in categories]
-            axes[1].set(yticks=range(len(categories)), yticklabels=names_of, xlabel="feedbacks with such a mistake (%)")
-            axes[1].invert_yaxis()
-            axes[1].legend(frameon=False, fontsize=8)
+def feedback_shares(file: Path, sources: Mapping[str, Mapping[str, float]], title: str) -> None:
+    """Draw words and categories of feedback by source: the words beside the categories of whom names any."""
+    categories = list(dict.fromkeys(name for found in sources.values() for name in found if name.endswith(" (%)")))
+    height = 1.6 + 0.3 * max(6, len(categories))
+    with canvas(file, title, panels=2, width=5.6, height=height) as (left, right):
+        for i, (colour, (source, found)) in enumerate(zip(_COLOURS, sources.items(), strict=False)):
+            left.barh(i, found["words"], color=colour)
+            text = f"{found['words']:.1f} words" + (
+                f", {found['mistakes addressed']:.1f} mistakes" if "mistakes addressed" in found else ""
+            )
+            left.annotate(text, (found["words"], i), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            if any(name in found for name in categories):
+                where = np.arange(len(categories)) + (i + 0.5 - len(sources) / 2) * 0.8 / len(sources)
+                heights = [found.get(name, 0.0) for name in categories]
+                right.barh(where, heights, height=0.8 / len(sources), color=colour, label=source)
+        most = max(found["words"] for found in sources.values())
+        left.set(yticks=range(len(sources)), yticklabels=list(sources), xlabel="words a feedback", xlim=(0, 2 * most))
+        labels = [name.removesuffix(" (%)") for name in categories]
+        right.set(yticks=range(len(categories)), yticklabels=labels, xlabel="feedbacks that name such a mistake (%)")
+        left.invert_yaxis()
+        right.invert_yaxis()
+        right.legend(frameon=False, fontsize=8)
 
 
 def settings_grid(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:

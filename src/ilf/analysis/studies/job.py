@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ilf.analysis.report import model_name, p_text, percent
+from ilf.analysis.report import arm_name, model_name, p_text, percent
 from ilf.analysis.statistics import bootstrap_ci95, paired, pass_at_k
 
 
@@ -73,6 +73,12 @@ def subject(jobs: Sequence[Job]) -> str:
         f"data {first['data']}, model {model_name(first)}, {first['sampling']['n']} samples a task at temperature "
         f"{first['sampling']['temperature']}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     )
+
+
+def arm_label(arm: str, jobs: Sequence[Job]) -> str:
+    """Return what a reader calls an arm of a study."""
+    known = {"ilf": "ILF: the refiner's programs", "zero_shot": "nothing: zero-shot, sampled again"}
+    return known.get(arm) or arm_name(arm, jobs[0].results["annotator"]).replace("_", ", ")
 
 
 def grouped(jobs: Sequence[Job], key: Callable[[Job], Any]) -> dict[Any, list[Job]]:

@@ -10,10 +10,22 @@ from typing import Any
 import numpy as np
 
 from ilf.analysis.refinements import edit_distance
-from ilf.analysis.report import arm_name, bars
+from ilf.analysis.report import bars
 from ilf.analysis.studies import paper
 from ilf.analysis.studies.figures import feedback_shares, settings_grid
-from ilf.analysis.studies.job import Job, Study, against, cells, grouped, names, paper_row, per_task, points, subject
+from ilf.analysis.studies.job import (
+    Job,
+    Study,
+    against,
+    arm_label,
+    cells,
+    grouped,
+    names,
+    paper_row,
+    per_task,
+    points,
+    subject,
+)
 from ilf.tasks.mbpp import split_of
 
 _HEADS = {"one_correct": "1+ correct (%)"}
@@ -109,7 +121,7 @@ def table4(jobs: Sequence[Job]) -> Study:
     rows: list[dict[str, Any]] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
     for arm in [*paper.FINAL, *(arm for arm in groups if arm not in paper.FINAL)]:
         group = [job for job in groups.get(arm, []) if job.results["finetuned"]]
-        label = "zero-shot, sampled again" if arm == "zero_shot" else _arm(arm, jobs)
+        label = arm_label(arm, jobs)
         if not group:
             statuses = {job.results["status"] for job in groups.get(arm, [])}
             rows.append({"row": label, "examples": ", ".join(sorted(statuses)) or "not run", **_published(arm, shown)})
@@ -139,11 +151,6 @@ def _published(arm: str, shown: Sequence[str]) -> dict[str, str]:
     return {f"paper_{name}": f"{100 * found[name]:.0f}" for name in shown if name in found}
 
 
-def _arm(arm: str, jobs: Sequence[Job]) -> str:
-    annotator = jobs[0].results["annotator"]
-    return {"ilf": "ILF: the refiner's programs"}.get(arm, arm_name(arm, annotator).replace("_", ", "))
-
-
 def scorer_effect(jobs: Sequence[Job]) -> Study:
     """The same programs on Test, scored as they were written and as the authors' code scores them."""
     shown = names(jobs, "finetuned")[:1]
@@ -155,8 +162,7 @@ def scorer_effect(jobs: Sequence[Job]) -> Study:
         if by.keys() != {"as_written", "paper"}:
             continue
         ours, theirs = (per_task(by[scoring], "finetuned", name) for scoring in ("as_written", "paper"))
-        label = "zero-shot" if arm == "zero_shot" else _arm(arm, jobs)
-        row = {"row": label, **cells({"as_written": ours, "as_paper": theirs}), **against(ours, theirs)}
+        row = {"row": arm_label(arm, jobs), **cells({"as_written": ours, "as_paper": theirs}), **against(ours, theirs)}
         rows.append(row)
     columns = {
         "fine-tuned on": "row",
@@ -175,69 +181,58 @@ def scorer_effect(jobs: Sequence[Job]) -> Study:
 
 
 def tables5_6(jobs: Sequence[Job]) -> Study:
-    """What feedback is like, by source: categories of mistakes, their number, words, edits."""
-    rows = []
+    """What feedback is like, by source: how much of it, words, mistakes, edits, categories of mistakes."""
+    sources: dict[str, dict[str, float]] = {}
     for source, group in grouped(jobs, lambda job: job.results["annotator"]).items():
         feedback = [f for job in group for f in job.rows("feedback.jsonl")]
-        if not feedback:
-            continue
-        words = [len(f["text"].split()) for f in feedback]
-        bugs = [f["bugs"] for f in feedback if f["bugs"]]
-        edits = [edit_distance(f["program"], f["refinement"]) for f in feedback if f["refinement"]]
-        counted = [f for f in feedback if f["categories"]]
-        shares = Counter(category for f in counted for category in set(f["categories"]))
-        rows.append(
-            {
-                "row": f"{source} (ours)" if source == "scripted" else source,
-                "feedbacks": len(feedback),
-                "words": float(np.mean(words)),
-                "words_text": f"{np.mean(words):.1f} ± {np.std(words, ddof=1) if len(words) > 1 else 0:.1f}",
-                "bugs": float(np.mean(bugs)) if bugs else None,
-                "bugs_text": f"{np.mean(bugs):.1f}" if bugs else None,
-                "edits": float(np.mean(edits)) if edits else None,
-                "edits_text": f"{np.mean(edits):.2f}" if edits else None,
-                **{f"category_{name}": count / len(counted) for name, count in shares.most_common()},
-            }
-        )
-    if rows:
+        if feedback:
+            sources[f"{source} (ours)" if source == "scripted" else source] = _statistics(feedback)
+    if sources:
         for source, found in paper.FEEDBACK.items():
-            rows.append(
-                {
-                    "row": f"{source}, paper",
-                    "words": found["words"],
-                    "words_text": f"{found['words']} ± {found['words_sd']}",
-                    "bugs": found["bugs"],
-                    "bugs_text": str(found["bugs"]),
-                    **{f"category_{name}": share for name, share in paper.CATEGORIES[source].items()},
-                }
-            )
-    categories = list(dict.fromkeys(key for row in rows for key in row if key.startswith("category_")))
-    for row in rows:
-        row |= {f"{key}_text": f"{100 * row[key]:.0f}" if key in row else None for key in categories}
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    rows = [{key: row.get(key) for key in keys} for row in rows]
-    columns = {
-        "source": "row",
-        "feedbacks": "feedbacks",
-        "words": "words_text",
-        "mistakes addressed": "bugs_text",
-        "edit distance": "edits_text",
-        **{f"{key.removeprefix('category_')} (%)": f"{key}_text" for key in categories},
-    }
-    title = "Tables 5 and 6: feedback"
+            shares = {f"{name} (%)": 100 * share for name, share in paper.CATEGORIES[source].items()}
+            sources[f"{source}, paper"] = {"words": found["words"], "words, sd": found["words_sd"]} | {
+                "mistakes addressed": found["bugs"],
+                **shares,
+            }
+    measures = dict.fromkeys(measure for found in sources.values() for measure in found)
+    rows: list[dict[str, Any]] = [
+        {"row": measure, **{source: _short(found.get(measure)) for source, found in sources.items()}}
+        for measure in measures
+    ]
     notes = [
         "Words: mean and standard deviation. Edit distance: Levenshtein from the wrong program to the annotator's "
-        "refinement, as a share of the longer. Categories and the number of mistakes are the annotator's; a file of "
-        "annotations may bring them in the columns `categories` and `bugs`."
+        "refinement, as a share of the longer. Categories and the number of mistakes are as the annotator noted them "
+        "(columns `categories` and `bugs` of a file of annotations); the paper's are in its authors' own words.",
     ]
+    columns = {"": "row", **{source: source for source in sources}}
     return Study(
-        title,
+        "Tables 5 and 6: feedback",
         subject(jobs),
         columns,
         rows,
-        lambda file, caption: feedback_shares(file, rows, caption),
+        lambda file, caption: feedback_shares(file, sources, caption),
         notes,
     )
+
+
+def _statistics(feedback: Sequence[dict[str, Any]]) -> dict[str, float]:
+    words = [len(f["text"].split()) for f in feedback]
+    bugs = [f["bugs"] for f in feedback if f["bugs"]]
+    edits = [edit_distance(f["program"], f["refinement"]) for f in feedback if f["refinement"]]
+    sorted_out = [set(f["categories"]) for f in feedback if f["categories"]]
+    shares = Counter(category for categories in sorted_out for category in categories)
+    return {
+        "feedbacks": float(len(feedback)),
+        "words": float(np.mean(words)),
+        "words, sd": float(np.std(words, ddof=1)) if len(words) > 1 else 0.0,
+        **({"mistakes addressed": float(np.mean(bugs))} if bugs else {}),
+        **({"edit distance": float(np.mean(edits))} if edits else {}),
+        **{f"{name} (%)": 100 * count / len(sorted_out) for name, count in shares.most_common()},
+    }
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
 
 
 def sweep_a1(jobs: Sequence[Job]) -> Study:
@@ -253,7 +248,7 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
         is_best = best is not None and list(best.results["training"].values()) == setting
         value = float(np.mean([job.results["validation"] for job in group]))
         row = {
-            "row": _arm(arm, jobs),
+            "row": arm_label(arm, jobs),
             "lr": lr,
             "batch_size": batch_size,
             "epochs": epochs,
