@@ -226,3 +226,4 @@ class Settings:
     study: str | None = None  # its name, set by the files under conf/experiment
     output_dir: str = "???"
     group: str | None = None  # of W&B: the sweep or study
+    overrides: list[str] = field(default_factory=list)  # what the command line said, set by run.py

@@ -289,9 +289,13 @@ class Stages:
         file = self.folder / "plots" / "pass_at_k.png"
         file.parent.mkdir(exist_ok=True)
         report.plot(found, file)
+        plots = sorted(file.parent.glob("*.png"))
         self.runner.seconds["report"] = found["seconds"]["report"] = round(time.monotonic() - start, 2)
         write_atomically(self.folder / "results.json", json.dumps(found, indent=1))
-        write_atomically(self.folder / "summary.md", report.summary(found))
+        write_atomically(
+            self.folder / "summary.md",
+            report.summary(found, report.mended(outcome, self.tasks), [p.name for p in plots]),
+        )
         self.tracker.artifact("results", "results", self.folder / "results.json")
         figures = {
             f"{part}/{name}": found[part][name]
