@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
         settings.overrides = list(hydra_config.overrides.task)
         if hydra_config.mode is RunMode.MULTIRUN:
-            settings.group = settings.group or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
+            settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
         if settings.mode == "store":
             _show_store(settings)
             return

@@ -1,12 +1,15 @@
-"""What a run shows of itself: summary.md."""
+"""What a run shows of itself: W&B's offline file, and summary.md."""
 
 import json
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from conftest import MINI, ROOT, SMALL, compose_settings
+from test_end_to_end import wandb_records
 
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
@@ -41,6 +44,92 @@ def ran(tmp_path_factory):
         finally:
             upload = stages.tracker.close()
     return Ran(stages, results, shown, upload)
+
+
+@pytest.fixture(scope="module")
+def records(ran):
+    from wandb.proto import wandb_internal_pb2
+
+    found = []
+    (file,) = ran.stages.folder.glob("wandb/offline-run-*/*.wandb")
+    for data in wandb_records(file):
+        found.append(wandb_internal_pb2.Record())
+        found[-1].ParseFromString(data)
+    return found
+
+
+def of_kind(records, kind):
+    return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
+
+
+def test_wandb_groups_runs_by_study_and_knows_their_arm_and_seed(records):
+    run = of_kind(records, "run")[0]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert (run.run_group, run.job_type) == ("trial", "model")
+    assert (config["study"], config["arm"], config["seed"]) == ("trial", "model", 3)
+
+
+def test_wandb_shows_programs_figures_and_plots(ran, records):
+    history = {}
+    for row in of_kind(records, "history"):
+        history |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.item}
+    for part in ("zero_shot", "refiner", "finetuned"):
+        assert history[f"{part}/pass@1"] == ran.results[part]["pass@1"]
+    files = ran.stages.folder / "wandb" / "latest-run" / "files"
+    for stage, name in (("zero_shot", "zero_shot"), ("sample", "sample"), ("refine", "refinements")):
+        rows = (ran.stages.folder / "programs" / f"{name}.jsonl").read_text().splitlines()
+        table = json.loads((files / history[f"{stage}/programs/path"]).read_text())
+        assert [row[-1] for row in table["data"]] == [json.loads(row)["program"] for row in rows]
+    for plot in (ran.stages.folder / "plots").glob("*.png"):
+        assert (files / history[f"plots/{plot.stem}/path"]).read_bytes() == plot.read_bytes()
+
+
+def test_wandb_has_the_lineage_from_samples_to_the_trained_model(ran, records):
+    """Each parent is named with the digest of an artifact that was attached before."""
+    artifacts, parents = {}, {}
+    for artifact in of_kind(records, "artifact"):
+        if artifact.type.startswith("run_"):
+            continue  # a table's
+        metadata = json.loads(artifact.metadata)
+        assert (metadata["arm"], metadata["seed"], metadata["study"]) == ("model", 3, "trial")
+        assert all(artifacts[parent["name"]].digest == parent["digest"] for parent in metadata["parents"])
+        artifacts[artifact.name] = artifact
+        parents[artifact.name] = [parent["name"] for parent in metadata["parents"]]
+    folder = Path(shlex.split(ran.upload)[-1])  # as a shell reads it, blanks and all
+    assert folder.is_dir()
+    run = folder.name.rpartition("-")[2]
+    types = {name.removesuffix(f"-{run}"): artifact.type for name, artifact in artifacts.items()}
+    assert types == {
+        "samples": "samples",
+        "zero-shot": "samples",
+        "refiner": "model",
+        "refinements": "refinements",
+        "training-set": "dataset",
+        "policy": "model",
+        "finetuned": "samples",
+        "results": "results",
+    }
+    line = [f"{name}-{run}" for name in ("samples", "refiner", "refinements", "training-set", "policy", "finetuned")]
+    assert all(before in parents[after] for before, after in pairwise(line))
+    assert f"samples-{run}" in parents[f"training-set-{run}"]
+
+
+def test_wandb_names_the_models_and_copies_none(ran, records):
+    for name in ("policy", "refiner"):
+        folder = ran.stages.folder / name
+        (artifact,) = [a for a in of_kind(records, "artifact") if a.name.startswith(name)]
+        size = (folder / "model.safetensors").stat().st_size
+        assert json.loads(artifact.metadata)["weights_bytes"] == size
+        files = {entry.path: entry for entry in artifact.manifest.contents}
+        assert set(files) == {file.name for file in folder.iterdir()}
+        for path, entry in files.items():
+            assert entry.ref == (folder / path).as_uri() and not entry.local_path
+        assert files["model.safetensors"].size == size
+
+
+def test_csv_has_the_figures(ran):
+    text = (ran.stages.folder / "csv" / "metrics.csv").read_text()
+    assert "finetuned/pass@1" in text and str(ran.results["finetuned"]["pass@1"]) in text
 
 
 # ---- summary.md -----------------------------------------------------------------------------------------------------

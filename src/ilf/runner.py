@@ -149,6 +149,7 @@ class Runner:
         shutil.copyfile(rows, target)
         programs = programs or [Program.from_row(row) for row in JsonLines(rows).read()]
         self.tracker.programs(stage, programs)
+        self.tracker.artifact(target)
         return programs
 
     def fine_tune(
@@ -212,6 +213,7 @@ class Runner:
         self.optimizer_steps[kind.stage] = facts["optimizer_steps"]
         shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.copytree(path / "model", self.folder / name, copy_function=_link_or_copy)
+        self.tracker.artifact(self.folder / name)
         return path / "model"
 
     def weights(self, folder: Path) -> str:

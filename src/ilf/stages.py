@@ -251,7 +251,7 @@ class Stages:
         rows = JsonLines(self.folder / "training.jsonl")
         rows.path.unlink(missing_ok=True)
         rows.append(asdict(example) for example in examples)
-        self.tracker.artifact("training-set", "dataset", rows.path)
+        self.tracker.artifact(rows.path)
         training = self.settings.training
         encoded = [ILFModule.example(self.tokenizer, e, training.max_length) for e in examples]
         draws = plan_draws(_task_prompts(self.tasks.refine), "validate_policy", training.validate_n, self.seed)
@@ -296,14 +296,14 @@ class Stages:
             self.folder / "summary.md",
             report.summary(found, report.mended(outcome, self.tasks), [p.name for p in plots]),
         )
-        self.tracker.artifact("results", "results", self.folder / "results.json")
+        self.tracker.artifact(self.folder / "results.json")
         figures = {
             f"{part}/{name}": found[part][name]
             for part in ("zero_shot", "refiner", "finetuned")
             if found[part]
             for name in (*found[part]["ci95"], "one_correct")
         }
-        self.tracker.summary(figures)
+        self.tracker.summary(figures, plots)
         return found
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from ilf.settings import Logger
 from ilf.types import Program
+
+# What is attached of a run's folder: each file's artifact, its type, and the artifacts that it was made of.
+_ARTIFACTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "zero_shot.jsonl": ("zero-shot", "samples", ()),
+    "sample.jsonl": ("samples", "samples", ()),
+    "refiner": ("refiner", "model", ("samples",)),
+    "refinements.jsonl": ("refinements", "refinements", ("samples", "refiner")),
+    "training.jsonl": ("training-set", "dataset", ("samples", "refinements")),
+    "policy": ("policy", "model", ("training-set",)),
+    "finetuned.jsonl": ("finetuned", "samples", ("policy",)),
+    "results.json": ("results", "results", ("zero-shot", "refinements", "finetuned")),
+}
 
 
 class Tracker:
@@ -24,6 +37,8 @@ class Tracker:
     def __init__(self, settings: Logger, folder: Path, config: dict[str, Any], arm: str, group: str | None) -> None:
         self.loggers: list[Any] = []
         self._run: Any = None
+        self._attached: dict[str, Any] = {}  # artifacts by name
+        self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
         if settings.csv:
             from pytorch_lightning.loggers import CSVLogger
 
@@ -52,24 +67,39 @@ class Tracker:
             rows = [[p.task_id, p.sample, p.verdict.verdict, p.verdict.detail, p.program] for p in programs]
             self._run.log({f"{stage}/programs": wandb.Table(columns=columns, data=rows)})
 
-    def artifact(self, name: str, kind: str, file: Path) -> None:
-        """Attach a file."""
+    def artifact(self, path: Path) -> None:
+        """Attach a file or model folder of the run, with the names and digests of what it was made of.
+
+        The lineage is metadata, because W&B takes `use_artifact` only online. A folder is attached by reference:
+        gigabytes of weights are neither copied nor uploaded.
+        """
+        if self._run is None:
+            return
+        import wandb
+
+        name, kind, parents = _ARTIFACTS[path.name]
+        made_of = [self._attached[parent] for parent in parents if parent in self._attached]
+        metadata = self._identity | {"parents": [{"name": a.name, "digest": a.digest} for a in made_of]}
+        artifact = wandb.Artifact(f"{name}-{self._run.id}", kind)
+        if path.is_dir():
+            for file in sorted(file for file in path.absolute().rglob("*") if file.is_file()):
+                artifact.add_reference(file.as_uri(), file.relative_to(path.absolute()).as_posix())
+            metadata["weights_bytes"] = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        else:
+            artifact.add_file(str(path))
+        artifact.metadata = metadata
+        self._attached[name] = self._run.log_artifact(artifact)
+
+    def summary(self, figures: dict[str, float], plots: Sequence[Path]) -> None:
+        """Keep a run's final figures and plots, whether they were measured now or taken from the store."""
         if self._run is not None:
             import wandb
 
-            artifact = wandb.Artifact(f"{name}-{self._run.id}", type=kind)
-            artifact.add_file(str(file))
-            self._run.log_artifact(artifact)
-
-    def summary(self, figures: dict[str, float]) -> None:
-        """Keep a run's final figures, whether they were measured now or taken from the store."""
-        if self._run is not None:
             self._run.summary.update(figures)
-            self._run.log(figures)
+            self._run.log({f"plots/{file.stem}": wandb.Image(str(file)) for file in plots})
         for logger in self.loggers:
-            if type(logger).__name__ == "CSVLogger":
-                logger.log_metrics(figures)
-                logger.save()
+            logger.log_metrics(figures)
+            logger.finalize("success")  # writes what is held back; each Trainer has done so before
 
     def close(self) -> str | None:
         """End the run; return the command that uploads it, None where there is nothing to upload."""
@@ -77,4 +107,4 @@ class Tracker:
             return None
         folder, offline = Path(self._run.dir).parent, self._run.settings.mode == "offline"
         self._run.finish()
-        return f"wandb sync {folder}" if offline else None
+        return shlex.join(["wandb", "sync", str(folder)]) if offline else None
