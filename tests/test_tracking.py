@@ -1,4 +1,4 @@
-"""What a run shows of itself: W&B's offline file, and summary.md."""
+"""What a run shows of itself: W&B's offline file, TensorBoard's events, and summary.md."""
 
 import json
 import re
@@ -125,6 +125,22 @@ def test_wandb_names_the_models_and_copies_none(ran, records):
         for path, entry in files.items():
             assert entry.ref == (folder / path).as_uri() and not entry.local_path
         assert files["model.safetensors"].size == size
+
+
+def test_tensorboard_has_the_loss_the_figures_and_the_plots(ran):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(ran.stages.folder / "tensorboard"))
+    events.Reload()
+    for part in ("zero_shot", "refiner", "finetuned"):
+        for name in ("pass@1", "pass@4", "one_correct"):
+            assert events.Scalars(f"{part}/{name}")[-1].value == pytest.approx(ran.results[part][name])
+    losses = events.Scalars("train_policy/loss")
+    assert len(losses) >= ran.results["counts"]["optimizer_steps"] > 0 and all(loss.value > 0 for loss in losses)
+    for plot in (ran.stages.folder / "plots").glob("*.png"):
+        (image,) = events.Images(f"plots/{plot.stem}")
+        # A PNG file has its width and height, of 4 bytes each, from byte 16 on.
+        assert image.encoded_image_string[16:24] == plot.read_bytes()[16:24]
 
 
 def test_csv_has_the_figures(ran):

@@ -55,7 +55,7 @@ class Runner:
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
-        tracker: W&B and CSV.
+        tracker: W&B, TensorBoard and CSV.
     """
 
     def __init__(

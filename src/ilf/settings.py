@@ -171,6 +171,7 @@ class Logger:
     name: str = "wandb"
     wandb: bool = True
     csv: bool = False
+    tensorboard: bool = False
     mode: str = "offline"  # of W&B: offline | online
     project: str = "ilf"
 

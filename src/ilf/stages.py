@@ -53,7 +53,7 @@ class Stages:
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
-        tracker: W&B and CSV.
+        tracker: W&B, TensorBoard and CSV.
     """
 
     def __init__(

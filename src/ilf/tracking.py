@@ -1,4 +1,4 @@
-"""Weights & Biases and CSV: a view of a run. The files in the run's folder are the truth."""
+"""Weights & Biases, TensorBoard and CSV: a view of a run. The files in the run's folder are the truth."""
 
 from __future__ import annotations
 
@@ -37,12 +37,19 @@ class Tracker:
     def __init__(self, settings: Logger, folder: Path, config: dict[str, Any], arm: str, group: str | None) -> None:
         self.loggers: list[Any] = []
         self._run: Any = None
+        self._tensorboard: Any = None
         self._attached: dict[str, Any] = {}  # artifacts by name
         self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
         if settings.csv:
             from pytorch_lightning.loggers import CSVLogger
 
             self.loggers.append(CSVLogger(folder, name="csv", version=""))
+        if settings.tensorboard:
+            from pytorch_lightning.loggers import TensorBoardLogger
+
+            logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+            self.loggers.append(logger)
+            self._tensorboard = logger.experiment
         if settings.wandb:
             import wandb
             from pytorch_lightning.loggers import WandbLogger
@@ -97,6 +104,11 @@ class Tracker:
 
             self._run.summary.update(figures)
             self._run.log({f"plots/{file.stem}": wandb.Image(str(file)) for file in plots})
+        if self._tensorboard is not None:
+            from matplotlib.image import imread
+
+            for file in plots:
+                self._tensorboard.add_image(f"plots/{file.stem}", imread(file), dataformats="HWC")
         for logger in self.loggers:
             logger.log_metrics(figures)
             logger.finalize("success")  # writes what is held back; each Trainer has done so before
