@@ -28,8 +28,9 @@ def main(config: DictConfig) -> float | None:
         settings = settings_from(config)
         hydra_config = HydraConfig.get()
         check_arm(hydra_config.runtime.choices.arm, list(hydra_config.overrides.task), Path(__file__).parent / "conf")
+        settings.overrides = list(hydra_config.overrides.task)
         if hydra_config.mode is RunMode.MULTIRUN:
-            settings.group = settings.group or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
+            settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
         if settings.mode == "store":
             _show_store(settings)
             return None

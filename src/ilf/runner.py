@@ -39,6 +39,7 @@ VERSIONS = {
     "train_policy": 1,
     "evaluate": 1,
 }
+_RUN_FILES = {"sample": "sample", "zero_shot": "zero_shot", "refine": "refinements", "evaluate": "finetuned"}
 
 
 class NotRequested(Exception):
@@ -54,7 +55,7 @@ class Runner:
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
-        tracker: W&B and CSV.
+        tracker: W&B, TensorBoard and CSV.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Runner:
         stage: str,
         model: Path,
         draws: list[Draw],
-        file: str,
+        label: str,
         tasks: Mapping[int, Task] | None = None,
         module: type[FineTuningModule] = ILFModule,
     ) -> list[Program]:
@@ -123,7 +124,7 @@ class Runner:
             stage: Its name.
             model: Folder of what is sampled from.
             draws: Every program to sample.
-            file: Name of the programs' file in the run's folder.
+            label: The stage's name with what tells its rounds and data sets apart.
             tasks: By id, where the draws are on other tasks than the run's.
             module: What the model is.
         """
@@ -149,7 +150,7 @@ class Runner:
 
         def work(entry: Entry) -> dict[str, Any]:
             callback = UnitTestCallback(
-                stage,
+                label,
                 tasks or self.tasks,
                 self.sandbox,
                 self.settings.executor.tests,
@@ -174,11 +175,12 @@ class Runner:
         path, facts = self.do(stage, key, work, f"done-{scoring}.json")
         self.halvings += facts["halvings"]
         rows = path / f"programs-{scoring}.jsonl"
-        target = self.folder / "programs" / f"{file}.jsonl"
+        target = self.folder / "programs" / f"{label.replace(stage, _RUN_FILES[stage])}.jsonl"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(rows, target)
         programs = programs or [Program.from_row(row) for row in JsonLines(rows).read()]
-        self.tracker.programs(file, programs)
+        self.tracker.programs(label, programs)
+        self.tracker.artifact(target)
         return programs
 
     def fine_tune(
@@ -243,6 +245,7 @@ class Runner:
         self.fine_tuned[kind.stage] = facts
         shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.copytree(path / "model", self.folder / name, copy_function=_link_or_copy)
+        self.tracker.artifact(self.folder / name)
         return path / "model"
 
     def weights(self, folder: Path) -> str:

@@ -186,6 +186,7 @@ class Logger:
     name: str = "wandb"
     wandb: bool = True
     csv: bool = False
+    tensorboard: bool = False
     mode: str = "offline"  # of W&B: offline | online
     project: str = "ilf"
 
@@ -246,4 +247,5 @@ class Settings:
     pretrain: Pretraining = field(default_factory=Pretraining)
     study: str | None = None  # its name, set by the files under conf/experiment
     output_dir: str = "???"
-    group: str | None = None  # of W&B: the sweep or study
+    group: str | None = None  # of W&B: the study or sweep
+    overrides: list[str] = field(default_factory=list)  # what the command line said, set by run.py

@@ -56,7 +56,7 @@ class Stages:
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
-        tracker: W&B and CSV.
+        tracker: W&B, TensorBoard and CSV.
     """
 
     def __init__(
@@ -136,25 +136,25 @@ class Stages:
     def zero_shot(self, tasks: Sequence[Task]) -> list[Program] | None:
         """Draw the policy's programs on tasks to report; None where this is not asked for and not at hand."""
         try:
-            return self._draw("zero_shot", "zero_shot", self.model, _task_prompts(tasks))
+            return self._draw("zero_shot", self.model, _task_prompts(tasks))
         except NotRequested:
             return None
 
     def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the policy's programs on everything but Test."""
-        return self._draw("sample", "sample", policy or self.model, _task_prompts(tasks))
+        return self._draw("sample", policy or self.model, _task_prompts(tasks))
 
     def refine(self, refiner: Path, feedback: Sequence[Feedback]) -> list[Program]:
         """Draw the refiner's programs, given x0 and f; with refiner=policy, given only the task."""
         settings, shots = self.settings.refiner, self._shots()
         tasks = [self.tasks.by_id[f.task_id] for f in feedback]
         if settings.name == "policy":
-            return self._draw("refine", "refinements", refiner, _task_prompts(tasks))
+            return self._draw("refine", refiner, _task_prompts(tasks))
         pairs = []
         for task, f in zip(tasks, feedback, strict=True):
             query = RefineModule.prompt(self.tokenizer, f, task, settings.old_code_tokens)
             pairs.append((task, few_shot_prompt(shots, query) if shots else query))
-        return self._draw("refine", "refinements", refiner, pairs, RefineModule)
+        return self._draw("refine", refiner, pairs, RefineModule)
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
         """Have the endpoint refine wrong programs, or take its stored answers, and execute what it wrote."""
@@ -175,18 +175,18 @@ class Stages:
 
         path, _ = self.runner.do("refine", key | {"scoring": self.runner.scoring_of("refine")}, work)
         folder = self.folder / "programs"
-        for name, copy in (("programs", "llm"), ("answers", "llm_answers")):
+        for name, copy in (("answers", "llm_answers"), ("programs", "llm")):
             shutil.copyfile(path / f"{name}.jsonl", folder / f"{copy}{self._suffix}.jsonl")
+        self.tracker.artifact(folder / f"llm{self._suffix}.jsonl")
         return [Program.from_row(row) for row in JsonLines(path / "programs.jsonl").read()]
 
     def evaluate(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the fine-tuned policy's programs on tasks to report; None is the policy as it was."""
-        return self._draw("evaluate", "finetuned", policy or self.model, _task_prompts(tasks))
+        return self._draw("evaluate", policy or self.model, _task_prompts(tasks))
 
     def _draw(
         self,
         stage: str,
-        file: str,
         model: Path,
         prompts: Sequence[tuple[Task, str]],
         module: type[FineTuningModule] = ILFModule,
@@ -195,7 +195,7 @@ class Stages:
         draws = plan_draws(prompts, stage, self.n, self.seed)
         transfer = bool(prompts) and prompts[0][0] in self.tasks.transfer
         tasks = {task.task_id: task for task, _ in prompts}
-        return self.runner.draw(stage, model, draws, ("transfer_" * transfer) + file + self._suffix, tasks, module)
+        return self.runner.draw(stage, model, draws, "transfer_" * transfer + stage + self._suffix, tasks, module)
 
     @property
     def _suffix(self) -> str:
@@ -316,7 +316,7 @@ class Stages:
         rows = JsonLines(self.folder / f"training{self._suffix}.jsonl")
         rows.path.unlink(missing_ok=True)
         rows.append(asdict(example) for example in examples)
-        self.tracker.artifact("training-set", "dataset", rows.path)
+        self.tracker.artifact(rows.path)
         training = self.settings.training
         encoded = [ILFModule.example(self.tokenizer, e, training.max_length) for e in examples]
         draws = plan_draws(_task_prompts(self.tasks.refine), "validate_policy", training.validate_n, self.seed)
@@ -372,17 +372,21 @@ class Stages:
         file = self.folder / "plots" / "pass_at_k.png"
         file.parent.mkdir(exist_ok=True)
         report.plot(found, file)
+        plots = sorted(file.parent.glob("*.png"))
         self.runner.seconds["report"] = found["seconds"]["report"] = round(time.monotonic() - start, 2)
         write_atomically(self.folder / "results.json", json.dumps(found, indent=1))
-        write_atomically(self.folder / "summary.md", report.summary(found))
-        self.tracker.artifact("results", "results", self.folder / "results.json")
+        write_atomically(
+            self.folder / "summary.md",
+            report.summary(found, report.mended(outcome, self.tasks), [p.name for p in plots]),
+        )
+        self.tracker.artifact(self.folder / "results.json")
         figures = {
             f"{part}/{name}": found[part][name]
             for part in ("zero_shot", "refiner", "finetuned")
             if found[part]
             for name in (*found[part]["ci95"], "one_correct")
         }
-        self.tracker.summary(figures)
+        self.tracker.summary(figures, plots)
         if failure is not None:
             raise failure
         return found

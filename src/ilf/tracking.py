@@ -1,13 +1,29 @@
-"""Weights & Biases and CSV: a view of a run. The files in the run's folder are the truth."""
+"""Weights & Biases, TensorBoard and CSV: a view of a run. The files in the run's folder are the truth."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from ilf.settings import Logger
 from ilf.types import Program
+
+# What is attached of a run's folder: each file's artifact, its type, and the artifacts that it was made of.
+_ARTIFACTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "zero_shot.jsonl": ("zero-shot", "samples", ()),
+    "sample.jsonl": ("samples", "samples", ("policy",)),  # of the round before, where there was one
+    "refiner": ("refiner", "model", ("samples",)),
+    "refinements.jsonl": ("refinements", "refinements", ("samples", "refiner")),
+    "llm.jsonl": ("llm-refinements", "refinements", ("samples",)),
+    "training.jsonl": ("training-set", "dataset", ("samples", "refinements", "llm-refinements")),
+    "policy": ("policy", "model", ("training-set",)),
+    "finetuned.jsonl": ("finetuned", "samples", ("policy",)),
+    "results.json": ("results", "results", ("zero-shot", "refinements", "finetuned")),
+}
+_NAME = re.compile(r"(transfer_)?(\w+?)(_round\d+)?(?:\.\w+)?")  # of these files, by data set and round
 
 
 class Tracker:
@@ -24,10 +40,19 @@ class Tracker:
     def __init__(self, settings: Logger, folder: Path, config: dict[str, Any], arm: str, group: str | None) -> None:
         self.loggers: list[Any] = []
         self._run: Any = None
+        self._tensorboard: Any = None
+        self._attached: dict[str, Any] = {}  # artifacts by name
+        self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
         if settings.csv:
             from pytorch_lightning.loggers import CSVLogger
 
             self.loggers.append(CSVLogger(folder, name="csv", version=""))
+        if settings.tensorboard:
+            from pytorch_lightning.loggers import TensorBoardLogger
+
+            logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+            self.loggers.append(logger)
+            self._tensorboard = logger.experiment
         if settings.wandb:
             import wandb
             from pytorch_lightning.loggers import WandbLogger
@@ -52,24 +77,48 @@ class Tracker:
             rows = [[p.task_id, p.sample, p.verdict.verdict, p.verdict.detail, p.program] for p in programs]
             self._run.log({f"{stage}/programs": wandb.Table(columns=columns, data=rows)})
 
-    def artifact(self, name: str, kind: str, file: Path) -> None:
-        """Attach a file."""
+    def artifact(self, path: Path) -> None:
+        """Attach a file or model folder of the run, with the names and digests of what it was made of.
+
+        The lineage is metadata, because W&B takes `use_artifact` only online. A folder is attached by reference:
+        gigabytes of weights are neither copied nor uploaded.
+        """
+        if self._run is None:
+            return
+        import wandb
+
+        prefix, base, end = _NAME.fullmatch(path.name).group(1, 2, 3)  # type: ignore[union-attr]
+        name, kind, parents = _ARTIFACTS[base + path.suffix]
+        own = (end or "").replace("_", "-")
+        made_of = [self._attached.get(parent + own, self._attached.get(parent)) for parent in parents]
+        made_of = [artifact for artifact in made_of if artifact is not None]
+        name = (prefix or "").replace("_", "-") + name + own
+        metadata = self._identity | {"parents": [{"name": a.name, "digest": a.digest} for a in made_of]}
+        artifact = wandb.Artifact(f"{name}-{self._run.id}", kind)
+        if path.is_dir():
+            for file in sorted(file for file in path.absolute().rglob("*") if file.is_file()):
+                artifact.add_reference(file.as_uri(), file.relative_to(path.absolute()).as_posix())
+            metadata["weights_bytes"] = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        else:
+            artifact.add_file(str(path))
+        artifact.metadata = metadata
+        self._attached[name] = self._run.log_artifact(artifact)
+
+    def summary(self, figures: dict[str, float], plots: Sequence[Path]) -> None:
+        """Keep a run's final figures and plots, whether they were measured now or taken from the store."""
         if self._run is not None:
             import wandb
 
-            artifact = wandb.Artifact(f"{name}-{self._run.id}", type=kind)
-            artifact.add_file(str(file))
-            self._run.log_artifact(artifact)
-
-    def summary(self, figures: dict[str, float]) -> None:
-        """Keep a run's final figures, whether they were measured now or taken from the store."""
-        if self._run is not None:
             self._run.summary.update(figures)
-            self._run.log(figures)
+            self._run.log({f"plots/{file.stem}": wandb.Image(str(file)) for file in plots})
+        if self._tensorboard is not None:
+            from matplotlib.image import imread
+
+            for file in plots:
+                self._tensorboard.add_image(f"plots/{file.stem}", imread(file), dataformats="HWC")
         for logger in self.loggers:
-            if type(logger).__name__ == "CSVLogger":
-                logger.log_metrics(figures)
-                logger.save()
+            logger.log_metrics(figures)
+            logger.finalize("success")  # writes what is held back; each Trainer has done so before
 
     def close(self) -> str | None:
         """End the run; return the command that uploads it, None where there is nothing to upload."""
@@ -77,4 +126,4 @@ class Tracker:
             return None
         folder, offline = Path(self._run.dir).parent, self._run.settings.mode == "offline"
         self._run.finish()
-        return f"wandb sync {folder}" if offline else None
+        return shlex.join(["wandb", "sync", str(folder)]) if offline else None

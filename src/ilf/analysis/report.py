@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+import re
+import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ilf.types import Outcome, Splits
+
 ROWS = {"zero_shot": "zero-shot (Test)", "refiner": "refiner (Train)", "finetuned": "fine-tuned (Test)"}
+_TRAINED_ON = {
+    "model": "the refiner's programs",
+    "human": "the annotator's refinements",
+    "gold": "the tasks' gold programs",
+    "self": "its own correct samples",
+    "none": "nothing",
+}
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A task that the refiner solved: what was wrong, what was said of it, what came of that."""
+
+    task_id: int
+    text: str  # the task's
+    before: str  # the wrong program, whole
+    detail: str  # what its unit tests said; empty where an annotation brought the program
+    feedback: str
+    after: str  # the first refinement that passed, whole
 
 
 def arm_name(arm: str, annotator: str) -> str:
@@ -69,39 +96,139 @@ def delta_text(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def summary(results: dict[str, Any]) -> str:
-    """Return summary.md: what was run, on what, the figures, and what each line of the algorithm left over."""
-    counts, seconds = results["counts"], results["seconds"]
+def mended(outcome: Outcome, tasks: Splits, count: int = 5) -> list[Mended]:
+    """Return the first tasks that the refiner solved: the first, so that nobody picked them."""
+    passed: dict[int, str] = {}
+    for p in outcome.refinements or []:
+        if p.verdict.passed:
+            passed.setdefault(p.task_id, p.program)
+    details = {(p.task_id, p.program): p.verdict.detail or p.verdict.verdict for p in outcome.samples or []}
+    return [
+        Mended(
+            task_id=f.task_id,
+            text=tasks.by_id[f.task_id].text,
+            before=f.program,
+            detail=details.get((f.task_id, f.program), ""),
+            feedback=f.text,
+            after=passed[f.task_id],
+        )
+        for f in outcome.feedback or []
+        if f.task_id in passed
+    ][:count]
+
+
+def next_runs(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return two to four commands that this run's results call for, each with its reason."""
+    given = {override.partition("=")[0]: override for override in results["overrides"]}
+
+    def command(*changes: str) -> str:
+        left_out = {"stages", "output_dir", *(change.partition("=")[0] for change in changes)}
+        return shlex.join(["python", "run.py", *changes, *(o for key, o in given.items() if key not in left_out)])
+
+    found = []
+    n, seed, tests = results["sampling"]["n"], results["seed"], results["counts"]["test_tasks"]
+    if results["status"] in ("partial", "failed"):
+        missing = [stage for stage, seconds in results["seconds"].items() if seconds is None]
+        found.append((command(), f"Not done: {', '.join(missing)}. What is finished is reused."))
+    if results["status"] == "no_training_examples":
+        found.append((command(f"sampler.n={2 * n}"), "Nothing was left to train on: draw more, so that some pass."))
+    if results["feedback_on_policy"] is False and "feedback.select" not in given:
+        found.append(
+            (
+                command("feedback.select=annotated_and_failed"),
+                "Feedback is off-policy: keep to the annotated tasks that this policy fails itself.",
+            )
+        )
+    name, d = next(iter((results["delta"] or {}).items()), ("", None))
+    if d and d["p_value"] >= 0.05:
+        reason = f"{name}: p {p_text(d['p_value'])} on {tests} tasks."
+        if d["smallest_detectable"] and d["mean"]:
+            needed = math.ceil(tests * (d["smallest_detectable"] / d["mean"]) ** 2)
+            reason += f" A true difference of {100 * d['mean']:+.1f} points needs about {needed} tasks to show."
+        # MBPP's Test split has 100 tasks, and mini's too; past these, more samples make each task's share less noisy.
+        found.append((command("data.limit.test=null" if tests < 100 else f"sampler.n={2 * n}"), reason))
+    refinements = results["annotator"] == "scripted" or results["annotated_policy"]  # the annotator's own
+    arms = ["gold", *(["human"] if refinements else []), "model", "self", "none"]
+    found.append((command("-m", f"refinements={','.join(arms)}"), "What the gain is due to: every arm in one table."))
+    found.append((command("-m", f"seed={seed},{seed + 1},{seed + 2}"), "One seed does not show how far seeds differ."))
+    return found[:4]
+
+
+def summary(results: dict[str, Any], mended: Sequence[Mended], plots: Sequence[str]) -> str:
+    """Return summary.md: what was run, on what, the figures, programs that were mended, and what to run next.
+
+    Args:
+        results: What results.json holds.
+        mended: Programs to show.
+        plots: Names of the pictures in the run's `plots/`.
+    """
+    counts, seconds, sampling = results["counts"], results["seconds"], results["sampling"]
+    arm = arm_name(results["arm"], results["annotator"])
     lines = [
-        f"# ILF: {arm_name(results['arm'], results['annotator'])}, data {results['data']}, model {model_name(results)}",
+        f"# ILF: {arm}, data {results['data']}, model {model_name(results)}",
         "",
-        f"Status {results['status']}. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
-        f"seed {results['seed']}.",
+        f"The policy, {model_name(results)}, is fine-tuned on {_TRAINED_ON[results['refinements']]} (arm {arm}). "
+        f"Data: {results['data']}, with {counts['test_tasks']} Test, {counts['refine_tasks']} Refine and "
+        f"{counts['train_tasks']} Train tasks. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
+        f"{sampling['n']} samples a task at temperature {sampling['temperature']}; seed {results['seed']}.",
+        "",
+        f"Status: **{results['status']}**.",
         "",
         table(results),
         "",
-        delta_text(results) or "No comparison: the run has not come to the fine-tuned policy.",
+        # Two spaces end a line in Markdown.
+        delta_text(results).replace("\n", "  \n") or "No comparison: the run has not come to the fine-tuned policy.",
         "",
-        "| count | |",
-        "| --- | --- |",
-        *(f"| {name.replace('_', ' ')} | {value} |" for name, value in counts.items()),
-        "",
-        "| stage | seconds |",
-        "| --- | --- |",
-        *(
-            f"| {name} | {value:.1f}{' (reused)' if name in seconds['reused'] else ''} |"
-            for name, value in seconds.items()
-            if name != "reused" and value is not None
-        ),
-        "",
+        *(f"![{Path(plot).stem.replace('_', ' ')}](plots/{plot})\n" for plot in plots),
     ]
-    if results["rejected"]:
-        lines += ["Rejected rows:", "", *(f"- {row}" for row in results["rejected"]), ""]
+    if mended:
+        lines += ["## From failing to passing", "", "The first tasks that the refiner solved.", ""]
+    for m in mended:
+        said = [("Task", m.text), ("Tests", m.detail), ("Feedback", m.feedback)]
+        lines += [f"### Task {m.task_id}", ""]
+        lines += [*_fence([line for label, text in said if text for line in _wrap(f"{label}: {text}")], "text"), ""]
+        lines += [*_fence(_diff(m.before, m.after), "diff"), ""]
+    lines += ["## What to run next", ""]
+    lines += ["```bash", *(line for run, reason in next_runs(results) for line in (f"# {reason}", run)), "```", ""]
+    lines += ["## How it went", ""]
+    done = {stage: value for stage, value in seconds.items() if stage != "reused" and value is not None}
+    marks = dict.fromkeys(seconds["reused"], " (reused)")
+    lines += [
+        "- Counts: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items() if v is not None) + ".",
+        "- Seconds: " + ", ".join(f"{stage} {value:.1f}{marks.get(stage, '')}" for stage, value in done.items()) + ".",
+    ]
     if results["feedback_on_policy"] is False:
-        lines += ["The annotated programs are another policy's: feedback is off-policy.", ""]
+        lines.append("- The annotated programs are another policy's: feedback is off-policy.")
     if not results["matched"]:
-        lines += ["Unmatched: the arms of this comparison need not train on the same tasks.", ""]
-    return "\n".join(lines)
+        lines.append("- Unmatched: the arms of this comparison need not train on the same tasks.")
+    if rejected := results["rejected"]:
+        shown = min(len(rejected), 10)
+        lines += [f"- Rejected rows, {shown} of {len(rejected)} (results.json has all):", ""]
+        lines += _fence([line for row in rejected[:shown] for line in _wrap(row, 2)], "text")
+    return "\n".join([*lines, ""])
+
+
+def _wrap(text: str, most: int = 6) -> list[str]:
+    """Return a text as lines that a fence can hold, the end cut where there are too many."""
+    return textwrap.wrap(text, 110, subsequent_indent="  ", max_lines=most, placeholder=" ...")
+
+
+def _fence(lines: Sequence[str], language: str) -> list[str]:
+    """Return lines as a code block, its fence longer than any that they hold."""
+    longest = max((len(ticks) for line in lines for ticks in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [fence + language, *lines, fence]
+
+
+def _diff(before: str, after: str, most: int = 30) -> list[str]:
+    """Return what changed between two programs; of the prompt that they share, only the `def` line is shown."""
+    old, new = before.splitlines(), after.splitlines()
+    differ = (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
+    shared = old[: next(differ, min(len(old), len(new)))]
+    start = max((i for i, line in enumerate(shared) if line.startswith("def ")), default=0)
+    changes = list(difflib.unified_diff(old[start:], new[start:], n=10, lineterm=""))[3:]  # after the heading
+    lines = [line if len(line) <= 120 else line[:116] + " ..." for line in changes]
+    return lines if len(lines) <= most else [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
 
 
 def plot(results: dict[str, Any], file: Path) -> None:

@@ -161,6 +161,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "annotator": settings.feedback.source,
         "refiner_kind": settings.refiner.name,
         "seed": settings.seed,
+        "overrides": settings.overrides,
         "data": settings.data.name,
         "data_sha256": record.data_sha256,
         "model": settings.model.name,

@@ -1,0 +1,300 @@
+"""What a run shows of itself: W&B's offline file, TensorBoard's events, and summary.md."""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import MINI, ROOT, SMALL, compose_settings
+from test_end_to_end import wandb_records
+
+from ilf.analysis import report
+from ilf.analysis.report import Mended, next_runs, summary
+from ilf.config import build
+from ilf.stages import Stages
+from ilf.training.unit_test_callback import score
+
+
+@dataclass
+class Ran:
+    """A run on mini with every logger."""
+
+    stages: Stages
+    results: dict
+    mended: list[Mended]
+    upload: str
+
+    @property
+    def text(self) -> str:
+        return (self.stages.folder / "summary.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tracked run")  # a path that needs quoting in a URI
+    own = ["logger=many", "study=trial", "seed=3", f"store.dir={folder}/store", f"output_dir={folder}/run"]
+    stages, shown, mended = build(compose_settings(*SMALL, *own)), [], report.mended
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "mended", lambda *arguments: shown.extend(mended(*arguments)) or shown)
+        try:
+            results = stages.run()
+        finally:
+            upload = stages.tracker.close()
+    return Ran(stages, results, shown, upload)
+
+
+@pytest.fixture(scope="module")
+def records(ran):
+    from wandb.proto import wandb_internal_pb2
+
+    found = []
+    (file,) = ran.stages.folder.glob("wandb/offline-run-*/*.wandb")
+    for data in wandb_records(file):
+        found.append(wandb_internal_pb2.Record())
+        found[-1].ParseFromString(data)
+    return found
+
+
+def of_kind(records, kind):
+    return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
+
+
+def test_wandb_groups_runs_by_study_and_knows_their_arm_and_seed(records):
+    run = of_kind(records, "run")[0]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert (run.run_group, run.job_type) == ("trial", "model")
+    assert (config["study"], config["arm"], config["seed"]) == ("trial", "model", 3)
+
+
+def test_wandb_shows_programs_figures_and_plots(ran, records):
+    history = {}
+    for row in of_kind(records, "history"):
+        history |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.item}
+    for part in ("zero_shot", "refiner", "finetuned"):
+        assert history[f"{part}/pass@1"] == ran.results[part]["pass@1"]
+    files = ran.stages.folder / "wandb" / "latest-run" / "files"
+    for stage, name in (("zero_shot", "zero_shot"), ("sample", "sample"), ("refine", "refinements")):
+        rows = (ran.stages.folder / "programs" / f"{name}.jsonl").read_text().splitlines()
+        table = json.loads((files / history[f"{stage}/programs/path"]).read_text())
+        assert [row[-1] for row in table["data"]] == [json.loads(row)["program"] for row in rows]
+    for plot in (ran.stages.folder / "plots").glob("*.png"):
+        assert (files / history[f"plots/{plot.stem}/path"]).read_bytes() == plot.read_bytes()
+
+
+def test_wandb_has_the_lineage_from_samples_to_the_trained_model(ran, records):
+    """Each parent is named with the digest of an artifact that was attached before."""
+    artifacts, parents = {}, {}
+    for artifact in of_kind(records, "artifact"):
+        if artifact.type.startswith("run_"):
+            continue  # a table's
+        metadata = json.loads(artifact.metadata)
+        assert (metadata["arm"], metadata["seed"], metadata["study"]) == ("model", 3, "trial")
+        assert all(artifacts[parent["name"]].digest == parent["digest"] for parent in metadata["parents"])
+        artifacts[artifact.name] = artifact
+        parents[artifact.name] = [parent["name"] for parent in metadata["parents"]]
+    folder = Path(shlex.split(ran.upload)[-1])  # as a shell reads it, blanks and all
+    assert folder.is_dir()
+    run = folder.name.rpartition("-")[2]
+    types = {name.removesuffix(f"-{run}"): artifact.type for name, artifact in artifacts.items()}
+    assert types == {
+        "samples": "samples",
+        "zero-shot": "samples",
+        "refiner": "model",
+        "refinements": "refinements",
+        "training-set": "dataset",
+        "policy": "model",
+        "finetuned": "samples",
+        "results": "results",
+    }
+    line = [f"{name}-{run}" for name in ("samples", "refiner", "refinements", "training-set", "policy", "finetuned")]
+    assert all(before in parents[after] for before, after in pairwise(line))
+    assert f"samples-{run}" in parents[f"training-set-{run}"]
+
+
+def test_wandb_names_the_models_and_copies_none(ran, records):
+    for name in ("policy", "refiner"):
+        folder = ran.stages.folder / name
+        (artifact,) = [a for a in of_kind(records, "artifact") if a.name.startswith(name)]
+        size = (folder / "model.safetensors").stat().st_size
+        assert json.loads(artifact.metadata)["weights_bytes"] == size
+        files = {entry.path: entry for entry in artifact.manifest.contents}
+        assert set(files) == {file.name for file in folder.iterdir()}
+        for path, entry in files.items():
+            assert entry.ref == (folder / path).as_uri() and not entry.local_path
+        assert files["model.safetensors"].size == size
+
+
+def test_tensorboard_has_the_loss_the_figures_and_the_plots(ran):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(ran.stages.folder / "tensorboard"))
+    events.Reload()
+    for part in ("zero_shot", "refiner", "finetuned"):
+        for name in ("pass@1", "pass@4", "one_correct"):
+            assert events.Scalars(f"{part}/{name}")[-1].value == pytest.approx(ran.results[part][name])
+    losses = events.Scalars("train_policy/loss")
+    assert len(losses) >= ran.results["counts"]["optimizer_steps"] > 0 and all(loss.value > 0 for loss in losses)
+    for plot in (ran.stages.folder / "plots").glob("*.png"):
+        (image,) = events.Images(f"plots/{plot.stem}")
+        # A PNG file has its width and height, of 4 bytes each, from byte 16 on.
+        assert image.encoded_image_string[16:24] == plot.read_bytes()[16:24]
+
+
+def test_csv_has_the_figures(ran):
+    text = (ran.stages.folder / "csv" / "metrics.csv").read_text()
+    assert "finetuned/pass@1" in text and str(ran.results["finetuned"]["pass@1"]) in text
+
+
+# ---- summary.md -----------------------------------------------------------------------------------------------------
+
+
+def blocks(text: str) -> list[tuple[str, list[str]]]:
+    """The fenced blocks of a Markdown text by CommonMark's rule, each with its language. None may be left open."""
+    found, fence = [], ""
+    for line in text.splitlines():
+        if fence and re.fullmatch(f"{fence}`*", line.strip()):
+            fence = ""
+        elif fence:
+            found[-1][1].append(line)
+        elif start := re.match("(`{3,})([a-z]*)$", line):
+            fence = start[1]
+            found.append((start[2], []))
+    assert not fence, "a fence is left open"
+    return found
+
+
+def test_the_summary_names_every_figure_and_plot(ran):
+    lines = ran.text.splitlines()
+    for part, label in report.ROWS.items():
+        (row,) = [line for line in lines if line.startswith(f"| {label}")]
+        for name, interval in ran.results[part]["ci95"].items():
+            assert all(f"{100 * value:.1f}" in row for value in (ran.results[part][name], *interval))
+    for name, d in ran.results["delta"].items():
+        (row,) = [line for line in lines if line.startswith(f"{name}:")]
+        assert f"{100 * d['mean']:+.1f} points" in row
+    plots = {file.name for file in (ran.stages.folder / "plots").iterdir()}
+    assert plots == set(re.findall(r"!\[.*\]\(plots/(.*)\)", ran.text)) != set()
+    for fact in (
+        "mini",
+        "scripted",
+        "finetuned",
+        "seed 3",
+        "4 samples a task",
+        "temperature 0.8",
+        "8 Test",
+        "complete",
+    ):
+        assert fact in ran.text, fact
+
+
+def test_the_programs_of_the_summary_went_from_failing_to_passing(ran):
+    tasks = ran.stages.tasks
+    assert [m.task_id for m in ran.mended] == ran.results["refiner"]["solved_tasks"][:5] and len(ran.mended) == 5
+    for field, passes in (("before", False), ("after", True)):
+        programs = [(getattr(m, field), tasks.by_id[m.task_id]) for m in ran.mended]
+        assert [v.passed for v in score(programs, ran.stages.sandbox, "all")] == [passes] * 5
+    said = " ".join(" ".join(lines) for language, lines in blocks(ran.text) if language == "text")
+    diffs = [lines for language, lines in blocks(ran.text) if language == "diff"]
+    for m, lines in zip(ran.mended, diffs, strict=True):
+        for words in (tasks.by_id[m.task_id].text, m.feedback, m.detail):
+            assert words and "".join(words.split()) in "".join(said.split())
+        old, new = m.before.splitlines(), m.after.splitlines()
+        assert {line[1:] for line in lines if line[0] == "-"} <= set(old)
+        assert {line[1:] for line in lines if line[0] == "+"} <= set(new)
+        assert {line[0] for line in lines} & {"-", "+"} and len(lines) <= 30
+        # Every line that only one of the two has is shown.
+        assert {*old} ^ {*new} <= {line[1:] for line in lines if line[0] in "-+"}
+
+
+EVIL = "```\n# no heading\n````\n| a | b |\n<b>" + "x" * 3000 + " ```` `"
+
+
+def test_no_text_breaks_out_of_its_fence(ran):
+    before = f'def f(x):\n    """{EVIL}"""\n' + "\n".join(f"    x += {i}" for i in range(300))
+    mended = [Mended(311, EVIL, before, EVIL, EVIL, before.replace("+=", "-="))] * 2
+    text = summary(ran.results | {"rejected": [EVIL] * 50}, mended, ["pass_at_k.png"])
+    found = blocks(text)
+    assert [language for language, _ in found] == ["text", "diff"] * 2 + ["bash", "text"]
+    assert all(len(lines) < 40 for _, lines in found) and max(map(len, text.splitlines())) < 500
+    fenced = [line for _, lines in found for line in lines]
+    for sign in ("# no heading", "<b>", "| a | b |"):
+        inside, everywhere = sum(sign in line for line in fenced), sum(sign in line for line in text.splitlines())
+        assert inside == everywhere > 0
+    assert "10 of 50" in text
+
+
+def composed(command: str) -> list:
+    """The settings of each job that a command starts, checked as run.py does."""
+    words = shlex.split(command)
+    assert words[:2] == ["python", "run.py"]
+    words = words[2:]
+    if words[0] != "-m":
+        return [compose_settings(*words)]
+    swept, rest = words[1], words[2:]
+    key, _, values = swept.partition("=")
+    return [compose_settings(f"{key}={value}", *rest) for value in values.split(",")]
+
+
+def delta(mean: float, p: float, smallest: float | None) -> dict:
+    found = {"mean": mean, "ci95": [mean - 0.1, mean + 0.1], "p_value": p, "smallest_detectable": smallest}
+    return {"delta": {"pass@1": found}}
+
+
+FILE = ROOT / "README.md"  # stands for annotations, which are not read
+CALLS = {  # what is changed in a run's results, what some command must say, what none may
+    "complete": ({}, "refinements=gold,human,model,self,none", "stages"),
+    "a seed": ({"seed": 7}, "seed=7,8,9", "feedback.select"),
+    "partial": (
+        {"status": "partial", "delta": None, "overrides": ["stages=[sample,zero_shot]", "sampler.n=12", "seed=0"]},
+        "sampler.n=12",
+        "stages",
+    ),
+    "nothing to train on": ({"status": "no_training_examples", "delta": None}, "sampler.n=8", "feedback.select"),
+    "few tasks": (delta(0.1, 0.4, 0.2), "limit.test=null", ""),
+    "no difference": (delta(0.0, 1.0, None), "limit", ""),
+    "a difference": (delta(0.3, 0.01, 0.2), "seed", "limit"),
+    "off-policy": (
+        {"feedback_on_policy": False, "annotator": "human", "annotated_policy": "codegen"}
+        | {"overrides": ["data=mbpp", "feedback=human", f"feedback.path={FILE}", "model=local", f"model.path={MINI}"]},
+        "feedback.select=annotated_and_failed",
+        "feedback=unit_tests",
+    ),
+    "no annotator": (
+        {"annotator": "unit_tests", "overrides": ["feedback=unit_tests"]},
+        "gold,model,self,none",
+        "human",
+    ),
+    "a list": ({"overrides": ["evaluate.k=[1,4]", "output_dir=old", "sampler.n=4"]}, "evaluate.k=[1,4]", "output_dir"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_what_to_run_next_follows_from_the_results_and_composes(ran, case):
+    changes, some, none = CALLS[case]
+    results = ran.results | {"overrides": ["sampler.n=4", "evaluate.k=[1,4]"]} | changes
+    found = next_runs(results)
+    commands = [" ".join(shlex.split(command)) for command, _ in found]
+    assert 2 <= len(found) <= 4 and all(reason for _, reason in found)
+    assert any(some in command for command in commands), commands
+    assert not none or not any(none in command for command in commands), commands
+    shown = [lines for language, lines in blocks(summary(results, [], [])) if language == "bash"]
+    assert [command for command, _ in found] == shown[0][1::2]
+    for command, _ in found:
+        assert composed(command)
+
+
+def test_the_next_run_goes_on_with_the_command_line_of_this_one(cli, tmp_path):
+    given = [*SMALL, "store.dir=store", "logger=none", "stages=[zero_shot]", "seed=5"]
+    done = cli(*given, "hydra.run.dir=out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["overrides"] == given
+    text = (tmp_path / "out" / "summary.md").read_text()
+    command = next(lines for language, lines in blocks(text) if language == "bash")[1]
+    (settings,) = composed(command)
+    expected = compose_settings(*(override for override in given if not override.startswith("stages")))
+    assert settings.stages == expected.stages and (settings.seed, settings.store.dir) == (5, "store")
+    assert settings.sampler == expected.sampler and settings.data == expected.data
+    assert "Not done: sample, annotate" in text and "From failing to passing" not in text
