@@ -5,6 +5,7 @@ The only module besides run.py that knows of Hydra. Imports no torch until `buil
 
 from __future__ import annotations
 
+import json
 import netrc
 import os
 from dataclasses import asdict, fields
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ilf.analysis.jobs import FIELDS, job_folders
 from ilf.settings import STAGES, Settings
+from ilf.store import write_atomically
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).parent
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "mode": ("run", "store", "pretrain"),
+    "mode": ("run", "store", "pretrain", "compare"),
     "data.annotator": ("human", "scripted"),
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -108,6 +112,9 @@ def check(settings: Settings) -> None:
     for key, allowed in _ALLOWED.items():
         if (value := _value(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
+    if settings.mode == "compare":  # the other settings have no reader then
+        _check_compare(settings.compare)
+        return
     for key in _POSITIVE:
         if (value := _value(settings, key)) <= 0:
             raise InputError(key, value, "must be above 0", "Raise it.")
@@ -155,6 +162,17 @@ def check(settings: Settings) -> None:
             "needs a Weights & Biases login, and none was found",
             "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.",
         )
+
+
+def _check_compare(folders: list[str]) -> None:
+    advice = "Give folders of sweeps or runs: 'compare=[multirun/A,multirun/B]'."
+    if not folders:
+        raise InputError("compare", folders, "mode=compare needs at least one folder", advice)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError("compare", folder, "no such folder", advice)
+        if not job_folders(Path(folder)):
+            raise InputError("compare", folder, "must hold at least one job that has ended", advice)
 
 
 def _check_sources(settings: Settings) -> None:
@@ -278,12 +296,28 @@ def build(settings: Settings) -> Stages:
 class ComparisonCallback(Callback):
     """Writes a sweep's comparison.* as each job ends, so that a failed or killed job costs no results."""
 
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """Compare the jobs that have ended so far; a single run has nothing to compare."""
-        if "MULTIRUN" in str(config.hydra.mode) and config.mode == "run":
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Leave word of a job that failed, and compare the jobs of a sweep that have ended so far."""
+        if config.mode != "run":
+            return
+        file = Path(config.hydra.runtime.output_dir) / "failed.json"
+        if job_return.status is JobStatus.FAILED:
+            # One that failed early leaves no results.json: what that would say of its arm is said here.
+            facts = {
+                "error": str(job_return._return_value) or repr(job_return._return_value),
+                "arm": config.arm,
+                "seed": config.seed,
+                "annotator": config.feedback.source,
+                **{field: config[group].name for field, group in FIELDS.items()},
+            }
+            write_atomically(file, json.dumps(facts, indent=1))
+        else:
+            file.unlink(missing_ok=True)
+        if "MULTIRUN" in str(config.hydra.mode):
             from ilf.analysis.comparison import write_comparison
 
-            write_comparison(Path(config.hydra.sweep.dir))
+            sweep = Path(config.hydra.sweep.dir)
+            write_comparison(sweep, [sweep])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what the sweep came to."""

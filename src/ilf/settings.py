@@ -204,7 +204,7 @@ class Pretraining:
 class Settings:
     """One run."""
 
-    mode: str = "run"  # run | store | pretrain
+    mode: str = "run"  # run | store | pretrain | compare
     seed: int = 0
     arm: str = ""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
@@ -224,5 +224,6 @@ class Settings:
     store: StoreSettings = field(default_factory=StoreSettings)
     pretrain: Pretraining = field(default_factory=Pretraining)
     study: str | None = None  # its name, set by the files under conf/experiment
+    compare: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
     output_dir: str = "???"
     group: str | None = None  # of W&B: the sweep or study

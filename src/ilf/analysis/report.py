@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,44 +120,59 @@ def plot(results: dict[str, Any], file: Path) -> None:
     )
 
 
-Point = tuple[float, float, float] | None  # value and interval
+Point = tuple[float, float, float] | str | None  # value and interval, or a word in their place
 
 
-def bars(file: Path, labels: list[str], series: Mapping[str, Sequence[Point]], title: str) -> None:
+def bars(
+    file: Path,
+    labels: list[str],
+    series: Mapping[str, Sequence[Point]],
+    title: str,
+    seeds: Mapping[str, Sequence[Sequence[float]]] | None = None,
+) -> None:
     """Draw points with intervals, one panel a metric, one row a label.
 
     Args:
         file: The PNG file.
         labels: One a row, the first on top.
-        series: For each metric, (value, low, high) a label, as fractions; None leaves the row empty.
+        series: For each metric, (value, low, high) a label, as fractions; a word is written; None leaves the row empty.
         title: Above the panels.
+        seeds: For each metric, the values of the seeds a label; drawn where there are several.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    labels = [textwrap.fill(label, 40) for label in labels]
+    lines = [line for label in labels for line in label.split("\n")]
+    several = any(len(values) > 1 for of_metric in (seeds or {}).values() for values in of_metric)
+    height = max(0.5 if several else 0.45, 0.15 + 0.17 * max(label.count("\n") + 1 for label in labels))
+    width = 0.6 + 0.085 * max(map(len, lines)) + 3.6 * len(series)
     figure, axes = plt.subplots(
-        1,
-        len(series),
-        figsize=(1.8 + 3.6 * len(series), 1.4 + 0.45 * len(labels)),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+        1, len(series), figsize=(width, 1.6 + height * len(labels)), sharey=True, squeeze=False, layout="constrained"
     )
     rows = range(len(labels))
     for axis, (name, points) in zip(axes[0], series.items(), strict=True):
-        for row, (value, low, high) in [(row, point) for row, point in zip(rows, points, strict=True) if point]:
-            axis.plot([100 * low, 100 * high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
-            axis.plot(100 * value, row, "o", color="#1f5fa8", markersize=8)
-            axis.annotate(
-                f"{100 * value:.1f}", (100 * value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9
-            )
+        for row, point in zip(rows, points, strict=True):
+            if isinstance(point, str):
+                axis.text(50, row, point, ha="center", va="center", fontsize=9, color="#b03030")
+            elif point is not None:
+                value, low, high = (100 * number for number in point)
+                axis.plot([low, high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
+                axis.plot(value, row, "o", color="#1f5fa8", markersize=8)
+                axis.annotate(f"{value:.1f}", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+        for row, values in enumerate((seeds or {}).get(name, [])):
+            if len(values) > 1:
+                # On three levels below the line, so that equal seeds do not hide one another.
+                levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
+                axis.plot([100 * value for value in values], levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
         axis.set(
             xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels
         )
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title + "\npoints: mean over tasks; lines: 95% intervals over tasks", fontsize=10)
+    key = "points: mean over tasks; lines: 95% intervals over tasks" + ("\nsmall points: seeds" if several else "")
+    figure.suptitle(f"{textwrap.fill(title, int(width / 0.085))}\n{key}", fontsize=10)
     figure.savefig(file, dpi=130)
     plt.close(figure)

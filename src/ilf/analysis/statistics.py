@@ -45,15 +45,15 @@ def mean_pass_at_k(tasks: Sequence[Sequence[bool]], k: int) -> float:
 
 # A comparison tests many pairs of arms on the same tasks: the draws, which take most of the time, are made once.
 @lru_cache(maxsize=2)
-def _resamples(n: int, seed: int, draws: int) -> NDArray[np.int16]:
+def _resamples(n: int, seed: int, draws: int) -> Floats:
     """Return how often each of n tasks is drawn in a resample of n, (draws, n)."""
     drawn = np.random.default_rng(seed).integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
-    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.int16)
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
 @lru_cache(maxsize=2)
-def _signs(n: int, seed: int, draws: int) -> NDArray[np.int8]:
-    return (np.random.default_rng(seed).integers(0, 2, (draws, n)) * 2 - 1).astype(np.int8)
+def _signs(n: int, seed: int, draws: int) -> Floats:
+    return (np.random.default_rng(seed).integers(0, 2, (draws, n)) * 2 - 1).astype(np.float64)
 
 
 def bootstrap_ci95(values: Floats, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
