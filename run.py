@@ -37,6 +37,9 @@ def main(config: DictConfig) -> float | None:
         if settings.mode == "pretrain":
             _pretrain(settings)
             return None
+        if settings.mode == "compare":
+            _compare(settings)
+            return None
         stages = build(settings)
         try:
             results = stages.run()
@@ -76,6 +79,14 @@ def _pretrain(settings) -> None:  # type: ignore[no-untyped-def]
         stages.tracker.close()
     write_card(folder, settings.pretrain, facts, results)
     print(f"\n{folder / 'README.md'}")
+
+
+def _compare(settings) -> None:  # type: ignore[no-untyped-def]
+    from ilf.analysis.comparison import write_comparison
+
+    folder = Path(settings.output_dir)
+    write_comparison(folder, [Path(sweep) for sweep in settings.compare])
+    print(f"\n{(folder / 'comparison.md').read_text()}\n{folder / 'comparison.png'}")
 
 
 def _show_store(settings) -> None:  # type: ignore[no-untyped-def]

@@ -5,17 +5,22 @@ The only module besides run.py that knows of Hydra. Imports no torch until `buil
 
 from __future__ import annotations
 
+import json
 import netrc
 import os
+from collections import defaultdict
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ilf.analysis.jobs import FIELDS, job_folders
 from ilf.settings import STAGES, Settings
+from ilf.store import write_atomically
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
@@ -118,6 +123,9 @@ def check(settings: Settings) -> None:
     for key, allowed in _ALLOWED.items():
         if (value := _value(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
+    if settings.mode == "compare":  # the other settings have no reader then
+        _check_compare(settings.compare)
+        return
     for key in _POSITIVE:
         if (value := _value(settings, key)) <= 0:
             raise InputError(key, value, "must be above 0", "Raise it.")
@@ -165,6 +173,17 @@ def check(settings: Settings) -> None:
             "needs a Weights & Biases login, and none was found",
             "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.",
         )
+
+
+def _check_compare(folders: list[str]) -> None:
+    advice = "Give folders of sweeps or runs: 'compare=[multirun/A,multirun/B]'."
+    if not folders:
+        raise InputError("compare", folders, "mode=compare needs at least one folder", advice)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError("compare", folder, "no such folder", advice)
+        if not job_folders(Path(folder)):
+            raise InputError("compare", folder, "must hold at least one job that has ended", advice)
 
 
 def _check_sources(settings: Settings) -> None:
@@ -339,54 +358,67 @@ def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:
             )
 
 
-def select_and_report(sweep: Path) -> list[Path]:
-    """Evaluate on Test, once, the setting of each arm that did best on Refine; return the folders of these runs.
+def select_and_report(sweep: Path) -> None:
+    """Evaluate on Test, once, the setting of each arm that did best on Refine: runs in the sweep's folder `chosen`.
 
     ILF takes gold's best setting where gold was swept too, as in the paper's appendix A.1. Seeds are averaged.
     """
-    from ilf.analysis.comparison import read_results
-
-    tried = [r for r in read_results(sweep) if r["validation"] is not None]
-    scores: dict[str, dict[str, list[float]]] = {}
-    for r in tried:
-        scores.setdefault(r["arm"], {}).setdefault(str(r["training"]), []).append(r["validation"])
+    tried = []
+    for folder in job_folders(sweep):
+        found = json.loads((folder / "results.json").read_text()) if (folder / "results.json").exists() else {}
+        if found.get("validation") is not None:
+            tried.append((folder, found["arm"], found["seed"], str(found["training"]), found["validation"]))
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for _, arm, _, setting, score in tried:
+        scores[arm][setting].append(score)
     best = {
         arm: max(found, key=lambda setting: sum(found[setting]) / len(found[setting])) for arm, found in scores.items()
     }
-    folders = []
-    for arm in best:
-        setting = best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]
-        for r in tried:
-            if r["arm"] == arm and str(r["training"]) == setting:
-                saved = OmegaConf.load(sweep / r["folder"] / ".hydra" / "config.yaml")
-                folder = sweep / "chosen" / f"{arm}_seed{r['seed']}"
-                saved.merge_with({"output_dir": str(folder), "stages": list(STAGES), "select": False})
-                settings = settings_from(OmegaConf.merge(OmegaConf.structured(Settings), saved))  # type: ignore[arg-type]
-                settings.group = settings.group or "_".join(sweep.parts[-2:])
-                stages = build(settings)
-                try:
-                    stages.run()
-                finally:
-                    stages.tracker.close()
-                folders.append(folder)
-    return folders
+    chosen = {
+        arm: best["gold"] if arm in ("ilf", "model") and "gold" in best else setting for arm, setting in best.items()
+    }
+    for folder, arm, seed, setting, _ in tried:
+        if setting == chosen[arm]:
+            saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
+            target = sweep / "chosen" / f"{arm}_seed{seed}"
+            saved.merge_with({"output_dir": str(target), "stages": list(STAGES), "select": False})
+            settings = settings_from(OmegaConf.merge(OmegaConf.structured(Settings), saved))  # type: ignore[arg-type]
+            stages = build(settings)
+            try:
+                stages.run()
+            finally:
+                stages.tracker.close()
 
 
 class ComparisonCallback(Callback):
     """Writes a sweep's comparison.* as each job ends, so that a failed or killed job costs no results."""
 
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """Compare the jobs that have ended so far; a single run has nothing to compare."""
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Leave word of a job that failed, and compare the jobs of a sweep that have ended so far."""
         if config.mode != "run":
             return
         from ilf.analysis.studies import write_study
 
+        file = Path(config.hydra.runtime.output_dir) / "failed.json"
+        if job_return.status is JobStatus.FAILED:
+            # One that failed early leaves no results.json: what that would say of its arm is said here.
+            facts = {
+                "error": str(job_return._return_value) or repr(job_return._return_value),
+                "arm": config.arm,
+                "seed": config.seed,
+                "annotator": config.feedback.source,
+                **{field: config[group].name for field, group in FIELDS.items()},
+            }
+            write_atomically(file, json.dumps(facts, indent=1))
+        else:
+            file.unlink(missing_ok=True)
         if "MULTIRUN" in str(config.hydra.mode):
             from ilf.analysis.comparison import write_comparison
 
-            write_comparison(Path(config.hydra.sweep.dir))
-            write_study(Path(config.hydra.sweep.dir), [Path(config.hydra.sweep.dir)])
-        elif study := write_study(Path(config.hydra.runtime.output_dir), [Path(config.hydra.runtime.output_dir)]):
+            sweep = Path(config.hydra.sweep.dir)
+            write_comparison(sweep, [sweep])
+            write_study(sweep, [sweep])
+        elif study := write_study(file.parent, [file.parent]):
             print(f"{study}\n{study.with_suffix('.png')}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -246,6 +246,7 @@ class Settings:
     store: StoreSettings = field(default_factory=StoreSettings)
     pretrain: Pretraining = field(default_factory=Pretraining)
     study: str | None = None  # its name, set by the files under conf/experiment
+    compare: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
     output_dir: str = "???"
     group: str | None = None  # of W&B: the study or sweep
     overrides: list[str] = field(default_factory=list)  # what the command line said, set by run.py

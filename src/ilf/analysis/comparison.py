@@ -1,149 +1,365 @@
-"""comparison.csv, .md and .png: one table over the jobs of a sweep, made anew as each job ends."""
+"""comparison*.csv, .md and .png: the arms of one or several sweeps side by side, made anew as each job ends."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
 
-from ilf.analysis.report import arm_name, bars, model_name, p_text, percent
-from ilf.analysis.statistics import holm
+from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
+from ilf.analysis.report import Point, bars, model_name, p_text, percent
+from ilf.analysis.statistics import bootstrap_ci95, holm, paired, pass_at_k, t_ci95
 from ilf.store import write_atomically
 
-_VARIED = ("data", "model", "feedback", "refiner_kind", "refinements", "seed")
+Row = dict[str, Any]  # of a CSV file
+Values = Mapping[int, Mapping[str, float]]  # pass@k by seed and task
+
+_SHOWN_PAIRS = 15  # in comparison.md; more are in comparison_pairs.csv
 
 
-def read_results(sweep: Path) -> list[dict[str, Any]]:
-    """Return the results of a sweep's jobs, in the order of their folders' numbers."""
-    files = sorted(sweep.glob("*/results.json"), key=lambda f: (int(f.parent.name.split("_")[0]), f.parent.name))
-    return [json.loads(file.read_text(encoding="utf-8")) | {"folder": file.parent.name} for file in files]
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Jobs that differ in the seed alone, or zero-shot: one job a seed of those that start from the same policy."""
+
+    label: str
+    jobs: Sequence[Job]
+    part: str  # of results.json: "zero_shot" or "finetuned"
+
+    def values(self, part: str, name: str) -> Values:
+        """Return pass@k, of a part of results.json, by seed and task."""
+        k = int(name.removeprefix("pass@"))
+        found = [(job["seed"], job[part]) for job in self.jobs if name in (job[part] or {})]
+        return {s: {t: pass_at_k(p["n_samples"], c, k) for t, c in p["per_task"].items()} for s, p in found}
+
+    @property
+    def status(self) -> str:
+        """What became of the jobs: "failed" only where all did."""
+        return next((job["status"] for job in self.jobs if job["status"] != "failed"), "failed")
 
 
-def _label(result: dict[str, Any], varied: list[str]) -> str:
-    rest = [f"{name.removesuffix('_kind')}={result[name]}" for name in varied if name != "refinements"]
-    return ", ".join([arm_name(result["arm"], result["annotator"]), *rest])
+@dataclass(frozen=True)
+class Pair:
+    """Two arms compared over the tasks that both have."""
+
+    name: str  # the metric
+    before: Arm
+    after: Arm
+    tasks: int
+    seeds: int  # that both have
+    found: dict[str, Any]  # see statistics.paired
 
 
-def write_comparison(sweep: Path) -> None:
-    """Write the comparison of all jobs that have ended so far. Safe to call from several jobs at once."""
-    with FileLock(sweep / ".comparison.lock"):
-        results = read_results(sweep)
-        if results:
-            _write(sweep, results)
+def write_comparison(target: Path, sweeps: Sequence[Path]) -> None:
+    """Write into `target` the comparison of all jobs that have ended. Safe to call from several jobs at once.
+
+    Args:
+        target: The folder to write to.
+        sweeps: Folders of sweeps, or of single runs; the later one stands where two have the same job.
+
+    Raises:
+        InputError: A results.json is of an older version.
+    """
+    with FileLock(target / ".comparison.lock"):
+        jobs, notes = read_jobs(sweeps)
+        if jobs:
+            _write(target, jobs, notes)
 
 
-def _write(sweep: Path, results: list[dict[str, Any]]) -> None:
-    varied = [name for name in _VARIED if len({str(r[name]) for r in results}) > 1]
-    names = list(
-        dict.fromkeys(
-            k for r in results for part in ("zero_shot", "finetuned") for k in (r[part] or {}).get("ci95", {})
-        )
+def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
+    names = list(dict.fromkeys(name for job in jobs for part in PARTS for name in (job[part] or {}).get("ci95", {})))
+    zero, arms = _arms(jobs, notes)
+    everyone = [*zero.values(), *arms]
+    pairs = [pair for name in names for pair in _pairs(everyone, name, notes if name == names[0] else [])]
+    rows = [_arm_row(arm, names) for arm in everyone]
+    for name in names:
+        own = {
+            pair.after: pair
+            for pair in pairs
+            if pair.name == name and pair.before is zero.get(pair.after.jobs[0]["zero_label"])
+        }
+        corrected = dict(zip(own, holm([pair.found["p_value"] for pair in own.values()]), strict=True))
+        for arm, row in zip(everyone, rows, strict=True):
+            found = own[arm].found if arm in own else {}
+            row[f"delta_{name}"] = found.get("mean")
+            row[f"delta_{name}_low"], row[f"delta_{name}_high"] = found.get("ci95", (None, None))
+            row[f"p_{name}"], row[f"p_holm_{name}"] = found.get("p_value"), corrected.get(arm)
+    pair_rows = [row for name in names for row in _pair_rows([pair for pair in pairs if pair.name == name])]
+    write_atomically(target / "comparison.csv", _csv(_job_rows(jobs, names)))
+    write_atomically(target / "comparison_arms.csv", _csv(rows))
+    write_atomically(target / "comparison_pairs.csv", _csv(pair_rows))
+    notes = [*_notes(jobs), *notes]
+    write_atomically(target / "comparison.md", _markdown(jobs, everyone, rows, pair_rows, names, notes))
+    _plot(target, jobs, everyone, rows, names)
+
+
+def _arms(jobs: list[Job], notes: list[str]) -> tuple[dict[str, Arm], list[Arm]]:
+    """Return the zero-shot arms by label, and the others."""
+    zero: dict[str, dict[int, Job]] = defaultdict(dict)
+    arms: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        arms[job["label"]].append(job)
+        if job["zero_shot"]:
+            first = zero[job["zero_label"]].setdefault(job["seed"], job)
+            if first["zero_shot"]["per_task"] != job["zero_shot"]["per_task"]:
+                notes.append(
+                    f"{job['folder']} has other zero-shot figures than {first['folder']}, of the same seed; "
+                    "these stand in the table."
+                )
+    return (
+        {label: Arm(label, list(by_seed.values()), "zero_shot") for label, by_seed in zero.items()},
+        [Arm(label, same, "finetuned") for label, same in arms.items()],
     )
+
+
+def _over_seeds(seeds: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each task over the seeds that have it."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for values in seeds:
+        for task, value in values.items():
+            found[task].append(value)
+    return {task: float(np.mean(values)) for task, values in found.items()}
+
+
+def _means(values: Values) -> list[float]:
+    return [float(np.mean(list(tasks.values()))) for tasks in values.values()]
+
+
+def _pairs(arms: Collection[Arm], name: str, notes: list[str]) -> list[Pair]:
+    values = {arm: found for arm in arms if (found := arm.values(arm.part, name))}
+    pairs, skipped = [], []
+    for before, after in itertools.combinations(values, 2):
+        # The same seed gives both arms the same draws before fine-tuning: what they share there cancels.
+        shared = values[before].keys() & values[after].keys()
+        x, y = (_over_seeds(values[arm][seed] for seed in shared or values[arm]) for arm in (before, after))
+        tasks = sorted(x.keys() & y.keys(), key=int)
+        if before.jobs[0]["data_sha256"] != after.jobs[0]["data_sha256"] or not tasks:
+            skipped.append(f"{before.label} and {after.label}")
+            continue
+        difference = paired(np.array([x[task] for task in tasks]), np.array([y[task] for task in tasks]))
+        pairs.append(Pair(name, before, after, len(tasks), len(shared), difference))
+    if skipped:
+        more = f"; and {len(skipped) - 5} more pairs" if len(skipped) > 5 else ""
+        notes.append(f"Not compared, being on different tasks: {'; '.join(skipped[:5])}{more}.")
+    return pairs
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
     corrected = {}
     for name in names:
-        tested = [i for i, r in enumerate(results) if r["delta"]]
-        for i, p in zip(tested, holm([results[i]["delta"][name]["p_value"] for i in tested]), strict=True):
+        tested = {i: job["delta"][name]["p_value"] for i, job in enumerate(jobs) if name in (job["delta"] or {})}
+        for i, p in zip(tested, holm(list(tested.values())), strict=True):
             corrected[i, name] = p
     rows = []
-    for i, result in enumerate(results):
-        row: dict[str, Any] = {
-            "folder": result["folder"],
-            "status": result["status"],
-            **{n: result[n] for n in _VARIED},
-            "training_examples": result["counts"]["training_examples"],
+    for i, job in enumerate(jobs):
+        row: Row = {
+            "folder": job["folder"],
+            "arm": job["label"],
+            "status": job["status"],
+            "error": job["error"],
+            **{field: job[field] for field in (*FIELDS, "seed")},
+            "training_examples": job["counts"]["training_examples"],
         }
         for name in names:
-            for part in ("zero_shot", "refiner", "finetuned"):
-                found = result[part]
-                row[f"{part}_{name}"] = found and found[name]
-                row[f"{part}_{name}_low"], row[f"{part}_{name}_high"] = found["ci95"][name] if found else (None, None)
-            d = result["delta"] and result["delta"][name]
+            for part in PARTS:
+                found = job[part] or {}
+                row[f"{part}_{name}"] = found.get(name)
+                row[f"{part}_{name}_low"], row[f"{part}_{name}_high"] = found.get("ci95", {}).get(name, (None, None))
+            delta = (job["delta"] or {}).get(name, {})
             row |= {
-                f"delta_{name}": d and d["mean"],
-                f"p_{name}": d and d["p_value"],
+                f"delta_{name}": delta.get("mean"),
+                f"p_{name}": delta.get("p_value"),
                 f"p_holm_{name}": corrected.get((i, name)),
             }
         rows.append(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(sweep / "comparison.csv", text.getvalue())
-    write_atomically(sweep / "comparison.md", _markdown(results, names, varied, corrected))
-    _plot(sweep, results, names, varied)
+    return rows
+
+
+def _arm_row(arm: Arm, names: list[str]) -> Row:
+    own = arm.part == "finetuned"  # zero-shot has neither refiner nor examples
+    examples = sorted({n for job in arm.jobs if own and (n := job["counts"]["training_examples"]) is not None})
+    row: Row = {
+        "arm": arm.label,
+        "seeds": sum(job["status"] != "failed" for job in arm.jobs),
+        "failed": sum(job["status"] == "failed" for job in arm.jobs),
+        "training_examples": "-".join(map(str, dict.fromkeys([*examples[:1], *examples[-1:]]))),
+    }
+    for name in names:
+        for column, values in (
+            (f"refiner_{name}", arm.values("refiner", name) if own else {}),
+            (name, arm.values(arm.part, name)),
+        ):
+            over_tasks = np.array(list(_over_seeds(values.values()).values()))
+            nothing = (None, None)
+            row[column] = float(over_tasks.mean()) if values else None
+            row[f"{column}_low"], row[f"{column}_high"] = bootstrap_ci95(over_tasks) if values else nothing
+            row[f"{column}_seeds_low"], row[f"{column}_seeds_high"] = t_ci95(_means(values)) or nothing
+    return row
+
+
+def _pair_rows(pairs: list[Pair]) -> list[Row]:
+    rows = []
+    for pair, p_holm in zip(pairs, holm([pair.found["p_value"] for pair in pairs]), strict=True):
+        found, smallest = pair.found, pair.found["smallest_detectable"]
+        rows.append(
+            {
+                "metric": pair.name,
+                "arm": pair.after.label,
+                "against": pair.before.label,
+                "tasks": pair.tasks,
+                "shared_seeds": pair.seeds,
+                "points": 100 * found["mean"],
+                "points_low": 100 * found["ci95"][0],
+                "points_high": 100 * found["ci95"][1],
+                "p": found["p_value"],
+                "p_holm": p_holm,
+                "smallest_detectable_points": None if smallest is None else 100 * smallest,
+            }
+        )
+    return rows
+
+
+# ---- comparison.md -------------------------------------------------------------------------------------------------
+
+
+def _notes(jobs: list[Job]) -> list[str]:
+    """Return what of the jobs themselves limits the comparison."""
+    notes = [
+        f"{job['folder']} ended with status {job['status']}."
+        for job in jobs
+        if job["status"] not in ("complete", "failed")
+    ]
+    trained = [job for job in jobs if job["training_task_ids"]]
+    ids = {(job["seed"], json.dumps(job["training_task_ids"])) for job in trained}
+    if not all(job["matched"] for job in jobs if job["status"] != "failed") or len(ids) > len(
+        {seed for seed, _ in ids}
+    ):
+        notes.append("Unmatched: not all arms trained on the same task ids.")
+    return notes
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
+
+
+def _interval(row: Row, name: str) -> str:
+    return "" if row[name] is None else percent(row[name], [row[f"{name}_low"], row[f"{name}_high"]])
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else p_text(value).removeprefix("= ")
+
+
+def _arm_cells(arm: Arm, row: Row, names: list[str], several: bool) -> list[str]:
+    seeds = f"{row['seeds']} ({row['failed']} failed)" if row["failed"] else str(row["seeds"])
+    cells = [arm.label, seeds, row["training_examples"], *(_interval(row, f"refiner_{name}") for name in names[:1])]
+    for name in names:
+        low, high = row[f"{name}_seeds_low"], row[f"{name}_seeds_high"]
+        cells.append(_interval(row, name) or (arm.status if name == names[0] else ""))
+        cells += ["" if low is None else f"[{100 * low:.1f}, {100 * high:.1f}]"] if several else []
+    return cells + [_interval(row, f"delta_{name}") for name in names] + [_p(row[f"p_holm_{name}"]) for name in names]
 
 
 def _markdown(
-    results: list[dict[str, Any]], names: list[str], varied: list[str], corrected: dict[tuple[int, str], float]
+    jobs: list[Job], arms: list[Arm], rows: list[Row], pairs: list[Row], names: list[str], notes: list[str]
 ) -> str:
-    head = [
-        "run",
-        "examples",
-        *(f"refiner {n} (%)" for n in names[:1]),
-        *(f"{n} (%)" for n in names),
-        *(f"delta {n} (points)" for n in names),
-        *(f"p {n} (Holm)" for n in names),
+    several = any(row["seeds"] > 1 for row in rows)
+    head = ["run", "seeds", "examples", *(f"refiner {name} (%)" for name in names[:1])]
+    for name in names:
+        head += [f"{name} (%)", *(["over seeds"] if several else [])]
+    head += [*(f"delta {name} (points)" for name in names), *(f"p {name} (Holm)" for name in names)]
+    lines = [
+        *_table(head, (_arm_cells(arm, row, names, several) for arm, row in zip(arms, rows, strict=True))),
+        "",
+        "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds within a task, "
+        "then over tasks, with its 95% interval over tasks"
+        + ("; over seeds: Student's 95% interval" if several else "")
+        + ". delta is paired over tasks against zero-shot; p is a two-sided sign-flip permutation test, Holm-corrected "
+        "over the arms.",
     ]
-    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    zero = {json.dumps(r["zero_shot"]): r for r in results if r["zero_shot"]}
-    for r in zero.values():
-        label = (
-            "zero-shot"
-            if len(zero) == 1
-            else "zero-shot, " + ", ".join(f"{n}={r[n]}" for n in varied if n != "refinements")
-        )
-        cells = [percent(r["zero_shot"][n], r["zero_shot"]["ci95"][n]) for n in names]
-        blank = [""] * len(names)
-        lines.append("| " + " | ".join([label, "", "", *cells, *blank, *blank]) + " |")
-    for i, r in enumerate(results):
-        cells = [f"{_label(r, varied)}", "" if (n := r["counts"]["training_examples"]) is None else str(n)]
-        cells += [percent(r["refiner"][n], r["refiner"]["ci95"][n]) if r["refiner"] else "" for n in names[:1]]
-        if r["finetuned"]:
-            cells += [percent(r["finetuned"][n], r["finetuned"]["ci95"][n]) for n in names]
-        else:
-            cells += [r["status"], *[""] * (len(names) - 1)]
-        cells += [percent(r["delta"][n]["mean"], r["delta"][n]["ci95"]) if r["delta"] else "" for n in names]
-        cells += [p_text(corrected[i, n]).removeprefix("= ") if (i, n) in corrected else "" for n in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    matched = all(r["matched"] for r in results)
-    ids = {json.dumps(r["training_task_ids"]) for r in results if r["training_task_ids"]}
-    notes = [f"{r['folder']} ended with status {r['status']}." for r in results if r["status"] != "complete"]
-    if not matched or len(ids) > 1:
-        notes.append("Unmatched: not all runs trained on the same task ids.")
-    return "\n".join(
-        [
-            *lines,
+    first = [row for row in pairs if row["metric"] == names[0]]
+    if first:
+        shown = first if len(first) <= _SHOWN_PAIRS else sorted(first, key=lambda row: row["p"])[:_SHOWN_PAIRS]
+        lines += [
             "",
-            "pass@k on Test (the refiner's: on the annotated Train tasks) in percent, 95% intervals over tasks; "
-            "delta is paired over tasks against zero-shot; p is a two-sided sign-flip permutation test, Holm-corrected "
-            "over the runs.",
-            *notes,
+            f"Every two arms, {names[0]}"
+            + (f": the {_SHOWN_PAIRS} smallest p of {len(first)} pairs" if len(first) > _SHOWN_PAIRS else "")
+            + " (Holm-corrected over all pairs):",
             "",
+            *_table(
+                ["arm", "against", "difference (points)", "p", "p (Holm)", "smallest detectable"],
+                (_pair_cells(row) for row in shown),
+            ),
         ]
-    )
+    failed = [job for job in jobs if job["status"] == "failed"]
+    if failed:
+        cells = [[job["folder"], job["label"], str(job["seed"]), job["error"]] for job in failed]
+        lines += ["", "Failed jobs:", "", *_table(["job", "run", "seed", "error"], cells)]
+    return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes), ""])
 
 
-def _plot(sweep: Path, results: list[dict[str, Any]], names: list[str], varied: list[str]) -> None:
-    rows: list[tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = []  # label, on Test, the refiner's
-    for r in results:
-        if r["zero_shot"] and r["zero_shot"] not in [test for _, test, _ in rows]:
-            rows.append(("zero-shot" if not rows else f"zero-shot ({r['folder']})", r["zero_shot"], None))
-    rows += [(_label(r, varied), r["finetuned"], r["refiner"]) for r in results if r["finetuned"] or r["refiner"]]
-    if not rows:
-        return
+def _pair_cells(row: Row) -> list[str]:
+    smallest = row["smallest_detectable_points"]
+    return [
+        row["arm"],
+        row["against"],
+        f"{row['points']:+.1f} [{row['points_low']:+.1f}, {row['points_high']:+.1f}]",
+        _p(row["p"]),
+        _p(row["p_holm"]),
+        "unknown" if smallest is None else f"{smallest:.1f}",
+    ]
 
-    def points(part: int, name: str) -> list[tuple[float, float, float] | None]:
-        found: list[Any] = [row[part] for row in rows]
-        return [p and (p[name], *p["ci95"][name]) for p in found]
 
-    series = {name: points(1, name) for name in names}
-    if len({json.dumps(refiner) for _, _, refiner in rows if refiner}) > 1:  # else it is the same for all
-        series |= {f"refiner {name}": points(2, name) for name in names[:1]}
-    scratch = sweep / f".comparison.{os.getpid()}.png"
-    bars(scratch, [label for label, _, _ in rows], series, f"data {results[0]['data']}, model {model_name(results[0])}")
-    scratch.replace(sweep / "comparison.png")
+# ---- comparison.png ------------------------------------------------------------------------------------------------
+
+
+def _plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names: list[str]) -> None:
+    def points(column: str) -> list[Point]:
+        return [
+            row[column] if row[column] is None else (row[column], row[f"{column}_low"], row[f"{column}_high"])
+            for row in rows
+        ]
+
+    # An arm without any figure has its status there: "failed", or how far it was to go.
+    states = [
+        None if any(row[name] is not None for name in names) else arm.status
+        for arm, row in zip(arms, rows, strict=True)
+    ]
+    series: dict[str, list[Point]] = {
+        name: [point or state for point, state in zip(points(name), states, strict=True)] for name in names
+    } or {"pass@k": list(states)}
+    seeds = {name: [_means(arm.values(arm.part, name)) for arm in arms] for name in names}
+    for name in names[:1]:
+        refiners = points(f"refiner_{name}")
+        if len({point for point in refiners if point}) > 1:  # else it is the same for all
+            series[f"refiner {name}"] = refiners
+            seeds[f"refiner {name}"] = [
+                [] if arm.part == "zero_shot" else _means(arm.values("refiner", name)) for arm in arms
+            ]
+    known = [job for job in jobs if job["status"] != "failed"]
+    data, models = (", ".join(dict.fromkeys(found)) for found in ([j["data"] for j in known], map(model_name, known)))
+    scratch = target / f".comparison.{os.getpid()}.png"
+    title = f"data {data}, model {models}" if known else "no job has figures"
+    bars(scratch, [arm.label for arm in arms], series, title, seeds)
+    scratch.replace(target / "comparison.png")

@@ -19,6 +19,7 @@ _TRAINED_ON = {
     "model": "the refiner's programs",
     "human": "the annotator's refinements",
     "gold": "the tasks' gold programs",
+    "llm": "another model's refinements",
     "self": "its own correct samples",
     "none": "nothing",
 }
@@ -68,9 +69,23 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
+def _parts(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the metrics that a run has, by what a reader calls them, each round and data set apart."""
+    named = [(label, results[key]) for key, label in ROWS.items()]
+    if len(results["rounds"]) > 1:
+        named = named[:1]
+        for number, found in enumerate(results["rounds"], 1):
+            named += [(f"{label}, round {number}", found[key]) for key, label in list(ROWS.items())[1:]]
+    if transfer := results["transfer"]:
+        named += [
+            (f"{part.replace('_', '-')} ({transfer['data']})", transfer[part]) for part in ("zero_shot", "finetuned")
+        ]
+    return {label: part for label, part in named if part}
+
+
 def table(results: dict[str, Any]) -> str:
     """Return the run's figures as a Markdown table: pass@k in percent with 95% intervals over tasks."""
-    parts = {label: results[key] for key, label in ROWS.items() if results[key]}
+    parts = _parts(results)
     if not parts:
         return "No figures yet: no programs on Test, and no refinements."
     names = [key for part in list(parts.values())[:1] for key in part["ci95"]]
@@ -96,13 +111,26 @@ def delta_text(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def change_text(results: dict[str, Any]) -> str:
+    """Return in a sentence what fine-tuning did to the policy, empty where that was not measured."""
+    weights, kl = results["weight_change"], results["kl"]
+    parts = []
+    if weights:
+        parts.append(f"moved the weights by {100 * weights['all']:.3g}% of their norm")
+    if kl:
+        low, high = kl["ci95"]
+        parts.append(f"the policy by a KL of {kl['mean']:.3g} [{low:.3g}, {high:.3g}] nats a token from the base")
+    return f"Fine-tuning {' and '.join(parts)}." if parts else ""
+
+
 def mended(outcome: Outcome, tasks: Splits, count: int = 5) -> list[Mended]:
     """Return the first tasks that the refiner solved: the first, so that nobody picked them."""
     passed: dict[int, str] = {}
-    for p in outcome.refinements or []:
+    last = outcome.last
+    for p in last.refinements or []:
         if p.verdict.passed:
             passed.setdefault(p.task_id, p.program)
-    details = {(p.task_id, p.program): p.verdict.detail or p.verdict.verdict for p in outcome.samples or []}
+    details = {(p.task_id, p.program): p.verdict.detail or p.verdict.verdict for p in last.samples or []}
     return [
         Mended(
             task_id=f.task_id,
@@ -112,7 +140,7 @@ def mended(outcome: Outcome, tasks: Splits, count: int = 5) -> list[Mended]:
             feedback=f.text,
             after=passed[f.task_id],
         )
-        for f in outcome.feedback or []
+        for f in last.feedback or []
         if f.task_id in passed
     ][:count]
 
@@ -179,6 +207,7 @@ def summary(results: dict[str, Any], mended: Sequence[Mended], plots: Sequence[s
         # Two spaces end a line in Markdown.
         delta_text(results).replace("\n", "  \n") or "No comparison: the run has not come to the fine-tuned policy.",
         "",
+        *([change_text(results), ""] if change_text(results) else []),
         *(f"![{Path(plot).stem.replace('_', ' ')}](plots/{plot})\n" for plot in plots),
     ]
     if mended:
@@ -233,7 +262,7 @@ def _diff(before: str, after: str, most: int = 30) -> list[str]:
 
 def plot(results: dict[str, Any], file: Path) -> None:
     """Draw zero-shot, refiner and fine-tuned pass@k with their intervals."""
-    parts = {label: results[key] for key, label in ROWS.items() if results[key]}
+    parts = _parts(results)
     if not parts:
         return
     names = list(next(iter(parts.values()))["ci95"])
@@ -246,44 +275,59 @@ def plot(results: dict[str, Any], file: Path) -> None:
     )
 
 
-Point = tuple[float, float, float] | None  # value and interval
+Point = tuple[float, float, float] | str | None  # value and interval, or a word in their place
 
 
-def bars(file: Path, labels: list[str], series: Mapping[str, Sequence[Point]], title: str) -> None:
+def bars(
+    file: Path,
+    labels: list[str],
+    series: Mapping[str, Sequence[Point]],
+    title: str,
+    seeds: Mapping[str, Sequence[Sequence[float]]] | None = None,
+) -> None:
     """Draw points with intervals, one panel a metric, one row a label.
 
     Args:
         file: The PNG file.
         labels: One a row, the first on top.
-        series: For each metric, (value, low, high) a label, as fractions; None leaves the row empty.
+        series: For each metric, (value, low, high) a label, as fractions; a word is written; None leaves the row empty.
         title: Above the panels.
+        seeds: For each metric, the values of the seeds a label; drawn where there are several.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    labels = [textwrap.fill(label, 40) for label in labels]
+    lines = [line for label in labels for line in label.split("\n")]
+    several = any(len(values) > 1 for of_metric in (seeds or {}).values() for values in of_metric)
+    height = max(0.5 if several else 0.45, 0.15 + 0.17 * max(label.count("\n") + 1 for label in labels))
+    width = 0.6 + 0.085 * max(map(len, lines)) + 3.6 * len(series)
     figure, axes = plt.subplots(
-        1,
-        len(series),
-        figsize=(1.8 + 3.6 * len(series), 1.4 + 0.45 * len(labels)),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+        1, len(series), figsize=(width, 1.6 + height * len(labels)), sharey=True, squeeze=False, layout="constrained"
     )
     rows = range(len(labels))
     for axis, (name, points) in zip(axes[0], series.items(), strict=True):
-        for row, (value, low, high) in [(row, point) for row, point in zip(rows, points, strict=True) if point]:
-            axis.plot([100 * low, 100 * high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
-            axis.plot(100 * value, row, "o", color="#1f5fa8", markersize=8)
-            axis.annotate(
-                f"{100 * value:.1f}", (100 * value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9
-            )
+        for row, point in zip(rows, points, strict=True):
+            if isinstance(point, str):
+                axis.text(50, row, point, ha="center", va="center", fontsize=9, color="#b03030")
+            elif point is not None:
+                value, low, high = (100 * number for number in point)
+                axis.plot([low, high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
+                axis.plot(value, row, "o", color="#1f5fa8", markersize=8)
+                axis.annotate(f"{value:.1f}", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+        for row, values in enumerate((seeds or {}).get(name, [])):
+            if len(values) > 1:
+                # On three levels below the line, so that equal seeds do not hide one another.
+                levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
+                axis.plot([100 * value for value in values], levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
         axis.set(
             xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels
         )
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title + "\npoints: mean over tasks; lines: 95% intervals over tasks", fontsize=10)
+    key = "points: mean over tasks; lines: 95% intervals over tasks" + ("\nsmall points: seeds" if several else "")
+    figure.suptitle(f"{textwrap.fill(title, int(width / 0.085))}\n{key}", fontsize=10)
     figure.savefig(file, dpi=130)
     plt.close(figure)

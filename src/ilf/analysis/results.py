@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,15 +48,13 @@ def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> dict[str, A
         return None
     found: dict[str, Any] = {f"pass@{i}": float(_values(programs, i).mean()) for i in k}
     found["ci95"] = {f"pass@{i}": list(bootstrap_ci95(_values(programs, i))) for i in k}
-    solved = {p.task_id for p in programs if p.verdict.passed}
+    passed = Counter(p.task_id for p in programs if p.verdict.passed)
     tasks = {p.task_id for p in programs}
-    found["per_task"] = {str(i): 0 for i in sorted(tasks)}  # how many of its programs passed
-    for program in programs:
-        found["per_task"][str(program.task_id)] += program.verdict.passed
     return found | {
-        "one_correct": len(solved) / len(tasks),
+        "one_correct": len(passed) / len(tasks),
         "n_tasks": len(tasks),
         "n_samples": len(programs) // len(tasks),
+        "per_task": {str(i): passed[i] for i in sorted(tasks)},  # programs that passed
     }
 
 

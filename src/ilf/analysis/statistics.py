@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 _Z = 1.959964 + 0.841621  # two-sided 5% and 80% power, of the normal distribution
+# The 97.5% quantile of Student's t, by degrees of freedom from 1; beyond these, the normal distribution's.
+_T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -36,14 +43,34 @@ def mean_pass_at_k(tasks: Sequence[Sequence[bool]], k: int) -> float:
     return float(np.mean([pass_at_k(len(passed), sum(passed), k) for passed in tasks]))
 
 
+# A comparison tests many pairs of arms on the same tasks: the draws, which take most of the time, are made once.
+@lru_cache(maxsize=2)
+def _resamples(n: int, seed: int, draws: int) -> Floats:
+    """Return how often each of n tasks is drawn in a resample of n, (draws, n)."""
+    drawn = np.random.default_rng(seed).integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _signs(n: int, seed: int, draws: int) -> Floats:
+    return (np.random.default_rng(seed).integers(0, 2, (draws, n)) * 2 - 1).astype(np.float64)
+
+
 def bootstrap_ci95(values: Floats, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
     """Return the 95% percentile interval of the mean of `values`, one a task, (T,), resampling tasks."""
-    rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [values[rng.integers(0, len(values), (chunk, len(values)))].mean(axis=1) for chunk in [500] * (draws // 500)]
-    )
+    means = _resamples(len(values), seed, draws) @ values / len(values)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def t_ci95(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return Student's 95% interval of the mean of `values`, one a seed; None for one seed, which shows no spread."""
+    free = len(values) - 1
+    if free < 1:
+        return None
+    mean = float(np.mean(values))
+    half = (_T[free - 1] if free <= len(_T) else 1.96) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean - half, mean + half
 
 
 def sign_flip_p_value(differences: Floats, seed: int = 0, draws: int = 10_000) -> float:
@@ -54,13 +81,8 @@ def sign_flip_p_value(differences: Floats, seed: int = 0, draws: int = 10_000) -
         seed: Of the flips.
         draws: Random flips; the observed signs count as one more, so that the smallest p-value is 1 / (draws + 1).
     """
-    rng = np.random.default_rng(seed)
-    observed = abs(differences.sum())
-    hits = 0
-    for chunk in [500] * (draws // 500):
-        signs = rng.integers(0, 2, (chunk, len(differences))) * 2 - 1
-        hits += int((abs(signs @ differences) >= observed - 1e-12).sum())
-    return (hits + 1) / (draws + 1)
+    flipped = np.abs(_signs(len(differences), seed, draws) @ differences)
+    return (int((flipped >= abs(differences.sum()) - 1e-12).sum()) + 1) / (draws + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -41,12 +41,13 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
         The Markdown file; None where the jobs belong to no study with a table, or none has come far enough.
     """
     with FileLock(target / ".study.lock"):
-        jobs = read_jobs(folders)
+        jobs, failed = read_jobs(folders)
         names = {job.results["study"] for job in jobs} & STUDIES.keys()
         if len(names) != 1:
             return None
         name = names.pop()
         study = STUDIES[name](jobs)
+        study.notes.extend(failed)
         if not study.rows:
             return None
         stem = name.split("/")[1]

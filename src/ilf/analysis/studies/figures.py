@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,13 +132,13 @@ def curve(
 
 def figure4(jobs: Sequence[Job]) -> Study:
     """pass@k on Test against the number of tasks trained on."""
-    shown = names(jobs, "finetuned")
+    shown = names(jobs, "finetuned")[:-1]
     done = [job for job in jobs if job.results["finetuned"]]
     rows: list[dict[str, Any]] = []
     lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-    groups = grouped(done, lambda job: (job.results["arm"], job.results["training_limit"]))
+    groups = grouped(done, lambda job: (job.results["arm"], min(_limit(job), _examples(job))))
     for (arm, _), group in groups.items():
-        count = float(np.mean([job.results["counts"]["training_examples"] for job in group]))
+        count = float(np.mean([_examples(job) for job in group]))
         row = {
             "row": arm_label(arm, jobs),
             "examples": f"{count:.0f}",
@@ -155,6 +156,14 @@ def figure4(jobs: Sequence[Job]) -> Study:
     columns = {"fine-tuned on": "row", "training tasks": "examples", **{f"{n} (%)": f"{n}_text" for n in shown}}
     notes = ["Percent, with 95% intervals over tasks. The tasks of a smaller number are among those of a larger one."]
     return Study(title, subject(jobs), columns, rows, draw, notes)
+
+
+def _examples(job: Job) -> int:
+    return int(job.results["counts"]["training_examples"])
+
+
+def _limit(job: Job) -> float:
+    return float(job.results["training_limit"] or math.inf)
 
 
 def figure5(jobs: Sequence[Job]) -> Study:
@@ -218,7 +227,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         found = figure(kl[arm])
         row: dict[str, Any] = {
             "row": arm_label(arm, jobs),
-            "examples": f"{np.mean([j.results['counts']['training_examples'] for j in groups[arm]]):.0f}",
+            "examples": f"{np.mean([_examples(job) for job in groups[arm]]):.0f}",
             **{f"weights_{name}": value for name, value in weights[arm].items()},
             "weights_text": f"{100 * weights[arm]['all']:.3f}",
             "kl": found["mean"],

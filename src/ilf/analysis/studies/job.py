@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ilf.analysis.jobs import job_folders
 from ilf.analysis.report import arm_name, model_name, p_text, percent
 from ilf.analysis.statistics import bootstrap_ci95, paired, pass_at_k
 
@@ -55,14 +56,16 @@ class Study:
         return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes), f"![{self.title}]({picture})", ""])
 
 
-def read_jobs(folders: Sequence[Path]) -> list[Job]:
-    """Return the jobs with results in `folders`, each a sweep's or a run's, in the order of their numbers."""
-    found = []
-    for folder in folders:
-        files = [folder / "results.json"] if (folder / "results.json").exists() else folder.glob("*/results.json")
-        for file in sorted(files, key=lambda f: (int(n) if (n := f.parent.name.split("_")[0]).isdigit() else 0, f)):
-            found.append(Job(file.parent, json.loads(file.read_text(encoding="utf-8"))))
-    return found
+def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], list[str]]:
+    """Return the jobs with results in `folders`, each a sweep's or a run's, and a line on each that failed."""
+    found, failed = [], []
+    for folder in [job for one in folders if one.is_dir() for job in job_folders(one)]:
+        file = folder / "failed.json"
+        if file.exists():
+            failed.append(f"Failed: {folder.name}: {json.loads(file.read_text(encoding='utf-8'))['error']}")
+        else:
+            found.append(Job(folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))))
+    return found, failed
 
 
 def subject(jobs: Sequence[Job]) -> str:

@@ -1,0 +1,159 @@
+"""The jobs of one or several sweeps: what each found or why it failed, and what sets it apart from the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ilf.analysis.report import arm_name
+from ilf.types import InputError
+
+Job = dict[str, Any]  # results.json, with the additions of `_read` and `read_jobs`
+
+PARTS = ("zero_shot", "refiner", "finetuned")
+# What results.json says of a job's arm, and the configuration group that sets it.
+FIELDS = {
+    "data": "data",
+    "model": "model",
+    "feedback": "feedback",
+    "refiner_kind": "refiner",
+    "refinements": "refinements",
+}
+_OF_THE_ARM = ("feedback", "refiner_kind", "refinements")  # what an option of the group `arm` sets
+# Overrides that say nothing of what was measured, whole or by their first word.
+_ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group")
+# Overrides that can't change the zero-shot figures.
+_AFTER_ZERO_SHOT = (
+    *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "training"),
+    *("data.limit.refine", "data.limit.train"),
+)
+
+
+def job_folders(folder: Path) -> list[Path]:
+    """Return the jobs in a sweep's folder that have ended, in the order of their numbers; a run's folder is its own."""
+
+    def ended(job: Path) -> bool:
+        return (job / "results.json").exists() or (job / "failed.json").exists()
+
+    def order(job: Path) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", job.name)]
+
+    return [folder] if ended(folder) else sorted(filter(ended, folder.glob("*/")), key=order)
+
+
+def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
+    """Return the jobs of all sweeps, and what a reader has to know of how they were put together.
+
+    Each job is told its `label`, which it shares with those that differ from it in the seed alone, and its
+    `zero_label`, which it shares with those that start from the same zero-shot policy. Where an arm has a seed twice,
+    the later job stands, but a failed one never for one that did not fail.
+    """
+    folders = [folder for sweep in sweeps for folder in job_folders(sweep)]
+    jobs = [_read(folder) | {"folder": str(folder) if len(sweeps) > 1 else folder.name} for folder in folders]
+    unsaid = _add_labels(jobs)
+    kept: list[Job] = []
+    notes = [f"Where a run's name says nothing else: {unsaid}."] if unsaid else []
+    for job in jobs:
+        for other in list(kept):
+            same = (other["label"], other["seed"]) == (job["label"], job["seed"])
+            if same and (job["status"] != "failed" or other["status"] == "failed"):
+                kept.remove(other)
+                notes.append(
+                    f"{job['label']}, seed {job['seed']}: {job['folder']} stands instead of {other['folder']}."
+                )
+        kept.append(job)
+    return kept, notes
+
+
+def _read(folder: Path) -> Job:
+    """Return results.json, or what is known of a job without one, with its overrides and its error.
+
+    Raises:
+        InputError: An older version wrote results.json, without the figures of each task.
+    """
+    results, failed = (
+        json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for file in (folder / "results.json", folder / "failed.json")
+    )
+    file = folder / ".hydra" / "overrides.yaml"
+    overrides = dict(map(_override, yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else []))
+    status = results.get("status", "failed")
+    if failed and status != "no_training_examples":  # that one has figures: the refiner's, and none is a finding
+        status = "failed"
+    job = {
+        **{field: overrides.get(group, "") for field, group in FIELDS.items()},
+        **{"seed": yaml.safe_load(overrides.get("seed", "0")), "annotator": "", "counts": {"training_examples": None}},
+        **dict.fromkeys((*PARTS, "delta", "training_task_ids")),
+        **failed,
+        **results,
+        "status": status,
+        "overrides": overrides,
+        "error": str(failed.get("error") or "see run.log").splitlines()[0][:200]
+        if failed or status == "failed"
+        else "",
+    }
+    if status == "failed":
+        job |= dict.fromkeys((*PARTS, "delta", "training_task_ids"))
+    for part in PARTS:
+        if job[part] and "per_task" not in job[part]:
+            raise InputError(
+                "results.json",
+                str(folder / "results.json"),
+                f"an older version wrote it, without {part}.per_task, which comparisons need",
+                "Run the job again: it takes what is finished from the store.",
+            )
+    return job
+
+
+def _override(text: str) -> tuple[str, str]:
+    """Return key and value of a line of Hydra's; a number is written one way only.
+
+    >>> _override("++training.lr=1e-4")
+    ('training.lr', '0.0001')
+    """
+    key, _, value = text.lstrip("+").partition("=")
+    try:
+        return key, f"{float(value):.12g}"
+    except ValueError:
+        return key, value
+
+
+def _add_labels(jobs: list[Job]) -> str:
+    """Tell each job its labels, and return the settings that go without saying, as most jobs have them."""
+    # A job without results may not say all; what it does not say sets nothing apart.
+    fields = [field for field in FIELDS if len({job[field] for job in jobs} - {""}) > 1]
+    common = {field: Counter(job[field] for job in jobs).most_common(1)[0] for field in fields}
+    unsaid = {
+        field: value for field, (value, count) in common.items() if field != "refinements" and 2 * count > len(jobs)
+    }
+    left_out: dict[str, str] = {}
+    keys = sorted({key for job in jobs for key in job["overrides"] if not _among(key, _ASIDE)})
+    keys = [key for key in keys if len({job["overrides"].get(key) for job in jobs}) > 1]
+    for job in jobs:
+        named = "arm" in job["overrides"]
+        said = {field: job[field] for field in fields if job[field] and not (named and field in _OF_THE_ARM)}
+        by_fields = {"arm"} | {group for field, group in FIELDS.items() if not (named and field in _OF_THE_ARM)}
+        rest = {key: job["overrides"][key] for key in keys if key in job["overrides"] and key not in by_fields}
+        arm = job["overrides"].get("arm") or job.get("arm") or job["refinements"]
+        if arm == job["refinements"]:
+            said.pop("refinements", None)
+        left_out |= {FIELDS[field]: value for field, value in said.items() if value == unsaid.get(field)}
+        said = {FIELDS[field]: value for field, value in said.items() if value != unsaid.get(field)}
+        job["label"] = _joined(arm_name(arm, job["annotator"]) or "run", said | rest)
+        before = {key: value for key, value in (said | rest).items() if not _among(key, _AFTER_ZERO_SHOT)}
+        job["zero_label"] = _joined("zero-shot", before)
+    return ", ".join(f"{key}={value}" for key, value in left_out.items())
+
+
+def _among(key: str, keys: Sequence[str]) -> bool:
+    return key in keys or re.split("[./@]", key)[0] in keys
+
+
+def _joined(name: str, settings: Mapping[str, str]) -> str:
+    return ", ".join([name, *(f"{key}={value}" for key, value in settings.items())])

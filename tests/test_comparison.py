@@ -1,0 +1,401 @@
+"""Comparisons over arms and seeds, on jobs' folders written by hand."""
+
+import csv
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import compose_settings
+
+from ilf.analysis.comparison import write_comparison
+from ilf.analysis.results import metrics
+from ilf.analysis.statistics import paired, pass_at_k, t_ci95
+from ilf.types import InputError, Program, Verdict
+
+N = 10  # samples a task
+K = (1, 5)
+TASKS = range(11, 31)
+Counts = dict[int, int]  # programs that passed, by task
+
+
+def draw(chance: float, *seed: object) -> Counts:
+    rng = random.Random(str((chance, seed)))
+    return {task: sum(rng.random() < chance for _ in range(N)) for task in TASKS}
+
+
+def part(passed: Counts) -> dict:
+    programs = [
+        Program(task, "test", i, 0, "", "", "", Verdict("passed" if i < c else "failed"))
+        for task, c in passed.items()
+        for i in range(N)
+    ]
+    return json.loads(json.dumps(metrics(programs, K)))
+
+
+def write_job(
+    folder: Path, overrides: list[str], finetuned: Counts | None, zero: Counts | None = None, **other
+) -> Path:
+    """Write what a job leaves, as far as a comparison reads it."""
+    said = dict(text.lstrip("+").split("=", 1) for text in overrides)
+    seed, refinements = int(said.get("seed", 0)), said.get("refinements", said.get("arm", "model"))
+    zero = draw(0.3, "zero", seed) if zero is None else zero
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    delta = None
+    if finetuned is not None and finetuned.keys() == zero.keys():
+        delta = {f"pass@{k}": paired(column(zero, k), column(finetuned, k)) for k in K}
+    results = {
+        "status": "complete",
+        "arm": refinements,
+        "refinements": refinements,
+        "feedback": said.get("feedback", "scripted"),
+        "annotator": "scripted",
+        "refiner_kind": said.get("refiner", "finetuned"),
+        "seed": seed,
+        "data": said.get("data", "mini"),
+        "data_sha256": said.get("data", "mini"),
+        "model": "mini",
+        "model_id": "mini",
+        "matched": True,
+        "zero_shot": part(zero),
+        "refiner": part(draw(0.2, "refiner", seed)),
+        "finetuned": None if finetuned is None else part(finetuned),
+        "delta": delta,
+        "training_task_ids": [400 + seed],
+        "counts": {"training_examples": 100 + seed},
+    }
+    (folder / "results.json").write_text(json.dumps(results | other))
+    return folder
+
+
+def write_failure(folder: Path, overrides: list[str], error: str) -> None:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    (folder / "failed.json").write_text(json.dumps({"error": error}))
+
+
+def column(passed: Counts, k: int) -> np.ndarray:
+    return np.array([pass_at_k(N, c, k) for _, c in sorted(passed.items())])
+
+
+CHANCES = {"gold": 0.6, "human": 0.5, "model": 0.45}
+
+
+def write_sweep(folder: Path, arms: list[str], seeds: list[int]) -> Path:
+    jobs = [(arm, seed) for arm in arms for seed in seeds]
+    for i, (arm, seed) in enumerate(jobs):
+        overrides = [f"refinements={arm}", f"seed={seed}", "store.dir=store"]
+        write_job(folder / f"{i}_{arm}_seed{seed}", overrides, draw(CHANCES[arm], arm, seed))
+    return folder
+
+
+def compare(*sweeps: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of each CSV file, by the end of its name."""
+    target = sweeps[0].parent / f"compared_{'_'.join(s.name for s in sweeps)}"
+    target.mkdir(exist_ok=True)
+    write_comparison(target, sweeps)
+    found = {}
+    for name in ("", "_arms", "_pairs"):
+        with (target / f"comparison{name}.csv").open() as file:
+            found[name] = list(csv.DictReader(file))
+    return found | {"text": (target / "comparison.md").read_text(), "png": target / "comparison.png"}
+
+
+def of(rows: list[dict[str, str]], **wanted: str) -> dict[str, str]:
+    (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return row
+
+
+LABELS = ["zero-shot", "gold", "annotator (scripted)", "model"]
+
+
+def test_an_arm_is_the_mean_over_seeds_within_a_task_then_over_tasks(tmp_path):
+    # The seeds have different tasks: the mean over all programs would be another figure.
+    few, many = {11: 10, 12: 0}, {11: 10, 12: 4, 13: 2, 14: 0}
+    write_job(tmp_path / "s" / "0", ["seed=0"], few, zero=few)
+    write_job(tmp_path / "s" / "1", ["seed=1"], many, zero=many)
+    row = of(compare(tmp_path / "s")["_arms"], arm="model")
+    assert float(row["pass@1"]) == pytest.approx(np.mean([1.0, 0.2, 0.2, 0.0]))
+    assert float(row["pass@1_low"]) < float(row["pass@1"]) < float(row["pass@1_high"])
+    assert row["seeds"] == "2" and row["training_examples"] == "100-101"
+
+
+def test_the_interval_over_seeds_is_students_and_is_empty_for_one_seed(tmp_path):
+    seeds = [draw(0.4, i) for i in range(3)]
+    for i, passed in enumerate(seeds):
+        write_job(tmp_path / "three" / str(i), [f"seed={i}"], passed)
+    write_job(tmp_path / "one" / "0", ["seed=0"], seeds[0])
+    row = of(compare(tmp_path / "three")["_arms"], arm="model")
+    means = [column(passed, 1).mean() for passed in seeds]
+    half = 4.303 * np.std(means, ddof=1) / np.sqrt(3)
+    assert half > 0
+    assert [float(row["pass@1_seeds_low"]), float(row["pass@1_seeds_high"])] == pytest.approx(
+        [np.mean(means) - half, np.mean(means) + half]
+    )
+    one = compare(tmp_path / "one")
+    assert of(one["_arms"], arm="model")["pass@1_seeds_low"] == "" and "over seeds" not in one["text"].split("\n")[0]
+
+
+def test_students_interval_covers_the_mean_as_often_as_it_says_at_few_seeds_and_many():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 10, 40):
+        intervals = [t_ci95(rng.normal(0.3, 1, n).tolist()) for _ in range(1000)]
+        assert 0.925 < np.mean([low <= 0.3 <= high for low, high in intervals]) < 0.972
+    assert t_ci95([0.3]) is None
+
+
+def test_every_two_arms_are_compared_by_the_paired_test_on_the_means_over_seeds(tmp_path):
+    found = compare(write_sweep(tmp_path / "s", list(CHANCES), [0, 1, 2]))
+    pairs = {(row["arm"], row["against"], row["metric"]): row for row in found["_pairs"]}
+    assert [row["arm"] for row in found["_arms"]] == LABELS and len(pairs) == 6 * len(K)
+    for k in K:
+        gold, model = (
+            np.mean([column(draw(CHANCES[a], a, s), k) for s in range(3)], axis=0) for a in ("gold", "model")
+        )
+        expected, row = paired(gold, model), pairs["model", "gold", f"pass@{k}"]
+        assert float(row["points"]) == pytest.approx(100 * expected["mean"])
+        assert float(row["p"]) == pytest.approx(expected["p_value"])
+        assert [float(row["points_low"]), float(row["points_high"])] == pytest.approx(
+            [100 * x for x in expected["ci95"]]
+        )
+        assert float(row["smallest_detectable_points"]) == pytest.approx(100 * expected["smallest_detectable"])
+        assert (row["tasks"], row["shared_seeds"]) == ("20", "3")
+        same = of(found["_arms"], arm="gold"), pairs["gold", "zero-shot", f"pass@{k}"]
+        assert 100 * float(same[0][f"delta_pass@{k}"]) == pytest.approx(float(same[1]["points"]))
+        assert same[0][f"p_pass@{k}"] == same[1]["p"]
+
+
+def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path):
+    write_sweep(tmp_path / "s", ["gold"], [0, 1, 2])
+    write_job(tmp_path / "s" / "7_model_seed1", ["refinements=model", "seed=1"], draw(0.45, "model", 1))
+    row = of(compare(tmp_path / "s")["_pairs"], arm="model", against="gold", metric="pass@1")
+    expected = column(draw(0.45, "model", 1), 1).mean() - column(draw(0.6, "gold", 1), 1).mean()
+    assert float(row["points"]) == pytest.approx(100 * expected) and row["shared_seeds"] == "1"
+
+
+def test_holm_raises_and_never_lowers_and_is_over_the_pairs_of_one_metric(tmp_path):
+    found = compare(write_sweep(tmp_path / "s", list(CHANCES), [0, 1]))
+    for k in K:
+        rows = [row for row in found["_pairs"] if row["metric"] == f"pass@{k}"]
+        least = min(rows, key=lambda row: float(row["p"]))
+        assert float(least["p_holm"]) == pytest.approx(min(1, len(rows) * float(least["p"])))
+        assert all(float(row["p_holm"]) >= float(row["p"]) for row in rows)
+        assert any(float(row["p_holm"]) > float(row["p"]) for row in rows)
+        arms = [row for row in found["_arms"] if row["arm"] != "zero-shot"]
+        least = min(arms, key=lambda row: float(row[f"p_pass@{k}"]))
+        assert float(least[f"p_holm_pass@{k}"]) == pytest.approx(min(1, len(arms) * float(least[f"p_pass@{k}"])))
+
+
+def test_failed_jobs_are_in_all_tables_and_change_no_other_figure(tmp_path):
+    sweep = write_sweep(tmp_path / "s", list(CHANCES), [0, 1])
+    before = compare(sweep)
+    before_size = before["png"].stat().st_size
+    write_failure(sweep / "8_gold_seed5", ["refinements=gold", "seed=5"], "sampler.n=0: must be above 0\nand more")
+    write_failure(sweep / "9_none_seed0", ["refinements=none", "seed=0"], "no | memory")
+    stopped = write_job(sweep / "10_self_seed0", ["refinements=self", "seed=0"], draw(0.9), status="failed")
+    after = compare(sweep)
+    assert [row for row in after[""] if row["status"] != "failed"] == before[""]
+    failed = [row for row in after[""] if row["status"] == "failed"]
+    assert [(row["arm"], row["seed"]) for row in failed] == [("gold", "5"), ("none", "0"), ("self", "0")]
+    assert failed[0]["error"] == "sampler.n=0: must be above 0" and failed[2]["error"] == "see run.log"
+    assert not any(row[key] for row in failed for key in row if "pass@" in key)
+    figures = [{k: v for k, v in row.items() if k != "failed"} for row in before["_arms"]]
+    assert [{k: v for k, v in row.items() if k != "failed"} for row in after["_arms"][: len(figures)]] == figures
+    assert [row["failed"] for row in after["_arms"]] == ["0", "1", "0", "0", "1", "1"]
+    assert after["_pairs"] == before["_pairs"]
+    table = after["text"].split("Failed jobs:")[1]
+    assert "| 8_gold_seed5 | gold | 5 | sampler.n=0: must be above 0 |" in table and r"no \| memory" in table
+    assert "| gold | 2 (1 failed) |" in after["text"]
+    assert after["png"].stat().st_size > before_size
+    # The job was done again into the same folder, and failed there: what it found before is not its result.
+    shutil.rmtree(stopped)
+    (sweep / "0_gold_seed0" / "failed.json").write_text('{"error": "killed"}')
+    assert of(compare(sweep)[""], folder="0_gold_seed0")["finetuned_pass@1"] == ""
+
+
+def test_a_sweep_of_failures_alone_has_its_tables_and_its_picture(tmp_path):
+    write_failure(tmp_path / "s" / "0_gold_seed0", ["refinements=gold"], "no memory")
+    found = compare(tmp_path / "s")
+    assert found["_pairs"] == [] and "no memory" in found["text"] and found["png"].exists()
+
+
+def without_folders(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return sorted(({k: v for k, v in row.items() if k != "folder"} for row in rows), key=str)
+
+
+def test_two_sweeps_together_are_one_sweep_with_all_jobs(tmp_path):
+    whole = compare(write_sweep(tmp_path / "whole", list(CHANCES), [0, 1]))
+    first = write_sweep(tmp_path / "a", ["gold", "human"], [0, 1])
+    second = write_sweep(tmp_path / "b", ["model"], [0, 1])
+    merged = compare(first, second)
+    for name in ("", "_arms", "_pairs"):
+        assert without_folders(merged[name]) == without_folders(whole[name])
+    assert merged["text"] == whole["text"]
+    # A single run's folder is as good as a sweep's; so is each job in turn.
+    alone = compare(*sorted(tmp_path.glob("whole/*")))
+    assert alone["_arms"] == whole["_arms"] and alone["_pairs"] == whole["_pairs"]
+
+
+def test_of_the_same_job_in_two_sweeps_the_later_stands_and_a_failed_one_never(tmp_path):
+    first = write_sweep(tmp_path / "a", ["gold", "model"], [0])
+    write_job(tmp_path / "b" / "0", ["refinements=gold", "seed=0"], draw(0.9, "other"))
+    write_failure(tmp_path / "b" / "1", ["refinements=model", "seed=0"], "no memory")
+    found = compare(first, tmp_path / "b")
+    arms = {row["arm"]: row for row in found["_arms"]}
+    assert float(arms["gold"]["pass@1"]) == pytest.approx(column(draw(0.9, "other"), 1).mean())
+    assert float(arms["model"]["pass@1"]) == pytest.approx(column(draw(0.45, "model", 0), 1).mean())
+    assert (arms["gold"]["seeds"], arms["model"]["seeds"], arms["model"]["failed"]) == ("1", "1", "1")
+    assert f"{tmp_path / 'b' / '0'} stands instead of {first / '0_gold_seed0'}" in found["text"]
+    # The other way round, the job that failed was done again and is no failure any more.
+    arms = {row["arm"]: row for row in compare(tmp_path / "b", first)["_arms"]}
+    assert arms["model"]["failed"] == "0"
+
+
+def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
+    overrides = {
+        "gold": ["refinements=gold"],
+        "annotator (scripted)": ["refinements=human"],
+        "model": ["refinements=model"],
+        "model, feedback=shuffled": ["refinements=model", "feedback=shuffled"],
+        "gold, training.policy.lr=0.0001": ["refinements=gold", "training.policy.lr=1e-4"],
+        "gold, sampler.temperature=0.2": ["refinements=gold", "+sampler.temperature=0.2"],
+    }
+    for i, arm in enumerate(overrides.values()):
+        aside = [f"store.dir=st{i}", f"logger.project=p{i}", f"hydra.job.num={i}", f"output_dir=o{i}", f"seed={i % 2}"]
+        write_job(tmp_path / "s" / f"{i}_x", [*arm, *aside], draw(0.5, i))
+    found = compare(tmp_path / "s")
+    labels = [row["arm"] for row in found["_arms"]]
+    # What feedback and learning rate share is one zero-shot arm; another temperature is another one.
+    assert labels == ["zero-shot", "zero-shot, sampler.temperature=0.2", *overrides]
+    assert "Where a run's name says nothing else: feedback=scripted." in found["text"]
+
+
+def test_a_value_that_most_jobs_have_goes_without_saying_and_no_other_does(tmp_path):
+    for i, feedback in enumerate(["scripted", "none"]):
+        write_job(tmp_path / "s" / str(i), [f"feedback={feedback}"], draw(0.5, i))
+    found = compare(tmp_path / "s")
+    assert [row["arm"] for row in found["_arms"][1:]] == ["model, feedback=scripted", "model, feedback=none"]
+    assert "says nothing else" not in found["text"]
+
+
+def test_an_option_of_the_group_arm_names_the_arm_by_itself(tmp_path):
+    for i, (arm, feedback) in enumerate([("gold", "scripted"), ("ilf", "scripted"), ("shuffled", "shuffled")]):
+        write_job(tmp_path / "s" / str(i), [f"arm={arm}"], draw(0.5, i), feedback=feedback)
+    write_job(tmp_path / "s" / "3", ["arm=ilf", "feedback=none"], draw(0.5, 3), feedback="none")
+    write_job(tmp_path / "s" / "4", ["arm=human"], draw(0.5, 4))
+    labels = [row["arm"] for row in compare(tmp_path / "s")["_arms"]]
+    assert labels == ["zero-shot", "gold", "ilf", "shuffled", "ilf, feedback=none", "annotator (scripted)"]
+
+
+def test_arms_on_different_tasks_are_not_compared_and_named(tmp_path):
+    write_job(tmp_path / "s" / "0", ["refinements=gold"], draw(0.5, 0))
+    write_job(tmp_path / "s" / "1", ["refinements=gold", "data=mbpp"], draw(0.5, 1), zero=draw(0.3, "other"))
+    half = {task: c for task, c in draw(0.5, 2).items() if task < 21}
+    write_job(tmp_path / "s" / "2", ["refinements=gold", "data.limit.test=10"], half, zero=half)
+    found = compare(tmp_path / "s")
+    pairs = {(row["arm"], row["against"]): row["tasks"] for row in found["_pairs"]}
+    assert ("gold, data=mbpp", "gold") not in pairs and ("gold, data=mbpp", "zero-shot") not in pairs
+    assert pairs["gold, data.limit.test=10", "gold"] == "10"
+    assert "different tasks" in found["text"] and "zero-shot and gold, data=mbpp" in found["text"]
+    # Each arm is held against the zero-shot figures of its own data.
+    delta = float(of(found["_arms"], arm="gold, data=mbpp")["delta_pass@1"])
+    assert delta == pytest.approx((column(draw(0.5, 1), 1) - column(draw(0.3, "other"), 1)).mean())
+
+
+def test_a_run_that_stopped_before_the_policy_shows_its_refiner(tmp_path):
+    write_job(tmp_path / "s" / "0", ["feedback=scripted"], None, status="partial")
+    write_job(tmp_path / "s" / "1", ["feedback=none"], None, status="partial", refiner=part(draw(0.05)))
+    found = compare(tmp_path / "s")
+    row = of(found["_arms"], arm="model, feedback=none")
+    assert float(row["refiner_pass@1"]) == pytest.approx(column(draw(0.05), 1).mean()) and row["pass@1"] == ""
+    assert "| partial |" in found["text"] and "1 ended with status partial" in found["text"]
+
+
+def test_seeds_are_matched_each_by_itself(tmp_path):
+    sweep = write_sweep(tmp_path / "s", ["gold", "model"], [0, 1])
+    assert "Unmatched" not in compare(sweep)["text"]
+    write_job(sweep / "9", ["refinements=human", "seed=1"], draw(0.5), training_task_ids=[7])
+    assert "Unmatched" in compare(sweep)["text"]
+
+
+def test_other_zero_shot_figures_of_the_same_seed_are_named(tmp_path):
+    write_job(tmp_path / "s" / "0", ["refinements=gold"], draw(0.5))
+    write_job(tmp_path / "s" / "1", ["refinements=model"], draw(0.5))
+    assert "other zero-shot" not in compare(tmp_path / "s")["text"]
+    write_job(tmp_path / "s" / "2", ["refinements=self"], draw(0.5), zero=draw(0.8))
+    assert "2 has other zero-shot figures than 0" in compare(tmp_path / "s")["text"]
+
+
+def test_many_pairs_are_cut_in_the_text_and_whole_in_the_file(tmp_path):
+    for i in range(6):
+        write_job(tmp_path / "s" / str(i), [f"training.lr={i + 1}"], draw(0.3 + 0.05 * i, i))
+    found = compare(tmp_path / "s")
+    assert len(found["_pairs"]) == 21 * len(K) and "the 15 smallest p of 21 pairs" in found["text"]
+    shown = [line for line in found["text"].split("Every two arms")[1].split("\n") if line.startswith("| model")]
+    every = sorted(float(row["p"]) for row in found["_pairs"] if row["metric"] == "pass@1")
+    assert len(shown) == 15 and every[14] < every[15]
+    assert max(float(line.split("|")[4].replace("<", "")) for line in shown) == pytest.approx(every[14], abs=0.001)
+
+
+def test_the_picture_grows_with_its_rows_and_shows_seeds(tmp_path):
+    small = compare(write_sweep(tmp_path / "small", ["gold"], [0]))["png"].read_bytes()
+    seeds = compare(write_sweep(tmp_path / "seeds", ["gold"], [0, 1, 2]))["png"].read_bytes()
+    large = compare(write_sweep(tmp_path / "large", list(CHANCES), [0, 1, 2]))["png"].read_bytes()
+    assert small.startswith(b"\x89PNG") and len(small) < len(seeds) < len(large)
+    assert seeds.count(b"IHDR") == 1
+    height = [int.from_bytes(png[20:24], "big") for png in (small, large)]
+    assert height[0] < height[1]
+
+
+def test_an_older_results_json_is_named_with_the_way_out(tmp_path):
+    folder = write_job(tmp_path / "s" / "0", [], draw(0.5))
+    results = json.loads((folder / "results.json").read_text())
+    del results["finetuned"]["per_task"]
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"0/results\.json.*per_task.*again"):
+        compare(tmp_path / "s")
+
+
+def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
+    first = write_sweep(tmp_path / "a", ["gold"], [0, 1])
+    write_sweep(tmp_path / "b", ["model"], [0, 1])
+    # A model that is not there is not asked for.
+    done = cli("mode=compare", "compare=[a,b]", "hydra.run.dir=out", "model=local", "model.path=nowhere")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert text in done.stdout and str(tmp_path / "out" / "comparison.png") in done.stdout
+    assert "| gold | 2 |" in text and "| model | 2 |" in text
+    assert not (first / "comparison.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ("[]", r"compare=\[\].*at least one folder.*multirun/A"),
+        ("[nowhere]", r"compare='nowhere'.*no such folder"),
+        ("[{empty}]", r"compare='.*empty'.*at least one job"),
+    ],
+)
+def test_folders_that_cannot_be_compared_are_named(folders, message, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=message):
+        compose_settings("mode=compare", f"compare={folders.format(empty=tmp_path / 'empty')}")
+
+
+def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tmp_path, cli):
+    settings = ["sampler.n=4", "evaluate.k=[1]", "logger=none", "data.limit.test=2", "stages=[zero_shot]"]
+    sweep = ["-m", "hydra.sweep.dir=out", "sampler.temperature=0,0.8", "refinements=human", *settings]
+    assert cli(*sweep).returncode != 0
+    rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
+    assert [row["status"] for row in rows] == ["failed", "partial"]
+    assert "sampler.temperature" in rows[0]["error"] and (rows[0]["data"], rows[0]["feedback"]) == ("mini", "scripted")
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| annotator (scripted), sampler.temperature=0 | 0 (1 failed) |" in text and "| human" not in text
+    assert cli(*[part.replace("=0,0.8", "=0.7") for part in sweep]).returncode == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
+    assert [row["status"] for row in rows] == ["partial", "partial"]
+    assert not list((tmp_path / "out").glob("*/failed.json"))
