@@ -10,7 +10,7 @@ from dataclasses import asdict
 import pytest
 from conftest import MINI, ROOT, compose_settings, wrong_programs
 
-from ilf.config import check
+from ilf.checks import check
 from ilf.feedback.scripted import annotate
 from ilf.settings import Settings
 from ilf.tasks import mini

@@ -9,8 +9,8 @@ from conftest import MINI
 from safetensors.torch import load_file, save_file
 from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from ilf.models.policy_change import divergence, perplexity, weight_change
 from ilf.models.load import load_model, load_tokenizer
+from ilf.models.policy_change import divergence, perplexity, weight_change
 from ilf.models.sampling import Sampler
 from ilf.settings import Optimizer, Phase, Sampling, Training
 from ilf.tasks import mini as mini_tasks

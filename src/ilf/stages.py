@@ -369,10 +369,10 @@ class Stages:
         )
         found = results.of_run(self.settings, self.tasks, outcome, record)
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "plots" / "pass_at_k.png"
-        file.parent.mkdir(exist_ok=True)
-        report.plot(found, file)
-        plots = sorted(file.parent.glob("*.png"))
+        pictures = self.folder / "plots"
+        pictures.mkdir(exist_ok=True)
+        report.plot(found, pictures)
+        plots = sorted(pictures.glob("*.png"))
         self.runner.seconds["report"] = found["seconds"]["report"] = round(time.monotonic() - start, 2)
         write_atomically(self.folder / "results.json", json.dumps(found, indent=1))
         write_atomically(

@@ -90,8 +90,8 @@ class Tracker:
         prefix, base, end = _NAME.fullmatch(path.name).group(1, 2, 3)  # type: ignore[union-attr]
         name, kind, parents = _ARTIFACTS[base + path.suffix]
         own = (end or "").replace("_", "-")
-        made_of = [self._attached.get(parent + own, self._attached.get(parent)) for parent in parents]
-        made_of = [artifact for artifact in made_of if artifact is not None]
+        nearest = [parent + own if parent + own in self._attached else parent for parent in parents]
+        made_of = [self._attached[parent] for parent in nearest if parent in self._attached]
         name = (prefix or "").replace("_", "-") + name + own
         metadata = self._identity | {"parents": [{"name": a.name, "digest": a.digest} for a in made_of]}
         artifact = wandb.Artifact(f"{name}-{self._run.id}", kind)

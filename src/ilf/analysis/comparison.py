@@ -17,7 +17,8 @@ import numpy as np
 from filelock import FileLock
 
 from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
-from ilf.analysis.report import Point, bars, model_name, p_text, percent
+from ilf.analysis.plots import Point, bars
+from ilf.analysis.report import model_name, p_text, percent
 from ilf.analysis.statistics import bootstrap_ci95, holm, paired, pass_at_k, t_ci95
 from ilf.store import write_atomically
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from ilf.analysis.report import arm_name
 from ilf.types import InputError
 
 Job = dict[str, Any]  # results.json, with the additions of `_read` and `read_jobs`
@@ -33,6 +32,15 @@ _AFTER_ZERO_SHOT = (
     *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "training"),
     *("data.limit.refine", "data.limit.train"),
 )
+
+
+def arm_name(arm: str, annotator: str) -> str:
+    """Return what a reader calls an arm: a script's refinements are never called human.
+
+    >>> arm_name("human", "scripted")
+    'annotator (scripted)'
+    """
+    return "annotator (scripted)" if (arm, annotator) == ("human", "scripted") else arm
 
 
 def job_folders(folder: Path) -> list[Path]:

@@ -7,11 +7,13 @@ import math
 import re
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ilf.analysis.jobs import arm_name
+from ilf.analysis.plots import bars, curve
 from ilf.types import Outcome, Splits
 
 ROWS = {"zero_shot": "zero-shot (Test)", "refiner": "refiner (Train)", "finetuned": "fine-tuned (Test)"}
@@ -35,15 +37,6 @@ class Mended:
     detail: str  # what its unit tests said; empty where an annotation brought the program
     feedback: str
     after: str  # the first refinement that passed, whole
-
-
-def arm_name(arm: str, annotator: str) -> str:
-    """Return what a reader calls an arm: a script's refinements are never called human.
-
-    >>> arm_name("human", "scripted")
-    'annotator (scripted)'
-    """
-    return "annotator (scripted)" if (arm, annotator) == ("human", "scripted") else arm
 
 
 def model_name(results: dict[str, Any]) -> str:
@@ -77,9 +70,8 @@ def _parts(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for number, found in enumerate(results["rounds"], 1):
             named += [(f"{label}, round {number}", found[key]) for key, label in list(ROWS.items())[1:]]
     if transfer := results["transfer"]:
-        named += [
-            (f"{part.replace('_', '-')} ({transfer['data']})", transfer[part]) for part in ("zero_shot", "finetuned")
-        ]
+        named += [(f"zero-shot ({transfer['data']})", transfer["zero_shot"])]
+        named += [(f"fine-tuned ({transfer['data']})", transfer["finetuned"])]
     return {label: part for label, part in named if part}
 
 
@@ -260,74 +252,17 @@ def _diff(before: str, after: str, most: int = 30) -> list[str]:
     return lines if len(lines) <= most else [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
 
 
-def plot(results: dict[str, Any], file: Path) -> None:
-    """Draw zero-shot, refiner and fine-tuned pass@k with their intervals."""
+def plot(results: dict[str, Any], folder: Path) -> None:
+    """Draw a run's pass@k with intervals into pass_at_k.png, and over its rounds, where it has several, rounds.png."""
     parts = _parts(results)
     if not parts:
         return
     names = list(next(iter(parts.values()))["ci95"])
     arm = arm_name(results["arm"], results["annotator"])
-    bars(
-        file,
-        list(parts),
-        {n: [(p[n], *p["ci95"][n]) for p in parts.values()] for n in names},
-        f"{arm}: data {results['data']}, model {model_name(results)}, seed {results['seed']}",
-    )
-
-
-Point = tuple[float, float, float] | str | None  # value and interval, or a word in their place
-
-
-def bars(
-    file: Path,
-    labels: list[str],
-    series: Mapping[str, Sequence[Point]],
-    title: str,
-    seeds: Mapping[str, Sequence[Sequence[float]]] | None = None,
-) -> None:
-    """Draw points with intervals, one panel a metric, one row a label.
-
-    Args:
-        file: The PNG file.
-        labels: One a row, the first on top.
-        series: For each metric, (value, low, high) a label, as fractions; a word is written; None leaves the row empty.
-        title: Above the panels.
-        seeds: For each metric, the values of the seeds a label; drawn where there are several.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    labels = [textwrap.fill(label, 40) for label in labels]
-    lines = [line for label in labels for line in label.split("\n")]
-    several = any(len(values) > 1 for of_metric in (seeds or {}).values() for values in of_metric)
-    height = max(0.5 if several else 0.45, 0.15 + 0.17 * max(label.count("\n") + 1 for label in labels))
-    width = 0.6 + 0.085 * max(map(len, lines)) + 3.6 * len(series)
-    figure, axes = plt.subplots(
-        1, len(series), figsize=(width, 1.6 + height * len(labels)), sharey=True, squeeze=False, layout="constrained"
-    )
-    rows = range(len(labels))
-    for axis, (name, points) in zip(axes[0], series.items(), strict=True):
-        for row, point in zip(rows, points, strict=True):
-            if isinstance(point, str):
-                axis.text(50, row, point, ha="center", va="center", fontsize=9, color="#b03030")
-            elif point is not None:
-                value, low, high = (100 * number for number in point)
-                axis.plot([low, high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
-                axis.plot(value, row, "o", color="#1f5fa8", markersize=8)
-                axis.annotate(f"{value:.1f}", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
-        for row, values in enumerate((seeds or {}).get(name, [])):
-            if len(values) > 1:
-                # On three levels below the line, so that equal seeds do not hide one another.
-                levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
-                axis.plot([100 * value for value in values], levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
-        axis.set(
-            xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels
-        )
-        axis.grid(axis="x", alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    key = "points: mean over tasks; lines: 95% intervals over tasks" + ("\nsmall points: seeds" if several else "")
-    figure.suptitle(f"{textwrap.fill(title, int(width / 0.085))}\n{key}", fontsize=10)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    title = f"{arm}: data {results['data']}, model {model_name(results)}, seed {results['seed']}"
+    series = {n: [(p[n], *p["ci95"][n]) for p in parts.values()] for n in names}
+    bars(folder / "pass_at_k.png", list(parts), series, title)
+    rounds = [results["zero_shot"], *(found["finetuned"] for found in results["rounds"])]
+    if len(rounds) > 2 and rounds[0]:
+        lines = {n: [(i, r[n], *r["ci95"][n]) for i, r in enumerate(rounds) if r] for n in names}
+        curve(folder / "rounds.png", lines, title, "round (0: before any)", "pass@k on Test (%)")

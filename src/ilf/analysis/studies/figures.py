@@ -5,36 +5,17 @@ from __future__ import annotations
 import difflib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ilf.analysis.report import arm_name, p_text, percent
+from ilf.analysis.jobs import arm_name
+from ilf.analysis.plots import COLOURS, canvas, curve
+from ilf.analysis.report import p_text, percent
 from ilf.analysis.statistics import sign_flip_p_value
 from ilf.analysis.studies.job import Job, Study, arm_label, cells, figure, grouped, names, per_task, subject
-
-_COLOURS = ("#1f5fa8", "#c8553d", "#3a8f5c", "#8a5aa8", "#7a7a7a", "#b8860b")
-
-
-@contextmanager
-def canvas(file: Path, title: str, panels: int = 1, width: float = 6.4, height: float = 4.2) -> Iterator[list[Any]]:
-    """Give axes side by side, and write them to a PNG file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawing, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
-    for axis in axes[0]:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    drawing.suptitle(title, fontsize=9, wrap=True)
-    yield list(axes[0])
-    drawing.savefig(file, dpi=130)
-    plt.close(drawing)
 
 
 def _name(source: str, jobs: Sequence[Job]) -> str:
@@ -72,7 +53,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
     def draw(file: Path, caption: str) -> None:
         edges = np.geomspace(1, max(1000.0, *(max(v.values()) * 1.01 for v in means.values())), 25)
         with canvas(file, caption) as (axis,):
-            for colour, (source, values) in zip(_COLOURS, means.items(), strict=False):
+            for colour, (source, values) in zip(COLOURS, means.items(), strict=False):
                 array = np.array(list(values.values()))
                 style = {"histtype": "stepfilled", "alpha": 0.25, "color": colour}
                 weights = np.full(len(array), 100 / len(array))
@@ -93,41 +74,11 @@ def figure3(jobs: Sequence[Job]) -> Study:
         "p": "p",
     }
     notes = [
-        "Perplexity a token, EOS included, of the text that the policy would learn after the task's prompt; on the tasks "
-        "that all arms train on. p is a two-sided sign-flip permutation test of the log ratio to gold, paired over "
-        "tasks. In the paper, gold has more programs of perplexity 100 or more than the annotators and the refiner.",
+        "Perplexity a token, EOS included, of the text that the policy would learn after the task's prompt; on the "
+        "tasks that all arms train on. p is a two-sided sign-flip permutation test of the log ratio to gold, paired "
+        "over tasks. In the paper, gold has more programs of perplexity 100 or more than the annotators and the refiner.",
     ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
-
-
-def curve(
-    file: Path,
-    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    levels: Mapping[str, float] | None = None,
-) -> None:
-    """Draw lines of points with intervals.
-
-    Args:
-        file: The PNG file.
-        series: For each line, (x, value, low, high) as fractions.
-        title: Above.
-        xlabel: Under the axis.
-        ylabel: Beside the axis.
-        levels: Horizontal lines to compare with.
-    """
-    with canvas(file, title) as (axis,):
-        for colour, (label, found) in zip(_COLOURS, series.items(), strict=False):
-            x, y, low, high = (np.array(column) for column in zip(*sorted(found), strict=True))
-            bars = 100 * np.array([y - low, high - y]).clip(min=0)
-            axis.errorbar(x, 100 * y, bars, color=colour, marker="o", capsize=3, label=label)
-            axis.set_xticks(sorted({*axis.get_xticks().tolist(), *x.tolist()}) if len(x) < 2 else x)
-        for label, value in (levels or {}).items():
-            axis.axhline(100 * value, color="#7a7a7a", linestyle="--", linewidth=1, label=label)
-        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-        axis.legend(frameon=False, fontsize=8)
 
 
 def figure4(jobs: Sequence[Job]) -> Study:
@@ -244,14 +195,14 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     def draw(file: Path, caption: str) -> None:
         with canvas(file, caption, panels=2, width=5.6) as (left, right):
             shown = [name for name in layers if name != "all"]
-            for colour, (arm, found) in zip(_COLOURS, weights.items(), strict=False):
+            for colour, (arm, found) in zip(COLOURS, weights.items(), strict=False):
                 values = [100 * found[name] for name in shown]
                 left.plot(values, range(len(shown)), "o-", color=colour, label=arm_label(arm, jobs))
             left.set(xlabel="relative weight change (%)", xlim=(0, None), yticks=range(len(shown)), yticklabels=shown)
             left.invert_yaxis()
             left.legend(frameon=False, fontsize=8)
-            for i, (colour, row) in enumerate(zip(_COLOURS, rows, strict=False)):
-                found_kl = figure(kl[list(groups)[i]])
+            for i, (colour, arm) in enumerate(zip(COLOURS, groups, strict=False)):
+                found_kl = figure(kl[arm])
                 right.errorbar(
                     found_kl["mean"],
                     i,
@@ -276,9 +227,10 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         "KL against gold's": "against_gold",
     }
     notes = [
-        "Weight change: the norm of the difference over the norm of the base's weights. KL(fine-tuned || base) at the "
-        "sampling temperature on the fine-tuned policy's own samples on Test, 95% intervals over tasks; p is a two-sided "
-        "sign-flip permutation test, paired over tasks. The paper expects gold to move the policy more than refinements.",
+        "Weight change: the norm of the difference over the norm of the base's weights. KL(fine-tuned || base) at "
+        "the sampling temperature on the fine-tuned policy's own samples on Test, 95% intervals over tasks; p is a "
+        "two-sided sign-flip permutation test, paired over tasks. The paper expects gold to move the policy more than "
+        "refinements.",
     ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
@@ -288,7 +240,7 @@ def feedback_shares(file: Path, sources: Mapping[str, Mapping[str, float]], titl
     categories = list(dict.fromkeys(name for found in sources.values() for name in found if name.endswith(" (%)")))
     height = 1.6 + 0.3 * max(6, len(categories))
     with canvas(file, title, panels=2, width=5.6, height=height) as (left, right):
-        for i, (colour, (source, found)) in enumerate(zip(_COLOURS, sources.items(), strict=False)):
+        for i, (colour, (source, found)) in enumerate(zip(COLOURS, sources.items(), strict=False)):
             left.barh(i, found["words"], color=colour)
             text = f"{found['words']:.1f} words" + (
                 f", {found['mistakes addressed']:.1f} mistakes" if "mistakes addressed" in found else ""
@@ -316,7 +268,7 @@ def settings_grid(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> 
             kinds = sorted({(row["batch_size"], row["epochs"]) for row in own})
             for i, kind in enumerate(kinds):
                 line = sorted((r["lr"], 100 * r["validation"]) for r in own if (r["batch_size"], r["epochs"]) == kind)
-                colour, style = _COLOURS[i % len(_COLOURS)], ("-", "--", ":")[i // len(_COLOURS) % 3]
+                colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
                 axis.plot(
                     *zip(*line, strict=True),
                     marker="o",

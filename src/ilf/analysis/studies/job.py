@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ilf.analysis.jobs import job_folders
-from ilf.analysis.report import arm_name, model_name, p_text, percent
+from ilf.analysis.jobs import arm_name, job_folders
+from ilf.analysis.report import model_name, p_text, percent
 from ilf.analysis.statistics import bootstrap_ci95, paired, pass_at_k
 
 

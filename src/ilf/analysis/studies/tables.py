@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ilf.analysis.plots import bars
 from ilf.analysis.refinements import edit_distance
-from ilf.analysis.report import bars
 from ilf.analysis.studies import paper
 from ilf.analysis.studies.figures import feedback_shares, settings_grid
 from ilf.analysis.studies.job import (

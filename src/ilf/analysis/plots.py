@@ -1,0 +1,119 @@
+"""Pictures: points with intervals, and lines of them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLOURS = ("#1f5fa8", "#c8553d", "#3a8f5c", "#8a5aa8", "#7a7a7a", "#b8860b")
+
+
+@contextmanager
+def canvas(file: Path, title: str, panels: int = 1, width: float = 6.4, height: float = 4.2) -> Iterator[list[Any]]:
+    """Give axes side by side, and write them to a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawing, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    drawing.suptitle(title, fontsize=9, wrap=True)
+    yield list(axes[0])
+    drawing.savefig(file, dpi=130)
+    plt.close(drawing)
+
+
+def curve(
+    file: Path,
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Draw lines of points with intervals.
+
+    Args:
+        file: The PNG file.
+        series: For each line, (x, value, low, high) as fractions.
+        title: Above.
+        xlabel: Under the axis.
+        ylabel: Beside the axis.
+        levels: Horizontal lines to compare with.
+    """
+    with canvas(file, title) as (axis,):
+        for colour, (label, found) in zip(COLOURS, series.items(), strict=False):
+            x, y, low, high = (np.array(column) for column in zip(*sorted(found), strict=True))
+            bars = 100 * np.array([y - low, high - y]).clip(min=0)
+            axis.errorbar(x, 100 * y, bars, color=colour, marker="o", capsize=3, label=label)
+            axis.set_xticks(sorted({*axis.get_xticks().tolist(), *x.tolist()}) if len(x) < 2 else x)
+        for label, value in (levels or {}).items():
+            axis.axhline(100 * value, color="#7a7a7a", linestyle="--", linewidth=1, label=label)
+        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        axis.legend(frameon=False, fontsize=8)
+
+
+Point = tuple[float, float, float] | str | None  # value and interval, or a word in their place
+
+
+def bars(
+    file: Path,
+    labels: list[str],
+    series: Mapping[str, Sequence[Point]],
+    title: str,
+    seeds: Mapping[str, Sequence[Sequence[float]]] | None = None,
+) -> None:
+    """Draw points with intervals, one panel a metric, one row a label.
+
+    Args:
+        file: The PNG file.
+        labels: One a row, the first on top.
+        series: For each metric, (value, low, high) a label, as fractions; a word is written; None leaves the row empty.
+        title: Above the panels.
+        seeds: For each metric, the values of the seeds a label; drawn where there are several.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels = [textwrap.fill(label, 40) for label in labels]
+    lines = [line for label in labels for line in label.split("\n")]
+    several = any(len(values) > 1 for of_metric in (seeds or {}).values() for values in of_metric)
+    height = max(0.5 if several else 0.45, 0.15 + 0.17 * max(label.count("\n") + 1 for label in labels))
+    width = 0.6 + 0.085 * max(map(len, lines)) + 3.6 * len(series)
+    figure, axes = plt.subplots(
+        1, len(series), figsize=(width, 1.6 + height * len(labels)), sharey=True, squeeze=False, layout="constrained"
+    )
+    rows = range(len(labels))
+    for axis, (name, points) in zip(axes[0], series.items(), strict=True):
+        for row, point in zip(rows, points, strict=True):
+            if isinstance(point, str):
+                axis.text(50, row, point, ha="center", va="center", fontsize=9, color="#b03030")
+            elif point is not None:
+                value, low, high = (100 * number for number in point)
+                axis.plot([low, high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
+                axis.plot(value, row, "o", color="#1f5fa8", markersize=8)
+                axis.annotate(f"{value:.1f}", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+        for row, values in enumerate((seeds or {}).get(name, [])):
+            if len(values) > 1:
+                # On three levels below the line, so that equal seeds do not hide one another.
+                levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
+                axis.plot([100 * value for value in values], levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
+        axis.set(
+            xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels
+        )
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    key = "points: mean over tasks; lines: 95% intervals over tasks" + ("\nsmall points: seeds" if several else "")
+    figure.suptitle(f"{textwrap.fill(title, int(width / 0.085))}\n{key}", fontsize=10)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,250 @@
+"""What settings must be like, alone and together: checked before anything is loaded."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+
+from ilf.analysis.jobs import job_folders
+from ilf.settings import STAGES, Settings
+from ilf.tasks.prompts import STYLES
+from ilf.types import InputError
+
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "mode": ("run", "store", "pretrain", "compare"),
+    "rounds_from": ("base", "last"),
+    "data.annotator": ("human", "scripted"),
+    "data.prompt": STYLES,
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "feedback.name": ("human", "scripted", "unit_tests", "shuffled", "none"),
+    "feedback.source": ("human", "scripted", "unit_tests"),
+    "feedback.apply": ("refine", "train_and_refine"),
+    "feedback.select": ("annotated", "annotated_and_failed"),
+    "refiner.name": ("finetuned", "few_shot", "local", "policy"),
+    "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
+    "refinements.tasks": ("solved", "annotated"),
+    "executor.tests": ("all", "unseen"),
+    "executor.scoring": ("as_written", "paper"),
+    "executor.compare": ("exact", "approx"),
+    "executor.isolation": ("require", "best", "off"),
+    "adapter.name": ("full", "lora"),
+    "optimizer.name": ("adamw", "adamw_8bit"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
+    "logger.mode": ("offline", "online"),
+}
+_LISTS = {
+    "stages": STAGES,
+    "measure": ("weight_change", "kl", "perplexity"),
+    "feedback.transform": ("shuffle", "drop"),
+}
+_POSITIVE = (
+    "rounds",
+    "llm.max_tokens",
+    "llm.parallel",
+    "sampler.n",
+    "sampler.temperature",
+    "sampler.max_new_tokens",
+    "sampler.batch_size",
+    "executor.time_limit",
+    "executor.memory_mb",
+    "executor.output_mb",
+    "executor.disk_mb",
+    "executor.workers",
+    "adapter.rank",
+    "training.refiner.lr",
+    "training.refiner.epochs",
+    "training.refiner.batch_size",
+    "training.policy.lr",
+    "training.policy.epochs",
+    "training.policy.batch_size",
+    "training.micro_batch_size",
+    "training.max_length",
+    "training.clip",
+    "refiner.old_code_tokens",
+    "pretrain.vocabulary",
+    "pretrain.layers",
+    "pretrain.lr",
+    "pretrain.batch_size",
+    "pretrain.epochs",
+)
+
+
+def _value(settings: Settings, key: str) -> Any:
+    value: Any = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def check(settings: Settings) -> None:
+    """Check values, files and what must fit together, before anything is loaded.
+
+    Raises:
+        InputError: Names the key, the value, what is allowed and what to do.
+    """
+    for key, allowed in _ALLOWED.items():
+        if (value := _value(settings, key)) not in allowed:
+            raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
+    if settings.mode == "compare":  # the other settings have no reader then
+        _check_compare(settings.compare)
+        return
+    for key in _POSITIVE:
+        if (value := _value(settings, key)) <= 0:
+            raise InputError(key, value, "must be above 0", "Raise it.")
+    for key in ("data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"):
+        if (value := _value(settings, key)) is not None and value < 1:
+            raise InputError(key, value, "must be at least 1, or null for all tasks", "Raise it, or leave it out.")
+    for key in ("training.warmup_steps", "training.validate_n", "llm.shots"):
+        if (value := _value(settings, key)) < 0:
+            raise InputError(key, value, "must be 0 or more", "Raise it.")
+    for key, allowed in _LISTS.items():
+        if unknown := [word for word in _value(settings, key) if word not in allowed]:
+            advice = f"Quote the list: '{key}=[{allowed[0]}]'."
+            raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
+    if not settings.evaluate.k:
+        raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
+    for k in settings.evaluate.k:
+        if not 1 <= k <= settings.sampler.n:
+            raise InputError(
+                "evaluate.k",
+                settings.evaluate.k,
+                f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
+                f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
+            )
+    _check_sources(settings)
+    _check_study(settings)
+    if settings.model.path is None and settings.model.hub is None:
+        raise InputError(
+            "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
+        )
+    if settings.mode != "pretrain":
+        _check_model_folder("model.path", settings.model.path)
+    if settings.refiner.name == "local":
+        if settings.refiner.path is None:
+            raise InputError(
+                "refiner.path",
+                None,
+                "refiner=local needs a folder in Hugging Face's layout",
+                "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.",
+            )
+        _check_model_folder("refiner.path", settings.refiner.path)
+    if settings.logger.wandb and settings.logger.mode == "online" and not _logged_in():
+        raise InputError(
+            "logger.mode",
+            "online",
+            "needs a Weights & Biases login, and none was found",
+            "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.",
+        )
+
+
+def _check_compare(folders: list[str]) -> None:
+    advice = "Give folders of sweeps or runs: 'compare=[multirun/A,multirun/B]'."
+    if not folders:
+        raise InputError("compare", folders, "mode=compare needs at least one folder", advice)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError("compare", folder, "no such folder", advice)
+        if not job_folders(Path(folder)):
+            raise InputError("compare", folder, "must hold at least one job that has ended", advice)
+
+
+def _check_sources(settings: Settings) -> None:
+    data, feedback = settings.data, settings.feedback
+    for key, one in (("data", data), ("transfer", settings.transfer)):
+        if one is None or one.path is None:
+            continue
+        if one.name != "mbpp":
+            raise InputError(f"{key}.path", one.path, f"data={one.name} reads no file", "Add data=mbpp.")
+        if not Path(one.path).is_file():
+            raise InputError(
+                f"{key}.path", one.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
+            )
+    if data.name == "humaneval":
+        if set(settings.stages) - {"zero_shot", "report"}:
+            raise InputError(
+                "data",
+                "humaneval",
+                "has only tasks to evaluate on",
+                "Choose data@transfer=humaneval beside another data set, or 'stages=[zero_shot]'.",
+            )
+        return
+    if feedback.source == "scripted" and data.name != "mini":
+        raise InputError(
+            "feedback",
+            feedback.name,
+            f"needs data=mini, not {data.name}: the script knows what mini's tasks ask for",
+            "Choose feedback=human or unit_tests, or data=mini.",
+        )
+    if feedback.source == "human" and feedback.path is not None:
+        if not Path(feedback.path).is_file():
+            raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
+        return
+    if feedback.source == "human" and "drop" not in feedback.transform:
+        raise InputError(
+            "feedback.path",
+            None,
+            f"feedback={feedback.name} needs a file of annotations",
+            "Give feedback.path=FILE, or choose feedback=unit_tests.",
+        )
+    if settings.refinements.name == "human" and feedback.source != "scripted":
+        raise InputError(
+            "refinements",
+            "human",
+            f"needs an annotator's refinements, which feedback={feedback.name} does not bring",
+            "Choose feedback=human (on mini: feedback=scripted), or another arm.",
+        )
+
+
+def _check_study(settings: Settings) -> None:
+    """Check what repeats, sweeps or replaces parts of the algorithm."""
+    arm, llm = settings.refinements.name, settings.llm
+    if settings.rounds > 1 and settings.feedback.source == "human":
+        raise InputError(
+            "rounds",
+            settings.rounds,
+            "needs feedback on each round's new programs, and annotations are about programs that exist already",
+            "Choose feedback=scripted (on mini) or feedback=unit_tests, or rounds=1.",
+        )
+    if settings.rounds > 1 and arm == "none":
+        raise InputError("rounds", settings.rounds, "refinements=none trains nothing to go on from", "Use rounds=1.")
+    if arm == "llm" and llm.path is None and (llm.url is None or llm.model is None):
+        raise InputError(
+            "llm.url",
+            llm.url,
+            "refinements=llm needs an OpenAI-compatible endpoint and a model there, or stored answers",
+            "Give llm.url=http://HOST:PORT/v1 llm.model=NAME, or llm.path=llm_answers.jsonl.",
+        )
+    if llm.path is not None and not Path(llm.path).is_file():
+        raise InputError("llm.path", llm.path, "no such file", "Give an earlier run's programs/llm_answers.jsonl.")
+    if settings.select and "evaluate" in settings.stages:
+        raise InputError(
+            "select",
+            True,
+            "chooses settings by Refine, and stages holds evaluate: each setting would see Test",
+            "Use 'stages=[sample,annotate,train_refiner,refine,train_policy]'.",
+        )
+    if settings.select and settings.training.validate_n == 0:
+        raise InputError(
+            "training.validate_n", 0, "select=true chooses settings by programs on Refine", "Use at least 1."
+        )
+
+
+def _check_model_folder(key: str, path: str | None) -> None:
+    if path is not None and not (Path(path) / "config.json").is_file():
+        raise InputError(
+            key,
+            path,
+            "must be a folder with a config.json, in Hugging Face's layout",
+            "Check the path; `save_pretrained` writes such a folder.",
+        )
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
