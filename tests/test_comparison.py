@@ -177,6 +177,16 @@ def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path):
     assert float(row["points"]) == pytest.approx(100 * expected) and row["shared_seeds"] == "1"
 
 
+def test_arms_without_a_seed_in_common_are_compared_over_all_of_each_and_named(tmp_path):
+    write_sweep(tmp_path / "s", ["gold"], [0, 1])
+    write_job(tmp_path / "s" / "7_model_seed2", ["refinements=model", "seed=2"], draw(0.45, "model", 2))
+    found = compare(tmp_path / "s")
+    row = of(found["_pairs"], arm="model", against="gold", metric="pass@1")
+    gold = np.mean([column(draw(0.6, "gold", seed), 1).mean() for seed in (0, 1)])
+    assert float(row["points"]) == pytest.approx(100 * (column(draw(0.45, "model", 2), 1).mean() - gold))
+    assert row["shared_seeds"] == "0" and "different seeds: gold and model." in found["text"]
+
+
 def test_holm_raises_and_never_lowers_and_is_over_the_pairs_of_one_metric(tmp_path):
     found = compare(write_sweep(tmp_path / "s", list(CHANCES), [0, 1]))
     for k in K:

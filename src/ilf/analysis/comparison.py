@@ -148,9 +148,11 @@ def _pairs(arms: Collection[Arm], name: str, notes: list[str]) -> list[Pair]:
             continue
         difference = paired(np.array([x[task] for task in tasks]), np.array([y[task] for task in tasks]))
         pairs.append(Pair(name, before, after, len(tasks), len(shared), difference))
-    if skipped:
-        more = f"; and {len(skipped) - 5} more pairs" if len(skipped) > 5 else ""
-        notes.append(f"Not compared, being on different tasks: {'; '.join(skipped[:5])}{more}.")
+    apart = [f"{pair.before.label} and {pair.after.label}" for pair in pairs if not pair.seeds]
+    for what, named in (("Not compared, being on different tasks", skipped), ("Compared over different seeds", apart)):
+        if named:
+            more = f"; and {len(named) - 5} more pairs" if len(named) > 5 else ""
+            notes.append(f"{what}: {'; '.join(named[:5])}{more}.")
     return pairs
 
 
@@ -304,7 +306,7 @@ def _markdown(
         shown = first if len(first) <= _SHOWN_PAIRS else sorted(first, key=lambda row: row["p"])[:_SHOWN_PAIRS]
         lines += [
             "",
-            f"Every two arms, {names[0]}"
+            f"Every two arms on the tasks and seeds that both have, {names[0]}"
             + (f": the {_SHOWN_PAIRS} smallest p of {len(first)} pairs" if len(first) > _SHOWN_PAIRS else "")
             + " (Holm-corrected over all pairs):",
             "",
