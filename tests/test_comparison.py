@@ -276,11 +276,16 @@ def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
     }
     for i, arm in enumerate(overrides.values()):
         aside = [f"store.dir=st{i}", f"logger.project=p{i}", f"hydra.job.num={i}", f"output_dir=o{i}", f"seed={i % 2}"]
-        write_job(tmp_path / "s" / f"{i}_x", [*arm, *aside], draw(0.5, i))
+        write_job(tmp_path / "s" / f"{i}_x", [*arm, *aside], draw(0.5, i), draw(0.1) if i == 5 else None)
     found = compare(tmp_path / "s")
     labels = [row["arm"] for row in found["_arms"]]
     # What feedback and learning rate share is one zero-shot arm; another temperature is another one.
     assert labels == ["zero-shot", "zero-shot, sampler.temperature=0.2", *overrides]
+    deltas = {row["arm"]: float(row["delta_pass@1"]) for row in found["_arms"][2:]}
+    assert deltas["gold"] == pytest.approx((column(draw(0.5, 0), 1) - column(draw(0.3, "zero", 0), 1)).mean())
+    assert deltas["gold, sampler.temperature=0.2"] == pytest.approx(
+        (column(draw(0.5, 5), 1) - column(draw(0.1), 1)).mean()
+    )
     assert "Where a run's name says nothing else: feedback=scripted." in found["text"]
 
 
