@@ -171,9 +171,9 @@ def test_every_two_arms_are_compared_by_the_paired_test_on_the_means_over_seeds(
 
 def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path):
     write_sweep(tmp_path / "s", ["gold"], [0, 1, 2])
-    write_job(tmp_path / "s" / "7_model_seed1", ["refinements=model", "seed=1"], draw(0.45, "model", 1))
+    write_job(tmp_path / "s" / "7_model_seed2", ["refinements=model", "seed=2"], draw(0.45, "model", 2))
     row = of(compare(tmp_path / "s")["_pairs"], arm="model", against="gold", metric="pass@1")
-    expected = column(draw(0.45, "model", 1), 1).mean() - column(draw(0.6, "gold", 1), 1).mean()
+    expected = column(draw(0.45, "model", 2), 1).mean() - column(draw(0.6, "gold", 2), 1).mean()
     assert float(row["points"]) == pytest.approx(100 * expected) and row["shared_seeds"] == "1"
 
 
