@@ -171,9 +171,9 @@ def test_every_two_arms_are_compared_by_the_paired_test_on_the_means_over_seeds(
 
 def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path):
     write_sweep(tmp_path / "s", ["gold"], [0, 1, 2])
-    write_job(tmp_path / "s" / "7_model_seed1", ["refinements=model", "seed=1"], draw(0.45, "model", 1))
+    write_job(tmp_path / "s" / "7_model_seed2", ["refinements=model", "seed=2"], draw(0.45, "model", 2))
     row = of(compare(tmp_path / "s")["_pairs"], arm="model", against="gold", metric="pass@1")
-    expected = column(draw(0.45, "model", 1), 1).mean() - column(draw(0.6, "gold", 1), 1).mean()
+    expected = column(draw(0.45, "model", 2), 1).mean() - column(draw(0.6, "gold", 2), 1).mean()
     assert float(row["points"]) == pytest.approx(100 * expected) and row["shared_seeds"] == "1"
 
 
@@ -276,11 +276,16 @@ def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
     }
     for i, arm in enumerate(overrides.values()):
         aside = [f"store.dir=st{i}", f"logger.project=p{i}", f"hydra.job.num={i}", f"output_dir=o{i}", f"seed={i % 2}"]
-        write_job(tmp_path / "s" / f"{i}_x", [*arm, *aside], draw(0.5, i))
+        write_job(tmp_path / "s" / f"{i}_x", [*arm, *aside], draw(0.5, i), draw(0.1) if i == 5 else None)
     found = compare(tmp_path / "s")
     labels = [row["arm"] for row in found["_arms"]]
     # What feedback and learning rate share is one zero-shot arm; another temperature is another one.
     assert labels == ["zero-shot", "zero-shot, sampler.temperature=0.2", *overrides]
+    deltas = {row["arm"]: float(row["delta_pass@1"]) for row in found["_arms"][2:]}
+    assert deltas["gold"] == pytest.approx((column(draw(0.5, 0), 1) - column(draw(0.3, "zero", 0), 1)).mean())
+    assert deltas["gold, sampler.temperature=0.2"] == pytest.approx(
+        (column(draw(0.5, 5), 1) - column(draw(0.1), 1)).mean()
+    )
     assert "Where a run's name says nothing else: feedback=scripted." in found["text"]
 
 
