@@ -76,7 +76,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
     notes = [
         "Perplexity a token, EOS included, of the text that the policy would learn after the task's prompt; on the "
         "tasks that all arms train on. p is a two-sided sign-flip permutation test of the log ratio to gold, paired "
-        "over tasks. In the paper, gold has more programs of perplexity 100 or more than the annotators and the refiner.",
+        "over tasks. In the paper, gold has more programs of perplexity 100 or more than the other two.",
     ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
