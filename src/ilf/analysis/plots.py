@@ -47,16 +47,16 @@ def curve(
         title: Above.
         xlabel: Under the axis.
         ylabel: Beside the axis.
-        levels: Horizontal lines to compare with.
+        levels: Horizontal lines to compare with, in the colours of the lines.
     """
     with canvas(file, title) as (axis,):
         for colour, (label, found) in zip(COLOURS, series.items(), strict=False):
             x, y, low, high = (np.array(column) for column in zip(*sorted(found), strict=True))
             bars = 100 * np.array([y - low, high - y]).clip(min=0)
             axis.errorbar(x, 100 * y, bars, color=colour, marker="o", capsize=3, label=label)
-            axis.set_xticks(sorted({*axis.get_xticks().tolist(), *x.tolist()}) if len(x) < 2 else x)
-        for label, value in (levels or {}).items():
-            axis.axhline(100 * value, color="#7a7a7a", linestyle="--", linewidth=1, label=label)
+            axis.set_xticks(x)
+        for colour, (label, value) in zip(COLOURS, (levels or {}).items(), strict=False):
+            axis.axhline(100 * value, color=colour, linestyle="--", linewidth=1, label=label)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
         axis.legend(frameon=False, fontsize=8)
 
@@ -70,6 +70,7 @@ def bars(
     series: Mapping[str, Sequence[Point]],
     title: str,
     seeds: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    published: Mapping[str, Sequence[float | None]] | None = None,
 ) -> None:
     """Draw points with intervals, one panel a metric, one row a label.
 
@@ -79,6 +80,7 @@ def bars(
         series: For each metric, (value, low, high) a label, as fractions; a word is written; None leaves the row empty.
         title: Above the panels.
         seeds: For each metric, the values of the seeds a label; drawn where there are several.
+        published: For each metric, the paper's value a label.
     """
     import matplotlib
 
@@ -108,12 +110,17 @@ def bars(
                 # On three levels below the line, so that equal seeds do not hide one another.
                 levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
                 axis.plot([100 * value for value in values], levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
+        for row, value in enumerate((published or {}).get(name, [])):
+            if value is not None:
+                axis.plot(100 * value, row, "D", color="#c8553d", markersize=7, fillstyle="none")
         axis.set(
             xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels
         )
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     key = "points: mean over tasks; lines: 95% intervals over tasks" + ("\nsmall points: seeds" if several else "")
-    figure.suptitle(f"{textwrap.fill(title, int(width / 0.085))}\n{key}", fontsize=10)
+    key += "\ndiamonds: the paper" if published else ""
+    above = "\n".join(textwrap.fill(line, int(width / 0.085)) for line in title.splitlines())
+    figure.suptitle(f"{above}\n{key}", fontsize=10)
     figure.savefig(file, dpi=130)
     plt.close(figure)

@@ -51,7 +51,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
     title = "Figure 3: perplexity under the base model"
 
     def draw(file: Path, caption: str) -> None:
-        edges = np.geomspace(1, max(1000.0, *(max(v.values()) * 1.01 for v in means.values())), 25)
+        edges = np.geomspace(1, max(2.0, *(max(v.values()) * 1.01 for v in means.values())), 25)
         with canvas(file, caption) as (axis,):
             for colour, (source, values) in zip(COLOURS, means.items(), strict=False):
                 array = np.array(list(values.values()))
@@ -211,6 +211,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
                     marker="o",
                     capsize=3,
                 )
+            right.locator_params(axis="x", nbins=4)
             right.set(
                 xlabel="KL(fine-tuned || base), nats a token",
                 xlim=(0, None),
@@ -275,7 +276,7 @@ def settings_grid(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> 
                     markersize=4,
                     color=colour,
                     linestyle=style,
-                    label=f"batch {kind[0]}, {kind[1]} epochs",
+                    label=f"batch {kind[0]}, epochs {kind[1]}",
                 )
             for row in own:
                 if row["chosen"]:

@@ -28,18 +28,22 @@ from ilf.analysis.studies.job import (
 )
 from ilf.tasks.mbpp import split_of
 
-_HEADS = {"one_correct": "1+ correct (%)"}
+_HEADS = {"one_correct": "1+ correct"}
 _INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
 _PAIRED = "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test."
 
 
 def _columns(first: str, shown: Sequence[str], *more: tuple[str, str]) -> dict[str, str]:
-    heads = {_HEADS.get(name, f"{name} (%)"): f"{name}_text" for name in shown}
+    heads = {f"{_HEADS.get(name, name)} (%)": f"{name}_text" for name in shown}
     return {first: "row", **heads, **dict(more)}
 
 
 def _bars(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> Callable[[Path, str], None]:
-    return lambda file, caption: bars(file, [row["row"] for row in rows], points(rows, shown), caption)
+    found = {_HEADS.get(name, name): column for name, column in points(rows, shown).items()}
+    published = {name: [row.get(f"paper_{name}") for row in rows] for name in shown}
+    published = {name: column for name, column in published.items() if any(column)}
+    labels = [row["row"] for row in rows]
+    return lambda file, caption: bars(file, labels, found, caption, published=published)
 
 
 def table1(jobs: Sequence[Job]) -> Study:
@@ -139,16 +143,17 @@ def table4(jobs: Sequence[Job]) -> Study:
         )
     columns = _columns("fine-tuned on", shown, (f"{shown[0]} against zero-shot", "difference_text"))
     columns = {"fine-tuned on": "row", "examples": "examples", **columns}
-    columns |= {f"paper {name} (%)": f"paper_{name}" for name in shown if f"paper_{name}" in rows[0]}
-    title = "Table 4"
+    columns |= {f"paper {name} (%)": f"paper_{name}_text" for name in shown if f"paper_{name}" in rows[0]}
+    title = "Table 4: after fine-tuning, on Test"
     drawn = [row for row in rows if row.get(shown[0]) is not None]
     notes = [_INTERVALS, _PAIRED, f"The paper's figures are {paper.MODEL.removesuffix(' (paper)')}'s on MBPP."]
     return Study(title, subject(jobs), columns, rows, _bars(drawn, shown), notes)
 
 
-def _published(arm: str, shown: Sequence[str]) -> dict[str, str]:
-    found = paper.FINAL.get(arm, {})
-    return {f"paper_{name}": f"{100 * found[name]:.0f}" for name in shown if name in found}
+def _published(arm: str, shown: Sequence[str]) -> dict[str, float | str]:
+    found = {name: value for name, value in paper.FINAL.get(arm, {}).items() if name in shown}
+    texts = {f"paper_{name}_text": f"{100 * value:.0f}" for name, value in found.items()}
+    return {f"paper_{name}": value for name, value in found.items()} | texts
 
 
 def scorer_effect(jobs: Sequence[Job]) -> Study:
