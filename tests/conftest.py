@@ -73,6 +73,7 @@ def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:
 SMALL = [
     "sampler.n=4",
     "evaluate.k=[1,4]",
+    "data.limit.prompt=2",
     "data.limit.test=8",
     "data.limit.refine=30",
     "data.limit.train=30",

@@ -1,7 +1,9 @@
 """Algorithm 1 over plain dictionaries, and who may import whom."""
 
 import ast
+import itertools
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
@@ -15,10 +17,13 @@ def task(i: int, split: str) -> Task:
 
 
 TASKS = Splits(
+    prompt=(task(1, "prompt"),),
     test=tuple(task(i, "test") for i in (11, 12)),
     refine=tuple(task(i, "refine") for i in (111, 112)),
     train=tuple(task(i, "train") for i in (311, 312, 313, 314)),
+    transfer=(task(11, "test"),),
 )
+ALONE = replace(TASKS, transfer=())
 
 
 class Steps:
@@ -26,11 +31,12 @@ class Steps:
 
     def __init__(self, correct: dict[str, set[int]], unusable: set[tuple[int, str]] = frozenset()):
         self.correct, self.unusable, self.calls, self.seen = correct, unusable, [], {}
+        self.round, self.trained = 0, []
 
     def _programs(self, stage, ids, n=3):
         self.calls.append(stage)
         self.seen[stage] = list(ids)
-        good = self.correct.get(stage, set())
+        good = self.correct.get(f"{stage} {self.round}", self.correct.get(stage, set()))
         # Only the last sample of a solved task is correct.
         return [
             Program(
@@ -47,10 +53,14 @@ class Steps:
             for s in range(n)
         ]
 
+    def begin_round(self, number):
+        self.round = number
+
     def zero_shot(self, tasks):
         return self._programs("zero_shot", [t.task_id for t in tasks])
 
-    def sample(self, tasks):
+    def sample(self, policy, tasks):
+        self.sampled_from = policy
         return self._programs("sample", [t.task_id for t in tasks])
 
     def annotate(self, failing):
@@ -66,6 +76,9 @@ class Steps:
         assert refiner == "refiner"
         return self._programs("refine", [f.task_id for f in feedback])
 
+    def ask_llm(self, feedback):
+        return self._programs("llm", [f.task_id for f in feedback])
+
     def express(self, candidates):
         return [
             None
@@ -74,27 +87,32 @@ class Steps:
             for c in candidates
         ]
 
-    def train_policy(self, examples):
+    def train_policy(self, policy, examples):
         self.calls.append("train_policy")
-        return "policy"
+        self.trained.append((policy, [e.target for e in examples]))
+        return f"policy {self.round}"
 
     def evaluate(self, policy, tasks):
         self.policy = policy
         return self._programs("evaluate", [t.task_id for t in tasks])
 
 
-def run(steps, arm="model", solved_only=True):
+def whole(steps, arm="model", solved_only=True, tasks=ALONE, **more):
     outcome = Outcome()
-    algorithm.run(steps, TASKS, outcome, arm=arm, solved_only=solved_only, seed=0)
+    algorithm.run(steps, tasks, outcome, arm=arm, solved_only=solved_only, seed=0, **more)
     return outcome
+
+
+def run(steps, arm="model", solved_only=True, **more):
+    return whole(steps, arm, solved_only, **more).last
 
 
 def test_the_lines_come_in_the_papers_order_on_the_right_splits():
     steps = Steps({"sample": {111, 314}, "refine": {311, 313}})
     outcome = run(steps)
     assert steps.calls == ["zero_shot", "sample", "annotate", "train_refiner", "refine", "train_policy", "evaluate"]
-    assert set(outcome.failing) == {112, 311, 312, 313}  # what the policy never solved
-    assert steps.seen["train_refiner"] == [112]  # never Train, never Test
+    assert set(outcome.failing) == {1, 112, 311, 312, 313}  # what the policy never solved
+    assert steps.seen["train_refiner"] == [1, 112]  # never Train, never Test; 1 only for worked examples
     assert steps.seen["refine"] == [311, 312, 313]
     assert [(e.task_id, e.target) for e in outcome.examples] == [(311, "refine 311 2"), (313, "refine 313 2")]
     assert steps.seen["evaluate"] == steps.seen["zero_shot"] == [11, 12]
@@ -129,7 +147,7 @@ def test_without_a_solved_task_nothing_is_trained():
 
 def test_self_training_has_as_many_examples_from_tasks_that_the_policy_solves():
     outcome = run(Steps({"sample": {111, 313, 314}, "refine": {311}}), "self")
-    assert outcome.failing.keys() == {112, 311, 312}
+    assert outcome.failing.keys() == {1, 112, 311, 312}
     assert [e.source for e in outcome.examples] == ["self"] and outcome.examples[0].task_id in (313, 314)
     assert outcome.examples[0].target.startswith("sample ") and outcome.examples[0].target.endswith(" 2")
     few = run(Steps({"sample": {314}, "refine": {311, 312, 313}}), "self")
@@ -142,6 +160,66 @@ def test_the_control_evaluates_the_policy_as_it_was():
     steps = Steps({})
     outcome = run(steps, "none")
     assert steps.calls == ["zero_shot", "evaluate"] and steps.policy is None and outcome.finetuned
+
+
+def test_another_models_refinements_are_on_tasks_that_the_refiner_solved_too():
+    steps = Steps({"refine": {311, 312}, "llm": {312, 313}})
+    outcome = run(steps, "llm")
+    assert [(e.task_id, e.target) for e in outcome.examples] == [(312, "llm 312 2")]
+    alone = run(Steps({"llm": {313}}), "llm", solved_only=False)
+    assert [e.task_id for e in alone.examples] == [313]
+
+
+def test_the_tasks_of_a_smaller_limit_are_among_those_of_a_larger_one():
+    found = [
+        {e.task_id for e in run(Steps({"refine": {311, 312, 313, 314}}), limit=limit).examples}
+        for limit in (1, 2, 3, None)
+    ]
+    assert [len(ids) for ids in found] == [1, 2, 3, 4]
+    assert all(small < large for small, large in itertools.pairwise(found))
+
+
+def test_every_arms_programs_on_the_trained_tasks_are_noted():
+    found = run(Steps({"refine": {311, 313}}, {(313, "gold")}), "gold")
+    assert [(e.task_id, e.source) for e in found.expressed] == [(311, "gold"), (311, "human"), (311, "model")]
+
+
+def test_another_data_set_is_only_evaluated():
+    steps = Steps({"refine": {311}})
+    outcome = whole(steps, tasks=TASKS)
+    assert steps.calls.count("zero_shot") == steps.calls.count("evaluate") == 2
+    assert (
+        [p.task_id for p in outcome.transfer_zero_shot] == [p.task_id for p in outcome.transfer_finetuned] == [11] * 3
+    )
+    assert len(outcome.zero_shot) == len(outcome.last.finetuned) == 6
+
+
+ROUNDS = {"refine 1": {311, 312}, "sample 2": {311, 112}, "refine 2": {312, 314}, "sample 3": {311, 312, 313, 314}}
+
+
+def test_each_round_samples_the_newest_policy_and_trains_the_first_one_on_all_that_was_learnt():
+    steps = Steps(ROUNDS)
+    outcome = whole(steps, rounds=2)
+    assert steps.sampled_from == "policy 1" and steps.policy == outcome.policy == "policy 2"
+    assert steps.trained == [
+        (None, ["refine 311 2", "refine 312 2"]),
+        (None, ["refine 311 2", "refine 312 2", "refine 314 2"]),
+    ]
+    assert set(outcome.rounds[1].failing) == {1, 111, 312, 313, 314}
+    assert steps.seen["train_refiner"] == [1, 111, 112, 1, 111]  # feedback of both rounds
+
+
+def test_rounds_from_the_last_policy_train_it_on_what_is_new():
+    steps = Steps(ROUNDS)
+    whole(steps, rounds=2, from_last=True)
+    assert steps.trained[1] == ("policy 1", ["refine 312 2", "refine 314 2"])
+
+
+def test_rounds_end_where_nothing_is_left_to_learn_and_keep_what_they_have():
+    steps = Steps(ROUNDS)
+    outcome = whole(steps, rounds=4)
+    assert len(outcome.rounds) == 3 and outcome.rounds[2].finetuned is None
+    assert outcome.last is outcome.rounds[1] and outcome.policy == "policy 2"
 
 
 def _imports(path) -> set[str]:

@@ -11,6 +11,7 @@ import pytest
 from conftest import MINI, ROOT, compose_settings, wrong_programs
 
 from ilf.checks import check
+from ilf.config import check_arm
 from ilf.feedback.scripted import annotate
 from ilf.settings import Settings
 from ilf.tasks import mini
@@ -31,6 +32,11 @@ NOT_RUN = {
     "model/smollm2_135m": "lies on the Hub",
     "trainer/gpu": "needs a GPU",
     "experiment/mini/pretrain": "run by test_mini.py",
+    "experiment/mini/rounds": "run by test_studies.py",
+    "experiment/mini/optuna": "run by test_studies.py, where the extra is at hand",
+    "data/humaneval": "run as data@transfer by test_studies.py",
+    "refinements/llm": "needs an endpoint; run by test_llm.py",
+    **{o: "run by test_studies.py" for o in OPTIONS if o.startswith(("experiment/paper/", "arm/"))},
 }
 
 
@@ -43,8 +49,11 @@ SOME_FILE = ROOT / "README.md"  # stands for annotations where they are not read
 NEEDS = {  # what an option can't be composed without
     "model/local": [f"model.path={MINI}"],
     "refiner/local": [f"refiner.path={MINI}"],
-    "refiner/few_shot": ["feedback=human", f"feedback.path={SOME_FILE}"],
     "feedback/human": [f"feedback.path={SOME_FILE}"],
+    "refinements/llm": [f"llm.path={SOME_FILE}"],
+    "arm/llm_1shot": [f"llm.path={SOME_FILE}"],
+    "arm/llm_2shot": [f"llm.path={SOME_FILE}"],
+    "data/humaneval": ["stages=[zero_shot]"],
     "data/mbpp": [f"feedback.path={SOME_FILE}"],
     "experiment/mbpp/smoke": [f"feedback.path={SOME_FILE}"],
     "experiment/mbpp/full": [f"feedback.path={SOME_FILE}"],
@@ -57,15 +66,19 @@ def test_every_option_names_its_command_and_sets_only_known_keys(option):
     first = next(line for line in text.splitlines() if not line.startswith("# @package"))
     assert first.startswith("# python run.py"), first
     settings = compose_settings(override(option), *NEEDS.get(option, []))
-    group = option.split("/")[0]
-    if group != "experiment":
-        assert getattr(settings, group).name == option.split("/")[1]
+    group, name = option.split("/", 1)
+    if group == "arm":
+        assert settings.arm == name
+    elif group != "experiment":
+        # Whose feedback `annotator` is, the data say.
+        assert getattr(settings, group).name == ("scripted" if name == "annotator" else name)
 
 
 # The default options run in the end-to-end tests.
 DEFAULTS = {
     "data/mini",
     "model/mini",
+    "feedback/annotator",
     "feedback/scripted",
     "refiner/finetuned",
     "refinements/model",
@@ -108,7 +121,7 @@ def annotations(tmp_path_factory):
 def test_every_option_runs(option, small_stages, shared_store, annotations):
     extra = [override(option), f"store.dir={shared_store}", "data.limit.test=4", "training.epochs=2"]
     if option in ("feedback/human", "refiner/few_shot"):
-        extra += ["feedback=human", f"feedback.path={annotations}"]
+        extra += ["feedback=human", f"feedback.path={annotations}", "data.limit.prompt=null"]
     if option == "refiner/local":
         first = small_stages(*extra[1:])
         first.run()
@@ -175,6 +188,26 @@ BAD = {
     "shuffled without an annotator": (["data=mbpp", "feedback=shuffled"], r"feedback\.path=None.*feedback=shuffled"),
     "an unknown transform": (["feedback.transform=[mix]"], r"feedback\.transform='mix'.*shuffle, drop"),
     "a file for generated data": (["data.path=mbpp.jsonl"], r"data\.path='mbpp.jsonl'.*data=mbpp"),
+    "rounds on people's feedback": (
+        ["rounds=2", "feedback=human", f"feedback.path={SOME_FILE}"],
+        r"rounds=2.*feedback=scripted.*unit_tests",
+    ),
+    "rounds of nothing": (["rounds=2", "refinements=none"], r"rounds=2.*refinements=none"),
+    "no round": (["rounds=0"], r"rounds=0"),
+    "another model without an endpoint": (["refinements=llm"], r"llm\.url=None.*llm\.model.*llm\.path"),
+    "an endpoint without a model": (
+        ["refinements=llm", "llm.url=http://localhost:1/v1"],
+        r"llm\.url=.*llm\.model=NAME",
+    ),
+    "missing answers": (["refinements=llm", "llm.path=nowhere"], r"llm\.path='nowhere'.*llm_answers"),
+    "choosing by Test": (["select=true"], r"select=True.*evaluate.*stages="),
+    "choosing by nothing": (["select=true", "stages=[train_policy]"], r"training\.validate_n=0.*select"),
+    "nothing to train on": (["data=humaneval"], r"data='humaneval'.*data@transfer=humaneval"),
+    "a file for another data set": (["data@transfer=humaneval", "transfer.path=x"], r"transfer\.path='x'"),
+    "a missing file of another data set": (["data@transfer=mbpp", "transfer.path=x"], r"transfer\.path='x'.*no such"),
+    "an unknown measure": (["measure=[kll]"], r"measure='kll'.*weight_change, kl, perplexity"),
+    "an unknown scoring": (["executor.scoring=theirs"], r"executor\.scoring='theirs'.*as_written, paper"),
+    "no training tasks": (["refinements.limit=0"], r"refinements\.limit=0"),
     "no limit": (["data.limit.test=0"], r"data\.limit\.test=0"),
 }
 
@@ -186,6 +219,18 @@ def test_bad_values_are_named_with_what_is_allowed(name, monkeypatch, tmp_path):
     overrides, message = BAD[name]
     with pytest.raises(InputError, match=message):
         compose_settings(*overrides)
+
+
+def test_what_an_arm_sets_can_not_be_taken_back():
+    for arm, override, group in [
+        ("gold", "refinements=human", "refinements"),
+        ("refiner_without_feedback", "feedback=shuffled", "feedback"),
+        ("fresh_samples", "refiner=finetuned", "refiner"),
+    ]:
+        with pytest.raises(InputError, match=rf"{group}=.*is set by arm={arm}"):
+            check_arm(arm, ["seed=1", override, f"arm={arm}"], CONF)
+    check_arm("gold", ["arm=gold", "feedback=unit_tests", "refinements.limit=3"], CONF)
+    check_arm(None, ["refinements=gold"], CONF)
 
 
 def test_good_settings_pass(monkeypatch):

@@ -134,7 +134,10 @@ def select_and_report(sweep: Path) -> None:
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _, arm, _, setting, score in tried:
         scores[arm][setting].append(score)
-    best = {arm: max((fmean(own), setting) for setting, own in found.items())[1] for arm, found in scores.items()}
+    best = {}
+    for arm, found in scores.items():
+        means = {setting: fmean(own) for setting, own in found.items()}
+        best[arm] = max(means, key=means.__getitem__)  # the first of equals
     for folder, arm, seed, setting, _ in tried:
         if setting == (best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]):
             saved = OmegaConf.load(folder / ".hydra" / "config.yaml")

@@ -110,9 +110,9 @@ def bars(
                 # On three levels below the line, so that equal seeds do not hide one another.
                 levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
                 axis.plot([100 * value for value in values], levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
-        for row, value in enumerate((published or {}).get(name, [])):
-            if value is not None:
-                axis.plot(100 * value, row, "D", color="#c8553d", markersize=7, fillstyle="none")
+        for row, theirs in enumerate((published or {}).get(name, [])):
+            if theirs is not None:
+                axis.plot(100 * theirs, row, "D", color="#c8553d", markersize=7, fillstyle="none")
         axis.set(
             xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels
         )

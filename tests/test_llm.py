@@ -1,0 +1,172 @@
+"""Refinements by another model: from a server on loopback that speaks the OpenAI protocol, and from stored answers."""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ilf.feedback import llm
+from ilf.settings import LLM
+from ilf.store import JsonLines
+from ilf.tasks import mini
+from ilf.tasks.mbpp import tasks_from
+from ilf.types import Feedback, InputError
+
+KEY = "sk-not-to-be-found-anywhere"
+TASKS = {t.task_id: t for t in tasks_from(mini.rows(), None, "paper")[0]}
+BY_TEXT = {t.text: t for t in TASKS.values()}
+FEW = ["data.limit.test=2", "data.limit.refine=20", "data.limit.train=20", "sampler.n=2", "evaluate.k=[1]"]
+
+
+class Endpoint(ThreadingHTTPServer):
+    """Answers with the gold program of the task that it is asked about, fenced; every third request fails at first."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests, self.keys, self.failures = [], set(), 0
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.broken_after = 10**9
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        server.keys.add(self.headers["Authorization"])
+        if len(server.requests) >= server.broken_after:
+            return self.reply(400, {"error": {"message": "no such model"}})
+        if server.failures < len(server.requests) // 3:
+            server.failures += 1
+            return self.reply(500, {"error": {"message": "busy"}})
+        server.requests.append(request)
+        text = re.search(r"Task:\n(.*?)\n\nIt must", request["messages"][-1]["content"], re.DOTALL)[1]
+        answer = f"It is wrong.\n\n```python\n{BY_TEXT[text].code}\n```\nThat is all."
+        return self.reply(
+            200,
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "served",
+                "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}],
+            },
+        )
+
+    def reply(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = Endpoint()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def queries(ids=(311, 312, 313), n=2, seed=0, program="def f(:"):
+    feedback = [Feedback(i, "train", program, "words", "scripted") for i in ids]
+    shot = Feedback(1, "prompt", "def wrong():\n    pass", "All of it.", "scripted", TASKS[1].code)
+    return llm.plan(feedback, TASKS, [shot], n, seed)
+
+
+def test_questions_show_worked_examples_and_never_the_gold_program_or_the_annotators_words():
+    asked = queries()
+    assert len({q["seed"] for q in asked}) == 6 and [q["sample"] for q in asked] == [0, 1] * 3
+    for q in asked:
+        roles = [m["role"] for m in q["messages"]]
+        assert roles == ["system", "user", "assistant", "user"]
+        question, shown = q["messages"][-1]["content"], json.dumps(q["messages"])
+        task = TASKS[q["task_id"]]
+        assert task.text in question and task.tests[0] in question and "def f(:" in question
+        assert "words" not in question and task.code not in shown and task.tests[1] not in shown
+        assert "All of it." in shown and TASKS[1].code in q["messages"][2]["content"]
+
+
+def test_answers_are_kept_as_they_come_and_only_the_missing_ones_are_asked_for(endpoint, tmp_path):
+    settings, answers = LLM(url=endpoint.url, model="m", parallel=2), JsonLines(tmp_path / "answers.jsonl")
+    endpoint.broken_after = 4
+    with pytest.raises(InputError, match=r"llm\.url=.*model 'm'.*OPENAI_API_KEY"):
+        llm.answer(settings, 0.8, queries(), answers)
+    assert 1 <= len(answers.read()) <= 4
+    before = len(endpoint.requests)
+    kept = answers.read()
+    endpoint.broken_after = 10**9
+    llm.answer(settings, 0.8, queries(), answers)
+    assert len(endpoint.requests) - before == 6 - len(kept) and answers.read()[: len(kept)] == kept
+    assert {(row["task_id"], row["sample"]) for row in answers.read()} == {
+        (i, s) for i in (311, 312, 313) for s in (0, 1)
+    }
+    assert endpoint.failures > 0 and {r["temperature"] for r in endpoint.requests} == {0.8}
+    assert all(r["model"] == "m" and 0 <= r["seed"] < 2**31 for r in endpoint.requests)
+
+
+def test_an_endpoint_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *a, **k: 0)
+    with pytest.raises(InputError, match=r"llm\.url='http://127\.0\.0\.1:1/v1'"):
+        llm.answer(LLM(url="http://127.0.0.1:1/v1", model="m"), 0.8, queries(), JsonLines(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("Wrong.\n```python\ndef f():\n    return 1\n```\nDone.", "def f():\n    return 1"),
+        ("```\nx\n```\nbetter:\n```py\ndef g():\n    pass\n```", "def g():\n    pass"),
+        ("```python\ndef f():\n    return 1", "def f():\n    return 1"),  # cut off
+        ("def f():\n    return 1\n", "def f():\n    return 1"),
+    ],
+)
+def test_the_last_block_of_an_answer_is_the_program(answer, code):
+    asked = queries(ids=(311,), n=1)
+    (found,) = llm.programs(asked, [{"task_id": 311, "sample": 0, "answer": answer}], TASKS)
+    assert found.program == code and found.completion == answer
+
+
+def test_a_stored_answer_about_another_program_is_an_error_with_its_line(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    rows = [{"task_id": q["task_id"], "sample": q["sample"], "parent": q["parent"], "answer": "x"} for q in queries()]
+    rows[3]["parent"] = "0" * 64
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"answers\.jsonl:4: parent"):
+        llm.answer(LLM(path=str(file)), 0.8, queries(), JsonLines(tmp_path / "out"))
+    rows[3]["parent"] = rows[2]["parent"]
+    file.write_text("\n".join(map(json.dumps, rows[:5])))
+    llm.answer(LLM(path=str(file)), 0.8, queries(), JsonLines(tmp_path / "out"))
+    assert len(JsonLines(tmp_path / "out").read()) == 5
+
+
+def test_a_policy_learns_from_another_models_refinements_live_and_stored_and_the_key_stays_secret(
+    endpoint, small_stages, tmp_path
+):
+    live = small_stages(
+        *FEW, "arm=llm_1shot", f"llm.url={endpoint.url}", "llm.model=m", "logger=many", "data.limit.prompt=6"
+    )
+    found = live.run()
+    live.tracker.close()
+    assert endpoint.keys == {f"Bearer {KEY}"}
+    assert found["status"] == "complete" and found["arm"] == "llm_1shot" and found["matched"] is False
+    assert found["llm"]["pass@1"] == 1.0 and found["llm"]["n_samples"] == 2
+    rows = [json.loads(line) for line in (live.folder / "training.jsonl").read_text().splitlines()]
+    assert rows and {row["source"] for row in rows} == {"llm"}
+    assert {row["task_id"] for row in rows} <= set(found["refiner"]["solved_tasks"])
+    everything = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file() and f.suffix != ".safetensors")
+    assert KEY.encode() not in everything and b"llm_1shot" in everything
+    # Its stored answers give the same run without the endpoint.
+    asked = len(endpoint.requests)
+    again = small_stages(
+        *FEW, "arm=llm_1shot", f"llm.path={live.folder / 'programs' / 'llm_answers.jsonl'}", "data.limit.prompt=6"
+    ).run()
+    assert len(endpoint.requests) == asked
+    assert again["training_task_ids"] == found["training_task_ids"] and again["finetuned"] == found["finetuned"]
