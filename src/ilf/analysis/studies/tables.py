@@ -123,7 +123,8 @@ def table4(jobs: Sequence[Job]) -> Study:
     before = per_task(jobs, "zero_shot", shown[0])
     zero = {name: per_task(jobs, "zero_shot", name) for name in shown}
     rows: list[dict[str, Any]] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
-    for arm in [*paper.FINAL, *(arm for arm in groups if arm not in paper.FINAL)]:
+    arms = [arm for arm in paper.FINAL if arm != "zero_shot"]
+    for arm in [*arms, *(arm for arm in groups if arm not in arms)]:
         group = [job for job in groups.get(arm, []) if job.results["finetuned"]]
         label = arm_label(arm, jobs)
         if not group:
@@ -138,7 +139,7 @@ def table4(jobs: Sequence[Job]) -> Study:
                 "examples": f"{np.mean(counts):.0f}",
                 **cells(after),
                 **against(before, after[shown[0]]),
-                **(_published(arm, shown) if arm != "zero_shot" else {}),
+                **_published(arm, shown),
             }
         )
     columns = _columns("fine-tuned on", shown, (f"{shown[0]} against zero-shot", "difference_text"))
