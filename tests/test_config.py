@@ -205,6 +205,7 @@ BAD = {
     "nothing to train on": (["data=humaneval"], r"data='humaneval'.*data@transfer=humaneval"),
     "a file for another data set": (["data@transfer=humaneval", "transfer.path=x"], r"transfer\.path='x'"),
     "a missing file of another data set": (["data@transfer=mbpp", "transfer.path=x"], r"transfer\.path='x'.*no such"),
+    "the same data set twice": (["data@transfer=mini"], r"transfer='mini'.*humaneval"),
     "an unknown measure": (["measure=[kll]"], r"measure='kll'.*weight_change, kl, perplexity"),
     "an unknown scoring": (["executor.scoring=theirs"], r"executor\.scoring='theirs'.*as_written, paper"),
     "no training tasks": (["refinements.limit=0"], r"refinements\.limit=0"),

@@ -1,4 +1,4 @@
-"""The commands of the README are those that the tests run, or compose."""
+"""The commands of the README and of docs/ compose and pass the checks; the README names what there is."""
 
 import re
 import shlex
@@ -9,9 +9,10 @@ import pytest
 from conftest import ROOT, SMALL
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
-RUNS = [c.split("python run.py")[1].strip() for c in COMMANDS if "python run.py" in c]
+RUNS = sorted({c.split("python run.py")[1].strip() for c in COMMANDS if "python run.py" in c})
 
 
 @pytest.mark.parametrize("arguments", RUNS)
@@ -24,12 +25,27 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
     words = [w for w in shlex.split(arguments) if w != "-m"]
     words = [re.sub(r"=(mbpp.jsonl|annotations.jsonl|FOLDER)$", rf"={tmp_path}/\1", word) for word in words]
     words = [word.replace("outputs/DATE/TIME/mini", str(tmp_path / "FOLDER")) for word in words]
+    for folder in re.findall(r"multirun/\w+", arguments):
+        (tmp_path / folder / "0_gold_seed0").mkdir(parents=True)
+        (tmp_path / folder / "0_gold_seed0" / "failed.json").touch()
+    words = [word.replace("multirun/", f"{tmp_path}/multirun/") for word in words]
     # A sweep composes one job for each of its values.
     swept = [w for w in words if "," in w and "[" not in w]
     for values in [w.partition("=")[2].split(",") for w in swept] or [[None]]:
         for value in values:
             kept = [w if w not in swept else f"{w.partition('=')[0]}={value}" for w in words]
             assert compose_settings(*kept)
+
+
+def test_every_link_and_picture_is_there():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), (page, target)
+
+
+def test_every_study_has_its_page():
+    for file in (ROOT / "conf" / "experiment" / "paper").glob("*.yaml"):
+        assert f"experiment=paper/{file.stem}" in (ROOT / "docs" / "studies" / f"{file.stem}.md").read_text()
 
 
 def test_the_python_of_the_readme_runs(store, tmp_path):

@@ -161,6 +161,13 @@ def _check_sources(settings: Settings) -> None:
             raise InputError(
                 f"{key}.path", one.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
             )
+    if settings.transfer is not None and settings.transfer.name == data.name:
+        raise InputError(
+            "transfer",
+            data.name,
+            "is the data set that the policy learns on, and Test is evaluated already",
+            "Choose another one: data@transfer=humaneval.",
+        )
     if data.name == "humaneval":
         if set(settings.stages) - {"zero_shot", "report"}:
             raise InputError(

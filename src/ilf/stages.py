@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,14 +12,12 @@ from typing import Any
 
 from ilf import algorithm
 from ilf.algorithm import Candidate
-from ilf.analysis import report, results
 from ilf.feedback import from_tests, human, llm, scripted, transforms
-from ilf.measures import measure
-from ilf.models.load import sampling_dtype
-from ilf.runner import VERSIONS, NotRequested, Runner
+from ilf.outputs import write_outputs
+from ilf.runner import NotRequested, Runner
 from ilf.sandbox import Sandbox
 from ilf.settings import STAGES, Settings
-from ilf.store import Entry, JsonLines, Store, write_atomically
+from ilf.store import Entry, JsonLines, Store
 from ilf.tasks import mini
 from ilf.tasks.prompts import completion_of, few_shot_prompt
 from ilf.tracking import Tracker
@@ -109,7 +105,7 @@ class Stages:
         except NotRequested as stop:
             status, missing = "partial", str(stop)
         finally:
-            found = self._report(outcome, status)
+            found = write_outputs(self, outcome, status)
         order = list(STAGES)
         undone = [s for s in settings.stages if s not in self.runner.seconds]
         undone = [s for s in undone if missing and order.index(s) > order.index(missing)]
@@ -146,7 +142,8 @@ class Stages:
 
     def refine(self, refiner: Path, feedback: Sequence[Feedback]) -> list[Program]:
         """Draw the refiner's programs, given x0 and f; with refiner=policy, given only the task."""
-        settings, shots = self.settings.refiner, self._shots()
+        settings = self.settings.refiner
+        shots = self._few_shot() if settings.name == "few_shot" else []
         tasks = [self.tasks.by_id[f.task_id] for f in feedback]
         if settings.name == "policy":
             return self._draw("refine", refiner, _task_prompts(tasks))
@@ -158,8 +155,8 @@ class Stages:
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
         """Have the endpoint refine wrong programs, or take its stored answers, and execute what it wrote."""
-        examples = self.shots[: self.settings.llm.shots]
-        queries = llm.plan(feedback, self.tasks.by_id, examples, self.n, self.seed)
+        shots = self._worked_examples("llm.shots", self.settings.llm.shots)
+        queries = llm.plan(feedback, self.tasks.by_id, shots, self.n, self.seed)
         key = {"llm": llm.key(self.settings.llm, self.settings.sampler.temperature), "queries": queries}
 
         def work(entry: Entry) -> dict[str, Any]:
@@ -322,73 +319,24 @@ class Stages:
         draws = plan_draws(_task_prompts(self.tasks.refine), "validate_policy", training.validate_n, self.seed)
         return self.runner.fine_tune(ILFModule, policy or self.model, encoded, [], draws, training.policy, "policy")
 
-    def _shots(self) -> list[tuple[Feedback, Refinement]]:
-        """Return the worked examples of the few-shot refiner, from feedback on ids 1 to 10; none for another one."""
-        settings = self.settings.refiner
-        if settings.name != "few_shot":
-            return []
-        if len(self.shots) < settings.shots:
+    def _worked_examples(self, key: str, count: int) -> list[Feedback]:
+        """Return feedback on `count` programs of ids 1 to 10; `key` is the setting that asks for so many."""
+        if len(self.shots) < count:
             raise InputError(
-                "refiner.shots",
-                settings.shots,
+                key,
+                count,
                 f"needs as many programs of ids 1 to 10 with feedback, and there are {len(self.shots)}",
                 "Lower it, raise data.limit.prompt, or annotate more of these tasks.",
             )
+        return self.shots[:count]
+
+    def _few_shot(self) -> list[tuple[Feedback, Refinement]]:
+        """Return the worked examples of the few-shot refiner."""
         found = []
-        for f in self.shots[: settings.shots]:
+        for f in self._worked_examples("refiner.shots", self.settings.refiner.shots):
             task = self.tasks.by_id[f.task_id]
             target = completion_of(task.prompt, f.refinement or task.code, task.entry_point)
             found.append((f, Refinement(f.task_id, task.prompt, target, f.source)))
-        return found
-
-    # ---- the report --------------------------------------------------------------------------------------------
-
-    def _report(self, outcome: Outcome, status: str) -> dict[str, Any]:
-        """Write results.json, summary.md and the plot from what there is, and return the results."""
-        start = time.monotonic()
-        # A run that broke off has something to say, which a second failure here must not hide.
-        asked = self.settings if status != "failed" else replace(self.settings, measure=[])
-        measured, failure = measure(replace(asked, measure=[]), self.runner, outcome), None
-        try:
-            measured = measure(asked, self.runner, outcome)
-        except Exception as error:  # raised once everything else is written
-            failure = error
-        record = results.Record(
-            status=status,
-            data_sha256=self.data_sha256,
-            weights_sha256=self.runner.weights(self.model),
-            dtype=str(sampling_dtype(self.settings.model.dtype)),
-            scoring=self.runner.scoring,
-            isolation=asdict(self.sandbox.isolation),
-            halvings=self.runner.halvings,
-            seconds={name: self.runner.seconds.get(name) for name in (*VERSIONS, "report")},
-            reused=self.runner.reused,
-            rejected=self.rejected,
-            fine_tuned=self.runner.fine_tuned.get("train_policy", {}),
-            measured=measured,
-        )
-        found = results.of_run(self.settings, self.tasks, outcome, record)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        pictures = self.folder / "plots"
-        pictures.mkdir(exist_ok=True)
-        report.plot(found, pictures)
-        plots = sorted(pictures.glob("*.png"))
-        self.runner.seconds["report"] = found["seconds"]["report"] = round(time.monotonic() - start, 2)
-        write_atomically(self.folder / "results.json", json.dumps(found, indent=1))
-        write_atomically(
-            self.folder / "summary.md",
-            report.summary(found, report.mended(outcome, self.tasks), [p.name for p in plots]),
-        )
-        self.tracker.artifact(self.folder / "results.json")
-        figures = {
-            f"{part}/{name}": found[part][name]
-            for part in ("zero_shot", "refiner", "finetuned")
-            if found[part]
-            for name in (*found[part]["ci95"], "one_correct")
-        }
-        self.tracker.summary(figures, plots)
-        if failure is not None:
-            raise failure
         return found
 
 
