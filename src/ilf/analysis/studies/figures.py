@@ -133,6 +133,7 @@ def figure5(jobs: Sequence[Job]) -> Study:
     for number, values_of in sorted(mistakes.items()):
         found = figure(dict(enumerate(values_of)))
         text = percent(found["mean"], [found["low"], found["high"]])
+        text = text if len(values_of) > 1 else text.split(" ")[0]  # one task has no interval
         rows.append({"row": number, "feedbacks": len(values_of), **found, "text": text})
     what = "mistakes that the feedback addresses" if noted else "places that the annotator's refinement changes"
     title = f"Figure 5: the refiner's {shown[0] if shown else 'pass rate'} by number of {what}"

@@ -28,7 +28,7 @@ from ilf.analysis.studies.job import (
 )
 from ilf.tasks.mbpp import split_of
 
-_HEADS = {"one_correct": "1+ correct"}
+_HEADS = {"one_correct": "1+ correct", "as_written": "as written", "as_paper": "as the authors' code scores"}
 _INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
 _PAIRED = "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test."
 
