@@ -83,10 +83,13 @@ def _pretrain(settings) -> None:  # type: ignore[no-untyped-def]
 
 def _compare(settings) -> None:  # type: ignore[no-untyped-def]
     from ilf.analysis.comparison import write_comparison
+    from ilf.analysis.studies import write_study
 
-    folder = Path(settings.output_dir)
-    write_comparison(folder, [Path(sweep) for sweep in settings.compare])
-    print(f"\n{(folder / 'comparison.md').read_text()}\n{folder / 'comparison.png'}")
+    folder, sweeps = Path(settings.output_dir), [Path(sweep) for sweep in settings.compare]
+    write_comparison(folder, sweeps)
+    study = write_study(folder, [*sweeps, *(sweep / "chosen" for sweep in sweeps)])
+    for file in filter(None, (folder / "comparison.md", study)):
+        print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")
 
 
 def _show_store(settings) -> None:  # type: ignore[no-untyped-def]
