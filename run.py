@@ -46,7 +46,7 @@ def main(config: DictConfig) -> float | None:
         finally:
             upload = stages.tracker.close()
         _show_results(results, Path(settings.output_dir), upload)
-        return results["validation"]
+        return results["validation"] and results["validation"]["pass@1"]
     except (InputError, NoTrainingExamples) as error:
         # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
         if HydraConfig.get().mode is RunMode.MULTIRUN:

@@ -29,12 +29,12 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
         (tmp_path / folder / "0_gold_seed0").mkdir(parents=True)
         (tmp_path / folder / "0_gold_seed0" / "failed.json").touch()
     words = [word.replace("multirun/", f"{tmp_path}/multirun/") for word in words]
-    # A sweep composes one job for each of its values.
-    swept = [w for w in words if "," in w and "[" not in w]
-    for values in [w.partition("=")[2].split(",") for w in swept] or [[None]]:
-        for value in values:
-            kept = [w if w not in swept else f"{w.partition('=')[0]}={value}" for w in words]
-            assert compose_settings(*kept)
+    # A sweep composes one job for each of its values, the others at their first.
+    swept = {w.partition("=")[0]: w.partition("=")[2].split(",") for w in words if "," in w and "[" not in w}
+    kept = [w for w in words if w.partition("=")[0] not in swept]
+    for key, value in [(key, value) for key, values in swept.items() for value in values] or [("", "")]:
+        job = [f"{other}={value if other == key else values[0]}" for other, values in swept.items()]
+        assert compose_settings(*kept, *job)
 
 
 def test_every_link_and_picture_is_there():

@@ -93,11 +93,12 @@ def check(settings: Settings) -> None:
     for key in _POSITIVE:
         if (value := _value(settings, key)) <= 0:
             raise InputError(key, value, "must be above 0", "Raise it.")
-    for key in ("data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"):
+    limits = ["data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"]
+    for key in [*limits, *(["transfer.limit.test"] if settings.transfer else [])]:
         if (value := _value(settings, key)) is not None and value < 1:
             raise InputError(key, value, "must be at least 1, or null for all tasks", "Raise it, or leave it out.")
-    for key in ("training.warmup_steps", "training.validate_n", "llm.shots"):
-        if (value := _value(settings, key)) < 0:
+    for key in ("training.warmup_steps", "training.validate_n", "llm.shots", "select", "data.limit.prompt"):
+        if (value := _value(settings, key)) is not None and value < 0:
             raise InputError(key, value, "must be 0 or more", "Raise it.")
     for key, allowed in _LISTS.items():
         if unknown := [word for word in _value(settings, key) if word not in allowed]:
@@ -156,7 +157,8 @@ def _check_sources(settings: Settings) -> None:
         if one is None or one.path is None:
             continue
         if one.name != "mbpp":
-            raise InputError(f"{key}.path", one.path, f"data={one.name} reads no file", "Add data=mbpp.")
+            group = "data@transfer" if key == "transfer" else "data"
+            raise InputError(f"{key}.path", one.path, f"{group}={one.name} reads no file", f"Add {group}=mbpp.")
         if not Path(one.path).is_file():
             raise InputError(
                 f"{key}.path", one.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
@@ -207,7 +209,8 @@ def _check_sources(settings: Settings) -> None:
 def _check_study(settings: Settings) -> None:
     """Check what repeats, sweeps or replaces parts of the algorithm."""
     arm, llm = settings.refinements.name, settings.llm
-    if settings.rounds > 1 and settings.feedback.source == "human":
+    people = settings.feedback.source == "human" and settings.feedback.path is not None
+    if settings.rounds > 1 and people:
         raise InputError(
             "rounds",
             settings.rounds,
@@ -223,19 +226,27 @@ def _check_study(settings: Settings) -> None:
             "refinements=llm needs an OpenAI-compatible endpoint and a model there, or stored answers",
             "Give llm.url=http://HOST:PORT/v1 llm.model=NAME, or llm.path=llm_answers.jsonl.",
         )
+    if settings.transfer is not None and settings.transfer.prompt not in STYLES:
+        prompt = settings.transfer.prompt
+        raise InputError("transfer.prompt", prompt, f"must be one of {', '.join(STYLES)}", "Choose one of these.")
     if llm.path is not None and not Path(llm.path).is_file():
         raise InputError("llm.path", llm.path, "no such file", "Give an earlier run's programs/llm_answers.jsonl.")
-    if settings.select and "evaluate" in settings.stages:
+    if settings.select and {"zero_shot", "evaluate"} & set(settings.stages):
         raise InputError(
             "select",
-            True,
-            "chooses settings by Refine, and stages holds evaluate: each setting would see Test",
-            "Use 'stages=[sample,annotate,train_refiner,refine,train_policy]'.",
+            settings.select,
+            "chooses settings by Refine, and stages holds what looks at Test: each setting would",
+            "Use 'stages=[sample,annotate,train_refiner,refine,train_policy]', or select=0.",
         )
-    if settings.select and settings.training.validate_n == 0:
-        raise InputError(
-            "training.validate_n", 0, "select=true chooses settings by programs on Refine", "Use at least 1."
-        )
+    for key, wanted in (("refiner.shots", settings.refiner.name == "few_shot"), ("llm.shots", arm == "llm")):
+        limit = settings.data.limit.prompt
+        if wanted and limit is not None and _value(settings, key) > limit:
+            raise InputError(
+                key,
+                _value(settings, key),
+                f"worked examples are of ids 1 to 10, and data.limit.prompt={limit}",
+                "Lower it, or raise data.limit.prompt.",
+            )
 
 
 def _check_model_folder(key: str, path: str | None) -> None:

@@ -6,6 +6,9 @@ The only module besides run.py that knows of Hydra. Imports no torch until `buil
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+import sys
 from collections import defaultdict
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from ilf.analysis.jobs import FIELDS, job_folders
+from ilf.analysis.jobs import FIELDS, job_folders, setting_of
 from ilf.checks import check
 from ilf.settings import STAGES, Settings
 from ilf.store import write_atomically
@@ -25,6 +28,8 @@ from ilf.types import InputError
 
 if TYPE_CHECKING:
     from ilf.stages import Stages
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parent
 
@@ -58,13 +63,14 @@ def build(settings: Settings) -> Stages:
     import torch
 
     from ilf.analysis.jobs import arm_name
+    from ilf.feedback import llm
     from ilf.feedback.human import load_annotations
     from ilf.models.load import resolve
     from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
     from ilf.store import Store
     from ilf.tasks.load import load
-    from ilf.tasks.mbpp import split_tasks
+    from ilf.tasks.mbpp import read_json_lines, split_tasks
     from ilf.tracking import Tracker
 
     if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
@@ -82,9 +88,13 @@ def build(settings: Settings) -> Stages:
         annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
         only = {annotation.task_id for annotation in annotations}
     splits = split_tasks(tasks, asdict(data.limit), only)
+    transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
-        splits = replace(splits, transfer=tuple([t for t in load(settings.transfer)[0] if t.split == "test"][:limit]))
+        others, transfer_sha256 = load(settings.transfer)
+        splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
+    if settings.llm.path is not None:
+        read_json_lines(Path(settings.llm.path), llm.COLUMNS)  # a malformed row is named before anything is computed
     store = Store(Path(settings.store.dir), settings.store.reuse)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
     sandbox = Sandbox(Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)}))
@@ -95,7 +105,7 @@ def build(settings: Settings) -> Stages:
         arm_name(settings.arm, settings.feedback.source),
         settings.group or settings.study,
     )
-    return Stages(settings, splits, data_sha256, annotations, model, store, sandbox, tracker)
+    return Stages(settings, splits, data_sha256, transfer_sha256, annotations, model, store, sandbox, tracker)
 
 
 def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:
@@ -117,37 +127,62 @@ def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:
         group, _, option = override.lstrip("+~").partition("=")
         if group in own:
             raise InputError(
-                group, option, f"is set by arm={arm}", f"Leave {override} out, or choose another arm=..., or none."
+                group, option, f"is set by arm={arm}", f"Leave {override} out, or choose another arm=..., or arm=null."
             )
 
 
-def select_and_report(sweep: Path) -> None:
+def select_and_report(sweep: Path) -> list[str]:
     """Evaluate on Test, once, the setting of each arm that did best on Refine: runs in the sweep's folder `chosen`.
 
-    ILF takes gold's best setting where gold was swept too, as in the paper's appendix A.1. Seeds are averaged.
+    A setting is everything that a job overrides but its arm and seed; seeds are averaged. ILF takes gold's best
+    setting where gold was swept too, as in the paper's appendix A.1.
+
+    Returns:
+        A line on each run that failed, or that there is no job for.
     """
-    tried = []  # folder, arm, seed, setting, pass@1 on Refine
+    tried = []  # results, folder, setting
     for folder in job_folders(sweep):
-        found = json.loads((folder / "results.json").read_text()) if (folder / "results.json").exists() else {}
-        if found.get("validation") is not None:
-            tried.append((folder, found["arm"], found["seed"], str(found["training"]), found["validation"]))
+        if not (folder / "failed.json").exists():
+            found = json.loads((folder / "results.json").read_text())
+            if found["validation"]:
+                tried.append((found, folder, str(setting_of(found["overrides"]))))
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for _, arm, _, setting, score in tried:
-        scores[arm][setting].append(score)
+    for found, _, setting in tried:
+        scores[found["arm"]][setting].append(found["validation"]["pass@1"])
     best = {}
-    for arm, found in scores.items():
-        means = {setting: fmean(own) for setting, own in found.items()}
+    for arm, by_setting in scores.items():
+        means = {setting: fmean(own) for setting, own in by_setting.items()}
         best[arm] = max(means, key=means.__getitem__)  # the first of equals
-    for folder, arm, seed, setting, _ in tried:
-        if setting == (best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]):
-            saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
-            target = sweep / "chosen" / f"{arm}_seed{seed}"
-            saved.merge_with({"output_dir": str(target), "stages": list(STAGES), "select": False})
-            stages = build(settings_from(OmegaConf.merge(OmegaConf.structured(Settings), saved)))  # type: ignore[arg-type]
+    failures = []
+    shutil.rmtree(sweep / "chosen", ignore_errors=True)
+    for arm in best:
+        setting = best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]
+        jobs = [(found, folder) for found, folder, own in tried if (found["arm"], own) == (arm, setting)]
+        if not jobs:
+            failures.append(f"{arm}: no job with gold's best setting has ended well, so that it was not evaluated")
+        for found, folder in jobs:
+            target = sweep / "chosen" / f"{arm}_seed{found['seed']}"
             try:
-                stages.run()
-            finally:
-                stages.tracker.close()
+                _run_chosen(folder, target, found["overrides"])
+            except Exception as error:  # the other arms' runs are worth as much as before
+                log.exception("%s: evaluating the chosen setting failed", target)
+                failures.append(f"{target.name}: {error}")
+                write_atomically(target / "failed.json", json.dumps({"error": str(error)}, indent=1))
+    return failures
+
+
+def _run_chosen(folder: Path, target: Path, overrides: list[str]) -> None:
+    """Run a job of a search to its end, in a folder of its own."""
+    target.mkdir(parents=True)
+    saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    saved.merge_with({"output_dir": str(target), "stages": list(STAGES), "select": 0})
+    settings = settings_from(OmegaConf.merge(OmegaConf.structured(Settings), saved))  # type: ignore[arg-type]
+    settings.overrides = [one for one in overrides if setting_of([one]) or one.startswith(("arm=", "refinements="))]
+    stages = build(settings)
+    try:
+        stages.run()
+    finally:
+        stages.tracker.close()
 
 
 class ComparisonCallback(Callback):
@@ -186,9 +221,10 @@ class ComparisonCallback(Callback):
         from ilf.analysis.studies import write_study
 
         folder = Path(config.hydra.sweep.dir)
-        if config.select:
-            select_and_report(folder)
+        failures = select_and_report(folder) if config.select else []
         study = write_study(folder, [folder, folder / "chosen"])
         for file in (folder / "comparison.md", study):
             if file is not None and file.exists():
                 print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")
+        if failures:
+            sys.exit("error: " + "; ".join(failures))  # an exception would only be a warning of Hydra's

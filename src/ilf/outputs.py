@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from ilf.analysis import report, results
 from ilf.measures import measure
 from ilf.models.load import sampling_dtype
-from ilf.runner import VERSIONS
+from ilf.settings import STAGES
 from ilf.store import write_atomically
 from ilf.types import Outcome
 
 if TYPE_CHECKING:
     from ilf.stages import Stages
+
+log = logging.getLogger(__name__)
 
 
 def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, Any]:
@@ -29,11 +32,12 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
     start, settings, runner = time.monotonic(), stages.settings, stages.runner
     # A run that broke off has something to say, which a second failure here must not hide.
     asked = settings if status != "failed" else replace(settings, measure=[])
-    measured, failure = measure(replace(asked, measure=[]), runner, outcome), None
     try:
-        measured = measure(asked, runner, outcome)
-    except Exception as error:  # raised once everything else is written
-        failure = error
+        measured = measure(asked, runner, outcome) | {"measure_error": None}
+    except Exception as error:  # such as memory: the run itself is whole
+        log.exception("measuring failed; the other results are written. To repeat it, run the same command again")
+        nothing = measure(replace(asked, measure=[]), runner, outcome)
+        measured = nothing | {"measure_error": f"{type(error).__name__}: {error}"}
     record = results.Record(
         status=status,
         data_sha256=stages.data_sha256,
@@ -42,11 +46,13 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
         scoring=runner.scoring,
         isolation=asdict(stages.sandbox.isolation),
         halvings=runner.halvings,
-        seconds={name: runner.seconds.get(name) for name in (*VERSIONS, "report")},
+        seconds={name: runner.seconds.get(name) for name in STAGES},
         reused=runner.reused,
         rejected=stages.rejected,
         fine_tuned=runner.fine_tuned.get("train_policy", {}),
         measured=measured,
+        validation=stages.validation,
+        transfer_sha256=stages.transfer_sha256,
     )
     found = results.of_run(settings, stages.tasks, outcome, record)
     pictures = stages.folder / "plots"
@@ -65,6 +71,4 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
         for name in (*found[part]["ci95"], "one_correct")
     }
     stages.tracker.summary(figures, plots)
-    if failure is not None:
-        raise failure
     return found

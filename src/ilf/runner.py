@@ -38,8 +38,15 @@ VERSIONS = {
     "refine": 1,
     "train_policy": 1,
     "evaluate": 1,
+    "validate": 1,
 }
-_RUN_FILES = {"sample": "sample", "zero_shot": "zero_shot", "refine": "refinements", "evaluate": "finetuned"}
+_RUN_FILES = {
+    "sample": "sample",
+    "zero_shot": "zero_shot",
+    "refine": "refinements",
+    "evaluate": "finetuned",
+    "validate": "validation",
+}
 
 
 class NotRequested(Exception):
@@ -78,7 +85,9 @@ class Runner:
     ) -> tuple[Path, dict[str, Any]]:
         """Do a stage, or take it from the store; return its folder and what it was finished with."""
         key = {"stage": stage, "version": VERSIONS[stage], **key}
-        if stage not in self.settings.stages and not self.store.is_done(stage, key, mark):
+        # Where settings are to be chosen, not even finished programs on Test are looked at.
+        finished = not self.settings.select and self.store.is_done(stage, key, mark)
+        if not (self._requested(stage) or finished):
             raise NotRequested(stage)
         with self.store.entry(stage, key, mark) as entry:
             facts = entry.done
@@ -93,6 +102,9 @@ class Runner:
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + facts["seconds"], 2)
         self._fresh[stage] = self._fresh.get(stage, False) or not reused
         return entry.path, facts
+
+    def _requested(self, stage: str) -> bool:
+        return ("train_policy" if stage == "validate" else stage) in self.settings.stages
 
     @property
     def reused(self) -> list[str]:
@@ -128,6 +140,8 @@ class Runner:
             tasks: By id, where the draws are on other tasks than the run's.
             module: What the model is.
         """
+        if not draws and not self._requested(stage):
+            raise NotRequested(stage)
         if not draws:
             raise InputError(
                 "data.limit",

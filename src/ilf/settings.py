@@ -76,7 +76,7 @@ class Refinements:
 
     name: str = "???"  # model | human | gold | llm | self | none
     tasks: str = "solved"  # solved: Train tasks that the refiner solved, for every arm alike | annotated: all
-    limit: int | None = None  # how many tasks to train on, drawn at random; null for all
+    limit: int | None = None  # how many tasks a round gives to train on, drawn at random; null for all
 
 
 @dataclass
@@ -241,7 +241,7 @@ class Settings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     evaluate: Evaluate = field(default_factory=Evaluate)
     measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])  # and perplexity; see measures.py
-    select: bool = False  # after a sweep: evaluate each arm's best setting on Refine once on Test
+    select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once
     logger: Logger = field(default_factory=Logger)
     store: StoreSettings = field(default_factory=StoreSettings)
     pretrain: Pretraining = field(default_factory=Pretraining)

@@ -17,7 +17,7 @@ from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
 from ilf.sandbox import Sandbox
 from ilf.settings import STAGES, Settings
-from ilf.store import Entry, JsonLines, Store
+from ilf.store import Entry, JsonLines, Store, sha256
 from ilf.tasks import mini
 from ilf.tasks.prompts import completion_of, few_shot_prompt
 from ilf.tracking import Tracker
@@ -48,6 +48,7 @@ class Stages:
         settings: Checked by config.py.
         tasks: By split, restricted and limited.
         data_sha256: Of the rows that the tasks come from.
+        transfer_sha256: Of those of the other data set, None without one.
         annotations: What people wrote, where they are the source of feedback; else empty.
         model: Folder of the policy.
         store: Finished stages.
@@ -60,6 +61,7 @@ class Stages:
         settings: Settings,
         tasks: Splits,
         data_sha256: str,
+        transfer_sha256: str | None,
         annotations: Sequence[Feedback],
         model: Path,
         store: Store,
@@ -67,6 +69,7 @@ class Stages:
         tracker: Tracker,
     ) -> None:
         self.settings, self.tasks, self.data_sha256 = settings, tasks, data_sha256
+        self.transfer_sha256 = transfer_sha256
         self.annotations, self.model = list(annotations), model
         self.runner = Runner(settings, tasks.by_id, model, store, sandbox, tracker)
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
@@ -74,6 +77,8 @@ class Stages:
         self.rejected: list[str] = []
         self.round = 1
         self.shots: list[Feedback] = []  # on ids 1 to 10
+        self.newest = model  # of the policies: each round samples it
+        self.validation: list[Program] | None = None  # on Refine, to choose settings by
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
@@ -85,6 +90,9 @@ class Stages:
             InputError: A requested stage needs one that is neither requested nor finished.
         """
         log.info("executor: %s", self.sandbox.isolation)
+        for pattern in ("*_round*.jsonl", "programs/*_round*.jsonl", "plots/*.png"):  # of an earlier run in this folder
+            for file in self.folder.glob(pattern):
+                file.unlink()
         outcome, status, missing = Outcome(), "failed", None
         settings = self.settings
         try:
@@ -138,7 +146,8 @@ class Stages:
 
     def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the policy's programs on everything but Test."""
-        return self._draw("sample", policy or self.model, _task_prompts(tasks))
+        self.newest = policy or self.model
+        return self._draw("sample", self.newest, _task_prompts(tasks))
 
     def refine(self, refiner: Path, feedback: Sequence[Feedback]) -> list[Program]:
         """Draw the refiner's programs, given x0 and f; with refiner=policy, given only the task."""
@@ -158,24 +167,26 @@ class Stages:
         shots = self._worked_examples("llm.shots", self.settings.llm.shots)
         queries = llm.plan(feedback, self.tasks.by_id, shots, self.n, self.seed)
         key = {"llm": llm.key(self.settings.llm, self.settings.sampler.temperature), "queries": queries}
+        scoring = sha256(self.runner.scoring_of("refine"))[:12]  # another scoring asks nothing anew
 
         def work(entry: Entry) -> dict[str, Any]:
             answers = JsonLines(entry.path / "answers.jsonl")
             llm.answer(self.settings.llm, self.settings.sampler.temperature, queries, answers)
-            programs = llm.programs(queries, answers.read(), self.tasks.by_id)
+            programs = llm.programs(queries, answers.read())
             texts = [(p.program, self.tasks.by_id[p.task_id]) for p in programs]
             verdicts = score(texts, self.sandbox, self.settings.executor.tests)
-            rows = JsonLines(entry.path / "programs.jsonl")
+            rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
             rows.path.unlink(missing_ok=True)
             rows.append(replace(p, verdict=v).row() for p, v in zip(programs, verdicts, strict=True))
             return {}
 
-        path, _ = self.runner.do("refine", key | {"scoring": self.runner.scoring_of("refine")}, work)
+        path, _ = self.runner.do("refine", key, work, f"done-{scoring}.json")
         folder = self.folder / "programs"
-        for name, copy in (("answers", "llm_answers"), ("programs", "llm")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, copy in (("answers", "llm_answers"), (f"programs-{scoring}", "llm")):
             shutil.copyfile(path / f"{name}.jsonl", folder / f"{copy}{self._suffix}.jsonl")
         self.tracker.artifact(folder / f"llm{self._suffix}.jsonl")
-        return [Program.from_row(row) for row in JsonLines(path / "programs.jsonl").read()]
+        return [Program.from_row(row) for row in JsonLines(path / f"programs-{scoring}.jsonl").read()]
 
     def evaluate(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the fine-tuned policy's programs on tasks to report; None is the policy as it was."""
@@ -187,12 +198,13 @@ class Stages:
         model: Path,
         prompts: Sequence[tuple[Task, str]],
         module: type[FineTuningModule] = ILFModule,
+        n: int | None = None,
     ) -> list[Program]:
-        """Draw `n` programs for each prompt; those of another data set go into files of their own."""
-        draws = plan_draws(prompts, stage, self.n, self.seed)
-        transfer = bool(prompts) and prompts[0][0] in self.tasks.transfer
+        """Draw `n` programs for each prompt; those of another data set have seeds and files of their own."""
+        label = "transfer_" * (bool(prompts) and prompts[0][0] in self.tasks.transfer) + stage
+        draws = plan_draws(prompts, label, n or self.n, self.seed)
         tasks = {task.task_id: task for task, _ in prompts}
-        return self.runner.draw(stage, model, draws, "transfer_" * transfer + stage + self._suffix, tasks, module)
+        return self.runner.draw(stage, model, draws, label + self._suffix, tasks, module)
 
     @property
     def _suffix(self) -> str:
@@ -246,7 +258,8 @@ class Stages:
         rows = JsonLines(self.folder / f"feedback{self._suffix}.jsonl")
         rows.path.unlink(missing_ok=True)
         rows.append(asdict(f) for f in found)
-        self.shots = [f for f in found if f.split == "prompt"]
+        # A later round's policy may solve some of these tasks; what was said of them before is still an example.
+        self.shots += [f for f in found if f.split == "prompt" and f.task_id not in {one.task_id for one in self.shots}]
         return found
 
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
@@ -277,7 +290,7 @@ class Stages:
         """Return the folder of pi_Refine."""
         settings = self.settings.refiner
         if settings.name in ("few_shot", "policy"):
-            return self.model
+            return self.newest if settings.name == "policy" else self.model
         if settings.name == "local":
             assert settings.path is not None  # checked by config.py
             return Path(settings.path)
@@ -296,9 +309,12 @@ class Stages:
                 "gives no example on the Refine split",
                 "Raise data.limit.refine, or give annotations of ids 111 to 310.",
             )
-        order = random.Random(derive_seed(self.seed, "held_out")).sample(examples, len(examples))
-        held_out, training = order[: len(order) // 5], order[len(order) // 5 :]
-        ids = {e.task_id for e in held_out}
+        # By task, as several rounds may have feedback on the same one.
+        found = list(dict.fromkeys(e.task_id for e in examples))
+        order = random.Random(derive_seed(self.seed, "held_out")).sample(found, len(found))
+        ids = set(order[: len(order) // 5])
+        held_out = [e for i in order for e in examples if e.task_id == i and i in ids]
+        training = [e for i in order for e in examples if e.task_id == i and i not in ids]
         pairs = []
         for f in feedback:
             if f.task_id in ids:
@@ -317,7 +333,10 @@ class Stages:
         training = self.settings.training
         encoded = [ILFModule.example(self.tokenizer, e, training.max_length) for e in examples]
         draws = plan_draws(_task_prompts(self.tasks.refine), "validate_policy", training.validate_n, self.seed)
-        return self.runner.fine_tune(ILFModule, policy or self.model, encoded, [], draws, training.policy, "policy")
+        tuned = self.runner.fine_tune(ILFModule, policy or self.model, encoded, [], draws, training.policy, "policy")
+        if n := self.settings.select:
+            self.validation = self._draw("validate", tuned, _task_prompts(self.tasks.refine), n=n)
+        return tuned
 
     def _worked_examples(self, key: str, count: int) -> list[Feedback]:
         """Return feedback on `count` programs of ids 1 to 10; `key` is the setting that asks for so many."""

@@ -20,6 +20,7 @@ _ARTIFACTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "llm.jsonl": ("llm-refinements", "refinements", ("samples",)),
     "training.jsonl": ("training-set", "dataset", ("samples", "refinements", "llm-refinements")),
     "policy": ("policy", "model", ("training-set",)),
+    "validation.jsonl": ("validation", "samples", ("policy",)),
     "finetuned.jsonl": ("finetuned", "samples", ("policy",)),
     "results.json": ("results", "results", ("zero-shot", "refinements", "finetuned")),
 }
@@ -90,8 +91,10 @@ class Tracker:
         prefix, base, end = _NAME.fullmatch(path.name).group(1, 2, 3)  # type: ignore[union-attr]
         name, kind, parents = _ARTIFACTS[base + path.suffix]
         own = (end or "").replace("_", "-")
-        nearest = [parent + own if parent + own in self._attached else parent for parent in parents]
-        made_of = [self._attached[parent] for parent in nearest if parent in self._attached]
+        made_of = []
+        for parent in parents:  # of the same round, else the newest
+            rounds = [one for one in self._attached if one == parent or one.startswith(f"{parent}-round")]
+            made_of += [self._attached[parent + own if parent + own in rounds else rounds[-1]]] if rounds else []
         name = (prefix or "").replace("_", "-") + name + own
         metadata = self._identity | {"parents": [{"name": a.name, "digest": a.digest} for a in made_of]}
         artifact = wandb.Artifact(f"{name}-{self._run.id}", kind)

@@ -43,6 +43,11 @@ class Arm:
         return {s: {t: pass_at_k(p["n_samples"], c, k) for t, c in p["per_task"].items()} for s, p in found}
 
     @property
+    def data_sha256(self) -> str | None:
+        """Of the first job that has figures: one that failed early says nothing of its data."""
+        return next((job["data_sha256"] for job in self.jobs if "data_sha256" in job), None)
+
+    @property
     def status(self) -> str:
         """What became of the jobs: "failed" only where all did."""
         return next((job["status"] for job in self.jobs if job["status"] != "failed"), "failed")
@@ -143,7 +148,7 @@ def _pairs(arms: Collection[Arm], name: str, notes: list[str]) -> list[Pair]:
         shared = values[before].keys() & values[after].keys()
         x, y = (_over_seeds(values[arm][seed] for seed in shared or values[arm]) for arm in (before, after))
         tasks = sorted(x.keys() & y.keys(), key=int)
-        if before.jobs[0]["data_sha256"] != after.jobs[0]["data_sha256"] or not tasks:
+        if before.data_sha256 != after.data_sha256 or not tasks:
             skipped.append(f"{before.label} and {after.label}")
             continue
         difference = paired(np.array([x[task] for task in tasks]), np.array([y[task] for task in tasks]))

@@ -29,8 +29,9 @@ _OF_THE_ARM = ("feedback", "refiner_kind", "refinements")  # what an option of t
 _ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group")
 # Overrides that can't change the zero-shot figures.
 _AFTER_ZERO_SHOT = (
-    *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "training"),
-    *("data.limit.refine", "data.limit.train"),
+    *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "training", "llm"),
+    *("rounds", "rounds_from", "measure", "select", "transfer", "data@transfer"),
+    *("data.limit.prompt", "data.limit.refine", "data.limit.train"),
 )
 
 
@@ -130,6 +131,12 @@ def _override(text: str) -> tuple[str, str]:
         return key, f"{float(value):.12g}"
     except ValueError:
         return key, value
+
+
+def setting_of(overrides: Sequence[str]) -> dict[str, str]:
+    """Return what a job of a search tries: its overrides but for the arm, the seed and what changes no figure."""
+    given = dict(map(_override, overrides))
+    return {key: value for key, value in given.items() if key not in ("arm", "refinements") and not _among(key, _ASIDE)}
 
 
 def _add_labels(jobs: list[Job]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,12 @@ def curve(
         levels: Horizontal lines to compare with, in the colours of the lines.
     """
     with canvas(file, title) as (axis,):
-        for colour, (label, found) in zip(COLOURS, series.items(), strict=False):
+        for colour, (label, found) in zip(cycle(COLOURS), series.items(), strict=False):
             x, y, low, high = (np.array(column) for column in zip(*sorted(found), strict=True))
             bars = 100 * np.array([y - low, high - y]).clip(min=0)
             axis.errorbar(x, 100 * y, bars, color=colour, marker="o", capsize=3, label=label)
             axis.set_xticks(x)
-        for colour, (label, value) in zip(COLOURS, (levels or {}).items(), strict=False):
+        for colour, (label, value) in zip(cycle(COLOURS), (levels or {}).items(), strict=False):
             axis.axhline(100 * value, color=colour, linestyle="--", linewidth=1, label=label)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
         axis.legend(frameon=False, fontsize=8)

@@ -142,7 +142,9 @@ def next_runs(results: dict[str, Any]) -> list[tuple[str, str]]:
     given = {override.partition("=")[0]: override for override in results["overrides"]}
 
     def command(*changes: str) -> str:
-        left_out = {"stages", "output_dir", *(change.partition("=")[0] for change in changes)}
+        left_out = {"stages", "output_dir", "select", *(change.partition("=")[0] for change in changes)}
+        if any(change.startswith("refinements=") for change in changes):
+            left_out.add("arm")  # which sets them
         return shlex.join(["python", "run.py", *changes, *(o for key, o in given.items() if key not in left_out)])
 
     found = []
@@ -218,6 +220,10 @@ def summary(results: dict[str, Any], mended: Sequence[Mended], plots: Sequence[s
         "- Counts: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items() if v is not None) + ".",
         "- Seconds: " + ", ".join(f"{stage} {value:.1f}{marks.get(stage, '')}" for stage, value in done.items()) + ".",
     ]
+    if (rounds := results["rounds"]) and len(rounds) > 1 and rounds[-1]["finetuned"] is None:
+        lines.append(f"- Round {len(rounds)} left nothing new to learn from, and the run ended there.")
+    if results["measure_error"]:
+        lines.append(f"- What fine-tuning did to the policy could not be measured: {results['measure_error']}.")
     if results["feedback_on_policy"] is False:
         lines.append("- The annotated programs are another policy's: feedback is off-policy.")
     if not results["matched"]:

@@ -93,6 +93,8 @@ class Record:
     rejected: list[str]  # one line a row
     fine_tuned: dict[str, Any]  # optimizer steps and last metrics of the policy's fine-tuning; empty without one
     measured: dict[str, Any]  # see measures.py
+    validation: Sequence[Program] | None  # on Refine, where settings are to be chosen
+    transfer_sha256: str | None  # of the rows of another data set
 
 
 def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any] | None:
@@ -145,6 +147,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     last = of_round(outcome, outcome.last, tasks, k)
     transfer = settings.transfer and {
         "data": settings.transfer.name,
+        "data_sha256": record.transfer_sha256,
         "zero_shot": metrics(outcome.transfer_zero_shot, k),
         "finetuned": metrics(outcome.transfer_finetuned, k),
         "delta": delta(outcome.transfer_zero_shot, outcome.transfer_finetuned, k),
@@ -186,8 +189,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         **last,
         "rounds": rounds,
         "transfer": transfer,
-        # pass@1 on Refine after the last epoch, with training.validate_n programs a task: what settings are chosen by.
-        "validation": record.fine_tuned.get("metrics", {}).get("train_policy/validation_pass@1"),
+        "validation": metrics(record.validation, [1]),  # on Refine: what settings are chosen by
         **record.measured,
         "counts": {
             "test_tasks": len(tasks.test),

@@ -70,7 +70,12 @@ def key(settings: LLM, temperature: float) -> dict[str, Any]:
     """Return what decides the answers besides the questions."""
     if settings.path is not None:
         return {"answers": [row for _, row in read_json_lines(Path(settings.path), COLUMNS)]}
-    return {"model": settings.model, "max_tokens": settings.max_tokens, "temperature": temperature}
+    return {
+        "url": settings.url,
+        "model": settings.model,
+        "max_tokens": settings.max_tokens,
+        "temperature": temperature,
+    }
 
 
 def answer(settings: LLM, temperature: float, queries: Sequence[dict[str, Any]], answers: JsonLines) -> None:
@@ -96,7 +101,7 @@ def answer(settings: LLM, temperature: float, queries: Sequence[dict[str, Any]],
             max_tokens=settings.max_tokens,
             seed=query["seed"] % 2**31,  # some servers take no more
         )
-        text = reply.choices[0].message.content or ""
+        text = (reply.choices[0].message.content if reply.choices else None) or ""
         return {name: query[name] for name in ("task_id", "sample", "parent")} | {
             "answer": text,
             "model": reply.model,
@@ -104,21 +109,28 @@ def answer(settings: LLM, temperature: float, queries: Sequence[dict[str, Any]],
             "messages": query["messages"],
         }
 
+    failure: openai.OpenAIError | None = None
     with ThreadPoolExecutor(settings.parallel) as pool:
         asked = [pool.submit(ask, query) for query in left]
-        try:
-            for number, one in enumerate(as_completed(asked), 1):
+        for number, one in enumerate(as_completed(asked), 1):
+            if one.cancelled():
+                continue
+            try:
                 answers.append([one.result()])
-                if number % 50 == 0 or number == len(asked):
-                    log.info("llm: %d of %d answers", number, len(asked))
-        except openai.OpenAIError as error:
-            pool.shutdown(cancel_futures=True)
-            raise InputError(
-                "llm.url",
-                settings.url,
-                f"the endpoint does not answer for model {settings.model!r} ({type(error).__name__}: {error})",
-                f"Check the address, the model's name and ${KEY}; what was answered is kept.",
-            ) from error
+            except openai.OpenAIError as error:  # what is on its way is still taken
+                failure = failure or error
+                for other in asked:
+                    other.cancel()
+            if number % 50 == 0 or number == len(asked):
+                log.info("llm: %d of %d answers", number, len(asked))
+    if failure is not None:
+        text = str(failure).replace(os.environ.get(KEY) or "\0", f"${KEY}")  # a server may echo what it was sent
+        raise InputError(
+            "llm.url",
+            settings.url,
+            f"the endpoint does not answer for model {settings.model!r} ({type(failure).__name__}: {text})",
+            f"Check the address, the model's name and ${KEY}; what was answered is kept.",
+        )
 
 
 def _stored(path: str, queries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -140,16 +152,17 @@ def _stored(path: str, queries: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     return found
 
 
-def programs(
-    queries: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]], tasks: Mapping[int, Task]
-) -> list[Program]:
-    """Return the programs that the answers hold, not executed yet: the last code block, or the whole answer."""
+def programs(queries: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]) -> list[Program]:
+    """Return the programs that the answers hold, not executed yet: the last code block, or the whole answer.
+
+    A query without a stored answer has an empty program, which fails.
+    """
     given = {(row["task_id"], row["sample"]): row["answer"] for row in answers}
     found = []
     for q in queries:
-        if (text := given.get((q["task_id"], q["sample"]))) is not None:
-            blocks = _BLOCK.findall(text)
-            code = (blocks[-1] if blocks else text).strip("\n")
-            question = q["messages"][-1]["content"]
-            found.append(Program(q["task_id"], q["split"], q["sample"], q["seed"], question, text, code, Verdict("")))
+        text = given.get((q["task_id"], q["sample"]), "")
+        blocks = _BLOCK.findall(text)
+        code = (blocks[-1] if blocks else text).strip("\n")
+        question = q["messages"][-1]["content"]
+        found.append(Program(q["task_id"], q["split"], q["sample"], q["seed"], question, text, code, Verdict("")))
     return found

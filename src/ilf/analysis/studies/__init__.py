@@ -47,7 +47,7 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
             return None
         name = names.pop()
         study = STUDIES[name](jobs)
-        study.notes.extend(failed)
+        study.notes.extend(f"Failed: {folder}: {error}" for folder, error in failed.items())
         if not study.rows:
             return None
         stem = name.split("/")[1]

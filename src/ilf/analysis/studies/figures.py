@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
     def draw(file: Path, caption: str) -> None:
         edges = np.geomspace(1, max(2.0, *(max(v.values()) * 1.01 for v in means.values())), 25)
         with canvas(file, caption) as (axis,):
-            for colour, (source, values) in zip(COLOURS, means.items(), strict=False):
+            for colour, (source, values) in zip(cycle(COLOURS), means.items(), strict=False):
                 array = np.array(list(values.values()))
                 style = {"histtype": "stepfilled", "alpha": 0.25, "color": colour}
                 weights = np.full(len(array), 100 / len(array))
@@ -87,8 +87,12 @@ def figure4(jobs: Sequence[Job]) -> Study:
     done = [job for job in jobs if job.results["finetuned"]]
     rows: list[dict[str, Any]] = []
     lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-    groups = grouped(done, lambda job: (job.results["arm"], min(_limit(job), _examples(job))))
-    for (arm, _), group in groups.items():
+    sizes = set()
+    for (arm, _), group in grouped(done, lambda job: (job.results["arm"], job.results["training_limit"])).items():
+        size = (arm, *sorted((job.results["seed"], _examples(job)) for job in group))
+        if size in sizes:  # a limit above what there is, again
+            continue
+        sizes.add(size)
         count = float(np.mean([_examples(job) for job in group]))
         row = {
             "row": arm_label(arm, jobs),
@@ -99,7 +103,8 @@ def figure4(jobs: Sequence[Job]) -> Study:
         for name in shown:
             lines[f"{arm_label(arm, jobs)}, {name}"].append((count, row[name], row[f"{name}_low"], row[f"{name}_high"]))
     title = "Figure 4: pass rate on Test against the number of training tasks"
-    levels = {f"zero-shot, {name}": figure(per_task(jobs, "zero_shot", name))["mean"] for name in shown}
+    before = {name: per_task(jobs, "zero_shot", name) for name in shown}
+    levels = {f"zero-shot, {name}": figure(values)["mean"] for name, values in before.items() if values}
 
     def draw(file: Path, caption: str) -> None:
         curve(file, lines, caption, "tasks trained on", "pass@k on Test (%)", levels)
@@ -113,14 +118,10 @@ def _examples(job: Job) -> int:
     return int(job.results["counts"]["training_examples"])
 
 
-def _limit(job: Job) -> float:
-    return float(job.results["training_limit"] or math.inf)
-
-
 def figure5(jobs: Sequence[Job]) -> Study:
     """The refiner's pass rate against the number of mistakes that the feedback addresses."""
     shown = names(jobs, "refiner")[:1]
-    mistakes: dict[int, list[float]] = defaultdict(list)
+    mistakes: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # by number and task
     noted = True
     for job in jobs:
         values = per_task([job], "refiner", shown[0]) if shown else {}
@@ -128,10 +129,11 @@ def figure5(jobs: Sequence[Job]) -> Study:
             if f["task_id"] in values:
                 noted = noted and f["bugs"] is not None
                 number = f["bugs"] or _edits(f["program"], f["refinement"] or f["program"])
-                mistakes[number].append(values[f["task_id"]])
+                mistakes[number][f["task_id"]].append(values[f["task_id"]])
     rows = []
-    for number, values_of in sorted(mistakes.items()):
-        found = figure(dict(enumerate(values_of)))
+    for number, by_task in sorted(mistakes.items()):
+        values_of = {task_id: float(np.mean(found)) for task_id, found in by_task.items()}
+        found = figure(values_of)
         text = percent(found["mean"], [found["low"], found["high"]])
         text = text if len(values_of) > 1 else text.split(" ")[0]  # one task has no interval
         rows.append({"row": number, "feedbacks": len(values_of), **found, "text": text})
@@ -196,13 +198,13 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     def draw(file: Path, caption: str) -> None:
         with canvas(file, caption, panels=2, width=5.6) as (left, right):
             shown = [name for name in layers if name != "all"]
-            for colour, (arm, found) in zip(COLOURS, weights.items(), strict=False):
+            for colour, (arm, found) in zip(cycle(COLOURS), weights.items(), strict=False):
                 values = [100 * found[name] for name in shown]
                 left.plot(values, range(len(shown)), "o-", color=colour, label=arm_label(arm, jobs))
             left.set(xlabel="relative weight change (%)", xlim=(0, None), yticks=range(len(shown)), yticklabels=shown)
             left.invert_yaxis()
             left.legend(frameon=False, fontsize=8)
-            for i, (colour, arm) in enumerate(zip(COLOURS, groups, strict=False)):
+            for i, (colour, arm) in enumerate(zip(cycle(COLOURS), groups, strict=False)):
                 found_kl = figure(kl[arm])
                 right.errorbar(
                     found_kl["mean"],
@@ -242,7 +244,7 @@ def feedback_shares(file: Path, sources: Mapping[str, Mapping[str, float]], titl
     categories = list(dict.fromkeys(name for found in sources.values() for name in found if name.endswith(" (%)")))
     height = 1.6 + 0.3 * max(6, len(categories))
     with canvas(file, title, panels=2, width=5.6, height=height) as (left, right):
-        for i, (colour, (source, found)) in enumerate(zip(COLOURS, sources.items(), strict=False)):
+        for i, (colour, (source, found)) in enumerate(zip(cycle(COLOURS), sources.items(), strict=False)):
             left.barh(i, found["words"], color=colour)
             text = f"{found['words']:.1f} words" + (
                 f", {found['mistakes addressed']:.1f} mistakes" if "mistakes addressed" in found else ""
@@ -261,26 +263,21 @@ def feedback_shares(file: Path, sources: Mapping[str, Mapping[str, float]], titl
         right.legend(frameon=False, fontsize=8)
 
 
-def settings_grid(file: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+def settings_chart(file: Path, rows: Sequence[Mapping[str, Any]], varied: Sequence[str], title: str) -> None:
     """Draw pass@1 on Refine of each setting, a panel an arm; the chosen ones are ringed."""
     arms = list(dict.fromkeys(row["row"] for row in rows))
-    with canvas(file, title, panels=len(arms), width=4.6) as axes:
+    most = max(sum(row["row"] == arm for row in rows) for arm in arms)
+    with canvas(file, title, panels=len(arms), width=5.2, height=1.6 + 0.28 * most) as axes:
         for axis, arm in zip(axes, arms, strict=True):
             own = [row for row in rows if row["row"] == arm]
-            kinds = sorted({(row["batch_size"], row["epochs"]) for row in own})
-            for i, kind in enumerate(kinds):
-                line = sorted((r["lr"], 100 * r["validation"]) for r in own if (r["batch_size"], r["epochs"]) == kind)
-                colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
-                axis.plot(
-                    *zip(*line, strict=True),
-                    marker="o",
-                    markersize=4,
-                    color=colour,
-                    linestyle=style,
-                    label=f"batch {kind[0]}, epochs {kind[1]}",
-                )
-            for row in own:
+            for i, row in enumerate(own):
+                low, high = 100 * row["validation_low"], 100 * row["validation_high"]
+                axis.plot([low, high], [i, i], color="#9aa5b1", linewidth=2)
+                axis.plot(100 * row["validation"], i, "o", color=COLOURS[0])
                 if row["chosen"]:
-                    axis.plot(row["lr"], 100 * row["validation"], "o", markersize=13, fillstyle="none", color="black")
-            axis.set(title=arm, xscale="log", xlabel="learning rate", ylabel="pass@1 on Refine (%)")
-        axes[-1].legend(frameon=False, fontsize=7)
+                    axis.plot(100 * row["validation"], i, "o", markersize=13, fillstyle="none", color="black")
+            labels = [", ".join(f"{key.split('.')[-1]} {row[key]}" for key in varied) for row in own]
+            axis.set_title(arm, fontsize=9)
+            axis.set(xlabel="pass@1 on Refine (%)", yticks=range(len(own)), yticklabels=labels)
+            axis.tick_params(axis="y", labelsize=8)
+            axis.set_ylim(len(own) - 0.5, -0.5)

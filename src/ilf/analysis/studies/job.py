@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,20 @@ class Study:
         return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes), f"![{self.title}]({picture})", ""])
 
 
-def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], list[str]]:
-    """Return the jobs with results in `folders`, each a sweep's or a run's, and a line on each that failed."""
-    found, failed = [], []
+def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
+    """Return the jobs in `folders`, each a sweep's or a run's, and the errors of those that failed, by folder."""
+    found, failed = [], {}
     for folder in [job for one in folders if one.is_dir() for job in job_folders(one)]:
-        file = folder / "failed.json"
-        if file.exists():
-            failed.append(f"Failed: {folder.name}: {json.loads(file.read_text(encoding='utf-8'))['error']}")
+        results, error = (
+            json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            for file in (folder / "results.json", folder / "failed.json")
+        )
+        status = results.get("status", "failed")
+        # Nothing left to train on is a finding: the refiner has its figures.
+        if status == "failed" or (error and status != "no_training_examples"):
+            failed[folder.name] = error.get("error") or "see run.log"
         else:
-            found.append(Job(folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))))
+            found.append(Job(folder, results))
     return found, failed
 
 
@@ -98,10 +103,14 @@ def names(jobs: Sequence[Job], part: str) -> list[str]:
     return [*found["ci95"], "one_correct"] if found else []
 
 
-def per_task(jobs: Sequence[Job], part: str, name: str) -> dict[int, float]:
-    """Return a metric of each task, averaged over the jobs (seeds) that have it."""
+def per_task(jobs: Sequence[Job], part: str, name: str, seeds: Collection[int] | None = None) -> dict[int, float]:
+    """Return a metric of each task, averaged over seeds: all that jobs have, or those given.
+
+    Jobs of one seed that start alike have the same zero-shot programs: each seed counts once.
+    """
+    by_seed = {job.results["seed"]: job.results[part] for job in reversed(jobs) if job.results[part]}
     values: dict[int, list[float]] = defaultdict(list)
-    for found in (job.results[part] for job in jobs if job.results[part]):
+    for found in (found for seed, found in by_seed.items() if seeds is None or seed in seeds):
         for task_id, passed in found["per_task"].items():
             n = found["n_samples"]
             values[int(task_id)].append(
@@ -130,12 +139,22 @@ def cells(values: dict[str, dict[int, float]]) -> dict[str, Any]:
     return row
 
 
-def against(reference: dict[int, float], values: dict[int, float]) -> dict[str, Any]:
-    """Return the paired difference to a reference over the tasks that both have: the columns of a row."""
-    common = sorted(reference.keys() & values.keys())
-    if not common or reference is values:
+def against(before: tuple[Sequence[Job], str], after: tuple[Sequence[Job], str], name: str) -> dict[str, Any]:
+    """Return the paired difference between two parts of two groups of jobs: the columns of a row.
+
+    Args:
+        before: Jobs, and the part of their results.
+        after: The same.
+        name: The metric.
+
+    It is over the seeds and tasks that both have: a seed gives both the same draws before fine-tuning.
+    """
+    seeds = [{job.results["seed"] for job in jobs if job.results[part]} for jobs, part in (before, after)]
+    x, y = (per_task(jobs, part, name, seeds[0] & seeds[1]) for jobs, part in (before, after))
+    common = sorted(x.keys() & y.keys())
+    if not common:
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p", "difference_text"))
-    found: dict[str, Any] = paired(np.array([reference[i] for i in common]), np.array([values[i] for i in common]))
+    found: dict[str, Any] = paired(np.array([x[i] for i in common]), np.array([y[i] for i in common]))
     low, high = found["ci95"]
     text = f"{percent(found['mean'], [low, high])}, p {p_text(found['p_value'])}"
     return {

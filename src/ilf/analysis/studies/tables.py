@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ilf.analysis.jobs import setting_of
 from ilf.analysis.plots import bars
 from ilf.analysis.refinements import edit_distance
 from ilf.analysis.studies import paper
-from ilf.analysis.studies.figures import feedback_shares, settings_grid
+from ilf.analysis.studies.figures import feedback_shares, settings_chart
 from ilf.analysis.studies.job import (
     Job,
     Study,
@@ -30,7 +31,10 @@ from ilf.tasks.mbpp import split_of
 
 _HEADS = {"one_correct": "1+ correct", "as_written": "as written", "as_paper": "as the authors' code scores"}
 _INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
-_PAIRED = "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test."
+_PAIRED = (
+    "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test, uncorrected "
+    "for the number of rows (comparison.md of a sweep has Holm's correction)."
+)
 
 
 def _columns(first: str, shown: Sequence[str], *more: tuple[str, str]) -> dict[str, str]:
@@ -73,15 +77,18 @@ def _of_refiner(
 ) -> Study:
     """Return a study that compares refinements on Train by several refiners."""
     shown = names(jobs, "refiner")
-    first = {label: per_task(group, "refiner", shown[0]) for label, group in labels.items()} if shown else {}
+
+    def compared(label: str) -> bool:
+        return reference in labels and label != reference
+
     rows = [
         {
             "row": label,
             **cells({name: per_task(group, "refiner", name) for name in shown}),
-            **against(first.get(reference, {}), first[label]),
+            **(against((labels[reference], "refiner"), (group, "refiner"), shown[0]) if compared(label) else {}),
         }
         for label, group in labels.items()
-        if shown and first[label]
+        if any(job.results["refiner"] for job in group)
     ]
     rows += published if rows else []
     head = (f"{shown[0]} against {reference}" if shown else "", "difference_text")
@@ -120,7 +127,6 @@ def table4(jobs: Sequence[Job]) -> Study:
     shown = names(jobs, "finetuned")
     if not shown:
         return Study("Table 4", "", {}, [], lambda file, caption: None)
-    before = per_task(jobs, "zero_shot", shown[0])
     zero = {name: per_task(jobs, "zero_shot", name) for name in shown}
     rows: list[dict[str, Any]] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
     arms = [arm for arm in paper.FINAL if arm != "zero_shot"]
@@ -129,7 +135,9 @@ def table4(jobs: Sequence[Job]) -> Study:
         label = arm_label(arm, jobs)
         if not group:
             statuses = {job.results["status"] for job in groups.get(arm, [])}
-            rows.append({"row": label, "examples": ", ".join(sorted(statuses)) or "not run", **_published(arm, shown)})
+            rows.append(
+                {"row": label, "examples": ", ".join(sorted(statuses)) or "no result", **_published(arm, shown)}
+            )
             continue
         after = {name: per_task(group, "finetuned", name) for name in shown}
         counts = [job.results["counts"]["training_examples"] for job in group]
@@ -138,7 +146,7 @@ def table4(jobs: Sequence[Job]) -> Study:
                 "row": label,
                 "examples": f"{np.mean(counts):.0f}",
                 **cells(after),
-                **against(before, after[shown[0]]),
+                **against((jobs, "zero_shot"), (group, "finetuned"), shown[0]),
                 **_published(arm, shown),
             }
         )
@@ -168,7 +176,11 @@ def scorer_effect(jobs: Sequence[Job]) -> Study:
         if by.keys() != {"as_written", "paper"}:
             continue
         ours, theirs = (per_task(by[scoring], "finetuned", name) for scoring in ("as_written", "paper"))
-        row = {"row": arm_label(arm, jobs), **cells({"as_written": ours, "as_paper": theirs}), **against(ours, theirs)}
+        row = {
+            "row": arm_label(arm, jobs),
+            **cells({"as_written": ours, "as_paper": theirs}),
+            **against((by["paper"], "finetuned"), (by["as_written"], "finetuned"), name),
+        }
         rows.append(row)
     columns = {
         "fine-tuned on": "row",
@@ -190,7 +202,9 @@ def tables5_6(jobs: Sequence[Job]) -> Study:
     """What feedback is like, by source: how much of it, words, mistakes, edits, categories of mistakes."""
     sources: dict[str, dict[str, float]] = {}
     for source, group in grouped(jobs, lambda job: job.results["annotator"]).items():
-        feedback = [f for job in group for f in job.rows("feedback.jsonl")]
+        # Seeds may share programs and words; ids 1 to 10 are only for worked examples.
+        rows_of = [f for job in group for f in job.rows("feedback.jsonl") if f["split"] != "prompt"]
+        feedback = list({(f["task_id"], f["program"], f["text"]): f for f in rows_of}.values())
         if feedback:
             sources[f"{source} (ours)" if source == "scripted" else source] = _statistics(feedback)
     if sources:
@@ -243,48 +257,45 @@ def _short(value: float | None) -> str | None:
 
 def sweep_a1(jobs: Sequence[Job]) -> Study:
     """Settings by arm, judged on Refine, and the chosen ones on Test."""
-    chosen = {job.results["arm"]: job for job in jobs if job.results["finetuned"]}
-    tried = [job for job in jobs if not job.results["finetuned"] and job.results["validation"] is not None]
+    chosen = [job for job in jobs if job.folder.parent.name == "chosen" and job.results["finetuned"]]
+    tried = [job for job in jobs if job.folder.parent.name != "chosen" and job.results["validation"]]
+    settings = {job.folder: setting_of(job.results["overrides"]) for job in jobs}
+    every = list(dict.fromkeys(key for job in tried for key in settings[job.folder]))
+    varied = [key for key in every if len({settings[job.folder].get(key) for job in tried}) > 1]
+
+    def setting(job: Job) -> tuple[str, ...]:
+        return tuple(settings[job.folder].get(key, "") for key in varied)
+
     rows = []
-    for (arm, *setting), group in grouped(
-        tried, lambda job: (job.results["arm"], *job.results["training"].values())
-    ).items():
-        lr, epochs, batch_size = setting
-        best = chosen.get(arm)
-        is_best = best is not None and list(best.results["training"].values()) == setting
-        value = float(np.mean([job.results["validation"] for job in group]))
-        row = {
-            "row": arm_label(arm, jobs),
-            "lr": lr,
-            "batch_size": batch_size,
-            "epochs": epochs,
-            "validation": value,
-            "validation_text": f"{100 * value:.1f}",
-            "chosen": "chosen" if is_best else None,
-            "test": None,
-            "test_text": None,
-            "difference_text": None,
-        }
-        if best is not None and is_best:
-            name = names([best], "finetuned")[0]
-            after = per_task([best], "finetuned", name)
-            row |= {"test_text": cells({name: after})[f"{name}_text"], "test": best.results["finetuned"][name]}
-            row["difference_text"] = against(per_task([best], "zero_shot", name), after)["difference_text"]
+    for (arm, values), group in grouped(tried, lambda job: (job.results["arm"], setting(job))).items():
+        own = [job for job in chosen if (job.results["arm"], setting(job)) == (arm, values)]
+        scores = per_task(group, "validation", "pass@1")
+        row: dict[str, Any] = {"row": arm_label(arm, jobs), **dict(zip(varied, values, strict=True))}
+        row |= cells({"validation": scores}) | {"chosen": "chosen" if own else None, "test": None}
+        if own:
+            name = names(own, "finetuned")[0]
+            found = cells({name: per_task(own, "finetuned", name)})
+            row |= {"test": found[name], "test_text": found[f"{name}_text"]}
+            row |= against((own, "zero_shot"), (own, "finetuned"), name)
         rows.append(row)
     columns = {
         "fine-tuned on": "row",
-        "learning rate": "lr",
-        "batch": "batch_size",
-        "epochs": "epochs",
+        **{key.removeprefix("training.").removeprefix("policy."): key for key in varied},
         "pass@1 on Refine (%)": "validation_text",
         "": "chosen",
         "pass@1 on Test (%)": "test_text",
         "against zero-shot": "difference_text",
     }
-    title = "Settings chosen on Refine"
     notes = [
-        "Each setting is judged by pass@1 on Refine. Each arm's best one was evaluated on Test once; the refiner's "
-        "programs take gold's best setting where gold was swept too.",
+        "Each setting is judged by pass@1 on Refine, with 95% intervals over tasks. Each arm's best one was evaluated on "
+        "Test once; the refiner's programs take gold's best setting where gold was swept too.",
         _PAIRED,
     ]
-    return Study(title, subject(jobs), columns, rows, lambda file, caption: settings_grid(file, rows, caption), notes)
+    return Study(
+        "Settings chosen on Refine",
+        subject(jobs),
+        columns,
+        rows,
+        lambda file, caption: settings_chart(file, rows, varied, caption),
+        notes,
+    )
