@@ -287,8 +287,8 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
         "against zero-shot": "difference_text",
     }
     notes = [
-        "Each setting is judged by pass@1 on Refine, with 95% intervals over tasks. Each arm's best one was evaluated on "
-        "Test once; the refiner's programs take gold's best setting where gold was swept too.",
+        "Each setting is judged by pass@1 on Refine, with 95% intervals over tasks. Each arm's best one was evaluated "
+        "on Test once; the refiner's programs take gold's best setting where gold was swept too.",
         _PAIRED,
     ]
     return Study(
