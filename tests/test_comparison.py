@@ -200,6 +200,15 @@ def test_holm_raises_and_never_lowers_and_is_over_the_pairs_of_one_metric(tmp_pa
         assert float(least[f"p_holm_pass@{k}"]) == pytest.approx(min(1, len(arms) * float(least[f"p_pass@{k}"])))
 
 
+def test_an_arm_whose_first_job_failed_keeps_its_others(tmp_path):
+    write_job(tmp_path / "0_gold_seed0", ["refinements=gold", "seed=0"], draw(0.5))
+    write_failure(tmp_path / "1_model_seed0", ["refinements=model", "seed=0"], "out of memory")
+    write_job(tmp_path / "2_model_seed1", ["refinements=model", "seed=1"], draw(0.9))
+    write_comparison(tmp_path, [tmp_path])
+    rows = {row["arm"]: row for row in csv.DictReader((tmp_path / "comparison_arms.csv").open())}
+    assert (rows["model"]["seeds"], rows["model"]["failed"]) == ("1", "1") and float(rows["model"]["pass@1"]) > 0.7
+
+
 def test_failed_jobs_are_in_all_tables_and_change_no_other_figure(tmp_path):
     sweep = write_sweep(tmp_path / "s", list(CHANCES), [0, 1])
     before = compare(sweep)

@@ -130,7 +130,7 @@ def test_an_endpoint_that_is_not_there_is_named(tmp_path, monkeypatch):
 )
 def test_the_last_block_of_an_answer_is_the_program(answer, code):
     asked = queries(ids=(311,), n=1)
-    (found,) = llm.programs(asked, [{"task_id": 311, "sample": 0, "answer": answer}], TASKS)
+    (found,) = llm.programs(asked, [{"task_id": 311, "sample": 0, "answer": answer}])
     assert found.program == code and found.completion == answer
 
 
@@ -170,3 +170,9 @@ def test_a_policy_learns_from_another_models_refinements_live_and_stored_and_the
     ).run()
     assert len(endpoint.requests) == asked
     assert again["training_task_ids"] == found["training_task_ids"] and again["finetuned"] == found["finetuned"]
+    # A task without its stored answers has failed; it does not leave the figure.
+    kept = (live.folder / "programs" / "llm_answers.jsonl").read_text().splitlines()[::2]
+    (tmp_path / "half.jsonl").write_text("\n".join(kept))
+    half = small_stages(*FEW, "arm=llm_1shot", f"llm.path={tmp_path / 'half.jsonl'}", "data.limit.prompt=6").run()
+    assert half["llm"]["per_task"].keys() == found["llm"]["per_task"].keys()
+    assert half["llm"]["pass@1"] == pytest.approx(len(kept) / len(found["llm"]["per_task"]) / 2)

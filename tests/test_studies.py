@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from ilf.analysis.jobs import setting_of
 from ilf.analysis.statistics import pass_at_k
 from ilf.analysis.studies import STUDIES, paper, write_study
+from ilf.analysis.studies.job import arm_label, read_jobs
 
 pytestmark = pytest.mark.xdist_group("studies")  # one worker: what studies have in common is done once
 
@@ -30,6 +32,7 @@ SHORTER = {
         "training.policy.lr=1e-5,1e-3",
         "training.policy.batch_size=8",
         "training.policy.epochs=1",
+        "select=1",
     ],
     "scorer_effect": ["arm=ilf,gold"],
     "figure4": ["refinements.limit=3,6"],
@@ -39,19 +42,19 @@ SHORTER = {
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Run an experiment in this process, and return its folder; once for each."""
-    root, made = tmp_path_factory.mktemp("studies"), {}
+    root, made = tmp_path_factory.mktemp("studies"), set()
 
-    def run(name: str, *overrides: str) -> Path:
-        if name not in made:
-            folder = root / name.replace("/", "_")
+    def run(name: str, *overrides: str, again: str = "") -> Path:
+        folder = root / (name.replace("/", "_") + again)
+        if folder not in made:
             dirs = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", f"store.dir={root / 'store'}"]
             arguments, sys.argv = sys.argv, ["run.py", f"experiment={name}", *TINY, *dirs, *overrides]
             try:
                 runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
             finally:
                 sys.argv = arguments
-            made[name] = folder
-        return made[name]
+            made.add(folder)
+        return folder
 
     return run
 
@@ -122,11 +125,10 @@ def test_table4_keeps_the_rows_of_arms_that_were_not_run(study):
     assert [float(row["paper_pass@1"]) for row in table.values() if row["paper_pass@1"]] == [
         paper.FINAL[arm]["pass@1"] for arm in ("zero_shot", "ilf", "llm_1shot", "llm_2shot", "gold", "human")
     ]
-    assert table["llm, 1shot"]["examples"] == "not run" and "annotator (scripted)" in table
-    for found in results(study("paper/table4")):
-        label = {"ilf": "ILF: the refiner's programs", "human": "annotator (scripted)"}.get(found["arm"], found["arm"])
-        if label in table:
-            assert float(table[label]["pass@1"]) == pytest.approx(found["finetuned"]["pass@1"])
+    assert table["llm, 1shot"]["examples"] == "no result" and "annotator (scripted)" in table
+    for job in read_jobs([study("paper/table4")])[0]:
+        row = table[arm_label(job.results["arm"], [job])]
+        assert float(row["pass@1"]) == pytest.approx(job.results["finetuned"]["pass@1"])
 
 
 def test_seeds_are_averaged_within_a_task_before_the_interval(study, tmp_path):
@@ -202,21 +204,34 @@ def test_policy_change_is_measured_for_each_arm_on_its_own_samples(study):
 def test_settings_are_chosen_on_refine_and_each_arm_sees_test_once(study):
     folder = study("paper/sweep_a1", *SHORTER["sweep_a1"])
     tried, chosen = results(folder), results(folder / "chosen")
-    assert len(tried) == 4 and all(
-        r["zero_shot"] is r["finetuned"] is None and r["validation"] is not None for r in tried
-    )
+    assert len(tried) == 4 and all(r["zero_shot"] is r["finetuned"] is None for r in tried)
+    assert all(r["validation"]["n_tasks"] == 20 and r["validation"]["n_samples"] == 1 for r in tried)
     assert not list(folder.glob("[0-9]*/programs/finetuned.jsonl")) and len(chosen) == 2
-    best = {arm: max((r for r in tried if r["arm"] == arm), key=lambda r: r["validation"]) for arm in ("gold", "ilf")}
-    assert [r["training"] for r in chosen] == [best["gold"]["training"]] * 2  # ILF takes gold's
+    gold = [r for r in tried if r["arm"] == "gold"]
+    best = max(gold, key=lambda r: r["validation"]["pass@1"])["training"]
+    assert [r["training"] for r in chosen] == [best] * 2  # ILF takes gold's
     table = list(csv.DictReader((folder / "sweep_a1.csv").open()))
     assert sum(row["chosen"] == "chosen" for row in table) == 2 == sum(bool(row["test"]) for row in table)
+    assert {row["training.policy.lr"] for row in table} == {"1e-05", "0.001"}
+
+
+def test_a_search_looks_at_no_finished_programs_on_test_either(study):
+    study("paper/sweep_a1", *SHORTER["sweep_a1"])  # leaves the chosen settings' programs on Test in the store
+    again = study("paper/sweep_a1", *SHORTER["sweep_a1"], again="_again")
+    tried, chosen = results(again), results(again / "chosen")
+    assert all(r["zero_shot"] is r["finetuned"] is None for r in tried) and len(chosen) == 2
+    assert not list(again.glob("[0-9]*/programs/zero_shot.jsonl"))
+
+
+def test_what_a_search_tries_is_everything_that_its_jobs_override():
+    one = setting_of(["arm=gold", "seed=1", "store.dir=x", "training.policy.lr=1e-4", "adapter.rank=8"])
+    assert one == setting_of(["arm=ilf", "seed=2", "logger=none", "training.policy.lr=0.0001", "adapter.rank=8"])
+    assert one != setting_of(["arm=gold", "training.policy.lr=1e-4", "adapter.rank=16"])
 
 
 def test_optuna_searches_on_refine(study):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="requirements-extras.txt is not installed")
-    folder = study(
-        "mini/optuna", "hydra.sweeper.n_trials=2", "training.validate_n=1", "training.policy.epochs=range(1,2)"
-    )
+    folder = study("mini/optuna", "hydra.sweeper.n_trials=2", "select=1", "training.policy.epochs=range(1,2)")
     tried, chosen = results(folder), results(folder / "chosen")
     assert len(tried) == 2 and all(r["finetuned"] is None for r in tried) and len(chosen) == 1
     assert chosen[0]["training"] == max(tried, key=lambda r: r["validation"])["training"]
@@ -247,4 +262,6 @@ def test_a_policy_is_evaluated_on_another_data_set_too(small_stages):
     assert transfer["data"] == "humaneval" and found["zero_shot"]["n_tasks"] == 8
     for part in ("zero_shot", "finetuned"):
         assert list(transfer[part]["per_task"]) == ["0", "1", "2"] and transfer[part]["n_samples"] == 4
-    assert set(transfer["delta"]) == {"pass@1", "pass@4"}
+    assert set(transfer["delta"]) == {"pass@1", "pass@4"} and len(transfer["data_sha256"]) == 64
+    alone = small_stages("data=humaneval", "stages=[zero_shot]", "data.limit.test=3").run()
+    assert alone["status"] == "partial" and list(alone["zero_shot"]["per_task"]) == ["0", "1", "2"]

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -50,11 +51,14 @@ def ran(tmp_path_factory):
 def records(ran):
     from wandb.proto import wandb_internal_pb2
 
-    found = []
     (file,) = ran.stages.folder.glob("wandb/offline-run-*/*.wandb")
-    for data in wandb_records(file):
-        found.append(wandb_internal_pb2.Record())
-        found[-1].ParseFromString(data)
+    found, deadline = [], time.monotonic() + 60
+    while not found or found[-1].WhichOneof("record_type") != "exit":  # W&B's own process may still be writing
+        assert time.monotonic() < deadline, "the offline file has no end"
+        found = []
+        for data in wandb_records(file):
+            found.append(wandb_internal_pb2.Record())
+            found[-1].ParseFromString(data)
     return found
 
 
