@@ -119,7 +119,7 @@ def annotations(tmp_path_factory):
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NOT_RUN and o not in DEFAULTS])
 def test_every_option_runs(option, small_stages, shared_store, annotations):
-    extra = [override(option), f"store.dir={shared_store}", "data.limit.test=4", "training.epochs=2"]
+    extra = [override(option), f"store.dir={shared_store}", "data.limit.test=4", "training.epochs=2", "measure=[]"]
     if option in ("feedback/human", "refiner/few_shot"):
         extra += ["feedback=human", f"feedback.path={annotations}", "data.limit.prompt=null"]
     if option == "refiner/local":
