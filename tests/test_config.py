@@ -119,7 +119,8 @@ def annotations(tmp_path_factory):
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NOT_RUN and o not in DEFAULTS])
 def test_every_option_runs(option, small_stages, shared_store, annotations):
-    extra = [override(option), f"store.dir={shared_store}", "data.limit.test=4", "training.epochs=2", "measure=[]"]
+    budget = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "training.epochs=1", "measure=[]"]
+    extra = [override(option), f"store.dir={shared_store}", *budget]
     if option in ("feedback/human", "refiner/few_shot"):
         extra += ["feedback=human", f"feedback.path={annotations}", "data.limit.prompt=null"]
     if option == "refiner/local":
@@ -137,7 +138,7 @@ def test_every_option_runs(option, small_stages, shared_store, annotations):
     if option == "refinements/none":
         assert results["training_task_ids"] == []
     if option == "feedback/human":
-        assert results["feedback_on_policy"] is False and results["counts"]["annotated"] > 40
+        assert results["feedback_on_policy"] is False and results["counts"]["annotated"] == 32
     elif option.startswith("feedback/"):
         assert results["feedback_on_policy"] is True
 

@@ -280,4 +280,4 @@ def settings_chart(file: Path, rows: Sequence[Mapping[str, Any]], varied: Sequen
             axis.set_title(arm, fontsize=9)
             axis.set(xlabel="pass@1 on Refine (%)", yticks=range(len(own)), yticklabels=labels)
             axis.tick_params(axis="y", labelsize=8)
-            axis.set_ylim(len(own) - 0.5, -0.5)
+            axis.set(ylim=(len(own) - 0.5, -0.5), xlim=(-3, 103))
