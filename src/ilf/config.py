@@ -88,6 +88,15 @@ def build(settings: Settings) -> Stages:
         annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
         only = {annotation.task_id for annotation in annotations}
     splits = split_tasks(tasks, asdict(data.limit), only)
+    if only is not None:  # a person's worked examples are known by now, those of a script or of tests come later
+        shots = sum(task.task_id in only for task in splits.prompt)
+        for key, wanted, count in (
+            ("refiner.shots", settings.refiner.name == "few_shot", settings.refiner.shots),
+            ("llm.shots", settings.refinements.name == "llm", settings.llm.shots),
+        ):
+            if wanted and shots < count:
+                allowed = f"needs as many annotations of ids 1 to 10, and there are {shots}"
+                raise InputError(key, count, allowed, "Lower it, raise data.limit.prompt, or annotate more of them.")
     transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
