@@ -42,7 +42,7 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
     """
     with FileLock(target / ".study.lock"):
         jobs, failed = read_jobs(folders)
-        names = {job.results.get("study") for job in jobs} & STUDIES.keys()
+        names = {str(job.results.get("study")) for job in jobs} & STUDIES.keys()
         if len(names) != 1:
             return None
         name = names.pop()
