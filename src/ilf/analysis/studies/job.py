@@ -85,7 +85,12 @@ def subject(jobs: Sequence[Job]) -> str:
 
 def arm_label(arm: str, jobs: Sequence[Job]) -> str:
     """Return what a reader calls an arm of a study."""
-    known = {"ilf": "ILF: the refiner's programs", "none": "nothing: zero-shot, sampled again"}
+    known = {
+        "ilf": "ILF: the refiner's programs",
+        "llm_1shot": "another model's refinements, 1-shot",
+        "llm_2shot": "another model's refinements, 2-shot",
+        "none": "nothing: zero-shot, sampled again",
+    }
     return known.get(arm) or arm_name(arm, jobs[0].results["annotator"]).replace("_", ", ")
 
 

@@ -255,6 +255,14 @@ def _short(value: float | None) -> str | None:
     return None if value is None else f"{value:.3g}"
 
 
+def _rounded(value: str) -> str:
+    """Return a setting as it is read easily: Optuna draws learning rates of 17 digits."""
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
+
+
 def sweep_a1(jobs: Sequence[Job]) -> Study:
     """Settings by arm, judged on Refine, and the chosen ones on Test."""
     chosen = [job for job in jobs if job.folder.parent.name == "chosen" and job.results["finetuned"]]
@@ -270,7 +278,7 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
     for (arm, values), group in grouped(tried, lambda job: (job.results["arm"], setting(job))).items():
         own = [job for job in chosen if (job.results["arm"], setting(job)) == (arm, values)]
         scores = per_task(group, "validation", "pass@1")
-        row: dict[str, Any] = {"row": arm_label(arm, jobs), **dict(zip(varied, values, strict=True))}
+        row: dict[str, Any] = {"row": arm_label(arm, jobs), **dict(zip(varied, map(_rounded, values), strict=True))}
         row |= cells({"validation": scores}) | {"chosen": "chosen" if own else None, "test": None}
         if own:
             name = names(own, "finetuned")[0]
