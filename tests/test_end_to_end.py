@@ -16,7 +16,6 @@ from conftest import MINI, ROOT, SMALL
 
 DIRS = ["store.dir=store", "hydra.sweep.dir=out"]
 FOLDERS = ["0_gold_seed0", "1_human_seed0", "2_model_seed0", "3_self_seed0", "4_none_seed0"]
-SWEEP = pytest.mark.xdist_group("sweep")  # one worker, so that it is run once
 METRICS = {"pass@1", "pass@4", "ci95", "one_correct", "n_tasks", "n_samples"}
 
 
@@ -55,7 +54,6 @@ def sweep(tmp_path_factory) -> Path:
     return folder / "out"
 
 
-@SWEEP
 def test_results_hold_what_the_contract_names(sweep):
     found = json.loads((sweep / "2_model_seed0" / "results.json").read_text())
     expected = {
@@ -98,7 +96,6 @@ def test_results_hold_what_the_contract_names(sweep):
     assert len(keys) == 5 and all(k == keys[0] for k in keys)
 
 
-@SWEEP
 def test_the_figures_are_those_of_the_programs(sweep):
     folder = sweep / "2_model_seed0"
     found = json.loads((folder / "results.json").read_text())
@@ -116,7 +113,6 @@ def test_the_figures_are_those_of_the_programs(sweep):
     assert {r["verdict"] for r in rows} >= {"passed", "failed"}
 
 
-@SWEEP
 def test_the_arms_share_their_samples_and_train_on_the_same_tasks(sweep):
     folders = [sweep / name for name in FOLDERS[:3]]
     results = [json.loads((f / "results.json").read_text()) for f in folders]
@@ -133,7 +129,6 @@ def test_the_arms_share_their_samples_and_train_on_the_same_tasks(sweep):
             assert row["task_id"] >= 311 and row["parent"] and row["feedback"]
 
 
-@SWEEP
 def test_self_training_is_on_as_many_tasks_that_the_policy_solved_itself(sweep):
     own, model = (read_jsonl(sweep / name / "training.jsonl") for name in (FOLDERS[3], FOLDERS[2]))
     rows = read_jsonl(sweep / FOLDERS[3] / "programs" / "sample.jsonl")
@@ -145,14 +140,12 @@ def test_self_training_is_on_as_many_tasks_that_the_policy_solved_itself(sweep):
     assert json.loads((sweep / FOLDERS[3] / "results.json").read_text())["matched"] is False
 
 
-@SWEEP
 def test_the_control_draws_anew_from_the_model_as_it_was(sweep):
     found = json.loads((sweep / FOLDERS[4] / "results.json").read_text())
     assert found["counts"]["training_examples"] == 0 and found["refiner"] is None
     assert found["finetuned"] != found["zero_shot"] and not (sweep / FOLDERS[4] / "policy").exists()
 
 
-@SWEEP
 def test_a_sweep_ends_with_its_comparison(sweep):
     rows = list(csv.DictReader((sweep / "comparison.csv").open()))
     assert [row["refinements"] for row in rows] == ["gold", "human", "model", "self", "none"]
@@ -186,7 +179,6 @@ def wandb_records(file: Path) -> Iterator[bytes]:
             record = b""
 
 
-@SWEEP
 def test_wandb_holds_the_run_without_an_account(sweep):
     from wandb.proto import wandb_internal_pb2
 
@@ -217,7 +209,6 @@ def test_wandb_holds_the_run_without_an_account(sweep):
     assert (run.job_type, run.run_group) == ("gold", "out")
 
 
-@SWEEP
 def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, small_stages):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,9 +1,11 @@
 import math
+import shutil
 from collections import Counter
 
 import pytest
 import torch
 from conftest import MINI
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     CodeGenConfig,
@@ -18,7 +20,7 @@ from ilf.models.sampling import Sampler
 from ilf.settings import Adapter, Sampling
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
-from ilf.types import Draw, derive_seed
+from ilf.types import Draw, InputError, derive_seed
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,18 @@ def test_a_publishers_generation_settings_are_dropped(mini, tmp_path):
     GenerationConfig(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=1.5).save_pretrained(tmp_path / "m")
     config = load_model(tmp_path / "m", torch.float32).generation_config
     assert (config.top_k, config.repetition_penalty) != (1, 1.5) and config.top_k is None
+
+
+@pytest.mark.parametrize("change", ["missing", "of another shape"])
+def test_weights_that_a_folder_lacks_are_an_error_and_never_random_numbers(tmp_path, change):
+    shutil.copytree(MINI, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(MINI / "model.safetensors")
+    norm = tensors.pop("model.norm.weight")
+    if change == "of another shape":
+        tensors["model.norm.weight"] = norm[:-1].clone()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"model\.path=.*and 1 are missing or of another shape: model\.norm\.weight"):
+        load_model(tmp_path, torch.float32)
 
 
 def test_when_memory_runs_out_the_batch_is_halved_and_the_samples_stay(mini):

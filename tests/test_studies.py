@@ -14,7 +14,6 @@ from ilf.analysis.statistics import pass_at_k
 from ilf.analysis.studies import STUDIES, paper, write_study
 from ilf.analysis.studies.job import arm_label, read_jobs
 
-pytestmark = pytest.mark.xdist_group("studies")  # one worker: what studies have in common is done once
 
 TINY = [
     "sampler.n=2",

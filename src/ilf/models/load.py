@@ -66,8 +66,24 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
     Args:
         folder: In Hugging Face's layout.
         dtype: Of its weights; "auto" as they are stored.
+
+    Raises:
+        InputError: Weights are missing or of another shape than config.json says; names them.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    # transformers fills what is missing with random numbers, and only warns.
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    parameters = {name for name, _ in model.named_parameters()}
+    wrong = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])} & parameters
+    if wrong:
+        names = ", ".join(sorted(wrong)[:10])
+        raise InputError(
+            "model.path",
+            str(folder),
+            f"its weights must be those of its config.json, and {len(wrong)} are missing or of another shape: {names}",
+            "Copy or fetch the folder again, whole.",
+        )
     # A publisher's top-k or repetition penalty would change the distribution that is sampled.
     model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id)
     return model.eval()
