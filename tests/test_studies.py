@@ -14,7 +14,6 @@ from ilf.analysis.statistics import pass_at_k
 from ilf.analysis.studies import STUDIES, paper, write_study
 from ilf.analysis.studies.job import arm_label, read_jobs
 
-
 TINY = [
     "sampler.n=2",
     "evaluate.k=[1,2]",
