@@ -71,9 +71,10 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
         InputError: Weights are missing or of another shape than config.json says; names them.
     """
     # transformers fills what is missing with random numbers, and only warns.
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
+    model, found = loaded
     parameters = {name for name, _ in model.named_parameters()}
     wrong = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])} & parameters
     if wrong:
