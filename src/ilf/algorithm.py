@@ -119,6 +119,8 @@ def _one_round(
     # 2. C_annotated: feedback f on one x0 of each.
     this.feedback = do.annotate(this.failing)
     train = [f for f in this.feedback if f.split == "train"]
+    if not train and len(outcome.rounds) > 1:  # in the first round it is an error, which the steps name
+        return []
     # 3. R: sample x1 ~ pi_Refine(.|t, x0, f), keep the correct ones. The other arms need them to match task ids.
     if arm in ("model", "self") or solved_only:
         seen = [f for one in outcome.rounds for f in one.feedback or [] if f.split != "train"]
