@@ -21,6 +21,8 @@ os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 sys.path.insert(0, str(ROOT / "src"))
 
+import warm  # noqa: E402
+
 from ilf.config import build, register, settings_from  # noqa: E402
 from ilf.settings import Settings  # noqa: E402
 from ilf.stages import Stages  # noqa: E402
@@ -104,13 +106,4 @@ def small_stages(store: Path, tmp_path: Path) -> Iterator[Callable[..., Stages]]
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run run.py as a user does, in a folder of the test's own."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), *arguments],
-            cwd=tmp_path,
-            text=True,
-            capture_output=True,
-            timeout=400,
-        )
-
-    return run
+    return lambda *arguments: warm.run(ROOT / "run.py", arguments, tmp_path)

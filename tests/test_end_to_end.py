@@ -5,13 +5,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import MINI, ROOT, SMALL
 
 DIRS = ["store.dir=store", "hydra.sweep.dir=out"]
@@ -43,12 +42,7 @@ def figures(folder: Path) -> dict:
 def sweep(tmp_path_factory) -> Path:
     """The comparison that the framework exists for, once."""
     folder = tmp_path_factory.mktemp("sweep")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "-m", "refinements=gold,human,model,self,none", *SMALL, *DIRS],
-        cwd=folder,
-        text=True,
-        capture_output=True,
-    )
+    done = warm.run(ROOT / "run.py", ["-m", "refinements=gold,human,model,self,none", *SMALL, *DIRS], folder)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "out" / "stdout").write_text(done.stdout)
     return folder / "out"
@@ -304,16 +298,11 @@ BUDGET = [
 def kill_at(folder: Path, mark: str, number: int) -> None:
     """Start the run and end it by SIGKILL as soon as it has come to `mark`."""
     log = folder / f"killed{number}" / "run.log"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *BUDGET, f"hydra.run.dir=killed{number}"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    arguments = [*BUDGET, f"hydra.run.dir=killed{number}"]
+    process = warm.start(ROOT / "run.py", arguments, folder, folder / "killed")
     deadline = time.monotonic() + 240
     try:
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.is_alive():
             if mark.startswith("CHECKPOINT"):
                 reached = any(folder.glob(f"store/{mark.split()[1]}/*/checkpoints/last.ckpt"))
             else:
@@ -321,10 +310,10 @@ def kill_at(folder: Path, mark: str, number: int) -> None:
             if reached:
                 break
             time.sleep(0.005)
-        assert process.poll() is None, f"the run ended before {mark}: {log.read_text()[-2000:]}"
+        assert process.is_alive(), f"the run ended before {mark}: {log.read_text()[-2000:]}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
 
 
 def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, tmp_path):

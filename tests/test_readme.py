@@ -2,10 +2,9 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
+import warm
 from conftest import ROOT, SMALL
 
 README = (ROOT / "README.md").read_text()
@@ -55,7 +54,8 @@ def test_the_python_of_the_readme_runs(store, tmp_path):
     code = code.replace('"output_dir=outputs/mine"', small).replace('"src"', repr(str(ROOT / "src")))
     code = code.replace('initialize("conf"', f"initialize_config_dir({str(ROOT / 'conf')!r}")
     code = code.replace("import compose, initialize", "import compose, initialize_config_dir")
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=tmp_path)
+    (tmp_path / "readme.py").write_text(code)
+    done = warm.run(tmp_path / "readme.py", [], tmp_path)
     assert "'mean'" in done.stdout, done.stderr
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch.nn import functional
-from transformers import get_linear_schedule_with_warmup
 
 from ilf.models.sampling import Sampler
 from ilf.settings import Optimizer, Phase, Training
@@ -148,7 +147,12 @@ class FineTuningModule(pl.LightningModule):
                 f"is longer than the training, {steps} optimizer steps",
                 "Lower it, or raise the epochs.",
             )
-        schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+
+        def rate(step: int) -> float:
+            return step / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
+
+        # Not transformers' own: its module imports peft and bitsandbytes, seconds before every run.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
