@@ -31,6 +31,13 @@ from ilf.tasks.mini_grammar import draw_names  # noqa: E402
 from ilf.training.mini_corpus import with_mistakes  # noqa: E402
 from ilf.types import Program, Task, Verdict  # noqa: E402
 
+_LONGEST = ("test_studies", "test_end_to_end", "test_sandbox")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest: each is one worker's, and none should be left alone at the end."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+
 
 def _data_file(name: str) -> Path:
     if not (DATA / name).is_file():

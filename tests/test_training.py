@@ -68,7 +68,7 @@ def test_the_loss_is_on_target_tokens_only_and_eos_is_one_of_them(folder, tokeni
         assert example.target_ids[-1] == tokenizer.eos_token_id
         start = len(example.prompt_ids)
         expected = -sum(logs[i - 1, ids[0, i]] for i in range(start, ids.shape[1])) / len(example.target_ids)
-        assert loss == pytest.approx(float(expected), rel=1e-4)
+        assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
     batch["labels"][1] = -100
     with pytest.raises(ValueError, match="without a target"):
         module.losses(batch)
