@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ def run(file: Path, arguments: Sequence[str], folder: Path) -> subprocess.Comple
     output = folder / "printed"
     process = start(file, arguments, folder, output)
     process.join(400)
+    if process.is_alive():  # or the tests would wait for it at their end
+        os.killpg(process.pid, signal.SIGKILL)
     assert process.exitcode is not None, f"no end after 400 s: {arguments}"
     out, err = (output.with_suffix(suffix) for suffix in (".out", ".err"))
     done = subprocess.CompletedProcess(list(arguments), process.exitcode, out.read_text(), err.read_text())

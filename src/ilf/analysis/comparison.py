@@ -19,7 +19,7 @@ from filelock import FileLock
 from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
 from ilf.analysis.plots import Point, bars
 from ilf.analysis.report import model_name, p_text, percent
-from ilf.analysis.statistics import bootstrap_ci95, holm, paired, pass_at_k, t_ci95
+from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, paired, pass_at_k, t_ci95
 from ilf.store import write_atomically
 
 Row = dict[str, Any]  # of a CSV file
@@ -127,15 +127,6 @@ def _arms(jobs: list[Job], notes: list[str]) -> tuple[dict[str, Arm], list[Arm]]
     )
 
 
-def _over_seeds(seeds: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each task over the seeds that have it."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for values in seeds:
-        for task, value in values.items():
-            found[task].append(value)
-    return {task: float(np.mean(values)) for task, values in found.items()}
-
-
 def _means(values: Values) -> list[float]:
     return [float(np.mean(list(tasks.values()))) for tasks in values.values()]
 
@@ -146,7 +137,7 @@ def _pairs(arms: Collection[Arm], name: str, notes: list[str]) -> list[Pair]:
     for before, after in itertools.combinations(values, 2):
         # The same seed gives both arms the same draws before fine-tuning: what they share there cancels.
         shared = values[before].keys() & values[after].keys()
-        x, y = (_over_seeds(values[arm][seed] for seed in shared or values[arm]) for arm in (before, after))
+        x, y = (over_seeds(values[arm][seed] for seed in shared or values[arm]) for arm in (before, after))
         tasks = sorted(x.keys() & y.keys(), key=int)
         if before.data_sha256 != after.data_sha256 or not tasks:
             skipped.append(f"{before.label} and {after.label}")
@@ -217,7 +208,7 @@ def _arm_row(arm: Arm, names: list[str]) -> Row:
             (f"refiner_{name}", arm.values("refiner", name) if own else {}),
             (name, arm.values(arm.part, name)),
         ):
-            over_tasks = np.array(list(_over_seeds(values.values()).values()))
+            over_tasks = np.array(list(over_seeds(values.values()).values()))
             nothing = (None, None)
             row[column] = float(over_tasks.mean()) if values else None
             row[f"{column}_low"], row[f"{column}_high"] = bootstrap_ci95(over_tasks) if values else nothing

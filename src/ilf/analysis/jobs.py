@@ -80,21 +80,27 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
     return kept, notes
 
 
+def read_job(folder: Path) -> tuple[str, Job, dict[str, Any]]:
+    """Return what became of a job, its results.json, and what is known of its failure; absent files are empty."""
+    results, failed = (
+        json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for file in (folder / "results.json", folder / "failed.json")
+    )
+    status = results.get("status", "failed")
+    if failed and status != "no_training_examples":  # that one has figures: the refiner's, and none is a finding
+        status = "failed"
+    return status, results, failed
+
+
 def _read(folder: Path) -> Job:
     """Return results.json, or what is known of a job without one, with its overrides and its error.
 
     Raises:
         InputError: An older version wrote results.json, without the figures of each task.
     """
-    results, failed = (
-        json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        for file in (folder / "results.json", folder / "failed.json")
-    )
+    status, results, failed = read_job(folder)
     file = folder / ".hydra" / "overrides.yaml"
     overrides = dict(map(_override, yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else []))
-    status = results.get("status", "failed")
-    if failed and status != "no_training_examples":  # that one has figures: the refiner's, and none is a finding
-        status = "failed"
     job = {
         **{field: overrides.get(group, "") for field, group in FIELDS.items()},
         **{"seed": yaml.safe_load(overrides.get("seed", "0")), "annotator": "", "counts": {"training_examples": None}},

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+K = TypeVar("K")  # a task's id, a number or its text
 _Z = 1.959964 + 0.841621  # two-sided 5% and 80% power, of the normal distribution
 # The 97.5% quantile of Student's t, by degrees of freedom from 1; beyond these, the normal distribution's.
 _T = (
@@ -61,6 +64,19 @@ def bootstrap_ci95(values: Floats, seed: int = 0, draws: int = 10_000) -> tuple[
     means = _resamples(len(values), seed, draws) @ values / len(values)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def over_seeds(seeds: Iterable[Mapping[K, float]]) -> dict[K, float]:
+    """Return the mean of each task over the seeds that have it.
+
+    >>> over_seeds([{1: 0.5, 2: 1.0}, {1: 1.0}])
+    {1: 0.75, 2: 1.0}
+    """
+    found: dict[K, list[float]] = defaultdict(list)
+    for values in seeds:
+        for task, value in values.items():
+            found[task].append(value)
+    return {task: float(np.mean(values)) for task, values in found.items()}
 
 
 def t_ci95(values: Sequence[float]) -> tuple[float, float] | None:

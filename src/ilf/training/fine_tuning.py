@@ -137,6 +137,9 @@ class FineTuningModule(pl.LightningModule):
         Raises:
             InputError: The warm-up is longer than the training.
         """
+        # Its module imports peft and bitsandbytes: seconds, for which a run that trains nothing need not wait.
+        from transformers import get_linear_schedule_with_warmup
+
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = make_optimizer(self.optimizer_settings, parameters, self.phase.lr)
         steps, warmup = int(self.trainer.estimated_stepping_batches), self.training_settings.warmup_steps
@@ -147,12 +150,7 @@ class FineTuningModule(pl.LightningModule):
                 f"is longer than the training, {steps} optimizer steps",
                 "Lower it, or raise the epochs.",
             )
-
-        def rate(step: int) -> float:
-            return step / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
-
-        # Not transformers' own: its module imports peft and bitsandbytes, seconds before every run.
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

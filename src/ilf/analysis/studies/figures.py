@@ -14,7 +14,7 @@ import numpy as np
 from ilf.analysis.jobs import arm_name
 from ilf.analysis.plots import COLOURS, canvas, curve
 from ilf.analysis.report import p_text, percent
-from ilf.analysis.statistics import sign_flip_p_value
+from ilf.analysis.statistics import over_seeds, sign_flip_p_value
 from ilf.analysis.studies.job import Job, Study, arm_label, cells, figure, grouped, names, per_task, subject
 
 
@@ -24,16 +24,15 @@ def _name(source: str, jobs: Sequence[Job]) -> str:
 
 def figure3(jobs: Sequence[Job]) -> Study:
     """Perplexity of each arm's programs under the base model, on the same tasks."""
-    by_source: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by_source: dict[str, list[dict[str, float]]] = defaultdict(list)
     for job in jobs:
         for source, values in (job.results["perplexity"] or {}).items():
-            for task_id, value in values.items():
-                by_source[source][int(task_id)].append(value)
-    means = {s: {i: float(np.mean(v)) for i, v in tasks.items()} for s, tasks in by_source.items()}
+            by_source[source].append(values)
+    means = {source: over_seeds(found) for source, found in by_source.items()}
     rows = []
     for source, values in means.items():
         array = np.array(list(values.values()))
-        common = sorted(values.keys() & means.get("gold", {}).keys())
+        common = sorted(values.keys() & means.get("gold", {}).keys(), key=int)
         logs = np.array([np.log(values[i] / means["gold"][i]) for i in common])
         rows.append(
             {
@@ -169,13 +168,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         arm: {name: float(np.mean([j.results["weight_change"][name] for j in group])) for name in layers}
         for arm, group in groups.items()
     }
-    kl: dict[str, dict[int, float]] = {}
-    for arm, group in groups.items():
-        tasks: dict[int, list[float]] = defaultdict(list)
-        for job in group:
-            for task_id, value in job.results["kl"]["per_task"].items():
-                tasks[int(task_id)].append(value)
-        kl[arm] = {task_id: float(np.mean(values)) for task_id, values in tasks.items()}
+    kl = {arm: over_seeds(job.results["kl"]["per_task"] for job in group) for arm, group in groups.items()}
     rows = []
     for arm in groups:
         found = figure(kl[arm])
@@ -189,7 +182,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
             "against_gold": None,
         }
         if arm != "gold" and "gold" in kl:
-            common = sorted(kl[arm].keys() & kl["gold"].keys())
+            common = sorted(kl[arm].keys() & kl["gold"].keys(), key=int)
             differences = np.array([kl[arm][i] - kl["gold"][i] for i in common])
             row["against_gold"] = f"{differences.mean():+.4f}, p {p_text(sign_flip_p_value(differences))}"
         rows.append(row)

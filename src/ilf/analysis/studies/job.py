@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ilf.analysis.jobs import arm_name, job_folders
+from ilf.analysis.jobs import arm_name, job_folders, read_job
 from ilf.analysis.report import model_name, p_text, percent
-from ilf.analysis.statistics import bootstrap_ci95, paired, pass_at_k
+from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,8 @@ def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
     """Return the jobs in `folders`, each a sweep's or a run's, and the errors of those that failed, by folder."""
     found, failed = [], {}
     for folder in [job for one in folders if one.is_dir() for job in job_folders(one)]:
-        results, error = (
-            json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-            for file in (folder / "results.json", folder / "failed.json")
-        )
-        status = results.get("status", "failed")
-        # Nothing left to train on is a finding: the refiner has its figures.
-        if status == "failed" or (error and status != "no_training_examples"):
+        status, results, error = read_job(folder)
+        if status == "failed":
             failed[folder.name] = error.get("error") or "see run.log"
         else:
             found.append(Job(folder, results))
@@ -91,7 +86,7 @@ def arm_label(arm: str, jobs: Sequence[Job]) -> str:
         "llm_2shot": "another model's refinements, 2-shot",
         "none": "nothing: zero-shot, sampled again",
     }
-    return known.get(arm) or arm_name(arm, jobs[0].results["annotator"]).replace("_", ", ")
+    return known.get(arm) or arm_name(arm, jobs[0].results["annotator"])
 
 
 def grouped(jobs: Sequence[Job], key: Callable[[Job], Any]) -> dict[Any, list[Job]]:
@@ -114,17 +109,19 @@ def per_task(jobs: Sequence[Job], part: str, name: str, seeds: Collection[int] |
     Jobs of one seed that start alike have the same zero-shot programs: each seed counts once.
     """
     by_seed = {job.results["seed"]: job.results[part] for job in reversed(jobs) if job.results[part]}
-    values: dict[int, list[float]] = defaultdict(list)
-    for found in (found for seed, found in by_seed.items() if seeds is None or seed in seeds):
-        for task_id, passed in found["per_task"].items():
-            n = found["n_samples"]
-            values[int(task_id)].append(
-                float(passed > 0) if name == "one_correct" else pass_at_k(n, passed, int(name.removeprefix("pass@")))
-            )
-    return {task_id: float(np.mean(one)) for task_id, one in sorted(values.items())}
+
+    def metric(n: int, passed: int) -> float:
+        return float(passed > 0) if name == "one_correct" else pass_at_k(n, passed, int(name.removeprefix("pass@")))
+
+    values = over_seeds(
+        {int(task_id): metric(found["n_samples"], passed) for task_id, passed in found["per_task"].items()}
+        for seed, found in by_seed.items()
+        if seeds is None or seed in seeds
+    )
+    return dict(sorted(values.items()))
 
 
-def figure(values: dict[int, float]) -> dict[str, Any]:
+def figure(values: Mapping[Any, float]) -> dict[str, Any]:
     """Return the mean over tasks and its 95% interval."""
     array = np.array(list(values.values()))
     low, high = bootstrap_ci95(array)
@@ -180,7 +177,7 @@ def paper_row(label: str, figures: dict[str, float], shown: Sequence[str]) -> di
 
 
 def points(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> dict[str, list[tuple[float, float, float] | None]]:
-    """Return what `report.bars` draws: a panel a metric, a point with its interval a row."""
+    """Return what `plots.bars` draws: a panel a metric, a point with its interval a row."""
     return {
         name: [
             None
