@@ -25,6 +25,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "refiner.name": ("finetuned", "few_shot", "local", "policy"),
     "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
     "refinements.tasks": ("solved", "annotated"),
+    "sampler.name": ("hf", "continuous", "openai"),
     "executor.tests": ("all", "unseen"),
     "executor.scoring": ("as_written", "paper"),
     "executor.compare": ("exact", "approx"),
@@ -131,6 +132,13 @@ def check(settings: Settings) -> None:
                 "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.",
             )
         _check_model_folder("refiner.path", settings.refiner.path)
+    served, url = settings.sampler.name == "openai", settings.sampler.url
+    if served and not str(url).startswith(("http://", "https://")):
+        allowed = "sampler=openai needs the address of an OpenAI-compatible server"
+        raise InputError("sampler.url", url, allowed, "Give sampler.url=http://HOST:PORT/v1.")
+    for key, value in (("sampler.url", url), ("sampler.extra", settings.sampler.extra)):
+        if value and not served:
+            raise InputError(key, value, "is for a server, and the sampler is another", "Add sampler=openai.")
     if settings.logger.wandb and settings.logger.mode == "online" and not _logged_in():
         raise InputError(
             "logger.mode",

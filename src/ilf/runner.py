@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
+from ilf.models.continuous import ContinuousSampler
 from ilf.models.sampling import Sampler
+from ilf.models.served import ServedSampler
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
 from ilf.store import Entry, JsonLines, Store, sha256, weights_sha256
 from ilf.tracking import Tracker
-from ilf.training.fine_tuning import Example, FineTuningModule
+from ilf.training.fine_tuning import AnySampler, Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.training.trainer import make_trainer, precision
@@ -31,14 +33,14 @@ log = logging.getLogger(__name__)
 
 # Raised by one where a stage's code changes what it gives for the same key.
 VERSIONS = {
-    "sample": 1,
-    "zero_shot": 1,
+    "sample": 2,
+    "zero_shot": 2,
     "annotate": 1,
     "train_refiner": 1,
-    "refine": 1,
+    "refine": 2,
     "train_policy": 1,
-    "evaluate": 1,
-    "validate": 1,
+    "evaluate": 2,
+    "validate": 2,
 }
 _RUN_FILES = {
     "sample": "sample",
@@ -72,7 +74,6 @@ class Runner:
         self.store, self.sandbox, self.tracker = store, sandbox, tracker
         self.folder = Path(settings.output_dir)
         self.tokenizer = load_tokenizer(model)
-        self.sampler = Sampler(settings.sampler)
         executor = settings.executor
         self.scoring = {k: v for k, v in asdict(executor).items() if k not in ("name", "workers")}
         self.seconds: dict[str, float] = {}  # a stage, all its rounds together
@@ -158,9 +159,10 @@ class Runner:
             "temperature": settings.temperature,
             "max_new_tokens": settings.max_new_tokens,
             "batch_size": settings.batch_size,
+            "sampler": settings.name,
+            "extra": settings.extra,
         }
         programs: list[Program] = []
-        before = self.sampler.halvings
 
         def work(entry: Entry) -> dict[str, Any]:
             callback = UnitTestCallback(
@@ -175,16 +177,17 @@ class Runner:
             )
             # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
             whole = any(entry.path.glob("done-*.json"))
-            net = None if whole else load_model(model, dtype)
+            net = None if whole or settings.name == "openai" else load_model(model, dtype)
+            sampler = self._sampler(model)
             tokenizer = load_tokenizer(model)  # a local refiner may have its own
             data = MBPPDataModule(tokenizer, test_draws=draws, sampling_batch_size=settings.batch_size)
             trainer = make_trainer(self.settings.trainer, callbacks=[callback], loggers=self.tracker.loggers)
-            trainer.test(self._module(module, net, tokenizer, Phase()), data, verbose=False)
+            trainer.test(self._module(module, net, tokenizer, sampler, Phase()), data, verbose=False)
             programs.extend(callback.programs)
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
             rows.path.unlink(missing_ok=True)
             rows.append(program.row() for program in programs)
-            return {"halvings": self.sampler.halvings - before}
+            return {"halvings": sampler.halvings}
 
         path, facts = self.do(stage, key, work, f"done-{scoring}.json")
         self.halvings += facts["halvings"]
@@ -225,7 +228,8 @@ class Runner:
         def work(entry: Entry) -> dict[str, Any]:
             torch.manual_seed(derive_seed(self.settings.seed, kind.stage))  # LoRA's first matrices are random
             net = adapt(load_model(base, torch.float32), settings.adapter)
-            module = self._module(kind, net, self.tokenizer, phase).train()
+            sampler = Sampler(settings.sampler)  # no server holds a model that is being trained
+            module = self._module(kind, net, self.tokenizer, sampler, phase).train()
             callback = UnitTestCallback(kind.stage, self.tasks, self.sandbox, settings.executor.tests, [1])
             data = MBPPDataModule(
                 self.tokenizer,
@@ -266,9 +270,21 @@ class Runner:
         """Return the hash of a model folder."""
         return weights_sha256(folder, self.store.root / "weights.json")
 
-    def _module(self, kind: type[FineTuningModule], net: Any, tokenizer: Any, phase: Phase) -> FineTuningModule:
+    def _sampler(self, model: Path) -> AnySampler:
+        """Return what draws programs from the model of a folder."""
+        settings = self.settings.sampler
+        if settings.name == "continuous":
+            return ContinuousSampler(settings)
+        if settings.name == "openai":
+            hub = self.settings.model.hub if model == self.model and self.settings.model.path is None else None
+            return ServedSampler(settings, hub or str(model.absolute()))
+        return Sampler(settings)
+
+    def _module(
+        self, kind: type[FineTuningModule], net: Any, tokenizer: Any, sampler: AnySampler, phase: Phase
+    ) -> FineTuningModule:
         settings = self.settings
-        return kind(net, tokenizer, self.sampler, settings.training, phase, settings.optimizer, settings.seed)
+        return kind(net, tokenizer, sampler, settings.training, phase, settings.optimizer, settings.seed)
 
 
 def _last(checkpoints: Path) -> str | None:

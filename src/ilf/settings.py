@@ -7,6 +7,7 @@ them as ordinary arguments.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 
@@ -95,11 +96,13 @@ class LLM:
 class Sampling:
     """How programs are drawn."""
 
-    name: str = "hf"
+    name: str = "hf"  # hf | continuous | openai
+    url: str | None = None  # of an OpenAI-compatible server, for openai, such as http://localhost:8000/v1
+    extra: dict[str, Any] = field(default_factory=dict)  # more fields of each request to it, such as {top_k: -1}
     n: int = 30  # programs a task
     temperature: float = 0.8
     max_new_tokens: int = 512  # a bound; sampling stops where the function ends
-    batch_size: int = 32  # programs at once; halved when memory runs out
+    batch_size: int = 32  # programs, or requests, at once; halved when memory runs out
 
 
 @dataclass

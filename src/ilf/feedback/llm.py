@@ -7,13 +7,13 @@ own refinement, as the InstructGPT rows of the paper's Table 4.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from ilf.models import endpoint
+from ilf.models.endpoint import KEY
 from ilf.settings import LLM
 from ilf.store import JsonLines
 from ilf.tasks.mbpp import read_json_lines
@@ -21,7 +21,6 @@ from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
 
 log = logging.getLogger(__name__)
 
-KEY = "OPENAI_API_KEY"  # read from the environment only, so that it stands in no configuration and no log
 COLUMNS = {"task_id": int, "sample": int, "parent": str, "answer": str}
 _SYSTEM = (
     "You review and correct Python functions. First say in plain words what is wrong with the program. Then write the "
@@ -89,11 +88,8 @@ def answer(settings: LLM, temperature: float, queries: Sequence[dict[str, Any]],
     if settings.path is not None:
         answers.append(_stored(settings.path, left))
         return
-    import openai
 
-    client = openai.OpenAI(base_url=settings.url, api_key=os.environ.get(KEY, "none"), max_retries=5)
-
-    def ask(query: dict[str, Any]) -> dict[str, Any]:
+    def ask(client: Any, query: dict[str, Any]) -> dict[str, Any]:
         reply = client.chat.completions.create(
             model=str(settings.model),
             messages=query["messages"],
@@ -109,28 +105,12 @@ def answer(settings: LLM, temperature: float, queries: Sequence[dict[str, Any]],
             "messages": query["messages"],
         }
 
-    failure: openai.OpenAIError | None = None
-    with ThreadPoolExecutor(settings.parallel) as pool:
-        asked = [pool.submit(ask, query) for query in left]
-        for number, one in enumerate(as_completed(asked), 1):
-            if one.cancelled():
-                continue
-            try:
-                answers.append([one.result()])
-            except openai.OpenAIError as error:  # what is on its way is still taken
-                failure = failure or error
-                for other in asked:
-                    other.cancel()
-            if number % 50 == 0 or number == len(asked):
-                log.info("llm: %d of %d answers", number, len(asked))
-    if failure is not None:
-        text = str(failure).replace(os.environ.get(KEY) or "\0", f"${KEY}")  # a server may echo what it was sent
-        raise InputError(
-            "llm.url",
-            settings.url,
-            f"the endpoint does not answer for model {settings.model!r} ({type(failure).__name__}: {text})",
-            f"Check the address, the model's name and ${KEY}; what was answered is kept.",
-        )
+    advice = f"Check the address, the model's name and ${KEY}; what was answered is kept."
+    found = endpoint.answers("llm.url", str(settings.url), str(settings.model), left, ask, settings.parallel, advice)
+    for number, (_, row) in enumerate(found, 1):
+        answers.append([row])
+        if number % 50 == 0 or number == len(left):
+            log.info("llm: %d of %d answers", number, len(left))
 
 
 def _stored(path: str, queries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,19 +1,19 @@
-"""Draws programs: batched, seeded sample by sample, stopped where the function ends.
+"""Draws programs: seeded sample by sample, prefilled once a prompt, stopped where the function ends.
 
 A sample depends on its own seed and not on its neighbours: each step takes one uniform number from the sample's own
-stream and inverts the cumulative distribution. Prompts are prefilled once for all their samples in a batch, and
-finished samples leave the batch, so that one long program does not make the others be computed on.
+stream and inverts the cumulative distribution. A sample that has finished leaves the batch, and waiting ones take its
+place, so that one long program neither makes the others be computed on nor holds up those that wait.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn import functional
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut, function_end
@@ -21,95 +21,86 @@ from ilf.types import Draw
 
 log = logging.getLogger(__name__)
 
-_LEAVE = 0.9  # finished samples leave once no more than this share of the batch goes on: each leaving copies the cache
+# Rows change once no more than this share of the batch goes on: each change copies the cache, and what is new must be
+# prefilled while the others wait.
+_GO_ON = 0.3
 _ROOM = 64  # tokens by which the cache grows
 
 
 class Sampler:
-    """Samples completions from a causal language model.
+    """Samples completions from a causal language model of transformers.
 
     Args:
-        settings: Temperature, bound on new tokens.
+        settings: Temperature, bound on new tokens, programs at once.
     """
+
+    # What is drawn depends, in its last bits, on what is computed beside it: only a plan that is drawn whole is drawn
+    # again alike.
+    whole_plans = True
 
     def __init__(self, settings: Sampling) -> None:
         self.settings = settings
-        self.halvings = 0  # how often memory ran out and a batch was drawn in two halves
+        self.halvings = 0  # how often memory ran out and half as many programs went on at once
 
-    def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> list[str]:
-        """Return the completion of each draw, in order, cut where the function ends.
+    def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
+        """Yield each draw with its completion, cut where the function ends, in the order in which they finish.
 
         Args:
             model: A causal language model of transformers, on any device.
             tokenizer: Its tokenizer, with a padding token.
-            draws: One batch; samples of one prompt are prefilled together.
+            draws: Those of one prompt side by side, so that it is prefilled once.
 
         Raises:
             torch.OutOfMemoryError: Memory runs out for a single program.
         """
-        try:
-            return self._batch(model, tokenizer, draws)
-        except RuntimeError as error:  # CUDA's error is a subclass; the CPU allocator raises a plain one
-            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-            if not out_of_memory or len(draws) == 1:
-                raise
-        self.halvings += 1
-        half = len(draws) // 2
-        log.warning("memory ran out for %d programs at once; drawing them in halves of %d", len(draws), half)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return self.sample(model, tokenizer, draws[:half]) + self.sample(model, tokenizer, draws[half:])
+        left = dict.fromkeys(draws)
+        size = min(self.settings.batch_size, len(draws))
+        while left:
+            try:
+                for draw, text in self._decode(model, tokenizer, list(left), size):
+                    del left[draw]
+                    yield draw, text
+            except RuntimeError as error:  # CUDA's error is a subclass; the CPU allocator raises a plain one
+                out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+                if not out_of_memory or size == 1:
+                    raise
+                self.halvings += 1
+                log.warning("memory ran out for %d programs at once; going on with %d", size, size // 2)
+                size //= 2
+            if torch.cuda.is_available() and left:
+                torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _batch(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> list[str]:
-        limit = self.settings.max_new_tokens
-        prompts = list(dict.fromkeys(draw.prompt for draw in draws))
-        tokenized = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
-        width = max(map(len, tokenized))
-        pad, device = tokenizer.pad_token_id, model.device
-        ids = torch.tensor([[pad] * (width - len(t)) + t for t in tokenized], device=device)  # (P, T), left-padded
-        mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in tokenized], device=device)
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
-        )
-
-        rows = torch.tensor([prompts.index(draw.prompt) for draw in draws], device=device)  # one row a sample: (B,)
-        cache = output.past_key_values
-        cache.batch_select_indices(rows)
-        cache.layers = [_RoomyLayer(one) if type(one) is DynamicLayer else one for one in cache.layers]
-        logits, mask = output.logits[rows, -1], mask[rows]
-        uniform = torch.stack([torch.rand(limit, generator=torch.Generator().manual_seed(d.seed)) for d in draws])
-        uniform = uniform.to(device)  # (B, limit)
-        active = list(range(len(draws)))  # which draw each row of the batch belongs to
-        done: set[int] = set()  # draws
-        tokens: list[list[int]] = [[] for _ in draws]
-        ends = _end_ids(model, tokenizer)
-        for step in range(limit):
-            chosen = self._choose(logits, uniform[active, step])
-            for draw, token in zip(active, chosen.tolist(), strict=True):
-                if draw in done:
+    def _decode(self, model: Any, tokenizer: Any, draws: Sequence[Draw], size: int) -> Iterator[tuple[Draw, str]]:
+        """Draw with at most `size` rows at once."""
+        limit, ends = self.settings.max_new_tokens, end_ids(model, tokenizer)
+        waiting = _Waiting(model, tokenizer, draws)
+        rows: list[_Row] = []
+        batch: _Batch | None = None
+        while True:
+            going = [i for i, row in enumerate(rows) if not row.done]
+            if not going and not waiting.draws:
+                return
+            if len(going) <= _GO_ON * (size if waiting.draws else len(rows)):
+                parts = [(batch, going)] if batch is not None and going else []
+                rows = [rows[i] for i in going]
+                for part, index, new in waiting.take(size - len(rows)):
+                    parts.append((part, index))
+                    rows += [_Row(draw, limit) for draw in new]
+                batch = _join(parts)
+            assert batch is not None
+            uniform = torch.tensor([row.uniform[len(row.tokens)] for row in rows], device=model.device)
+            chosen = self._choose(batch.logits, uniform)
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                if row.done:
                     continue
                 if token not in ends:
-                    tokens[draw].append(token)
-                if token in ends or _function_ended(tokenizer, tokens[draw]):
-                    done.add(draw)
-            kept = [row for row, draw in enumerate(active) if draw not in done]
-            if not kept or step + 1 == limit:
-                break
-            if len(kept) <= _LEAVE * len(active):
-                index = torch.tensor(kept, device=device)
-                cache.batch_select_indices(index)
-                mask, chosen, active = mask[index], chosen[index], [active[row] for row in kept]
-            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            output = model(
-                input_ids=chosen[:, None],
-                attention_mask=mask,
-                position_ids=_positions(mask)[:, -1:],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = output.logits[:, -1]
-        return [cut(tokenizer.decode(t, skip_special_tokens=True)) for t in tokens]
+                    row.tokens.append(token)
+                row.done = token in ends or len(row.tokens) == limit or function_ended(tokenizer, row.tokens)
+                if row.done:
+                    yield row.draw, cut(tokenizer.decode(row.tokens, skip_special_tokens=True))
+            if not all(row.done for row in rows):
+                batch.step(model, chosen)
 
     def _choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """Return a token id for each row of `logits` (B, V), drawn with the numbers of `uniform` (B,) in [0, 1)."""
@@ -119,38 +110,138 @@ class Sampler:
         return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
+@dataclass
+class _Row:
+    """A sample under way."""
+
+    draw: Draw
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        stream = torch.Generator().manual_seed(self.draw.seed)
+        self.uniform: list[float] = torch.rand(self.limit, generator=stream).tolist()
+
+
+@dataclass
+class _Batch:
+    """What a model has seen of several texts: left-padded, so that all of them end in the last column."""
+
+    cache: DynamicCache  # keys and values of each layer, (B, heads, T, size of a head)
+    mask: torch.Tensor  # (B, T), 1 where a text is
+    logits: torch.Tensor  # of what comes next, (B, V)
+
+    def step(self, model: Any, tokens: torch.Tensor) -> None:
+        """Go on by one token a row, (B,)."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=_positions(self.mask)[:, -1:],
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+
+class _Waiting:
+    """Draws that have no row yet, and the prompts that have been prefilled for them."""
+
+    def __init__(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.draws = list(draws)
+        self._open: dict[str, tuple[_Batch, int]] = {}  # prompts that more draws wait for: where they were prefilled
+
+    def take(self, count: int) -> Iterator[tuple[_Batch, list[int], list[Draw]]]:
+        """Yield the next `count` draws, as prefilled prompts, the rows of it that they start from, and the draws."""
+        taken, self.draws = self.draws[:count], self.draws[count:]
+        if new := [p for p in dict.fromkeys(draw.prompt for draw in taken) if p not in self._open]:
+            prefilled = self._prefill(new)
+            self._open |= {prompt: (prefilled, i) for i, prompt in enumerate(new)}
+        by_batch: dict[int, tuple[_Batch, list[int], list[Draw]]] = {}
+        for draw in taken:
+            batch, row = self._open[draw.prompt]
+            _, index, draws = by_batch.setdefault(id(batch), (batch, [], []))
+            index.append(row)
+            draws.append(draw)
+        still = {draw.prompt for draw in self.draws[:1]}
+        # Only the prompt that the next draw has: the others' draws are under way.
+        self._open = {p: (_join([(batch, [row])]), 0) for p, (batch, row) in self._open.items() if p in still}
+        yield from by_batch.values()
+
+    def _prefill(self, prompts: Sequence[str]) -> _Batch:
+        tokenized = [self.tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+        width, pad, device = max(map(len, tokenized)), self.tokenizer.pad_token_id, self.model.device
+        ids = torch.tensor([[pad] * (width - len(t)) + t for t in tokenized], device=device)  # (P, T)
+        mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in tokenized], device=device)
+        # Not the cache that the model would make: one with a sliding window forgets, and can't be put together.
+        cache = DynamicCache()
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return _Batch(cache, mask, output.logits[:, -1])
+
+
+def _join(parts: Sequence[tuple[_Batch, list[int]]]) -> _Batch:
+    """Return a batch of the named rows of several, no wider than its longest text."""
+    indices = [torch.tensor(index, device=part.mask.device) for part, index in parts]
+    masks = [part.mask[index] for (part, _), index in zip(parts, indices, strict=True)]
+    width = max(int(mask.sum(dim=1).max()) for mask in masks)
+
+    def joined(tensors: list[torch.Tensor]) -> torch.Tensor:  # of each part: (B, heads, T, size)
+        _, heads, _, size = tensors[0].shape
+        whole = tensors[0].new_empty(sum(map(len, indices)), heads, width + _ROOM, size)
+        for rows, tensor, index in zip(whole.split([*map(len, indices)]), tensors, indices, strict=True):
+            used = min(width, tensor.shape[2])
+            rows[:, :, : width - used] = 0  # masked, but what is masked must be a number
+            torch.index_select(tensor[:, :, tensor.shape[2] - used :], 0, index, out=rows[:, :, width - used : width])
+        return whole
+
+    cache = DynamicCache()
+    cache.layers = [
+        _RoomyLayer(joined([layer.keys for layer in layers]), joined([layer.values for layer in layers]), width)
+        for layers in zip(*(part.cache.layers for part, _ in parts), strict=True)
+    ]
+    mask = torch.cat([torch.nn.functional.pad(m, (width, 0))[:, -width:] for m in masks])
+    logits = torch.cat([part.logits[index] for (part, _), index in zip(parts, indices, strict=True)])
+    return _Batch(cache, mask, logits)
+
+
 class _RoomyLayer(DynamicLayer):
     """A layer of the cache with room for more tokens: a step writes its token instead of copying all before it.
 
     Args:
-        layer: What is cached so far: `keys` and `values`, (B, heads, T, size of a head).
+        keys: (B, heads, T with room, size of a head).
+        values: Likewise.
+        length: How much of T is filled.
     """
 
-    def __init__(self, layer: DynamicLayer) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        assert layer.keys is not None and layer.values is not None  # filled by the prompt
-        self.lazy_initialization(layer.keys, layer.values)
-        self._keep([functional.pad(part, (0, 0, 0, _ROOM)) for part in (layer.keys, layer.values)], layer.keys.shape[2])
+        self.lazy_initialization(keys, values)
+        self._keep(keys, values, length)
 
-    def _keep(self, parts: list[torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        self._parts, self._length = parts, length
-        self.keys, self.values = keys, values = parts[0][:, :, :length], parts[1][:, :, :length]
-        return keys, values
+    def _keep(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self._parts, self._length = (keys, values), length
+        self.keys, self.values = filled = keys[:, :, :length], values[:, :, :length]
+        return filled
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add new tokens and return all."""
+        keys, values = self._parts
         end = self._length + key_states.shape[2]
-        if end > self._parts[0].shape[2]:
-            self._parts = [functional.pad(part, (0, 0, 0, end - part.shape[2] + _ROOM)) for part in self._parts]
-        for part, states in zip(self._parts, (key_states, value_states), strict=True):
-            part[:, :, self._length : end] = states
-        return self._keep(self._parts, end)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows."""
-        self._keep([part[indices] for part in self._parts], self._length)
+        if (missing := end - keys.shape[2]) > 0:
+            keys, values = (torch.nn.functional.pad(part, (0, 0, 0, missing + _ROOM)) for part in (keys, values))
+        keys[:, :, self._length : end] = key_states
+        values[:, :, self._length : end] = value_states
+        return self._keep(keys, values, end)
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:
@@ -158,14 +249,15 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
     """Return the ids that end a text: the tokenizer's and the model's."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
 
 
-def _function_ended(tokenizer: Any, tokens: list[int]) -> bool:
+def function_ended(tokenizer: Any, tokens: list[int]) -> bool:
+    """Return whether what `tokens` spell has gone past the end of the function, asked after each token."""
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     last = text[text.rfind("\n") + 1 :]
     # A function can only have ended where the newest line starts a statement in the first column.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional
 
+from ilf.models.continuous import ContinuousSampler
 from ilf.models.sampling import Sampler
+from ilf.models.served import ServedSampler
 from ilf.settings import Optimizer, Phase, Training
 from ilf.types import Draw, InputError, derive_seed
+
+AnySampler = Sampler | ContinuousSampler | ServedSampler
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class FineTuningModule(pl.LightningModule):
         self,
         model: Any,
         tokenizer: Any,
-        sampler: Sampler,
+        sampler: AnySampler,
         training: Training,
         phase: Phase,
         optimizer: Optimizer,
@@ -84,8 +88,8 @@ class FineTuningModule(pl.LightningModule):
         self.training_settings, self.phase, self.optimizer_settings, self.seed = training, phase, optimizer, seed
         self.strict_loading = False  # checkpoints hold only what is trained
 
-    def sample(self, draws: Sequence[Draw]) -> list[str]:
-        """Return a completion for each draw."""
+    def sample(self, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
+        """Yield each draw with its completion, in the order in which they finish."""
         return self.sampler.sample(self.model, self.tokenizer, draws)
 
     def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

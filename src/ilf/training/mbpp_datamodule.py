@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from ilf.training.fine_tuning import Example
 from ilf.types import Draw, Task, derive_seed
 
+_REFILLS = 8  # batches of draws hold so many times the programs that are sampled at once
+
 
 def plan_draws(tasks: Iterable[tuple[Task, str]], stage: str, n: int, seed: int) -> list[Draw]:
     """Return `n` draws a task, each with a seed of its own.
@@ -43,7 +45,7 @@ class MBPPDataModule(pl.LightningDataModule):
         test_draws: Programs to sample on test.
         batch_size: Examples an optimizer step.
         micro_batch_size: Examples a forward pass, at most.
-        sampling_batch_size: Programs sampled at once.
+        sampling_batch_size: Programs sampled at once; a batch of draws is several times as large.
         seed: Decides the order of the training examples, with the epoch.
     """
 
@@ -95,10 +97,15 @@ class MBPPDataModule(pl.LightningDataModule):
         return DataLoader(self.draw_batches(self.test_draws), batch_size=None)  # type: ignore[arg-type]
 
     def draw_batches(self, draws: Sequence[Draw]) -> list[list[Draw]]:
-        """Return the draws in batches, prompts of like length together, the longest first: memory fails early."""
+        """Return the draws in batches, prompts of like length together, the longest first: memory fails early.
+
+        A batch is what is kept, or drawn again, as a whole; while it is drawn, waiting draws take the places of
+        finished ones.
+        """
         length = {p: len(self.tokenizer(p, add_special_tokens=False).input_ids) for p in {d.prompt for d in draws}}
         order = sorted(draws, key=lambda d: (-length[d.prompt], d.task_id, d.sample))
-        return [order[i : i + self.sampling_batch_size] for i in range(0, len(order), self.sampling_batch_size)]
+        size = _REFILLS * self.sampling_batch_size
+        return [order[i : i + size] for i in range(0, len(order), size)]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move tensors; draws are plain records and stay as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from ilf.tasks.prompts import as_paper_scores
 from ilf.types import Draw, Program, Task, Verdict
 
 log = logging.getLogger(__name__)
+
+_EVERY = 10.0  # seconds between two words on how far sampling has come
 
 
 def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str, as_paper: bool = False) -> list[Verdict]:
@@ -41,8 +44,9 @@ def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str, as
 class UnitTestCallback(pl.Callback):
     """Draws each batch's programs from the module and executes their unit tests.
 
-    Finished batches are kept in `folder` as they come, samples apart from verdicts: a killed run goes on after its
-    last whole batch, and other scoring settings score the same samples.
+    Samples are kept in `folder` as they come, apart from verdicts: a killed run goes on after its last whole batch (or,
+    where samples do not depend on each other at all, after its last sample), and other scoring settings score the same
+    samples.
 
     Args:
         stage: Prefix of the logged metrics.
@@ -86,25 +90,10 @@ class UnitTestCallback(pl.Callback):
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Draw and execute one planned batch, unless that was done before. A batch that is not whole is redrawn."""
+        """Draw and execute one planned batch, unless that was done before."""
         keys = [(draw.task_id, draw.sample) for draw in batch]
-        if not all(key in self._samples for key in keys):
-            texts = pl_module.sample(batch)
-            rows = [
-                {
-                    "task_id": d.task_id,
-                    "split": d.split,
-                    "sample": d.sample,
-                    "seed": d.seed,
-                    "prompt": d.prompt,
-                    "completion": text,
-                    "program": d.task_prompt + text,
-                }
-                for d, text in zip(batch, texts, strict=True)
-            ]
-            if self.samples_file:
-                self.samples_file.append(rows)
-            self._samples.update(zip(keys, rows, strict=True))
+        if missing := [draw for draw, key in zip(batch, keys, strict=True) if key not in self._samples]:
+            self._draw(pl_module, batch if pl_module.sampler.whole_plans else missing)
         if not all(key in self._verdicts for key in keys):
             verdicts = self._score([self._samples[key]["program"] for key in keys], batch)
             found = [vars(v) | {"tests": list(v.tests)} for v in verdicts]
@@ -124,6 +113,23 @@ class UnitTestCallback(pl.Callback):
             passed,
         )
 
+    def _draw(self, pl_module: Any, draws: Sequence[Draw]) -> None:
+        """Draw programs and keep them: those that don't depend on each other every few seconds, else all at the end."""
+        rows: list[dict[str, Any]] = []
+        then = time.monotonic()
+        for drawn, (d, text) in enumerate(pl_module.sample(draws), 1):
+            row = {"task_id": d.task_id, "split": d.split, "sample": d.sample, "seed": d.seed, "prompt": d.prompt}
+            rows.append(row | {"completion": text, "program": d.task_prompt + text})
+            late = time.monotonic() > then + _EVERY
+            if late and drawn < len(draws):
+                then = time.monotonic()
+                log.info("%s: %d of this batch's %d programs are drawn", self.stage, drawn, len(draws))
+            if drawn == len(draws) or (late and not pl_module.sampler.whole_plans):
+                if self.samples_file:
+                    self.samples_file.append(rows)
+                self._samples |= {(row["task_id"], row["sample"]): row for row in rows}
+                rows = []
+
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k over all tasks."""
         self.programs.sort(key=lambda program: (program.task_id, program.sample))
@@ -140,9 +146,9 @@ class UnitTestCallback(pl.Callback):
         """Draw and execute one batch of draws; a batch of examples is the module's."""
         if isinstance(batch, dict):
             return
-        programs = [d.task_prompt + text for d, text in zip(batch, pl_module.sample(batch), strict=True)]
-        verdicts = self._score(programs, batch)
-        self._validation += [(d.task_id, v.passed) for d, v in zip(batch, verdicts, strict=True)]
+        draws, texts = zip(*pl_module.sample(batch), strict=True)
+        verdicts = self._score([d.task_prompt + text for d, text in zip(draws, texts, strict=True)], draws)
+        self._validation += [(d.task_id, v.passed) for d, v in zip(draws, verdicts, strict=True)]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k of the validation programs."""

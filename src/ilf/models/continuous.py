@@ -1,0 +1,80 @@
+"""Draws programs by transformers' continuous batching: a paged cache, prompts that share a prefix share its pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
+
+from ilf.models.sampling import end_ids, function_ended
+from ilf.settings import Sampling
+from ilf.tasks.prompts import cut
+from ilf.types import Draw
+
+_TOKENS = 512  # without a GPU: tokens a step; on one, transformers chooses by its memory
+_PAGE = 256  # tokens
+
+
+class ContinuousSampler:
+    """Samples from the same distribution as `Sampler`, but not the same programs.
+
+    One stream of random numbers serves all draws of a plan, so that a draw's seed alone does not decide it.
+
+    Args:
+        settings: Temperature, bound on new tokens, programs at once.
+    """
+
+    whole_plans = False
+    halvings = 0  # where memory runs out, transformers defers requests itself
+
+    def __init__(self, settings: Sampling) -> None:
+        self.settings = settings
+
+    def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
+        """Yield each draw with its completion, cut where the function ends, in the order in which they finish.
+
+        Raises:
+            RuntimeError: transformers gives up on a request, or its engine ends.
+        """
+        limit, prompts = self.settings.max_new_tokens, {draw.prompt for draw in draws}
+        ids = {prompt: tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts}
+        generation = GenerationConfig(
+            do_sample=True,
+            temperature=self.settings.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=limit,
+            eos_token_id=sorted(end_ids(model, tokenizer)),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        batching = ContinuousBatchingConfig(
+            max_requests_per_batch=self.settings.batch_size, seed=draws[0].seed % 2**31, page_size=_PAGE
+        )
+        if not torch.cuda.is_available():
+            pages = -(-(max(map(len, ids.values())) + limit) // _PAGE)
+            batching.num_blocks, batching.max_batch_tokens = self.settings.batch_size * pages + 1, _TOKENS
+        with model.continuous_batching_context_manager(
+            generation_config=generation,
+            continuous_batching_config=batching,
+            warmup=torch.cuda.is_available(),
+            timeout=10,
+        ) as manager:
+            waiting = {manager.add_request(ids[draw.prompt], streaming=True): draw for draw in draws}
+            while waiting:
+                result = manager.get_result(timeout=1)
+                if result is None:
+                    if not manager.is_running():
+                        raise RuntimeError("transformers' continuous batching has ended before its requests")
+                    continue
+                if result.request_id not in waiting:  # it was cancelled, and a token was on its way
+                    continue
+                if result.error is not None:
+                    raise RuntimeError(f"transformers' continuous batching: {result.error}")
+                tokens = [token for token in result.generated_tokens if token not in generation.eos_token_id]
+                ended = function_ended(tokenizer, tokens)
+                if ended and not result.is_finished():
+                    manager.cancel_request(result.request_id)
+                if ended or result.is_finished():
+                    yield waiting.pop(result.request_id), cut(tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,0 +1,78 @@
+"""Many requests at once to an OpenAI-compatible server, with retries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from ilf.types import InputError
+
+KEY = "OPENAI_API_KEY"  # read from the environment only, so that it stands in no configuration and no log
+_RETRIES = 5
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+def answers(
+    key: str,
+    url: str,
+    model: str,
+    requests: Sequence[Request],
+    ask: Callable[[Any, Request], Reply],
+    parallel: int,
+    advice: str,
+) -> Iterator[tuple[Request, Reply]]:
+    """Yield each request with its reply, in the order in which they come.
+
+    Args:
+        key: The setting that holds the address.
+        url: The server's address, such as http://localhost:8000/v1.
+        model: Named in the error.
+        requests: What to ask.
+        ask: Asks for one, given a client; it may be asked again where the connection breaks off.
+        parallel: Requests at once.
+        advice: What to do where the server does not answer.
+
+    Raises:
+        InputError: The server can't be reached or refuses, after all that had been asked has been yielded.
+    """
+    import httpx
+    import openai
+
+    client = openai.OpenAI(base_url=url, api_key=os.environ.get(KEY, "none"), max_retries=_RETRIES)
+
+    def ask_again(request: Request) -> Reply:
+        for left in reversed(range(_RETRIES)):
+            try:
+                return ask(client, request)
+            except httpx.TransportError:  # in the middle of a stream, which the client does not repeat
+                if not left:
+                    raise
+        raise AssertionError  # unreachable
+
+    failure: Exception | None = None
+    with ThreadPoolExecutor(parallel) as pool:
+        asked = {pool.submit(ask_again, request): request for request in requests}
+        try:
+            for one in as_completed(asked):
+                if one.cancelled():
+                    continue
+                try:
+                    reply = one.result()
+                except (openai.OpenAIError, httpx.TransportError) as error:  # what is on its way is still taken
+                    failure = failure or error
+                    for other in asked:
+                        other.cancel()
+                    continue
+                yield asked[one], reply
+        finally:  # also where nobody takes the rest
+            for other in asked:
+                other.cancel()
+    if failure is not None:
+        text = str(failure).replace(os.environ.get(KEY) or "\0", f"${KEY}")  # a server may echo what it was sent
+        raise InputError(
+            key, url, f"the endpoint does not answer for model {model!r} ({type(failure).__name__}: {text})", advice
+        )
