@@ -13,6 +13,8 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
 )
 
 from ilf.models.load import adapt, load_model, load_tokenizer, save
@@ -35,14 +37,39 @@ def draws(prompts, n, seed=0):
 PROMPTS = [task.prompt for task in tasks_from(mini_tasks.rows()[10:13], None, "paper")[0]]
 
 
+def sample(sampler, model, tokenizer, plan):
+    """The completions, in the order of the plan."""
+    found = dict(sampler.sample(model, tokenizer, plan))
+    return [found[draw] for draw in plan]
+
+
 def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(mini):
+    """Nor on how many go on at once: with 5 places, 18 draws of prompts of three lengths come and go."""
     model, tokenizer, _ = mini
-    sampler = Sampler(Sampling(max_new_tokens=40))
     plan = draws(PROMPTS, 6)
-    together = sampler.sample(model, tokenizer, plan)
-    assert together == [sampler.sample(model, tokenizer, [draw])[0] for draw in plan]
-    assert together != sampler.sample(model, tokenizer, draws(PROMPTS, 6, seed=1))
+    together = sample(Sampler(Sampling(max_new_tokens=40)), model, tokenizer, plan)
+    few = Sampler(Sampling(max_new_tokens=40, batch_size=5))
+    assert together == sample(few, model, tokenizer, plan) == sample(few, model, tokenizer, plan[::-1])[::-1]
+    assert together == [sample(few, model, tokenizer, [draw])[0] for draw in plan]
+    assert together != sample(few, model, tokenizer, draws(PROMPTS, 6, seed=1))
     assert len(set(together)) > 3
+
+
+def test_a_prompt_is_prefilled_once_and_waiting_draws_take_the_places_of_finished_ones(mini):
+    model, tokenizer, _ = mini
+    calls = []
+    hook = model.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    sampler, plan = Sampler(Sampling(max_new_tokens=96, batch_size=4)), draws(PROMPTS, 12)
+    found = dict(sampler.sample(model, tokenizer, plan))
+    hook.remove()
+    assert sum(rows for rows, width in calls if width > 1) == len(PROMPTS)
+    steps = [rows for rows, width in calls if width == 1]
+    lengths = [len(tokenizer(text).input_ids) for text in found.values()]
+    assert max(steps) == 4
+    # Each step goes on with four while draws wait; one at a time after the other would take the longest of each four.
+    assert len(steps) < 1.25 * sum(lengths) / 4 + max(lengths)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.8, 2.0])
@@ -62,20 +89,21 @@ def models():
     shape = {"vocab_size": 1280, "bos_token_id": None, "eos_token_id": 0}
     torch.manual_seed(0)
     yield CodeGenForCausalLM(CodeGenConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8, n_positions=256, **shape))
-    yield LlamaForCausalLM(
-        LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, **shape)
-    )
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    yield LlamaForCausalLM(LlamaConfig(**small, **shape))
+    yield MistralForCausalLM(MistralConfig(**small, num_key_value_heads=2, sliding_window=5, **shape))
 
 
 def test_near_temperature_zero_we_give_what_generate_gives_greedily(mini):
-    """Left padding, positions, the shared prefill and the leaving of finished rows change nothing."""
+    """Left padding, positions, sliding windows, the shared prefill, leaving and joining rows change nothing."""
     _, tokenizer, _ = mini
     for model in models():
         model = model.eval()
         model.generation_config = GenerationConfig(eos_token_id=0)
-        sampler = Sampler(Sampling(temperature=1e-6, max_new_tokens=12))
-        found = sampler.sample(model, tokenizer, draws(["x = 1\n", "a much longer prompt than the first\n"], 2))
-        for text, prompt in zip(found[::2], ["x = 1\n", "a much longer prompt than the first\n"], strict=True):
+        sampler = Sampler(Sampling(temperature=1e-6, max_new_tokens=12, batch_size=3))
+        prompts = ["x = 1\n", "a much longer prompt than the first\n"]
+        found = sample(sampler, model, tokenizer, draws(prompts, 2))
+        for text, prompt in zip(found[::2], prompts, strict=True):
             ids = tokenizer(prompt, return_tensors="pt").input_ids
             greedy = model.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)[0, ids.shape[1] :]
             assert tokenizer.decode(greedy, skip_special_tokens=True).startswith(text)
@@ -102,35 +130,35 @@ def test_weights_that_a_folder_lacks_are_an_error_and_never_random_numbers(tmp_p
         load_model(tmp_path, torch.float32)
 
 
-def test_when_memory_runs_out_the_batch_is_halved_and_the_samples_stay(mini):
+def test_when_memory_runs_out_half_as_many_go_on_and_the_samples_stay(mini):
     model, tokenizer, _ = mini
     sampler = Sampler(Sampling(max_new_tokens=40))
     plan = draws(PROMPTS, 4)
-    expected = sampler.sample(model, tokenizer, plan)
+    expected = sample(sampler, model, tokenizer, plan)
 
-    class Small(Sampler):
-        def _batch(self, model, tokenizer, draws):
-            if len(draws) > 3:
-                raise torch.OutOfMemoryError("out of memory")
-            return super()._batch(model, tokenizer, draws)
+    def full(module, args, kwargs):
+        if kwargs["input_ids"].shape[0] > 3:
+            raise torch.OutOfMemoryError("out of memory")
 
-    small = Small(sampler.settings)
-    assert small.sample(model, tokenizer, plan) == expected
-    assert small.halvings == 3
+    hook = model.register_forward_pre_hook(full, with_kwargs=True)
+    assert sample(sampler, model, tokenizer, plan) == expected
+    assert sampler.halvings == 2
+    hook.remove()
 
-    class Broken(Sampler):
-        def _batch(self, model, tokenizer, draws):
-            raise RuntimeError("something else")
+    def broken(module, args, kwargs):
+        raise RuntimeError("something else")
 
+    hook = model.register_forward_pre_hook(broken, with_kwargs=True)
     with pytest.raises(RuntimeError, match="something else"):
-        Broken(sampler.settings).sample(model, tokenizer, plan)
+        sample(sampler, model, tokenizer, plan)
+    hook.remove()
 
 
 def test_sampling_stops_where_the_function_ends(mini):
     model, tokenizer, _ = mini
     calls = []
     hook = model.register_forward_hook(lambda *a: calls.append(1))
-    Sampler(Sampling(max_new_tokens=500)).sample(model, tokenizer, draws(PROMPTS, 4))
+    list(Sampler(Sampling(max_new_tokens=500)).sample(model, tokenizer, draws(PROMPTS, 4)))
     hook.remove()
     assert len(calls) < 100
 

@@ -134,8 +134,8 @@ def check(settings: Settings) -> None:
         _check_model_folder("refiner.path", settings.refiner.path)
     served, url = settings.sampler.name == "openai", settings.sampler.url
     if served and not str(url).startswith(("http://", "https://")):
-        allowed = "sampler=openai needs the address of an OpenAI-compatible server"
-        raise InputError("sampler.url", url, allowed, "Give sampler.url=http://HOST:PORT/v1.")
+        advice = "Give sampler.url=http://HOST:PORT/v1."
+        raise InputError("sampler.url", url, "sampler=openai needs an OpenAI-compatible server's address", advice)
     for key, value in (("sampler.url", url), ("sampler.extra", settings.sampler.extra)):
         if value and not served:
             raise InputError(key, value, "is for a server, and the sampler is another", "Add sampler=openai.")

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
 from ilf.models.continuous import ContinuousSampler
+from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
 from ilf.sandbox import Sandbox
