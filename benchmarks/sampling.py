@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from transformers import GenerationConfig
 
+from ilf.models.continuous import ContinuousSampler
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.sampling import Sampler
 from ilf.settings import Sampling
 from ilf.tasks import mini
 from ilf.tasks.mbpp import read_rows, tasks_from
-from ilf.training.mbpp_datamodule import plan_draws
+from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
 
 MINI = Path(__file__).resolve().parent.parent / "src" / "ilf" / "models" / "mini"
 
@@ -69,9 +70,11 @@ def batched(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Names
 def ours(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namespace) -> int:
     """What a run does; return how many programs were drawn."""
     settings = Sampling(n=args.n, temperature=args.temperature, max_new_tokens=args.limit, batch_size=args.batch_size)
-    sampler, draws = Sampler(settings), plan_draws(args.pairs, "benchmark", args.n, 0)
-    for start in range(0, len(draws), args.batch_size):
-        sampler.sample(model, tokenizer, draws[start : start + args.batch_size])
+    draws = plan_draws(args.pairs, "benchmark", args.n, 0)
+    data = MBPPDataModule(tokenizer, sampling_batch_size=args.batch_size)
+    for batch in data.draw_batches(draws):
+        for _ in (ContinuousSampler if args.continuous else Sampler)(settings).sample(model, tokenizer, batch):
+            pass
     return len(draws)
 
 
@@ -91,6 +94,7 @@ def main() -> None:
     parser.add_argument("--authors-limit", type=int, default=1024, help="new tokens, the authors' way")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--continuous", action="store_true", help="ours by sampler=continuous")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     rows = read_rows(args.mbpp, "") if args.mbpp else mini.rows()

@@ -36,6 +36,7 @@ NOT_RUN = {
     "experiment/mini/optuna": "run by test_studies.py, where the extra is at hand",
     "data/humaneval": "run as data@transfer by test_studies.py",
     "refinements/llm": "needs an endpoint; run by test_llm.py",
+    "sampler/openai": "needs a server; run by test_samplers.py",
     **{o: "run by test_studies.py" for o in OPTIONS if o.startswith(("experiment/paper/", "arm/"))},
 }
 
@@ -54,6 +55,7 @@ NEEDS = {  # what an option can't be composed without
     "arm/llm_1shot": [f"llm.path={SOME_FILE}"],
     "arm/llm_2shot": [f"llm.path={SOME_FILE}"],
     "data/humaneval": ["stages=[zero_shot]"],
+    "sampler/openai": ["sampler.url=http://localhost:8000/v1"],
     "data/mbpp": [f"feedback.path={SOME_FILE}"],
     "experiment/mbpp/smoke": [f"feedback.path={SOME_FILE}"],
     "experiment/mbpp/full": [f"feedback.path={SOME_FILE}"],
@@ -201,6 +203,9 @@ BAD = {
         r"llm\.url=.*llm\.model=NAME",
     ),
     "missing answers": (["refinements=llm", "llm.path=nowhere"], r"llm\.path='nowhere'.*llm_answers"),
+    "a server without an address": (["sampler=openai"], r"sampler\.url=None.*sampler\.url=http"),
+    "an address without a server": (["sampler.url=http://localhost:1/v1"], r"sampler\.url=.*sampler=openai"),
+    "fields of no request": (["+sampler.extra.top_k=0"], r"sampler\.extra=.*sampler=openai"),
     "choosing by Test": (["select=4"], r"select=4.*looks at Test.*stages="),
     "choosing by less than nothing": (["select=-1"], r"select=-1"),
     "worked examples of no task": (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ilf.models.endpoint import KEY, answers
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut, function_end
-from ilf.types import Draw
+from ilf.types import Draw, InputError
+
+_SAME = 10  # repetitions of programs at once that are no chance
 
 
 class ServedSampler:
@@ -32,9 +35,10 @@ class ServedSampler:
         """Yield each draw with its completion, cut where the function ends, as they come; the model lies elsewhere.
 
         Raises:
-            InputError: The server can't be reached or does not hold the model; what came before was yielded.
+            InputError: The server can't be reached, does not hold the model, or does not sample; what came was yielded.
         """
-        yield from answers(
+        texts: dict[str, set[str]] = defaultdict(set)  # of each prompt
+        for draw, text in answers(
             "sampler.url",
             str(self.settings.url),
             self.model,
@@ -43,7 +47,16 @@ class ServedSampler:
             self.settings.batch_size,
             f"Have the server hold that folder under this name, set ${KEY} if it asks for a key, and run the same "
             "command again: what is there is kept.",
-        )
+        ):
+            texts[draw.prompt].add(text)
+            yield draw, text
+        if len(draws) >= len(texts) + _SAME and all(len(found) == 1 for found in texts.values()):
+            raise InputError(
+                "sampler.extra",
+                self.settings.extra,
+                "the server gives the same program for every seed, so that it does not sample",
+                "Give what it needs to sample by temperature alone, such as '+sampler.extra.top_k=-1'; see docs/servers.md.",
+            )
 
     def _ask(self, client: Any, draw: Draw) -> str:
         text = ""

@@ -1,0 +1,150 @@
+"""Every sampler draws from the model's own distribution; the one of a server against a real server on loopback."""
+
+import json
+import shutil
+import socket
+import time
+import urllib.request
+from collections import Counter
+
+import pytest
+import torch
+import warm
+from conftest import MINI
+from transformers import GenerationConfig
+
+from ilf.models.continuous import ContinuousSampler
+from ilf.models.load import load_model, load_tokenizer
+from ilf.models.sampling import Sampler
+from ilf.models.served import ServedSampler
+from ilf.settings import Sampling
+from ilf.tasks import mini as mini_tasks
+from ilf.tasks.mbpp import tasks_from
+from ilf.tasks.prompts import cut
+from ilf.types import Draw, InputError, derive_seed
+
+N, FEW = 300, 60
+PROMPT = tasks_from(mini_tasks.rows()[10:11], None, "paper")[0][0].prompt
+PLAN = [Draw(11, "test", i, derive_seed(0, i), PROMPT, PROMPT) for i in range(N)]
+SETTINGS = {"temperature": 0.8, "max_new_tokens": 64, "batch_size": 100}
+
+SERVER = """
+import sys
+from transformers.cli.serve import Serve
+
+Serve(port=int(sys.argv[1]), device="cpu", continuous_batching=True, cb_num_blocks=128, cb_max_batch_tokens=256)
+"""
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_model(MINI, torch.float32), load_tokenizer(MINI)
+
+
+@pytest.fixture(scope="module")
+def reference(mini) -> list[str]:
+    """What transformers' own `generate` draws."""
+    model, tokenizer = mini
+    inputs = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False)
+    config = GenerationConfig(
+        do_sample=True, temperature=0.8, top_k=0, top_p=1.0, max_new_tokens=64, num_return_sequences=N,
+        eos_token_id=model.generation_config.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    rows = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+    return [cut(text) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def p_value(a: list[str], b: list[str]) -> float:
+    """Of a chi-squared test of homogeneity over whole programs, rare ones together."""
+    left, right = Counter(a), Counter(b)
+    common = {text for text in left | right if left[text] + right[text] >= 10}
+    cells = [(left[t], right[t]) for t in common]
+    cells.append((len(a) - sum(x for x, _ in cells), len(b) - sum(y for _, y in cells)))
+    share = len(a) / (len(a) + len(b))
+    expected = [(x, share * (x + y)) for x, y in cells] + [(y, (1 - share) * (x + y)) for x, y in cells]
+    chi2 = sum((found - wanted) ** 2 / wanted for found, wanted in expected if wanted)
+    return float(torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(chi2 / 2)))
+
+
+def test_the_test_sees_another_distribution(mini, reference):
+    other = Sampler(Sampling(**SETTINGS | {"temperature": 1.2}))
+    assert p_value(reference, [text for _, text in other.sample(*mini, PLAN)]) < 1e-4
+
+
+def test_our_sampler_draws_from_the_distribution_that_generate_draws_from(mini, reference):
+    found = dict(Sampler(Sampling(**SETTINGS)).sample(*mini, PLAN))
+    assert set(found) == set(PLAN) and p_value(reference, list(found.values())) > 1e-3
+
+
+def test_continuous_batching_draws_each_sample_once_from_the_same_distribution(mini, reference):
+    found = list(ContinuousSampler(Sampling(**SETTINGS)).sample(*mini, PLAN[:FEW]))
+    assert len(found) == FEW and {draw for draw, _ in found} == set(PLAN[:FEW])
+    assert p_value(reference, [text for _, text in found]) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of `transformers serve`, which loads the model that a request names."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "serve.py").write_text(SERVER)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    process = warm.start(folder / "serve.py", [str(port)], folder, folder / "printed")
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://localhost:{port}/health")
+            break
+        except OSError:
+            assert process.is_alive(), (folder / "printed.err").read_text()
+            time.sleep(0.1)
+    yield f"http://localhost:{port}/v1"
+    process.kill()
+
+
+# Without it this server goes by the model's folder, which says nothing of sampling, and decodes greedily.
+EXTRA = {"generation_config": json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 0, "pad_token_id": 0})}
+
+
+def test_a_server_draws_each_sample_once_from_the_same_distribution(server, reference):
+    sampler = ServedSampler(Sampling(**SETTINGS, url=server, extra=EXTRA), str(MINI))
+    found = list(sampler.sample(None, None, PLAN[:FEW]))
+    assert len(found) == FEW and {draw for draw, _ in found} == set(PLAN[:FEW])
+    assert p_value(reference, [text for _, text in found]) > 1e-3
+
+
+def test_a_run_on_a_server_goes_on_after_its_last_sample(server, small_stages, store):
+    """Another seed on the server would give other programs: those that are there are not drawn again."""
+    own = ["sampler=openai", f"sampler.url={server}", "stages=[zero_shot]", "sampler.max_new_tokens=64"]
+    own.append(f"+sampler.extra.generation_config='{EXTRA['generation_config']}'")
+    results = small_stages(*own).run()
+    assert results["zero_shot"]["n_samples"] == 4 and 0 < results["zero_shot"]["pass@1"] < 1
+    (file,) = store.glob("zero_shot/*/samples.jsonl")
+    rows = file.read_text().splitlines()
+    kept = rows[:10]
+    file.write_text("\n".join(kept) + "\n" + rows[10][:20])  # killed while it wrote
+    for mark in file.parent.glob("*-*.json*"):
+        mark.unlink()
+    small_stages(*own).run()
+    again = file.read_text().splitlines()
+    assert again[:10] == kept and len(again) == len(rows) == 32
+    assert len({(row["task_id"], row["sample"]) for row in map(json.loads, again)}) == 32
+
+
+def test_a_server_that_decodes_greedily_is_an_error(server, tmp_path):
+    shutil.copytree(MINI, tmp_path / "mini")  # it keeps what the first request for a model asked for
+    sampler = ServedSampler(Sampling(**SETTINGS | {"max_new_tokens": 8}, url=server), str(tmp_path / "mini"))
+    with pytest.raises(InputError, match=r"sampler\.extra=.*same program for every seed"):
+        list(sampler.sample(None, None, PLAN[:20]))
+
+
+def test_a_server_without_the_model_or_that_ends_is_an_error_and_what_came_is_kept(server):
+    sampler = ServedSampler(Sampling(**SETTINGS, url=server), str(MINI.parent))
+    with pytest.raises(InputError, match=r"sampler\.url='http.*models.*run the same command again"):
+        list(sampler.sample(None, None, PLAN[:2]))
+    nobody = ServedSampler(Sampling(**SETTINGS, url="http://localhost:1/v1"), "m")
+    with pytest.raises(InputError, match=r"sampler\.url='http://localhost:1/v1'.*APIConnectionError"):
+        list(nobody.sample(None, None, PLAN[:2]))
