@@ -37,6 +37,7 @@ NOT_RUN = {
     "data/humaneval": "run as data@transfer by test_studies.py",
     "refinements/llm": "needs an endpoint; run by test_llm.py",
     "sampler/openai": "needs a server; run by test_samplers.py",
+    "sampler/continuous": "slow without a GPU; run by test_samplers.py on fewer programs",
     **{o: "run by test_studies.py" for o in OPTIONS if o.startswith(("experiment/paper/", "arm/"))},
 }
 

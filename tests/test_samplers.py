@@ -13,6 +13,7 @@ import warm
 from conftest import MINI
 from transformers import GenerationConfig
 
+from ilf.models import endpoint
 from ilf.models.continuous import ContinuousSampler
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.sampling import Sampler
@@ -83,6 +84,11 @@ def test_continuous_batching_draws_each_sample_once_from_the_same_distribution(m
     assert p_value(reference, [text for _, text in found]) > 1e-3
 
 
+def test_a_run_by_continuous_batching(small_stages):
+    results = small_stages("sampler=continuous", "stages=[zero_shot]", "sampler.max_new_tokens=64").run()
+    assert results["zero_shot"]["n_tasks"] == 8 and 0 < results["zero_shot"]["pass@1"] < 1
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of `transformers serve`, which loads the model that a request names."""
@@ -141,7 +147,8 @@ def test_a_server_that_decodes_greedily_is_an_error(server, tmp_path):
         list(sampler.sample(None, None, PLAN[:20]))
 
 
-def test_a_server_without_the_model_or_that_ends_is_an_error_and_what_came_is_kept(server):
+def test_a_server_without_the_model_or_that_is_not_there_is_an_error(server, monkeypatch):
+    monkeypatch.setattr(endpoint, "_RETRIES", 1)  # the client waits longer before each
     sampler = ServedSampler(Sampling(**SETTINGS, url=server), str(MINI.parent))
     with pytest.raises(InputError, match=r"sampler\.url='http.*models.*run the same command again"):
         list(sampler.sample(None, None, PLAN[:2]))
