@@ -55,7 +55,7 @@ class ServedSampler:
                 "sampler.extra",
                 self.settings.extra,
                 "the server gives the same program for every seed, so that it does not sample",
-                "Give what it needs to sample by temperature alone, such as +sampler.extra.top_k=-1; see docs/servers.md.",
+                "Give what it needs to sample by temperature alone, as +sampler.extra.top_k=-1; see docs/servers.md.",
             )
 
     def _ask(self, client: Any, draw: Draw) -> str:
