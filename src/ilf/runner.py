@@ -34,9 +34,9 @@ VERSIONS = {
     "sample": 1,
     "zero_shot": 1,
     "annotate": 1,
-    "train_refiner": 1,
+    "train_refiner": 2,
     "refine": 1,
-    "train_policy": 1,
+    "train_policy": 2,
     "evaluate": 1,
     "validate": 1,
 }
@@ -243,8 +243,6 @@ class Runner:
                 callbacks=[callback],
                 loggers=self.tracker.loggers,
                 epochs=phase.epochs,
-                accumulate=data.accumulate,
-                clip=training.clip,
                 checkpoints=checkpoints,
             )
             if (checkpoints / "last.ckpt").exists():

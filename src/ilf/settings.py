@@ -154,7 +154,7 @@ class Training:
     lr: float = 5e-6
     epochs: int = 2
     batch_size: int = 32
-    micro_batch_size: int = 1  # examples a forward pass; the rest of batch_size is accumulated
+    micro_batch_size: int = 1  # examples a forward pass, at most; batch_size is cut by length into such passes
     max_length: int = 1024  # tokens of prompt, target and EOS; a longer row is rejected and named
     warmup_steps: int = 0  # optimizer steps of linear warm-up, before linear decay to 0
     clip: float = 1.0  # largest gradient norm

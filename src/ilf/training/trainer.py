@@ -29,7 +29,6 @@ def make_trainer(
     callbacks: list[pl.Callback],
     loggers: list[Any],
     epochs: int = 1,
-    accumulate: int = 1,
     clip: float | None = None,
     checkpoints: Path | None = None,
 ) -> pl.Trainer:
@@ -40,8 +39,7 @@ def make_trainer(
         callbacks: What to call besides the checkpoint.
         loggers: Lightning loggers, none for no tracking.
         epochs: Passes over the training examples.
-        accumulate: Forward passes an optimizer step.
-        clip: Largest gradient norm, None for no clipping.
+        clip: Largest gradient norm, None for no clipping here.
         checkpoints: Folder for `last.ckpt`, written at the end of each epoch; None writes none.
     """
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
@@ -62,7 +60,6 @@ def make_trainer(
         callbacks=callbacks,
         logger=loggers or False,
         max_epochs=epochs,
-        accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
         enable_checkpointing=checkpoints is not None,
         enable_progress_bar=sys.stderr.isatty(),
