@@ -1,4 +1,4 @@
-"""How one stage is done, or taken from the store: sampling by Lightning's test loop, fine-tuning by its fit loop."""
+"""How one stage is done, or taken from the store."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
-from ilf.models.sampling import Sampler
+from ilf import ranks
+from ilf.models.load import load_tokenizer, sampling_dtype
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
 from ilf.store import Entry, JsonLines, Store, sha256, weights_sha256
 from ilf.tracking import Tracker
+from ilf.training import loops
 from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
-from ilf.training.mbpp_datamodule import MBPPDataModule
-from ilf.training.trainer import make_trainer, precision
-from ilf.training.unit_test_callback import UnitTestCallback
-from ilf.types import Draw, InputError, Program, Task, derive_seed
+from ilf.training.trainer import precision
+from ilf.types import Draw, InputError, Program, Task
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +69,6 @@ class Runner:
         self.store, self.sandbox, self.tracker = store, sandbox, tracker
         self.folder = Path(settings.output_dir)
         self.tokenizer = load_tokenizer(model)
-        self.sampler = Sampler(settings.sampler)
         executor = settings.executor
         self.scoring = {k: v for k, v in asdict(executor).items() if k not in ("name", "workers")}
         self.seconds: dict[str, float] = {}  # a stage, all its rounds together
@@ -160,31 +156,27 @@ class Runner:
             "batch_size": settings.batch_size,
         }
         programs: list[Program] = []
-        before = self.sampler.halvings
 
         def work(entry: Entry) -> dict[str, Any]:
-            callback = UnitTestCallback(
-                label,
+            found, halvings = ranks.call(
+                loops.draw,
+                self.settings,
+                module,
+                model,
+                draws,
                 tasks or self.tasks,
-                self.sandbox,
-                self.settings.executor.tests,
-                self.settings.evaluate.k,
                 entry.path,
+                label,
                 scoring,
-                as_paper=self.scoring_of(stage)["scoring"] == "paper",
+                self.scoring_of(stage)["scoring"] == "paper",
+                self.sandbox,
+                loggers=self.tracker.loggers,
             )
-            # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
-            whole = any(entry.path.glob("done-*.json"))
-            net = None if whole else load_model(model, dtype)
-            tokenizer = load_tokenizer(model)  # a local refiner may have its own
-            data = MBPPDataModule(tokenizer, test_draws=draws, sampling_batch_size=settings.batch_size)
-            trainer = make_trainer(self.settings.trainer, callbacks=[callback], loggers=self.tracker.loggers)
-            trainer.test(self._module(module, net, tokenizer, Phase()), data, verbose=False)
-            programs.extend(callback.programs)
+            programs.extend(found)
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
             rows.path.unlink(missing_ok=True)
             rows.append(program.row() for program in programs)
-            return {"halvings": self.sampler.halvings - before}
+            return {"halvings": halvings}
 
         path, facts = self.do(stage, key, work, f"done-{scoring}.json")
         self.halvings += facts["halvings"]
@@ -223,35 +215,20 @@ class Runner:
         }
 
         def work(entry: Entry) -> dict[str, Any]:
-            torch.manual_seed(derive_seed(self.settings.seed, kind.stage))  # LoRA's first matrices are random
-            net = adapt(load_model(base, torch.float32), settings.adapter)
-            module = self._module(kind, net, self.tokenizer, phase).train()
-            callback = UnitTestCallback(kind.stage, self.tasks, self.sandbox, settings.executor.tests, [1])
-            data = MBPPDataModule(
-                self.tokenizer,
-                training=examples,
-                validation=validation,
-                validation_draws=draws,
-                batch_size=phase.batch_size,
-                micro_batch_size=training.micro_batch_size,
-                sampling_batch_size=settings.sampler.batch_size,
-                seed=self.settings.seed,
-            )
-            checkpoints = entry.path / "checkpoints"
-            trainer = make_trainer(
-                settings.trainer,
-                callbacks=[callback],
+            return ranks.call(
+                loops.fine_tune,
+                self.settings,
+                kind,
+                base,
+                examples,
+                validation,
+                draws,
+                phase,
+                self.tasks,
+                entry.path,
+                self.sandbox,
                 loggers=self.tracker.loggers,
-                epochs=phase.epochs,
-                checkpoints=checkpoints,
             )
-            if (checkpoints / "last.ckpt").exists():
-                log.info("%s: resuming from %s", kind.stage, checkpoints / "last.ckpt")
-            trainer.fit(module, data, ckpt_path=_last(checkpoints))
-            steps = trainer.global_step
-            save(net, self.tokenizer, entry.path / "model")
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            return {"optimizer_steps": steps, "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()}}
 
         path, facts = self.do(kind.stage, key, work)
         self.fine_tuned[kind.stage] = facts
@@ -263,15 +240,6 @@ class Runner:
     def weights(self, folder: Path) -> str:
         """Return the hash of a model folder."""
         return weights_sha256(folder, self.store.root / "weights.json")
-
-    def _module(self, kind: type[FineTuningModule], net: Any, tokenizer: Any, phase: Phase) -> FineTuningModule:
-        settings = self.settings
-        return kind(net, tokenizer, self.sampler, settings.training, phase, settings.optimizer, settings.seed)
-
-
-def _last(checkpoints: Path) -> str | None:
-    file = checkpoints / "last.ckpt"
-    return str(file) if file.exists() else None
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -169,6 +169,8 @@ class TrainerSettings:
 
     name: str = "auto"
     accelerator: str = "auto"
+    strategy: str = "auto"  # auto: one process | ddp: a copy of the model in each | fsdp: a part of it in each
+    devices: int | None = None  # processes on this machine, where no launcher started them; null for one a GPU
     precision: str = "auto"  # auto: bf16-mixed on a GPU that has it, else 32-true
 
 

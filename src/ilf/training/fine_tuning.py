@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
 
 from ilf.models.sampling import Sampler
+from ilf.models.shards import hold_whole, shard
 from ilf.settings import Optimizer, Phase, Training
 from ilf.types import Draw, InputError, derive_seed
 
@@ -120,23 +123,39 @@ class FineTuningModule(pl.LightningModule):
         loss: torch.Tensor = tokens.sum(dim=1) / counts
         return loss
 
+    def configure_model(self) -> None:
+        """Divide the model among the processes, where it is to be."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Take a divided model together: a process that samples can't wait for the others at each token."""
+        hold_whole(self.model, True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Divide it again."""
+        hold_whole(self.model, False)
+
     def on_train_epoch_start(self) -> None:
         """Seed dropout by the epoch, so that a resumed run draws what an unbroken one draws."""
-        torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch))
+        torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch, self.global_rank))
 
     def training_step(self, batch: list[dict[str, torch.Tensor]], batch_idx: int) -> None:
         """Do one optimizer step on the mean loss of its examples, a micro-batch a pass."""
         optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
         mean = torch.zeros((), device=self.device)
-        for part in batch:
+        strategy = self.trainer.strategy
+        for i, part in enumerate(batch):
             loss = self.losses(part).sum() * part["weight"]
-            self.manual_backward(loss)
+            early = i + 1 < len(batch)  # gradients travel between processes once a step
+            with strategy.block_backward_sync() if early and isinstance(strategy, ParallelStrategy) else nullcontext():
+                self.manual_backward(loss)
             mean += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.training_settings.clip)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        self.log(f"{self.stage}/loss", mean, on_step=True, on_epoch=False, prog_bar=True)
+        self.log(f"{self.stage}/loss", mean, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss of an example batch; a batch of draws is UnitTestCallback's."""

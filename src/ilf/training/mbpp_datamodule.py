@@ -54,7 +54,8 @@ class MBPPDataModule(pl.LightningDataModule):
     """Loaders for Lightning's fit, validate and test.
 
     A training batch is one optimizer step, as a list of micro-batches, which are dicts of tensors (B, T). A validation
-    batch is a micro-batch or a list of `Draw`, a test batch a list of `Draw`.
+    batch is a micro-batch or a list of `Draw`, a test batch a list of `Draw`. Of several processes, each has its share
+    of every step and of the draws, in as many micro-batches and batches as the others, some of which may be empty.
 
     Args:
         tokenizer: Gives the padding id and the lengths that batches are planned by.
@@ -93,21 +94,36 @@ class MBPPDataModule(pl.LightningDataModule):
         order = list(self.training)
         random.Random(derive_seed(self.seed, "order", epoch)).shuffle(order)
         steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        batches = [
-            [self._collate(part, 1 / len(step)) for part in micro_batches(step, self.micro_batch_size)]
-            for step in steps
-        ]
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader([self._share(step) for step in steps], batch_size=None)  # type: ignore[arg-type]
+
+    def _share(self, step: Sequence[Example]) -> list[dict[str, torch.Tensor]]:
+        """Return this process's micro-batches of an optimizer step."""
+        rank, count = self._rank
+        parts = micro_batches(step, min(self.micro_batch_size, -(-len(step) // count)))
+        weight = count / len(step)  # the mean of the processes' gradients is to be that of the step's examples
+        share = [self._collate(part, weight) for part in parts[rank::count]]
+        if len(share) < -(-len(parts) // count):  # passes through a divided model are made together
+            share.append(self._collate(parts[-1][:1], 0.0))
+        return share
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        """This process's number, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return a loader of examples, where there are any, and one of draws."""
         examples = [self._collate(part) for part in micro_batches(self.validation, self.micro_batch_size)]
-        loaders = [examples, self.draw_batches(self.validation_draws)]
+        loaders = [examples, self._share_of_draws(self.validation_draws)]
         return [DataLoader(batches, batch_size=None) for batches in loaders if batches]  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the planned batches of draws."""
-        return DataLoader(self.draw_batches(self.test_draws), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(self._share_of_draws(self.test_draws), batch_size=None)  # type: ignore[arg-type]
+
+    def _share_of_draws(self, draws: Sequence[Draw]) -> list[list[Draw]]:
+        (rank, count), batches = self._rank, self.draw_batches(draws)
+        return [batches[i] if i < len(batches) else [] for i in range(rank, -(-len(batches) // count) * count, count)]
 
     def draw_batches(self, draws: Sequence[Draw]) -> list[list[Draw]]:
         """Return the draws in batches, prompts of like length together, the longest first: memory fails early."""
@@ -117,7 +133,7 @@ class MBPPDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move tensors; draws are plain records and stay as they are."""
-        if isinstance(batch, list) and isinstance(batch[0], Draw):
+        if isinstance(batch, list) and all(isinstance(one, Draw) for one in batch):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
