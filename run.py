@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ilf import ranks
 from ilf.config import build, check_arm, register, settings_from
 from ilf.types import InputError, NoTrainingExamples
 
@@ -104,4 +105,4 @@ def _show_store(settings) -> None:  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    main()
+    ranks.lead(main)

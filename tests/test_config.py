@@ -31,6 +31,8 @@ NOT_RUN = {
     "model/qwen_coder_0_5b": "lies on the Hub",
     "model/smollm2_135m": "lies on the Hub",
     "trainer/gpu": "needs a GPU",
+    "trainer/ddp": "run by test_ranks.py",
+    "trainer/fsdp": "run by test_ranks.py",
     "experiment/mini/pretrain": "run by test_mini.py",
     "experiment/mini/rounds": "run by test_studies.py",
     "experiment/mini/optuna": "run by test_studies.py, where the extra is at hand",
@@ -225,6 +227,10 @@ BAD = {
     "an unknown measure": (["measure=[kll]"], r"measure='kll'.*weight_change, kl, perplexity"),
     "an unknown scoring": (["executor.scoring=theirs"], r"executor\.scoring='theirs'.*as_written, paper"),
     "no training tasks": (["refinements.limit=0"], r"refinements\.limit=0"),
+    "no process": (["trainer=ddp", "trainer.devices=0"], r"trainer\.devices=0"),
+    "processes that nothing divides": (["trainer.devices=2"], r"trainer\.devices=2.*trainer=ddp"),
+    "8-bit states in parts": (["trainer=fsdp", "optimizer=adamw_8bit"], r"optimizer='adamw_8bit'.*trainer=ddp"),
+    "pretraining together": (["experiment=mini/pretrain", "trainer=ddp"], r"trainer='ddp'.*trainer=auto"),
     "no limit": (["data.limit.test=0"], r"data\.limit\.test=0"),
 }
 

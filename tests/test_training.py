@@ -1,13 +1,18 @@
 import pytest
 import torch
-from conftest import MINI
+from conftest import MINI, wrong_programs
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ilf.feedback.scripted import annotate
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.sampling import Sampler
 from ilf.settings import Optimizer, Phase, Sampling, TrainerSettings, Training
-from ilf.training.fine_tuning import encode
+from ilf.tasks import mini
+from ilf.tasks.mbpp import tasks_from
+from ilf.training.fine_tuning import Example, encode
 from ilf.training.ilf_module import ILFModule
-from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
+from ilf.training.mbpp_datamodule import MBPPDataModule, micro_batches, plan_draws
 from ilf.training.refine_module import RefineModule
 from ilf.training.trainer import make_trainer
 from ilf.types import Feedback, InputError, Refinement, Task
@@ -49,9 +54,7 @@ def fit(
     phase = Phase(lr=1e-3, epochs=epochs, batch_size=batch_size)
     module = ILFModule(model, tokenizer, Sampler(Sampling()), settings, phase, Optimizer(optimizer), seed=0).train()
     data = MBPPDataModule(tokenizer, training=examples(tokenizer, n), batch_size=batch_size, micro_batch_size=micro)
-    trainer = make_trainer(
-        CPU, callbacks=[], loggers=[], epochs=epochs, accumulate=data.accumulate, clip=1.0, checkpoints=checkpoints
-    )
+    trainer = make_trainer(CPU, callbacks=[], loggers=[], epochs=epochs, checkpoints=checkpoints)
     trainer.fit(module, data, ckpt_path=resume)
     return torch.cat([p.detach().flatten() for p in model.parameters()]), trainer
 
@@ -61,7 +64,7 @@ def test_the_loss_is_on_target_tokens_only_and_eos_is_one_of_them(folder, tokeni
     module = ILFModule(model, tokenizer, Sampler(Sampling()), Training(), Phase(), Optimizer(), 0)
     data = MBPPDataModule(tokenizer)
     rows = examples(tokenizer, 3)
-    batch = data._collate(rows, 3)
+    batch = data._collate(rows)
     for example, loss in zip(rows, module.losses(batch).tolist(), strict=True):
         ids = torch.tensor([[*example.prompt_ids, *example.target_ids]])
         logs = torch.log_softmax(model(ids).logits[0], -1)
@@ -81,14 +84,49 @@ def test_a_row_that_is_too_long_is_refused_and_not_cut(tokenizer):
         encode(tokenizer, 1, "abc", "xyz", length - 1)
 
 
-def test_accumulation_changes_nothing(folder, tokenizer):
-    """Ten examples in steps of four: the last step of each epoch has two."""
+def test_the_cut_into_micro_batches_changes_nothing(folder, tokenizer, monkeypatch):
+    """Ten examples in steps of four: the last step of each epoch has two. With padding, eight go in one pass, too."""
     whole, trainer = fit(folder, tokenizer, micro=4)
     for micro in (1, 3):
         parts, _ = fit(folder, tokenizer, micro=micro)
         assert torch.allclose(whole, parts, atol=2e-5)
     assert trainer.global_step == 6
     assert not torch.allclose(whole, fit(folder, tokenizer, epochs=1)[0], atol=1e-4)
+    single, _ = fit(folder, tokenizer, n=8, batch_size=8, micro=1)
+    monkeypatch.setattr("ilf.training.mbpp_datamodule.PADDING", 1.0)
+    padded, _ = fit(folder, tokenizer, n=8, batch_size=8, micro=8)
+    assert torch.allclose(single, padded, atol=2e-5) and not torch.equal(single, padded)
+
+
+def check_micro_batches(rows, size):
+    groups = micro_batches(rows, size)
+    assert sorted(map(id, rows)) == sorted(id(row) for group in groups for row in group)
+    for group in groups:
+        assert len(group) <= size
+        tokens = len(group) * max(row.length for row in group)
+        assert 20 * (tokens - sum(row.length for row in group)) <= tokens  # 5%
+    return groups
+
+
+@given(st.lists(st.integers(1, 1024), max_size=64), st.integers(1, 16))
+def test_no_micro_batch_is_padded_by_more_than_a_twentieth(lengths, size):
+    groups = check_micro_batches([Example(i, (), (0,) * n) for i, n in enumerate(lengths)], size)
+    if len(set(lengths)) == 1:  # and no more are made than must be
+        assert len(groups) == -(-len(lengths) // size)
+
+
+def test_a_training_on_mini_is_padded_by_less_than_a_twentieth(tokenizer):
+    tasks = [task for task in tasks_from(mini.rows(), None, "paper")[0] if 111 <= task.task_id <= 310]
+    by_id = {task.task_id: task for task in tasks}
+    feedback = annotate(wrong_programs(tasks), by_id, mini.specifications(), 0)
+    rows = [RefineModule.example(tokenizer, f, by_id[f.task_id], 512, 1024) for f in feedback]
+    data = MBPPDataModule(tokenizer, training=rows, batch_size=32, micro_batch_size=8)
+    steps = list(data.train_dataloader())
+    masks = [part["attention_mask"] for step in steps for part in step]
+    assert 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks) <= 0.05
+    assert len(rows) > 150 and len(masks) < len(rows) / 2  # which single examples would meet, too
+    for step in steps:
+        assert sum(len(part["labels"]) * float(part["weight"]) for part in step) == pytest.approx(1)
 
 
 def test_training_lowers_the_loss(folder, tokenizer):
@@ -127,13 +165,17 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
     orders = []
     for epoch in range(2):
         data.trainer = type("T", (), {"current_epoch": epoch})()
-        batches = list(data.train_dataloader())
-        orders.append([tuple(row) for b in batches for row in b["labels"].tolist()])
-        assert sum(len(b["labels"]) for b in batches) == 11
-        assert [float(b["examples_in_step"]) for b in batches] == [4, 4, 4, 4, 3, 3]
-    trimmed = [[tuple(x for x in row if x != -100) for row in order] for order in orders]
-    assert sorted(trimmed[0]) == sorted(trimmed[1]) and len(set(trimmed[0])) == 11
-    assert trimmed[0] != trimmed[1]
+        steps = list(data.train_dataloader())
+        orders.append([{tuple(row[row != -100].tolist()) for b in step for row in b["labels"]} for step in steps])
+        assert [sum(len(b["labels"]) for b in step) for step in steps] == [4, 4, 3]
+        assert [round(1 / float(b["weight"])) for step in steps for b in step[-1:]] == [4, 4, 3]
+        # Which examples a step has is the same draw, however it is cut.
+        data.micro_batch_size = 1
+        assert orders[-1] == [
+            {tuple(b["labels"][0][b["labels"][0] != -100].tolist()) for b in step} for step in data.train_dataloader()
+        ]
+    assert set.union(*orders[0]) == set.union(*orders[1]) and len(set.union(*orders[0])) == 11
+    assert orders[0] != orders[1]
 
 
 def test_a_warm_up_longer_than_the_training_is_an_error(folder, tokenizer):

@@ -32,6 +32,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "executor.isolation": ("require", "best", "off"),
     "adapter.name": ("full", "lora"),
     "optimizer.name": ("adamw", "adamw_8bit"),
+    "trainer.strategy": ("auto", "ddp", "fsdp"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
     "logger.mode": ("offline", "online"),
 }
@@ -101,6 +102,7 @@ def check(settings: Settings) -> None:
     for key in ("training.warmup_steps", "training.validate_n", "llm.shots", "select", "data.limit.prompt"):
         if (value := _value(settings, key)) is not None and value < 0:
             raise InputError(key, value, "must be 0 or more", "Raise it.")
+    _check_processes(settings)
     for key, allowed in _LISTS.items():
         if unknown := [word for word in _value(settings, key) if word not in allowed]:
             advice = f"Quote the list: '{key}=[{allowed[0]}]'."
@@ -255,6 +257,20 @@ def _check_study(settings: Settings) -> None:
                 f"worked examples are of ids 1 to 10, and data.limit.prompt={limit}",
                 "Lower it, or raise data.limit.prompt.",
             )
+
+
+def _check_processes(settings: Settings) -> None:
+    strategy, devices = settings.trainer.strategy, settings.trainer.devices
+    if devices is not None and devices < 1:
+        raise InputError("trainer.devices", devices, "must be at least 1, or null for one a GPU", "Raise it.")
+    if strategy == "auto" and devices is not None:
+        allowed = f"trainer={settings.trainer.name} is one process"
+        raise InputError("trainer.devices", devices, allowed, "Choose trainer=ddp or trainer=fsdp.")
+    if strategy != "auto" and settings.mode == "pretrain":
+        raise InputError("trainer", settings.trainer.name, "mini is pretrained by one process", "Choose trainer=auto.")
+    if strategy == "fsdp" and settings.optimizer.name != "adamw":
+        allowed = "bitsandbytes does not take a model in parts"
+        raise InputError("optimizer", settings.optimizer.name, allowed, "Choose optimizer=adamw, or trainer=ddp.")
 
 
 def _check_model_folder(key: str, path: str | None) -> None:

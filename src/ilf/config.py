@@ -20,6 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ilf import ranks
 from ilf.analysis.jobs import FIELDS, job_folders, setting_of
 from ilf.checks import check
 from ilf.settings import STAGES, Settings
@@ -104,6 +105,7 @@ def build(settings: Settings) -> Stages:
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
     if settings.llm.path is not None:
         read_json_lines(Path(settings.llm.path), llm.COLUMNS)  # a malformed row is named before anything is computed
+    ranks.join(settings.trainer.strategy, settings.trainer.devices)
     store = Store(Path(settings.store.dir), settings.store.reuse)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
     sandbox = Sandbox(Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)}))

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from ilf import ranks
 from ilf.analysis import report, results
 from ilf.measures import measure
 from ilf.models.load import sampling_dtype
@@ -45,6 +46,7 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
         dtype=str(sampling_dtype(settings.model.dtype)),
         scoring=runner.scoring,
         isolation=asdict(stages.sandbox.isolation),
+        processes=ranks.count(),
         halvings=runner.halvings,
         seconds={name: runner.seconds.get(name) for name in STAGES},
         reused=runner.reused,

@@ -1,4 +1,4 @@
-"""How one stage is done, or taken from the store: sampling by Lightning's test loop, fine-tuning by its fit loop."""
+"""How one stage is done, or taken from the store."""
 
 from __future__ import annotations
 
@@ -12,22 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ilf.models.continuous import ContinuousSampler
-from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
-from ilf.models.sampling import Sampler
-from ilf.models.served import ServedSampler
+from ilf import ranks
+from ilf.models.load import load_tokenizer, sampling_dtype
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
 from ilf.store import Entry, JsonLines, Store, sha256, weights_sha256
 from ilf.tracking import Tracker
-from ilf.training.fine_tuning import AnySampler, Example, FineTuningModule
+from ilf.training import loops
+from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
-from ilf.training.mbpp_datamodule import MBPPDataModule
-from ilf.training.trainer import make_trainer, precision
-from ilf.training.unit_test_callback import UnitTestCallback
-from ilf.types import Draw, InputError, Program, Task, derive_seed
+from ilf.training.trainer import precision
+from ilf.types import Draw, InputError, Program, Task
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +31,9 @@ VERSIONS = {
     "sample": 2,
     "zero_shot": 2,
     "annotate": 1,
-    "train_refiner": 1,
+    "train_refiner": 2,
     "refine": 2,
-    "train_policy": 1,
+    "train_policy": 2,
     "evaluate": 2,
     "validate": 2,
 }
@@ -165,29 +160,25 @@ class Runner:
         programs: list[Program] = []
 
         def work(entry: Entry) -> dict[str, Any]:
-            callback = UnitTestCallback(
-                label,
+            found, halvings = ranks.call(
+                loops.draw,
+                self.settings,
+                module,
+                model,
+                draws,
                 tasks or self.tasks,
-                self.sandbox,
-                self.settings.executor.tests,
-                self.settings.evaluate.k,
                 entry.path,
+                label,
                 scoring,
-                as_paper=self.scoring_of(stage)["scoring"] == "paper",
+                self.scoring_of(stage)["scoring"] == "paper",
+                self.sandbox,
+                loggers=self.tracker.loggers,
             )
-            # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
-            whole = any(entry.path.glob("done-*.json"))
-            net = None if whole or settings.name == "openai" else load_model(model, dtype)
-            sampler = self._sampler(model)
-            tokenizer = load_tokenizer(model)  # a local refiner may have its own
-            data = MBPPDataModule(tokenizer, test_draws=draws, sampling_batch_size=settings.batch_size)
-            trainer = make_trainer(self.settings.trainer, callbacks=[callback], loggers=self.tracker.loggers)
-            trainer.test(self._module(module, net, tokenizer, sampler, Phase()), data, verbose=False)
-            programs.extend(callback.programs)
+            programs.extend(found)
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
             rows.path.unlink(missing_ok=True)
             rows.append(program.row() for program in programs)
-            return {"halvings": sampler.halvings}
+            return {"halvings": halvings}
 
         path, facts = self.do(stage, key, work, f"done-{scoring}.json")
         self.halvings += facts["halvings"]
@@ -226,38 +217,20 @@ class Runner:
         }
 
         def work(entry: Entry) -> dict[str, Any]:
-            torch.manual_seed(derive_seed(self.settings.seed, kind.stage))  # LoRA's first matrices are random
-            net = adapt(load_model(base, torch.float32), settings.adapter)
-            sampler = Sampler(settings.sampler)  # no server holds a model that is being trained
-            module = self._module(kind, net, self.tokenizer, sampler, phase).train()
-            callback = UnitTestCallback(kind.stage, self.tasks, self.sandbox, settings.executor.tests, [1])
-            data = MBPPDataModule(
-                self.tokenizer,
-                training=examples,
-                validation=validation,
-                validation_draws=draws,
-                batch_size=phase.batch_size,
-                micro_batch_size=training.micro_batch_size,
-                sampling_batch_size=settings.sampler.batch_size,
-                seed=self.settings.seed,
-            )
-            checkpoints = entry.path / "checkpoints"
-            trainer = make_trainer(
-                settings.trainer,
-                callbacks=[callback],
+            return ranks.call(
+                loops.fine_tune,
+                self.settings,
+                kind,
+                base,
+                examples,
+                validation,
+                draws,
+                phase,
+                self.tasks,
+                entry.path,
+                self.sandbox,
                 loggers=self.tracker.loggers,
-                epochs=phase.epochs,
-                accumulate=data.accumulate,
-                clip=training.clip,
-                checkpoints=checkpoints,
             )
-            if (checkpoints / "last.ckpt").exists():
-                log.info("%s: resuming from %s", kind.stage, checkpoints / "last.ckpt")
-            trainer.fit(module, data, ckpt_path=_last(checkpoints))
-            steps = trainer.global_step
-            save(net, self.tokenizer, entry.path / "model")
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            return {"optimizer_steps": steps, "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()}}
 
         path, facts = self.do(kind.stage, key, work)
         self.fine_tuned[kind.stage] = facts
@@ -269,27 +242,6 @@ class Runner:
     def weights(self, folder: Path) -> str:
         """Return the hash of a model folder."""
         return weights_sha256(folder, self.store.root / "weights.json")
-
-    def _sampler(self, model: Path) -> AnySampler:
-        """Return what draws programs from the model of a folder."""
-        settings = self.settings.sampler
-        if settings.name == "continuous":
-            return ContinuousSampler(settings)
-        if settings.name == "openai":
-            hub = self.settings.model.hub if model == self.model and self.settings.model.path is None else None
-            return ServedSampler(settings, hub or str(model.absolute()))
-        return Sampler(settings)
-
-    def _module(
-        self, kind: type[FineTuningModule], net: Any, tokenizer: Any, sampler: AnySampler, phase: Phase
-    ) -> FineTuningModule:
-        settings = self.settings
-        return kind(net, tokenizer, sampler, settings.training, phase, settings.optimizer, settings.seed)
-
-
-def _last(checkpoints: Path) -> str | None:
-    file = checkpoints / "last.ckpt"
-    return str(file) if file.exists() else None
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -157,7 +157,7 @@ class Training:
     lr: float = 5e-6
     epochs: int = 2
     batch_size: int = 32
-    micro_batch_size: int = 1  # examples a forward pass; the rest of batch_size is accumulated
+    micro_batch_size: int = 1  # examples a forward pass, at most; batch_size is cut by length into such passes
     max_length: int = 1024  # tokens of prompt, target and EOS; a longer row is rejected and named
     warmup_steps: int = 0  # optimizer steps of linear warm-up, before linear decay to 0
     clip: float = 1.0  # largest gradient norm
@@ -172,6 +172,8 @@ class TrainerSettings:
 
     name: str = "auto"
     accelerator: str = "auto"
+    strategy: str = "auto"  # auto: one process | ddp: a copy of the model in each | fsdp: a part of it in each
+    devices: int | None = None  # processes on this machine, where no launcher started them; null for one a GPU
     precision: str = "auto"  # auto: bf16-mixed on a GPU that has it, else 32-true
 
 

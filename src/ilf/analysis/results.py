@@ -87,6 +87,7 @@ class Record:
     dtype: str  # of the weights while sampling
     scoring: dict[str, Any]
     isolation: dict[str, Any]  # of the programs: mechanisms, refused, open
+    processes: int  # that the run was divided among
     halvings: int  # how often a batch of samples did not fit into memory
     seconds: dict[str, float | None]  # a stage
     reused: list[str]  # stages that were taken from the store
@@ -171,6 +172,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "weights_sha256": record.weights_sha256,
         "scoring": record.scoring,
         "isolation": record.isolation,
+        "processes": record.processes,
         "sampling": {
             **asdict(settings.sampler),
             "dtype": record.dtype,

@@ -77,6 +77,10 @@ class Sandbox:
                 "Use best, which goes on and says what is open, or a machine whose kernel gives what is missing.",
             )
 
+    def __reduce__(self) -> tuple[type[Sandbox], tuple[Limits]]:
+        """Give another process a sandbox of its own."""
+        return Sandbox, (self.limits,)
+
     @functools.cached_property
     def isolation(self) -> Isolation:
         """How programs are kept from this machine: tried, not assumed."""

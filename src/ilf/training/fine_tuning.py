@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.nn import functional
+from torch.optim.lr_scheduler import LRScheduler
 
 from ilf.models.continuous import ContinuousSampler
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
+from ilf.models.shards import hold_whole, shard
 from ilf.settings import Optimizer, Phase, Training
 from ilf.types import Draw, InputError, derive_seed
 
@@ -27,6 +32,11 @@ class Example:
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]  # ends with EOS
 
+    @property
+    def length(self) -> int:
+        """Tokens, EOS included."""
+        return len(self.prompt_ids) + len(self.target_ids)
+
 
 def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:
     """Tokenise prompt and target apart, as the paper does, and end the target with EOS.
@@ -37,9 +47,10 @@ def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: i
     """
     prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False).input_ids)
     target_ids = (*tokenizer(target, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
-    if (length := len(prompt_ids) + len(target_ids)) > max_length:
-        raise ValueError(f"{length} tokens with EOS, training.max_length is {max_length}")
-    return Example(task_id, prompt_ids, target_ids)
+    example = Example(task_id, prompt_ids, target_ids)
+    if example.length > max_length:
+        raise ValueError(f"{example.length} tokens with EOS, training.max_length is {max_length}")
+    return example
 
 
 def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -87,6 +98,7 @@ class FineTuningModule(pl.LightningModule):
         self.model, self.tokenizer, self.sampler = model, tokenizer, sampler
         self.training_settings, self.phase, self.optimizer_settings, self.seed = training, phase, optimizer, seed
         self.strict_loading = False  # checkpoints hold only what is trained
+        self.automatic_optimization = False  # a batch is an optimizer step of as many passes as its lengths ask for
 
     def sample(self, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
         """Yield each draw with its completion, in the order in which they finish."""
@@ -115,16 +127,39 @@ class FineTuningModule(pl.LightningModule):
         loss: torch.Tensor = tokens.sum(dim=1) / counts
         return loss
 
+    def configure_model(self) -> None:
+        """Divide the model among the processes, where it is to be."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Take a divided model together: a process that samples can't wait for the others at each token."""
+        hold_whole(self.model, True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Divide it again."""
+        hold_whole(self.model, False)
+
     def on_train_epoch_start(self) -> None:
         """Seed dropout by the epoch, so that a resumed run draws what an unbroken one draws."""
-        torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch))
+        torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch, self.global_rank))
 
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Return this forward pass's share of the mean loss over the examples of its optimizer step."""
-        losses = self.losses(batch)
-        self.log(f"{self.stage}/loss", losses.mean().detach(), on_step=True, on_epoch=False, prog_bar=True)
-        # Lightning divides by the number of accumulated passes; the last step of an epoch may have fewer examples.
-        return losses.sum() / batch["examples_in_step"] * self.trainer.accumulate_grad_batches
+    def training_step(self, batch: list[dict[str, torch.Tensor]], batch_idx: int) -> None:
+        """Do one optimizer step on the mean loss of its examples, a micro-batch a pass."""
+        optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
+        mean = torch.zeros((), device=self.device)
+        strategy = self.trainer.strategy
+        for i, part in enumerate(batch):
+            loss = self.losses(part).sum() * part["weight"]
+            early = i + 1 < len(batch)  # gradients travel between processes once a step
+            with strategy.block_backward_sync() if early and isinstance(strategy, ParallelStrategy) else nullcontext():
+                self.manual_backward(loss)
+            mean += loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.training_settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        self.log(f"{self.stage}/loss", mean, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss of an example batch; a batch of draws is UnitTestCallback's."""
@@ -155,7 +190,7 @@ class FineTuningModule(pl.LightningModule):
                 "Lower it, or raise the epochs.",
             )
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [schedule]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: the rest of the weights lies in the base model's folder."""

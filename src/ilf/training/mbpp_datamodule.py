@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from ilf.training.fine_tuning import Example
 from ilf.types import Draw, Task, derive_seed
 
+PADDING = 0.05  # of a micro-batch's tokens, at most
 _REFILLS = 8  # batches of draws hold so many times the programs that are sampled at once
 
 
@@ -32,10 +33,30 @@ def plan_draws(tasks: Iterable[tuple[Task, str]], stage: str, n: int, seed: int)
     ]
 
 
+def micro_batches(examples: Iterable[Example], size: int) -> list[list[Example]]:
+    """Return examples in groups of like length, the longest first.
+
+    Args:
+        examples: Of one optimizer step, or of a validation.
+        size: Examples in a group, at most. One that would bring its group's padding above PADDING starts the next.
+    """
+    groups: list[list[Example]] = []
+    for example in sorted(examples, key=lambda e: -e.length):
+        last = groups[-1] if groups else []
+        tokens = sum(e.length for e in last) + example.length
+        if last and len(last) < size and tokens >= (1 - PADDING) * (len(last) + 1) * last[0].length:
+            last.append(example)
+        else:
+            groups.append([example])
+    return groups
+
+
 class MBPPDataModule(pl.LightningDataModule):
     """Loaders for Lightning's fit, validate and test.
 
-    A training batch is a dict of tensors (B, T); a validation or test batch is a list of `Draw`.
+    A training batch is one optimizer step, as a list of micro-batches, which are dicts of tensors (B, T). A validation
+    batch is a micro-batch or a list of `Draw`, a test batch a list of `Draw`. Of several processes, each has its share
+    of every step and of the draws, in as many micro-batches and batches as the others, some of which may be empty.
 
     Args:
         tokenizer: Gives the padding id and the lengths that batches are planned by.
@@ -65,65 +86,75 @@ class MBPPDataModule(pl.LightningDataModule):
         super().__init__()
         self.tokenizer, self.training, self.validation = tokenizer, training, validation
         self.validation_draws, self.test_draws = validation_draws, test_draws
-        self.batch_size, self.micro_batch_size = batch_size, min(micro_batch_size, batch_size)
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampling_batch_size, self.seed = sampling_batch_size, seed
 
-    @property
-    def accumulate(self) -> int:
-        """Forward passes an optimizer step."""
-        return -(-self.batch_size // self.micro_batch_size)
-
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the epoch's batches: each example once, in an order that the seed and the epoch decide."""
+        """Return the epoch's optimizer steps: each example once, in the step that the seed and the epoch decide."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         order = list(self.training)
         random.Random(derive_seed(self.seed, "order", epoch)).shuffle(order)
-        batches = []
-        for start in range(0, len(order), self.batch_size):
-            step = order[start : start + self.batch_size]
-            for i in range(0, len(step), self.micro_batch_size):
-                batches.append(self._collate(step[i : i + self.micro_batch_size], len(step)))
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return DataLoader([self._share(step) for step in steps], batch_size=None)  # type: ignore[arg-type]
+
+    def _share(self, step: Sequence[Example]) -> list[dict[str, torch.Tensor]]:
+        """Return this process's micro-batches of an optimizer step."""
+        rank, count = self._rank
+        parts = micro_batches(step, min(self.micro_batch_size, -(-len(step) // count)))
+        weight = count / len(step)  # the mean of the processes' gradients is to be that of the step's examples
+        share = [self._collate(part, weight) for part in parts[rank::count]]
+        if len(share) < -(-len(parts) // count):  # passes through a divided model are made together
+            share.append(self._collate(parts[-1][:1], 0.0))
+        return share
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        """This process's number, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return a loader of examples, where there are any, and one of draws."""
-        size = self.micro_batch_size
-        examples = [self.validation[i : i + size] for i in range(0, len(self.validation), size)]
-        loaders = [[self._collate(batch, len(batch)) for batch in examples], self.draw_batches(self.validation_draws)]
+        examples = [self._collate(part) for part in micro_batches(self.validation, self.micro_batch_size)]
+        loaders = [examples, self._share_of_draws(self.validation_draws)]
         return [DataLoader(batches, batch_size=None) for batches in loaders if batches]  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the planned batches of draws."""
-        return DataLoader(self.draw_batches(self.test_draws), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(self._share_of_draws(self.test_draws), batch_size=None)  # type: ignore[arg-type]
+
+    def _share_of_draws(self, draws: Sequence[Draw]) -> list[list[Draw]]:
+        (rank, count), batches = self._rank, self.draw_batches(draws)
+        return [batches[i] if i < len(batches) else [] for i in range(rank, -(-len(batches) // count) * count, count)]
 
     def draw_batches(self, draws: Sequence[Draw]) -> list[list[Draw]]:
         """Return the draws in batches, prompts of like length together, the longest first: memory fails early.
 
         A batch is what is kept, or drawn again, as a whole; while it is drawn, waiting draws take the places of
-        finished ones.
+        finished ones. There are as many batches as processes at least, where there are as many draws.
         """
         length = {p: len(self.tokenizer(p, add_special_tokens=False).input_ids) for p in {d.prompt for d in draws}}
         order = sorted(draws, key=lambda d: (-length[d.prompt], d.task_id, d.sample))
-        size = _REFILLS * self.sampling_batch_size
+        share = -(-len(draws) // self._rank[1])
+        size = max(1, min(_REFILLS * self.sampling_batch_size, share))
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move tensors; draws are plain records and stay as they are."""
-        return super().transfer_batch_to_device(batch, device, dataloader_idx) if isinstance(batch, dict) else batch
+        if isinstance(batch, list) and all(isinstance(one, Draw) for one in batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def _collate(self, examples: Sequence[Example], examples_in_step: int) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels`, (B, T), right-padded, labels only on the targets."""
-        width = max(len(e.prompt_ids) + len(e.target_ids) for e in examples)
+    def _collate(self, examples: Sequence[Example], weight: float = 1.0) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `attention_mask` and `labels`, (B, T), right-padded, labels only on the targets.
+
+        `weight` goes with them: what each example's loss counts in its optimizer step.
+        """
+        width = max(e.length for e in examples)
         ids = torch.full((len(examples), width), self.tokenizer.pad_token_id)
         mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
         for row, example in enumerate(examples):
-            prompt, end = len(example.prompt_ids), len(example.prompt_ids) + len(example.target_ids)
+            prompt, end = len(example.prompt_ids), example.length
             ids[row, :end] = torch.tensor([*example.prompt_ids, *example.target_ids])
             labels[row, prompt:end] = torch.tensor(example.target_ids)
             mask[row, :end] = 1
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels,
-            "examples_in_step": torch.tensor(float(examples_in_step)),
-        }
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "weight": torch.tensor(weight)}

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import ModelParallelStrategy
 
+from ilf import ranks
 from ilf.settings import TrainerSettings
 
 
@@ -23,31 +26,46 @@ def precision(settings: TrainerSettings) -> str:
     return "bf16-mixed" if gpu else "32-true"
 
 
+def _processes(settings: TrainerSettings) -> dict[str, Any]:
+    """Return Lightning's arguments for the processes of this run. Which batches each takes, the datamodule says."""
+    if settings.strategy == "auto" or ranks.count() == 1:
+        return {"devices": 1}
+    strategy: Any = settings.strategy
+    if strategy == "fsdp":  # a checkpoint is one file, which any number of processes goes on from
+        strategy = ModelParallelStrategy(ranks.count(), 1, save_distributed_checkpoint=False)
+    return {
+        "strategy": strategy,
+        "devices": ranks.local_count(),
+        "num_nodes": ranks.count() // ranks.local_count(),
+        "plugins": [TorchElasticEnvironment()],  # the processes are there, and their environment is as torchrun's
+        "use_distributed_sampler": False,
+    }
+
+
 def make_trainer(
     settings: TrainerSettings,
     *,
     callbacks: list[pl.Callback],
     loggers: list[Any],
     epochs: int = 1,
-    accumulate: int = 1,
     clip: float | None = None,
     checkpoints: Path | None = None,
 ) -> pl.Trainer:
-    """Return a Trainer on one device that shows a progress bar on a terminal only.
+    """Return a Trainer that shows a progress bar on a terminal only.
 
     Args:
-        settings: Accelerator and precision.
+        settings: Accelerator, precision, and how the run's processes train together.
         callbacks: What to call besides the checkpoint.
         loggers: Lightning loggers, none for no tracking.
         epochs: Passes over the training examples.
-        accumulate: Forward passes an optimizer step.
-        clip: Largest gradient norm, None for no clipping.
+        clip: Largest gradient norm, None for no clipping here.
         checkpoints: Folder for `last.ckpt`, written at the end of each epoch; None writes none.
     """
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Our batches are ready-made lists: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
+    warnings.filterwarnings("ignore", message=".*recommended to use .self.log.*sync_dist=True.*")  # all log the same
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     if checkpoints is not None:
@@ -57,12 +75,11 @@ def make_trainer(
         ]
     return pl.Trainer(
         accelerator=settings.accelerator,
-        devices=1,
+        **_processes(settings),
         precision=precision(settings),  # type: ignore[arg-type]
         callbacks=callbacks,
         logger=loggers or False,
         max_epochs=epochs,
-        accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
         enable_checkpointing=checkpoints is not None,
         enable_progress_bar=sys.stderr.isatty(),

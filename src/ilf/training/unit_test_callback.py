@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ilf import ranks
 from ilf.analysis.statistics import mean_pass_at_k
 from ilf.sandbox import Job, Sandbox
 from ilf.store import JsonLines
@@ -72,20 +73,25 @@ class UnitTestCallback(pl.Callback):
     ) -> None:
         self.stage, self.tasks, self.sandbox, self.k = stage, tasks, sandbox, k
         self.tests, self.as_paper = tests, as_paper
-        self.samples_file = JsonLines(folder / "samples.jsonl") if folder else None
-        self.verdicts_file = JsonLines(folder / f"verdicts-{scoring}.jsonl") if folder else None
+        self.folder, self.verdicts_name = folder, f"verdicts-{scoring}"
         self.programs: list[Program] = []
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Read back what an earlier run of this stage has finished."""
+        """Read back what an earlier run of this stage has finished, in however many processes."""
         self.programs = []
-        self._samples = {
-            (r["task_id"], r["sample"]): r for r in (self.samples_file.read() if self.samples_file else [])
-        }
-        rows = self.verdicts_file.read() if self.verdicts_file else []
-        self._verdicts = {(r.pop("task_id"), r.pop("sample")): r for r in rows}
+        self._samples, self._samples_file = self._kept("samples", trainer.global_rank)
+        self._verdicts, self._verdicts_file = self._kept(self.verdicts_name, trainer.global_rank)
+        trainer.strategy.barrier()  # nobody writes before all have read
         if self._samples:
             log.info("%s: %d samples were drawn before and are kept", self.stage, len(self._samples))
+
+    def _kept(self, name: str, rank: int) -> tuple[dict[tuple[int, int], dict[str, Any]], JsonLines | None]:
+        """Return the rows of all processes' files of a name, by task and sample, and the file of this process."""
+        if self.folder is None:
+            return {}, None
+        rows = [row for file in sorted(self.folder.glob(f"{name}*.jsonl")) for row in JsonLines(file).read()]
+        own = JsonLines(self.folder / (f"{name}.{rank}.jsonl" if rank else f"{name}.jsonl"))
+        return {(row["task_id"], row["sample"]): row for row in rows}, own
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -96,10 +102,12 @@ class UnitTestCallback(pl.Callback):
             self._draw(pl_module, batch if pl_module.sampler.whole_plans else missing)
         if not all(key in self._verdicts for key in keys):
             verdicts = self._score([self._samples[key]["program"] for key in keys], batch)
-            found = [vars(v) | {"tests": list(v.tests)} for v in verdicts]
-            if self.verdicts_file:
-                pairs = zip(keys, found, strict=True)
-                self.verdicts_file.append([{"task_id": t, "sample": s, **row} for (t, s), row in pairs])
+            found = [
+                {"task_id": t, "sample": s, **vars(v), "tests": list(v.tests)}
+                for (t, s), v in zip(keys, verdicts, strict=True)
+            ]
+            if self._verdicts_file:
+                self._verdicts_file.append(found)
             self._verdicts.update(zip(keys, found, strict=True))
         for key in keys:
             self.programs.append(Program.from_row(self._samples[key] | self._verdicts[key]))
@@ -125,13 +133,14 @@ class UnitTestCallback(pl.Callback):
                 then = time.monotonic()
                 log.info("%s: %d of this batch's %d programs are drawn", self.stage, drawn, len(draws))
             if drawn == len(draws) or (late and not pl_module.sampler.whole_plans):
-                if self.samples_file:
-                    self.samples_file.append(rows)
+                if self._samples_file:
+                    self._samples_file.append(rows)
                 self._samples |= {(row["task_id"], row["sample"]): row for row in rows}
                 rows = []
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Log pass@k over all tasks."""
+        """Log pass@k over all tasks, those of the other processes too."""
+        self.programs = ranks.gather(self.programs)
         self.programs.sort(key=lambda program: (program.task_id, program.sample))
         passed = [(p.task_id, p.verdict.passed) for p in self.programs]
         pl_module.log_dict(self._pass_at_k(passed, f"{self.stage}/"))
@@ -144,7 +153,7 @@ class UnitTestCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Draw and execute one batch of draws; a batch of examples is the module's."""
-        if isinstance(batch, dict):
+        if isinstance(batch, dict) or not batch:
             return
         draws, texts = zip(*pl_module.sample(batch), strict=True)
         verdicts = self._score([d.task_prompt + text for d, text in zip(draws, texts, strict=True)], draws)
@@ -152,6 +161,7 @@ class UnitTestCallback(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k of the validation programs."""
+        self._validation = ranks.gather(self._validation)
         if self._validation:
             pl_module.log_dict(self._pass_at_k(self._validation, f"{self.stage}/validation_"))
 

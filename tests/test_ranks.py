@@ -1,0 +1,267 @@
+"""Several processes, started as launchers start them, do what one does."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+import warm
+from conftest import MINI, ROOT, SMALL
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ilf import ranks
+from ilf.models.load import load_tokenizer
+from ilf.training.fine_tuning import Example
+from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
+from ilf.types import Draw, InputError, Task
+
+FEW = [
+    "sampler.n=2",
+    "evaluate.k=[1,2]",
+    "data.limit.test=4",
+    "data.limit.refine=12",
+    "data.limit.train=8",
+    "sampler.batch_size=5",
+]
+BUDGET = [*SMALL, *FEW, "training.epochs=1", "measure=[]", "store.dir=store", "logger=csv", "trainer.accelerator=cpu"]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def as_torchrun(rank: int, port: str) -> dict[str, str]:
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return own | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+
+
+def as_srun(rank: int, port: str) -> dict[str, str]:
+    step = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "127.0.0.1",
+    }
+    return step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_ID": "1", "MASTER_PORT": port}
+
+
+@contextlib.contextmanager
+def two(program: Path, arguments: list[str], folder: Path, launcher=as_torchrun) -> Iterator[list]:
+    """Start a program in two processes that end with the block; they print to printed0 and printed1."""
+    port, processes = free_port(), []
+    try:
+        for rank in range(2):
+            with mock.patch.dict(os.environ, launcher(rank, port)):
+                processes.append(warm.start(program, arguments, folder, folder / f"printed{rank}"))
+        yield processes
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def end(processes, folder: Path) -> list[int]:
+    """Return the exit codes of processes that end by themselves."""
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    assert None not in codes, "".join(file.read_text() for file in sorted(folder.glob("printed*")))[-4000:]
+    return codes
+
+
+def programs(folder: Path) -> dict[str, list[tuple]]:
+    """What was sampled, and whether it passed, of every stage."""
+    found = {}
+    for file in sorted((folder / "programs").glob("*.jsonl")):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        found[file.stem] = [(r["task_id"], r["sample"], r["seed"], r["program"], r["verdict"]) for r in rows]
+    return found
+
+
+def results(folder: Path) -> dict:
+    """results.json, without what has to differ."""
+    found = json.loads((folder / "results.json").read_text())
+    return {k: v for k, v in found.items() if k not in ("seconds", "overrides", "processes")}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """A run in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = warm.run(ROOT / "run.py", [*BUDGET, "hydra.run.dir=out"], folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def test_a_run_that_loses_a_process_ends_and_goes_on_as_one_that_did_not(alone, tmp_path):
+    arguments = [*BUDGET, "trainer=ddp", "hydra.run.dir=killed"]
+    with two(ROOT / "run.py", arguments, tmp_path) as (first, other):
+        deadline = time.monotonic() + 120
+        samples = "store/sample/*/samples*.jsonl"
+        while len(list(tmp_path.glob(samples))) < 2 and time.monotonic() < deadline and first.is_alive():
+            time.sleep(0.01)
+        os.killpg(other.pid, signal.SIGKILL)
+        assert end([first], tmp_path) == [1]
+    drawn = [json.loads(line) for file in tmp_path.glob(samples) for line in file.read_text().splitlines()]
+    assert len(drawn) >= 10 and not list(tmp_path.glob("store/sample/*/done*.json"))
+
+    # The next time, nobody has started processes: the first starts the other.
+    done = warm.run(ROOT / "run.py", [*arguments[:-1], "trainer.devices=2", "hydra.run.dir=out"], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "samples were drawn before and are kept" in (tmp_path / "out" / "run.log").read_text()
+    assert programs(tmp_path / "out") == programs(alone / "out")
+    for rows in programs(tmp_path / "out").values():
+        assert len({row[:2] for row in rows}) == len(rows) > 0
+    assert results(tmp_path / "out") == results(alone / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["processes"] == 2
+    for name in ("policy", "refiner"):
+        whole, divided = (load_file(folder / "out" / name / "model.safetensors") for folder in (alone, tmp_path))
+        assert all(torch.allclose(whole[key], divided[key], atol=2e-5) for key in whole)
+    printed = {f"printed{rank}.{suffix}" for rank in (0, 1) for suffix in ("out", "err")}
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "killed", "out"} | printed
+    assert not (tmp_path / "printed1.out").read_text()
+
+
+TRAINING = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ilf import ranks
+from ilf.models.load import load_tokenizer
+from ilf.sandbox import Limits, Sandbox
+from ilf.settings import Adapter, Phase, Sampling, Settings, TrainerSettings, Training
+from ilf.tasks import mini
+from ilf.tasks.mbpp import tasks_from
+from ilf.training import loops
+from ilf.training.ilf_module import ILFModule
+from ilf.training.mbpp_datamodule import plan_draws
+from ilf.types import Refinement
+
+MODEL, folder, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+
+def program():
+    tasks = [t for t in tasks_from(mini.rows(), None, "paper")[0] if t.task_id in range(311, 316)]
+    tokenizer = load_tokenizer(MODEL)
+    targets = [t.code.partition("\\n")[2] + "    # x" * (t.task_id % 2) for t in tasks]
+    rows = [Refinement(t.task_id, t.prompt, target, "gold") for t, target in zip(tasks, targets)]
+    examples = [ILFModule.example(tokenizer, row, 1024) for row in rows]
+    draws = plan_draws([(t, t.prompt) for t in tasks[:3]], "validate", 1, 0)
+    phase = Phase(lr=1e-3, epochs=2, batch_size=4)  # the second step of each epoch has one example, for two processes
+    for name in names:
+        strategy, adapter = name.split("_")
+        trainer = TrainerSettings(accelerator="cpu", strategy=strategy, precision="32-true")
+        settings = Settings(trainer=trainer, adapter=Adapter(adapter, rank=4), training=Training(micro_batch_size=2))
+        settings.sampler = Sampling(max_new_tokens=24, batch_size=2)
+        (folder / name).mkdir()
+        facts = ranks.call(
+            loops.fine_tune, settings, ILFModule, MODEL, examples, examples[:2], draws, phase,
+            {t.task_id: t for t in tasks}, folder / name, Sandbox(Limits()),
+        )
+        print(name, facts["optimizer_steps"], *(f"{k}={v:.4f}" for k, v in sorted(facts["metrics"].items())))
+
+ranks.lead(program)
+"""
+
+
+def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp_path):
+    program, names = tmp_path / "training.py", ["ddp_full", "ddp_lora", "fsdp_full", "fsdp_lora"]
+    program.write_text(TRAINING)
+    done = warm.run(program, [str(MINI), str(tmp_path), "auto_full", "auto_lora"], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = {line.split()[0].split("_")[1]: line.split()[1:] for line in done.stdout.splitlines()}
+    assert set(expected) == {"full", "lora"} and expected["full"][0] == "4" and len(expected["full"]) == 4
+    with two(program, [str(MINI), str(tmp_path), *names], tmp_path) as processes:
+        assert end(processes, tmp_path) == [0, 0], (tmp_path / "printed0.err").read_text()[-3000:]
+    lines = [line.split() for line in (tmp_path / "printed0.out").read_text().splitlines()]
+    assert [line[0] for line in lines] == names
+    base = load_file(MINI / "model.safetensors")
+    for name, *facts in lines:
+        adapter = name.split("_")[1]
+        assert facts == expected[adapter]
+        whole, divided = (load_file(tmp_path / n / "model" / "model.safetensors") for n in (f"auto_{adapter}", name))
+        assert whole.keys() == divided.keys()
+        assert all(torch.allclose(whole[key], divided[key], atol=2e-5) for key in whole)
+        assert not all(torch.allclose(base[key], divided[key], atol=2e-4) for key in base)
+        assert (tmp_path / name / "model" / "adapter").exists() == (adapter == "lora")
+        assert not (tmp_path / name / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "message"),
+    [
+        (as_torchrun, ["sampler.n=0"], "sampler.n=0"),  # before there is a group
+        (as_srun, ["trainer=auto"], "trainer.strategy='auto': is one process, and 2 were started"),
+        (as_srun, ["trainer=ddp", "training.warmup_steps=99"], "training.warmup_steps=99"),  # in both
+        (as_torchrun, ["trainer=ddp", "training.max_length=9", f"refiner.path={MINI}"], "no program is left"),
+    ],
+)
+def test_all_processes_end_where_the_first_has_an_error(launcher, arguments, message, alone, tmp_path):
+    store = f"store.dir={alone / 'store'}"
+    local = ["refiner=local"] if arguments[-1].startswith("refiner.path") else []
+    words = [*BUDGET, *local, *arguments, store, "hydra.run.dir=out"]
+    with two(ROOT / "run.py", words, tmp_path, launcher) as processes:
+        assert end(processes, tmp_path) == [1, 1]
+    assert f"error: {message}" in (tmp_path / "printed0.err").read_text()
+    assert "Traceback" not in (tmp_path / "printed1.err").read_text()
+
+
+@pytest.mark.parametrize(
+    ("started", "strategy", "devices", "message"),
+    [("2", "auto", None, "2 were started"), ("2", "fsdp", 3, "2 processes were started"), ("1", "ddp", None, "no GPU")],
+)
+def test_the_number_of_processes_is_what_was_asked_for(started, strategy, devices, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("WORLD_SIZE", started)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
+    with pytest.raises(InputError, match=message):
+        ranks.join(strategy, devices)
+
+
+TOKENIZER = load_tokenizer(MINI)
+TASK = Task(1, "test", "", "", "f", (), "", "def f(x):\n")
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 8), st.integers(1, 5))
+def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, micro, count):
+    examples = [Example(i, (5,) * n, (i + 1, 0)) for i, n in enumerate(lengths)]
+    draws = plan_draws([(TASK, TASK.prompt)], "test", len(lengths), 0)
+    data = MBPPDataModule(
+        TOKENIZER,
+        training=examples,
+        test_draws=draws,
+        batch_size=batch_size,
+        micro_batch_size=micro,
+        sampling_batch_size=micro,
+    )
+    shares, sampled = [], []
+    for rank in range(count):
+        data.trainer = SimpleNamespace(current_epoch=0, global_rank=rank, world_size=count)
+        shares.append(list(data.train_dataloader()))
+        sampled.append(list(data.test_dataloader()))
+    for step in zip(*shares, strict=True):  # as many steps
+        assert len({len(share) for share in step}) == 1  # as many passes
+        seen = [
+            (int(row[row != -100][0]), float(part["weight"]))
+            for share in step
+            for part in share
+            for row in part["labels"]
+        ]
+        counted = [example for example, weight in seen if weight]
+        assert len(set(counted)) == len(counted) <= batch_size
+        assert sum(weight for _, weight in seen) == pytest.approx(count)
+    assert len({len(batches) for batches in sampled}) == 1
+    assert sorted(d.sample for one in sampled for batch in one for d in batch) == list(range(len(lengths)))
+    assert all(isinstance(d, Draw) for one in sampled for batch in one for d in batch)
