@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
+from ilf.models.load import adapt, compute_dtype, load_model, load_tokenizer, sampling_dtype, save
 from ilf.models.sampling import Sampler
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
@@ -23,7 +23,7 @@ from ilf.tracking import Tracker
 from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
-from ilf.training.trainer import make_trainer, precision
+from ilf.training.trainer import make_trainer, precision, training_device
 from ilf.training.unit_test_callback import UnitTestCallback
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
@@ -155,6 +155,7 @@ class Runner:
             "weights": self.weights(model),
             "draws": [asdict(draw) for draw in draws],
             "dtype": str(dtype),
+            "attention": self.settings.model.attention,
             "temperature": settings.temperature,
             "max_new_tokens": settings.max_new_tokens,
             "batch_size": settings.batch_size,
@@ -175,7 +176,7 @@ class Runner:
             )
             # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
             whole = any(entry.path.glob("done-*.json"))
-            net = None if whole else load_model(model, dtype)
+            net = None if whole else load_model(model, dtype, self.settings.model.attention)
             tokenizer = load_tokenizer(model)  # a local refiner may have its own
             data = MBPPDataModule(tokenizer, test_draws=draws, sampling_batch_size=settings.batch_size)
             trainer = make_trainer(self.settings.trainer, callbacks=[callback], loggers=self.tracker.loggers)
@@ -209,6 +210,7 @@ class Runner:
     ) -> Path:
         """Fine-tune a folder's model on examples; return the result's folder, also put into the run's as `name`."""
         settings, training = self.settings, self.settings.training
+        device, quantize = training_device(settings.trainer), settings.adapter.quantize
         key = {
             "weights": self.weights(base),
             "examples": sha256([asdict(e) for e in examples]),
@@ -217,6 +219,9 @@ class Runner:
             "clip": training.clip,
             "warmup_steps": training.warmup_steps,
             "adapter": asdict(settings.adapter),
+            "compute_dtype": str(compute_dtype(device)) if quantize else None,
+            "attention": settings.model.attention,
+            "compile": training.compile,
             "optimizer": asdict(settings.optimizer),
             "precision": precision(settings.trainer),
             "seed": self.settings.seed,
@@ -224,7 +229,8 @@ class Runner:
 
         def work(entry: Entry) -> dict[str, Any]:
             torch.manual_seed(derive_seed(self.settings.seed, kind.stage))  # LoRA's first matrices are random
-            net = adapt(load_model(base, torch.float32), settings.adapter)
+            net = load_model(base, torch.float32, settings.model.attention, quantize, device)
+            net = adapt(net, settings.adapter)
             module = self._module(kind, net, self.tokenizer, phase).train()
             callback = UnitTestCallback(kind.stage, self.tasks, self.sandbox, settings.executor.tests, [1])
             data = MBPPDataModule(

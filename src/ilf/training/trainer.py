@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -21,6 +22,13 @@ def precision(settings: TrainerSettings) -> str:
         return settings.precision
     gpu = settings.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return "bf16-mixed" if gpu else "32-true"
+
+
+def training_device(settings: TrainerSettings) -> torch.device:
+    """Return what this process trains on: a GPU, in a job of several its own one, else the CPU."""
+    if settings.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def make_trainer(
