@@ -71,7 +71,7 @@ def read_examples(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
 
 
 def theirs(args: argparse.Namespace, padded: bool) -> float:
-    """Fine-tune by transformers' Trainer; return the seconds after the first optimizer step."""
+    """Fine-tune by transformers' Trainer; return the examples a second after the first optimizer step."""
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
@@ -110,11 +110,11 @@ def theirs(args: argparse.Namespace, padded: bool) -> float:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
         clock = Clock()
         Trainer(model, settings, train_dataset=rows, data_collator=default_data_collator, callbacks=[clock]).train()
-    return times[-1] - times[0]
+    return (len(rows) - args.batch_size) / (times[-1] - times[0])
 
 
 def ours(args: argparse.Namespace, overrides: list[str]) -> float:
-    """Fine-tune as a run does; return the seconds after the first optimizer step."""
+    """Fine-tune as a run does; return the examples a second after the first optimizer step."""
     import pytorch_lightning as pl
     import torch
     from hydra import compose, initialize_config_dir
@@ -153,7 +153,7 @@ def ours(args: argparse.Namespace, overrides: list[str]) -> float:
         settings.trainer, callbacks=[Clock()], loggers=[], accumulate=data.accumulate, clip=training.clip
     )
     trainer.fit(module, data)
-    return times[trainer.global_step] - times[1]
+    return (len(data.training) - phase.batch_size) / (times[trainer.global_step] - times[1])
 
 
 def measure(args: argparse.Namespace, name: str, overrides: list[str]) -> dict[str, Any]:
@@ -161,11 +161,10 @@ def measure(args: argparse.Namespace, name: str, overrides: list[str]) -> dict[s
     import torch
 
     with contextlib.redirect_stdout(sys.stderr):
-        seconds = ours(args, overrides) if name.startswith("ours") else theirs(args, name == "authors")
+        speed = ours(args, overrides) if name.startswith("ours") else theirs(args, name == "authors")
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     device = torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads"
-    speed = (args.examples - args.batch_size) / seconds
     return {"examples_per_second": speed, "peak_mb": peak / 2**20, "device": device}
 
 
