@@ -226,6 +226,18 @@ BAD = {
     "the same data set twice": (["data@transfer=mini"], r"transfer='mini'.*humaneval"),
     "an unknown measure": (["measure=[kll]"], r"measure='kll'.*weight_change, kl, perplexity"),
     "an unknown scoring": (["executor.scoring=theirs"], r"executor\.scoring='theirs'.*as_written, paper"),
+    "qlora on nothing quantised": (
+        ["adapter=qlora", "adapter.quantize=null"],
+        r"adapter\.quantize=None.*nf4 or int8",
+    ),
+    "full on a quantised base": (["adapter.quantize=nf4"], r"adapter\.quantize='nf4'.*adapter=full.*adapter=qlora"),
+    "lora on a quantised base": (["adapter=lora", "adapter.quantize=int8"], r"adapter\.quantize='int8'.*adapter=qlora"),
+    "an unknown quantisation": (["adapter=qlora", "adapter.quantize=fp4"], r"adapter\.quantize='fp4'.*nf4 or int8"),
+    "an unknown attention": (["model.attention=linear"], r"model\.attention='linear'.*sdpa"),
+    "flash attention in 32 bits": (
+        ["model.attention=flash_attention_2", "trainer.precision=32-true"],
+        r"trainer\.precision='32-true'.*flash_attention_2",
+    ),
     "no training tasks": (["refinements.limit=0"], r"refinements\.limit=0"),
     "no process": (["trainer=ddp", "trainer.devices=0"], r"trainer\.devices=0"),
     "processes that nothing divides": (["trainer.devices=2"], r"trainer\.devices=2.*trainer=ddp"),
@@ -313,3 +325,9 @@ def test_a_hub_that_cannot_be_reached_is_named_with_the_way_out(tmp_path):
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
     )
     assert done.returncode != 0 and "Hub" in done.stderr and "data.path" in done.stderr, done.stderr
+
+
+def test_flash_attention_that_is_not_at_hand_is_named_before_the_model_loads(small_stages, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=r"model\.attention='flash_attention_2'.*flash-attn.*sdpa"):
+        small_stages("model.attention=flash_attention_2")

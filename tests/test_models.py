@@ -163,6 +163,20 @@ def test_sampling_stops_where_the_function_ends(mini):
     assert len(calls) < 100
 
 
+def test_implementations_of_attention_agree_and_one_that_a_model_lacks_is_named(mini, tmp_path):
+    model, tokenizer, folder = mini
+    tokenized = tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    expected = model(**tokenized).logits[tokenized.attention_mask.bool()]
+    for attention in ("eager", "sdpa"):
+        other = load_model(folder, torch.float32, attention)
+        assert other.config._attn_implementation == attention
+        assert torch.allclose(other(**tokenized).logits[tokenized.attention_mask.bool()], expected, atol=1e-4)
+    codegen, _ = models()
+    codegen.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"model\.attention='sdpa'.*CodeGen.*model\.attention=auto"):
+        load_model(tmp_path, torch.float32, "sdpa")
+
+
 def test_lora_is_saved_merged_and_apart(mini, tmp_path):
     _, tokenizer, folder = mini
     model = adapt(load_model(folder, torch.float32), Adapter("lora", rank=4))

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ilf.feedback.scripted import annotate
-from ilf.models.load import load_model, load_tokenizer
+from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.sampling import Sampler
-from ilf.settings import Optimizer, Phase, Sampling, TrainerSettings, Training
+from ilf.settings import Adapter, Optimizer, Phase, Sampling, TrainerSettings, Training
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.training.fine_tuning import Example, encode
@@ -17,6 +17,8 @@ from ilf.training.refine_module import RefineModule
 from ilf.training.trainer import make_trainer
 from ilf.types import Feedback, InputError, Refinement, Task
 
+FULL = Adapter()
+NF4, INT8 = Adapter("qlora", quantize="nf4", rank=4), Adapter("qlora", quantize="int8", rank=4)
 CPU = TrainerSettings(accelerator="cpu", precision="32-true")
 TASK = Task(311, "train", "t", "def f(x):\n    return 1", "f", ("assert f(1) == 1",), "", '"""\nt\n"""\n\ndef f(x):\n')
 
@@ -46,17 +48,18 @@ def fit(
     checkpoints=None,
     resume=None,
     optimizer="adamw",
+    adapter=FULL,
     **training,
 ):
     torch.manual_seed(0)
-    model = load_model(folder, torch.float32)
+    model = adapt(load_model(folder, torch.float32, quantize=adapter.quantize), adapter)
     settings = Training(micro_batch_size=micro, **training)
     phase = Phase(lr=1e-3, epochs=epochs, batch_size=batch_size)
     module = ILFModule(model, tokenizer, Sampler(Sampling()), settings, phase, Optimizer(optimizer), seed=0).train()
     data = MBPPDataModule(tokenizer, training=examples(tokenizer, n), batch_size=batch_size, micro_batch_size=micro)
     trainer = make_trainer(CPU, callbacks=[], loggers=[], epochs=epochs, checkpoints=checkpoints)
     trainer.fit(module, data, ckpt_path=resume)
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), trainer
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]), trainer
 
 
 def test_the_loss_is_on_target_tokens_only_and_eos_is_one_of_them(folder, tokenizer):
@@ -135,9 +138,12 @@ def test_training_lowers_the_loss(folder, tokenizer):
     assert after.callback_metrics["train_policy/loss"] < 0.5 * before.callback_metrics["train_policy/loss"]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_a_resumed_training_gives_the_weights_of_an_unbroken_one(folder, tokenizer, tmp_path, optimizer):
-    unbroken, _ = fit(folder, tokenizer, epochs=3, optimizer=optimizer)
+@pytest.mark.parametrize(
+    ("optimizer", "adapter"), [("adamw", FULL), ("adamw_8bit", FULL), ("paged_adamw_8bit", NF4), ("adamw", INT8)]
+)
+def test_a_resumed_training_gives_the_weights_of_an_unbroken_one(folder, tokenizer, tmp_path, optimizer, adapter):
+    options = {"optimizer": optimizer, "adapter": adapter}
+    unbroken, _ = fit(folder, tokenizer, epochs=3, **options)
 
     class Stop(Exception):
         pass
@@ -152,19 +158,58 @@ def test_a_resumed_training_gives_the_weights_of_an_unbroken_one(folder, tokeniz
     ILFModule.on_train_epoch_start = killed
     try:
         with pytest.raises(Stop):
-            fit(folder, tokenizer, epochs=3, checkpoints=tmp_path, optimizer=optimizer)
+            fit(folder, tokenizer, epochs=3, checkpoints=tmp_path, **options)
     finally:
         del ILFModule.on_train_epoch_start
-    resumed, _ = fit(folder, tokenizer, epochs=3, checkpoints=tmp_path, resume="last", optimizer=optimizer)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    assert sum(tensor.numel() for tensor in saved.values()) == unbroken.numel()  # only what is trained
+    resumed, _ = fit(folder, tokenizer, epochs=3, checkpoints=tmp_path, resume="last", **options)
     assert torch.equal(unbroken, resumed)
-    assert not torch.equal(unbroken, fit(folder, tokenizer, epochs=1, optimizer=optimizer)[0])
+    assert not torch.equal(unbroken, fit(folder, tokenizer, epochs=1, **options)[0])
+
+
+def gradients(folder, tokenizer, adapter, **training):
+    """The gradients of one batch, and how often the first layer was computed for them."""
+    torch.manual_seed(0)
+    model = adapt(load_model(folder, torch.float32, quantize=adapter.quantize), adapter)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:  # zero at first, and so would be the gradients of lora_A
+                p.normal_(0, 0.1)
+    module = ILFModule(model, tokenizer, Sampler(Sampling()), Training(**training), Phase(), Optimizer(), 0).train()
+    module.setup("fit")
+    calls = []
+    layer = next(m for n, m in model.named_modules() if n.endswith("layers.0.mlp"))
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    torch.manual_seed(1)
+    module.losses(MBPPDataModule(tokenizer)._collate(examples(tokenizer, 3), 3)).sum().backward()
+    return [p.grad for p in model.parameters() if p.requires_grad], len(calls)
+
+
+@pytest.mark.parametrize("adapter", [FULL, Adapter("lora", rank=4, dropout=0.5), NF4, INT8])
+def test_gradient_checkpointing_computes_twice_and_changes_no_gradient(folder, tokenizer, adapter):
+    kept, once = gradients(folder, tokenizer, adapter)
+    again, twice = gradients(folder, tokenizer, adapter, gradient_checkpointing=True)
+    assert (once, twice) == (1, 2) and all(bool(g.any()) for g in kept)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_compiling_changes_neither_names_nor_what_is_computed(folder, tokenizer, tmp_path):
+    """All but the compiler itself, which takes minutes: benchmarks/training.py compiles."""
+    weights, plain = fit(folder, tokenizer, n=6, epochs=1)
+    with torch.compiler.set_stance("force_eager"):
+        compiled, trainer = fit(folder, tokenizer, n=6, epochs=1, compile=True, checkpoints=tmp_path)
+    assert torch.equal(weights, compiled)
+    assert trainer.lightning_module.state_dict().keys() == plain.lightning_module.state_dict().keys()
+    names = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"].keys()
+    assert names == {name for name, _ in plain.lightning_module.named_parameters()}
 
 
 def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
     data = MBPPDataModule(tokenizer, training=examples(tokenizer, 11), batch_size=4, micro_batch_size=2)
     orders = []
     for epoch in range(2):
-        data.trainer = type("T", (), {"current_epoch": epoch})()
+        data.trainer = type("T", (), {"current_epoch": epoch, "global_rank": 0, "world_size": 1})()
         steps = list(data.train_dataloader())
         orders.append([{tuple(row[row != -100].tolist()) for b in step for row in b["labels"]} for step in steps])
         assert [sum(len(b["labels"]) for b in step) for step in steps] == [4, 4, 3]

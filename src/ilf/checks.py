@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf.analysis.jobs import job_folders
-from ilf.settings import STAGES, Settings
+from ilf.settings import STAGES, Adapter, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
@@ -18,6 +18,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "data.annotator": ("human", "scripted"),
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.attention": ("auto", "eager", "sdpa", "flash_attention_2"),
     "feedback.name": ("human", "scripted", "unit_tests", "shuffled", "none"),
     "feedback.source": ("human", "scripted", "unit_tests"),
     "feedback.apply": ("refine", "train_and_refine"),
@@ -30,8 +31,8 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "executor.scoring": ("as_written", "paper"),
     "executor.compare": ("exact", "approx"),
     "executor.isolation": ("require", "best", "off"),
-    "adapter.name": ("full", "lora"),
-    "optimizer.name": ("adamw", "adamw_8bit"),
+    "adapter.name": ("full", "lora", "qlora"),
+    "optimizer.name": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "trainer.strategy": ("auto", "ddp", "fsdp"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
     "logger.mode": ("offline", "online"),
@@ -119,6 +120,12 @@ def check(settings: Settings) -> None:
             )
     _check_sources(settings)
     _check_study(settings)
+    _check_adapter(settings.adapter)
+    if settings.model.attention == "flash_attention_2":
+        for key, wrong in (("model.dtype", "float32"), ("trainer.precision", "32-true")):
+            if _value(settings, key) == wrong:
+                reason = "model.attention=flash_attention_2 computes in 16 bits only"
+                raise InputError(key, wrong, reason, "Use bfloat16 and bf16-mixed, or model.attention=sdpa.")
     if settings.model.path is None and settings.model.hub is None:
         raise InputError(
             "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
@@ -268,9 +275,22 @@ def _check_processes(settings: Settings) -> None:
         raise InputError("trainer.devices", devices, allowed, "Choose trainer=ddp or trainer=fsdp.")
     if strategy != "auto" and settings.mode == "pretrain":
         raise InputError("trainer", settings.trainer.name, "mini is pretrained by one process", "Choose trainer=auto.")
+    if strategy == "fsdp" and settings.adapter.quantize is not None:
+        allowed = "bitsandbytes' weights can't be held in parts"
+        raise InputError("adapter", settings.adapter.name, allowed, "Choose adapter=lora, or trainer=ddp.")
     if strategy == "fsdp" and settings.optimizer.name != "adamw":
         allowed = "bitsandbytes does not take a model in parts"
         raise InputError("optimizer", settings.optimizer.name, allowed, "Choose optimizer=adamw, or trainer=ddp.")
+
+
+def _check_adapter(adapter: Adapter) -> None:
+    if adapter.name == "qlora" and adapter.quantize not in ("nf4", "int8"):
+        raise InputError(
+            "adapter.quantize", adapter.quantize, "adapter=qlora takes nf4 or int8", "Choose one of these."
+        )
+    if adapter.name != "qlora" and adapter.quantize is not None:
+        allowed = f"adapter={adapter.name} trains on weights as they are, and takes only null"
+        raise InputError("adapter.quantize", adapter.quantize, allowed, "Leave it out, or choose adapter=qlora.")
 
 
 def _check_model_folder(key: str, path: str | None) -> None:

@@ -59,9 +59,10 @@ def build(settings: Settings) -> Stages:
     """Build everything that a run needs and return its stages, ready to run.
 
     Raises:
-        InputError: The device, the data or the annotations can't be used; before the model loads.
+        InputError: The device, its attention, the data or the annotations can't be used; before the model loads.
     """
     import torch
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     from ilf.analysis.jobs import arm_name
     from ilf.feedback import llm
@@ -80,6 +81,13 @@ def build(settings: Settings) -> Stages:
             "gpu",
             "this machine has no GPU that torch can use",
             "Choose trainer=cpu or trainer=auto.",
+        )
+    if settings.model.attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise InputError(
+            "model.attention",
+            "flash_attention_2",
+            "needs a GPU and the package flash-attn, and one of them is missing",
+            "Install it, or choose model.attention=sdpa.",
         )
     data, executor = settings.data, settings.executor
     tasks, data_sha256 = load(data)

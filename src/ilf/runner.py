@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf import ranks
-from ilf.models.load import load_tokenizer, sampling_dtype
+from ilf.models.load import compute_dtype, load_tokenizer, sampling_dtype
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
 from ilf.store import Entry, JsonLines, Store, sha256, weights_sha256
@@ -21,7 +21,7 @@ from ilf.tracking import Tracker
 from ilf.training import loops
 from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
-from ilf.training.trainer import precision
+from ilf.training.trainer import precision, training_device
 from ilf.types import Draw, InputError, Program, Task
 
 log = logging.getLogger(__name__)
@@ -151,6 +151,7 @@ class Runner:
             "weights": self.weights(model),
             "draws": [asdict(draw) for draw in draws],
             "dtype": str(dtype),
+            "attention": self.settings.model.attention,
             "temperature": settings.temperature,
             "max_new_tokens": settings.max_new_tokens,
             "batch_size": settings.batch_size,
@@ -203,6 +204,7 @@ class Runner:
     ) -> Path:
         """Fine-tune a folder's model on examples; return the result's folder, also put into the run's as `name`."""
         settings, training = self.settings, self.settings.training
+        device, quantize = training_device(settings.trainer), settings.adapter.quantize
         key = {
             "weights": self.weights(base),
             "examples": sha256([asdict(e) for e in examples]),
@@ -211,6 +213,9 @@ class Runner:
             "clip": training.clip,
             "warmup_steps": training.warmup_steps,
             "adapter": asdict(settings.adapter),
+            "compute_dtype": str(compute_dtype(device)) if quantize else None,
+            "attention": settings.model.attention,
+            "compile": training.compile,
             "optimizer": asdict(settings.optimizer),
             "precision": precision(settings.trainer),
             "seed": self.settings.seed,

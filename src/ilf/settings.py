@@ -46,6 +46,7 @@ class Model:
     hub: str | None = None  # a model's name on the Hub, used where path is null
     revision: str | None = None  # commit on the Hub; null is the newest
     dtype: str = "auto"  # of the weights while sampling: auto | float32 | bfloat16
+    attention: str = "auto"  # transformers' implementation: auto (its own choice) | eager | sdpa | flash_attention_2
 
 
 @dataclass
@@ -125,7 +126,8 @@ class Executor:
 class Adapter:
     """What is trained."""
 
-    name: str = "full"  # full | lora
+    name: str = "full"  # full | lora | qlora
+    quantize: str | None = None  # how qlora keeps the frozen base's weights: nf4 (4 bits) | int8
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
@@ -135,7 +137,7 @@ class Adapter:
 class Optimizer:
     """Which optimizer, of torch or of bitsandbytes."""
 
-    name: str = "adamw"  # adamw | adamw_8bit
+    name: str = "adamw"  # adamw | adamw_8bit | paged_adamw_8bit: where a GPU is full, state moves to the host
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
@@ -161,6 +163,8 @@ class Training:
     max_length: int = 1024  # tokens of prompt, target and EOS; a longer row is rejected and named
     warmup_steps: int = 0  # optimizer steps of linear warm-up, before linear decay to 0
     clip: float = 1.0  # largest gradient norm
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    compile: bool = False  # the training forward pass, by torch.compile
     validate_n: int = 1  # programs a validation task after each epoch; 0 for none
     refiner: Phase = field(default_factory=Phase)
     policy: Phase = field(default_factory=Phase)

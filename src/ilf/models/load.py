@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from ilf.settings import Adapter
 from ilf.types import InputError
@@ -60,20 +61,44 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
+def load_model(
+    folder: Path,
+    dtype: torch.dtype | str,
+    attention: str = "auto",
+    quantize: str | None = None,
+    device: torch.device | None = None,
+) -> Any:
     """Return the causal language model of a folder, without the generation settings that it came with.
 
     Args:
         folder: In Hugging Face's layout.
         dtype: Of its weights; "auto" as they are stored.
+        attention: Which implementation of attention; "auto" is transformers' choice.
+        quantize: How its linear layers keep their weights, all but the output layer: "nf4", "int8" or None.
+        device: Where it will be used. Only quantised weights are put there at once, as bitsandbytes' int8 weights do
+            not survive being moved.
 
     Raises:
-        InputError: Weights are missing or of another shape than config.json says; names them.
+        InputError: Weights are missing or of another shape than config.json says; names them. Or the model has no
+            such implementation of attention.
     """
-    # transformers fills what is missing with random numbers, and only warns.
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    options: dict[str, Any] = {}
+    if attention != "auto":
+        options["attn_implementation"] = attention
+    if quantize is not None:
+        options |= {
+            "quantization_config": _quantization(quantize, compute_dtype(device)),
+            "device_map": {"": device or "cpu"},
+        }
+    try:
+        # transformers fills what is missing with random numbers, and only warns.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except ValueError as error:
+        if attention == "auto" or "ttention" not in str(error):
+            raise
+        raise InputError("model.attention", attention, str(error), "Choose model.attention=auto.") from error
     model, found = loaded
     parameters = {name for name, _ in model.named_parameters()}
     wrong = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])} & parameters
@@ -85,9 +110,30 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
             f"its weights must be those of its config.json, and {len(wrong)} are missing or of another shape: {names}",
             "Copy or fetch the folder again, whole.",
         )
+    for module in model.modules() if quantize == "nf4" else ():
+        # In evaluation mode on a CPU with AVX512-BF16, bitsandbytes would repack and round the weights that training
+        # goes on with.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     # A publisher's top-k or repetition penalty would change the distribution that is sampled.
     model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id)
     return model.eval()
+
+
+def compute_dtype(device: torch.device | None) -> torch.dtype:
+    """Return the dtype that NF4 weights are multiplied in: bfloat16 on a GPU that has it, else float32."""
+    on_gpu = device is not None and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+def _quantization(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
+    # It says at every pass that it casts what it multiplies with int8 weights to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
 
 
 def adapt(model: Any, adapter: Adapter) -> Any:
@@ -109,11 +155,21 @@ def adapt(model: Any, adapter: Adapter) -> Any:
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a whole Hugging Face folder, LoRA merged and also kept apart in `adapter/`; complete or absent."""
+    """Write a whole Hugging Face folder, LoRA merged and also kept apart in `adapter/`; complete or absent.
+
+    LoRA that was trained on a quantised model is merged into the weights that this was made of, read again from its
+    folder, in float32: most changes are smaller than the step between two values of a quantised weight, which would
+    round them away.
+    """
     scratch = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(scratch, ignore_errors=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(scratch / "adapter")
+        if hasattr(model, "hf_quantizer"):
+            from peft import PeftModel
+
+            base = load_model(Path(model.name_or_path), torch.float32)
+            model = PeftModel.from_pretrained(base, scratch / "adapter", torch_device="cpu")
         model = model.merge_and_unload()
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)

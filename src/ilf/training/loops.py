@@ -21,7 +21,7 @@ from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
 from ilf.training.fine_tuning import AnySampler, Example, FineTuningModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
-from ilf.training.trainer import make_trainer
+from ilf.training.trainer import make_trainer, training_device
 from ilf.training.unit_test_callback import UnitTestCallback
 from ilf.types import Draw, Program, Task, derive_seed
 
@@ -69,7 +69,7 @@ def draw(
     # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
     whole = any(folder.glob("done-*.json"))
     served = settings.sampler.name == "openai"
-    net = None if whole or served else load_model(model, sampling_dtype(settings.model.dtype))
+    net = None if whole or served else load_model(model, sampling_dtype(settings.model.dtype), settings.model.attention)
     tokenizer = load_tokenizer(model)  # a local refiner may have its own
     sampler = _sampler(settings, model)
     module = kind(net, tokenizer, sampler, settings.training, Phase(), settings.optimizer, settings.seed)
@@ -119,7 +119,9 @@ def fine_tune(
     """
     torch.manual_seed(derive_seed(settings.seed, kind.stage))  # LoRA's first matrices are random
     tokenizer, sampler = load_tokenizer(base), Sampler(settings.sampler)  # no server holds what is being trained
-    net = adapt(load_model(base, torch.float32), settings.adapter)
+    device = training_device(settings.trainer)
+    net = load_model(base, torch.float32, settings.model.attention, settings.adapter.quantize, device)
+    net = adapt(net, settings.adapter)
     module = kind(net, tokenizer, sampler, settings.training, phase, settings.optimizer, settings.seed).train()
     callback = UnitTestCallback(kind.stage, tasks, sandbox, settings.executor.tests, [1])
     data = MBPPDataModule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -40,6 +41,13 @@ def _processes(settings: TrainerSettings) -> dict[str, Any]:
         "plugins": [TorchElasticEnvironment()],  # the processes are there, and their environment is as torchrun's
         "use_distributed_sampler": False,
     }
+
+
+def training_device(settings: TrainerSettings) -> torch.device:
+    """Return what this process trains on: a GPU, in a job of several its own one, else the CPU."""
+    if settings.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def make_trainer(

@@ -1,0 +1,222 @@
+"""Examples a second and peak memory of fine-tuning: ours against transformers' Trainer as the authors set it up.
+
+    python benchmarks/training.py                                                      # mini
+    python benchmarks/training.py --model FOLDER --mbpp mbpp.jsonl --annotations FILE  # any model, people's refinements
+    python benchmarks/training.py --ours adapter=lora --ours adapter=qlora training.gradient_checkpointing=true
+
+Theirs is a batch of one, each padded to the full length, accumulated to the batch size; `unpadded` is the same without
+the padding. Ours is what a run does, with each set of overrides that --ours gives. All fine-tune the same model on the
+same examples, each in a process of its own, so that peaks of memory don't mix. The first optimizer step is a warm-up
+(`compile` compiles in it) and is not timed. Peak memory is the process's, with model, optimizer and libraries, on a GPU
+that of its tensors. The last line is one JSON object.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for a GPU must not start CUDA before the processes part
+
+MINI = ROOT / "src" / "ilf" / "models" / "mini"
+OURS = [
+    [],
+    ["training.micro_batch_size=8"],
+    ["training.micro_batch_size=8", "training.gradient_checkpointing=true"],
+    ["training.micro_batch_size=8", "training.compile=true"],
+    ["training.micro_batch_size=8", "trainer.precision=bf16-mixed"],
+    ["training.micro_batch_size=8", "model.attention=eager"],
+    ["training.micro_batch_size=8", "optimizer=adamw_8bit"],
+    ["training.micro_batch_size=8", "adapter=lora"],
+    ["training.micro_batch_size=8", "adapter=qlora"],
+    ["training.micro_batch_size=8", "adapter=qlora", "adapter.quantize=int8"],
+]
+
+
+def read_examples(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
+    """Return the examples: people's refinements where there are annotations, else gold programs."""
+    from ilf.feedback.human import load_annotations
+    from ilf.tasks import mini
+    from ilf.tasks.mbpp import read_rows, tasks_from
+    from ilf.tasks.prompts import completion_of
+    from ilf.training.ilf_module import ILFModule
+    from ilf.types import Refinement
+
+    rows = read_rows(args.mbpp, "") if args.mbpp else mini.rows()
+    tasks = {task.task_id: task for task in tasks_from(rows, None, "paper")[0] if task.split == "train"}
+    texts = {i: task.code for i, task in tasks.items()}
+    if args.annotations:
+        texts = {a.task_id: a.refinement for a in load_annotations(args.annotations) if a.task_id in tasks}
+    found: list[Any] = []
+    for i, text in texts.items():
+        if len(found) == args.examples:
+            break
+        try:
+            target = completion_of(tasks[i].prompt, text, tasks[i].entry_point)
+            row = Refinement(i, tasks[i].prompt, target, "gold")
+            found.append(ILFModule.example(tokenizer, row, args.max_length))
+        except ValueError:  # too long, or not to be written after its prompt
+            continue
+    return found
+
+
+def theirs(args: argparse.Namespace, padded: bool) -> float:
+    """Fine-tune by transformers' Trainer; return the examples a second after the first optimizer step."""
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+    from ilf.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(args.model)
+    rows = []
+    for one in read_examples(args, tokenizer):
+        ids, prompt = [*one.prompt_ids, *one.target_ids], len(one.prompt_ids)
+        fill = args.max_length - len(ids) if padded else 0
+        rows.append(
+            {
+                "input_ids": ids + [tokenizer.pad_token_id] * fill,
+                "attention_mask": [1] * len(ids) + [0] * fill,
+                "labels": [-100] * prompt + ids[prompt:] + [-100] * fill,
+            }
+        )
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            folder,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=args.batch_size,
+            num_train_epochs=1,
+            learning_rate=5e-6,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+        clock = Clock()
+        Trainer(model, settings, train_dataset=rows, data_collator=default_data_collator, callbacks=[clock]).train()
+    return (len(rows) - args.batch_size) / (times[-1] - times[0])
+
+
+def ours(args: argparse.Namespace, overrides: list[str]) -> float:
+    """Fine-tune as a run does; return the examples a second after the first optimizer step."""
+    import pytorch_lightning as pl
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from ilf.config import register, settings_from
+    from ilf.models.load import adapt, load_model, load_tokenizer
+    from ilf.models.sampling import Sampler
+    from ilf.training.ilf_module import ILFModule
+    from ilf.training.mbpp_datamodule import MBPPDataModule
+    from ilf.training.trainer import make_trainer, training_device
+
+    register()
+    base = ["model=local", f"model.path={args.model}", "logger=none", "output_dir=unused", "training.epochs=1"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [*base, f"training.batch_size={args.batch_size}", *overrides])
+    settings = settings_from(config)
+    training, phase = settings.training, settings.training.policy
+    tokenizer = load_tokenizer(args.model)
+    data = MBPPDataModule(
+        tokenizer,
+        training=read_examples(args, tokenizer),
+        batch_size=phase.batch_size,
+        micro_batch_size=training.micro_batch_size,
+    )
+    device = training_device(settings.trainer)
+    model = load_model(args.model, torch.float32, settings.model.attention, settings.adapter.quantize, device)
+    model = adapt(model, settings.adapter)
+    module = ILFModule(model, tokenizer, Sampler(settings.sampler), training, phase, settings.optimizer, 0).train()
+    times: dict[int, float] = {}
+
+    class Clock(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            times.setdefault(trainer.global_step, time.monotonic())
+
+    trainer = make_trainer(
+        settings.trainer, callbacks=[Clock()], loggers=[], accumulate=data.accumulate, clip=training.clip
+    )
+    trainer.fit(module, data)
+    return (len(data.training) - phase.batch_size) / (times[trainer.global_step] - times[1])
+
+
+def measure(args: argparse.Namespace, name: str, overrides: list[str]) -> dict[str, Any]:
+    """Return what one way gave in this process."""
+    import torch
+
+    with contextlib.redirect_stdout(sys.stderr):
+        speed = ours(args, overrides) if name.startswith("ours") else theirs(args, name == "authors")
+    gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    device = torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads"
+    return {"examples_per_second": speed, "peak_mb": peak / 2**20, "device": device}
+
+
+def main() -> None:
+    """Measure all in turns and print a line each and one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MINI, help="a folder in Hugging Face's layout")
+    parser.add_argument("--mbpp", help="MBPP's mbpp.jsonl; mini's tasks without it")
+    parser.add_argument("--annotations", help="the paper's annotations; gold programs without it")
+    parser.add_argument("--examples", type=int, default=128, help="of which the first batch is not timed")
+    parser.add_argument("--batch-size", type=int, default=32, help="examples an optimizer step")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens that the authors pad to")
+    parser.add_argument("--ours", nargs="*", action="append", metavar="KEY=VALUE", help="overrides; can be repeated")
+    parser.add_argument("--peers", nargs="*", default=["authors", "unpadded"], choices=["authors", "unpadded"])
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    import pytorch_lightning  # noqa: F401  # here, and not in every process: it takes longer than what is timed
+    from transformers import AutoModelForCausalLM, Trainer  # noqa: F401
+
+    ways = {peer: [] for peer in args.peers}
+    ways |= {" ".join(["ours", *overrides]): overrides for overrides in args.ours or OURS}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for i in range(args.rounds):
+        for name, overrides in ways.items():
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                found[name].append(pool.apply(measure, (args, name, overrides)))
+            last = found[name][-1]
+            print(
+                f"round {i + 1}: {last['examples_per_second']:8.2f} ex/s {last['peak_mb']:8.0f} MB  {name}", flush=True
+            )
+    # Round by round, as the machine's speed changes from one to the next.
+    first = next(iter(ways))
+    over = {
+        name: [a["examples_per_second"] / b["examples_per_second"] for a, b in zip(runs, found[first], strict=True)]
+        for name, runs in found.items()
+    }
+    result = {
+        "benchmark": "training",
+        "model": args.model.name,
+        "device": found[first][0]["device"],
+        "examples": args.examples,
+        "batch_size": args.batch_size,
+        "examples_per_second": {
+            name: round(statistics.median(run["examples_per_second"] for run in runs), 2)
+            for name, runs in found.items()
+        },
+        "peak_mb": {name: round(statistics.median(run["peak_mb"] for run in runs)) for name, runs in found.items()},
+        f"over_{first}": {name: round(statistics.median(ratios), 2) for name, ratios in over.items()},
+        f"over_{first}_least": {name: round(min(ratios), 2) for name, ratios in over.items()},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
