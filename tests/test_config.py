@@ -31,6 +31,7 @@ NOT_RUN = {
     "model/qwen_coder_0_5b": "lies on the Hub",
     "model/smollm2_135m": "lies on the Hub",
     "trainer/gpu": "needs a GPU",
+    "executor/ray": "needs an extra; run by test_cluster.py, where it is at hand",
     "experiment/mini/pretrain": "run by test_mini.py",
     "experiment/mini/rounds": "run by test_studies.py",
     "experiment/mini/optuna": "run by test_studies.py, where the extra is at hand",

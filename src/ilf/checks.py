@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "refiner.name": ("finetuned", "few_shot", "local", "policy"),
     "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
     "refinements.tasks": ("solved", "annotated"),
+    "executor.name": ("sandbox", "ray"),
     "executor.tests": ("all", "unseen"),
     "executor.scoring": ("as_written", "paper"),
     "executor.compare": ("exact", "approx"),
@@ -116,6 +118,7 @@ def check(settings: Settings) -> None:
             )
     _check_sources(settings)
     _check_study(settings)
+    _check_executor(settings)
     if settings.model.path is None and settings.model.hub is None:
         raise InputError(
             "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
@@ -247,6 +250,19 @@ def _check_study(settings: Settings) -> None:
                 f"worked examples are of ids 1 to 10, and data.limit.prompt={limit}",
                 "Lower it, or raise data.limit.prompt.",
             )
+
+
+def _check_executor(settings: Settings) -> None:
+    executor = settings.executor
+    if executor.name == "ray" and find_spec("ray") is None:
+        raise InputError(
+            "executor",
+            "ray",
+            "needs the package ray",
+            "pip install -r requirements-extras.txt, or use executor=sandbox.",
+        )
+    if executor.name != "ray" and executor.address is not None:
+        raise InputError("executor.address", executor.address, "is of a Ray cluster", "Add executor=ray.")
 
 
 def _check_model_folder(key: str, path: str | None) -> None:
