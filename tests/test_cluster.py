@@ -80,6 +80,7 @@ def slurm(tmp_path, monkeypatch):
         "TaskPlugin": "task/none",
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_CPU",
+        "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=1",
         "NodeName": f"{host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN",
         "PartitionName": "main Nodes=ALL Default=YES State=UP",
     }
