@@ -162,6 +162,10 @@ def test_verdicts_of_a_cluster_are_those_of_this_machine(ray_cluster):
     assert [outcome(v) for v in spread.run(JOBS)] == [outcome(v) for v in local.run(JOBS)]
     assert {v.verdict for v in local.run(JOBS)} >= {"passed", "failed", "crashed", "timed_out", "memory"}
     assert spread.isolation == local.isolation and spread.run([]) == []
+    import ray
+
+    code = ray.get(ray.remote(lambda: __import__("ilf").__file__).remote())
+    assert "py_modules" in code  # sent along: another machine need not have it
     with pytest.raises(InputError, match=r"executor\.workers=3.*processors"):
         ClusterSandbox(Limits(workers=3))
 

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -21,7 +20,7 @@ from ilf.types import InputError, Verdict
 
 _BATCH = 16  # programs in a task, at most: what handing it over costs is then little beside them
 _SHARE = 4  # tasks for each that can run at once, at least where there are as many programs: so that all end together
-_PATIENCE = 10.0  # seconds without an answer after which we look whether a node is left
+_PATIENCE = 5.0  # seconds without an answer after which we look whether a node is left
 _CONNECT = 10.0  # seconds
 _Answer = tuple[list[Verdict], Isolation]
 _START = "start nodes with `ray start --address=HOST:PORT --num-cpus=N`"
@@ -37,9 +36,9 @@ class ClusterSandbox(Sandbox):
 
     Args:
         limits: What each program may use.
-        address: HOST:PORT of the cluster that this machine is a node of, or ray://HOST:PORT. None takes the one that
-            $RAY_ADDRESS names or that runs on this machine, else starts one for this process. A connection that the
-            process has already is used as it is.
+        address: HOST:PORT of the cluster that this machine is a node of. None takes the one that $RAY_ADDRESS names or
+            that runs on this machine, else starts one for this process. A connection that the process has already is
+            used as it is.
 
     Raises:
         InputError: The cluster can't be reached or has no processors to give, or isolation is required and a node
@@ -113,8 +112,8 @@ def _connect(address: str | None) -> None:
     package = Path(__file__).parent.parent
     try:
         if named and ":" in named:  # Ray itself would try for minutes
-            url = urlsplit(named if "://" in named else f"//{named}")
-            socket.create_connection((url.hostname, url.port), timeout=_CONNECT).close()
+            host, _, port = named.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_CONNECT).close()
         ray.init(
             named,
             include_dashboard=False,
