@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
     "refinements.tasks": ("solved", "annotated"),
     "sampler.name": ("hf", "continuous", "openai"),
+    "executor.name": ("sandbox", "ray"),
     "executor.tests": ("all", "unseen"),
     "executor.scoring": ("as_written", "paper"),
     "executor.compare": ("exact", "approx"),
@@ -126,6 +128,7 @@ def check(settings: Settings) -> None:
             if _value(settings, key) == wrong:
                 reason = "model.attention=flash_attention_2 computes in 16 bits only"
                 raise InputError(key, wrong, reason, "Use bfloat16 and bf16-mixed, or model.attention=sdpa.")
+    _check_executor(settings)
     if settings.model.path is None and settings.model.hub is None:
         raise InputError(
             "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
@@ -291,6 +294,19 @@ def _check_adapter(adapter: Adapter) -> None:
     if adapter.name != "qlora" and adapter.quantize is not None:
         allowed = f"adapter={adapter.name} trains on weights as they are, and takes only null"
         raise InputError("adapter.quantize", adapter.quantize, allowed, "Leave it out, or choose adapter=qlora.")
+
+
+def _check_executor(settings: Settings) -> None:
+    executor = settings.executor
+    if executor.name == "ray" and find_spec("ray") is None:
+        raise InputError(
+            "executor",
+            "ray",
+            "needs the package ray",
+            "pip install -r requirements-extras.txt, or use executor=sandbox.",
+        )
+    if executor.name != "ray" and executor.address is not None:
+        raise InputError("executor.address", executor.address, "is of a Ray cluster", "Add executor=ray.")
 
 
 def _check_model_folder(key: str, path: str | None) -> None:

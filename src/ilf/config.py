@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PACKAGE = Path(__file__).parent
+# On import: all that a launcher's job, in another process or on another machine, does here before it composes.
+OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent / file), replace=True)
 
 
 def register() -> None:
-    """Give Hydra the schema and the resolver of files that ship in the package. Call before composing."""
+    """Give Hydra the schema. Call before composing."""
     ConfigStore.instance().store("schema", Settings)
     # --help copies the whole store once a group, which takes seconds; the store is a singleton that nobody writes to.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-    OmegaConf.register_new_resolver("package", lambda file: str(_PACKAGE / file), replace=True)
 
 
 def settings_from(config: DictConfig) -> Settings:
@@ -116,7 +116,13 @@ def build(settings: Settings) -> Stages:
     ranks.join(settings.trainer.strategy, settings.trainer.devices)
     store = Store(Path(settings.store.dir), settings.store.reuse)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
-    sandbox = Sandbox(Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)}))
+    limits = Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)})
+    if executor.name == "ray":
+        from ilf.sandbox.cluster import ClusterSandbox
+
+        sandbox: Sandbox = ClusterSandbox(limits, executor.address)
+    else:
+        sandbox = Sandbox(limits)
     tracker = Tracker(
         settings.logger,
         Path(settings.output_dir),

@@ -70,7 +70,7 @@ class Runner:
         self.folder = Path(settings.output_dir)
         self.tokenizer = load_tokenizer(model)
         executor = settings.executor
-        self.scoring = {k: v for k, v in asdict(executor).items() if k not in ("name", "workers")}
+        self.scoring = {k: v for k, v in asdict(executor).items() if k not in ("name", "address", "workers")}
         self.seconds: dict[str, float] = {}  # a stage, all its rounds together
         self._fresh: dict[str, bool] = {}  # whether any part of a stage was done in this run
         self.fine_tuned: dict[str, dict[str, Any]] = {}  # steps and last metrics of the newest training, by stage

@@ -110,7 +110,8 @@ class Sampling:
 class Executor:
     """How unit tests are run; see sandbox.Limits for units."""
 
-    name: str = "sandbox"
+    name: str = "sandbox"  # sandbox: on this machine | ray: on the nodes of a Ray cluster
+    address: str | None = None  # of the cluster, HOST:PORT; null: the one this machine is of, else one of it alone
     tests: str = "all"  # all | unseen: without the assert that the prompt shows
     scoring: str = "as_written"  # how Test is scored: as_written | paper: re-indented and cut as the authors' code does
     compare: str = "exact"  # exact | approx
@@ -119,7 +120,7 @@ class Executor:
     memory_mb: int = 1024
     output_mb: int = 16
     disk_mb: int = 64
-    workers: int = 2
+    workers: int = 2  # programs at once; ray: in a task, which takes as many processors
 
 
 @dataclass

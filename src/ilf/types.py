@@ -22,7 +22,11 @@ class InputError(ValueError):
     """
 
     def __init__(self, key: str, value: object, allowed: str, advice: str) -> None:
-        super().__init__(f"{key}={value!r}: {allowed}. {advice}")
+        super().__init__(key, value, allowed, advice)  # all of them, from which another process makes it again
+
+    def __str__(self) -> str:
+        key, value, allowed, advice = self.args
+        return f"{key}={value!r}: {allowed}. {advice}"
 
 
 class NoTrainingExamples(RuntimeError):

@@ -10,6 +10,7 @@ or `python -m ilf.sandbox FILE`.
 
     executor.py   hands jobs to workers, and outlives whatever happens to them
     worker/       a judge, which holds the tests, and the programs, each a fork of a warm interpreter
+    cluster.py    the same on the nodes of a Ray cluster, each with a sandbox of its own; the only file that needs Ray
     probe.py      tries to get out, and says what is open on this machine
 
 **A verdict can't be forged**, since tests are never in the program's process: the judge asks for calls and compares
