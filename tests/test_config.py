@@ -31,6 +31,7 @@ NOT_RUN = {
     "model/qwen_coder_0_5b": "lies on the Hub",
     "model/smollm2_135m": "lies on the Hub",
     "trainer/gpu": "needs a GPU",
+    "experiment/gpu/checks": "needs a GPU; its checks run in test_memory.py",
     "experiment/mini/pretrain": "run by test_mini.py",
     "experiment/mini/rounds": "run by test_studies.py",
     "experiment/mini/optuna": "run by test_studies.py, where the extra is at hand",

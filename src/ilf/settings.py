@@ -174,6 +174,7 @@ class TrainerSettings:
     name: str = "auto"
     accelerator: str = "auto"
     precision: str = "auto"  # auto: bf16-mixed on a GPU that has it, else 32-true
+    memory: str = "refuse"  # what to do where a run needs more memory than the device has: refuse | warn
 
 
 @dataclass
@@ -224,7 +225,7 @@ class Pretraining:
 class Settings:
     """One run."""
 
-    mode: str = "run"  # run | store | pretrain | compare
+    mode: str = "run"  # run | store | pretrain | compare | checks
     seed: int = 0
     arm: str = ""
     stages: list[str] = field(default_factory=lambda: list(STAGES))

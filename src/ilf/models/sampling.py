@@ -76,7 +76,7 @@ class Sampler:
         rows = torch.tensor([prompts.index(draw.prompt) for draw in draws], device=device)  # one row a sample: (B,)
         cache = output.past_key_values
         cache.batch_select_indices(rows)
-        cache.layers = [_RoomyLayer(one) if type(one) is DynamicLayer else one for one in cache.layers]
+        make_room(cache)
         logits, mask = output.logits[rows, -1], mask[rows]
         uniform = torch.stack([torch.rand(limit, generator=torch.Generator().manual_seed(d.seed)) for d in draws])
         uniform = uniform.to(device)  # (B, limit)
@@ -119,7 +119,14 @@ class Sampler:
         return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
-class _RoomyLayer(DynamicLayer):
+def make_room(cache: Any) -> None:
+    """Give each layer of a cache room for more tokens: one by one, so that only one is there twice."""
+    for i, one in enumerate(cache.layers):
+        if type(one) is DynamicLayer:
+            cache.layers[i] = RoomyLayer(one)
+
+
+class RoomyLayer(DynamicLayer):
     """A layer of the cache with room for more tokens: a step writes its token instead of copying all before it.
 
     Args:
