@@ -89,11 +89,11 @@ class Budget:
         self.settings, self.config, self.prompt = settings, config, prompt
         self.device = "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
-    def needs(self) -> list[Need]:
-        """Return a need for each kind of work among the requested stages."""
+    def needs(self, only: str | None = None) -> list[Need]:
+        """Return a need for each kind of work among the requested stages, or for one kind only."""
         settings, stages = self.settings, set(self.settings.stages)
         found = []
-        if stages & {"sample", "zero_shot", "refine", "evaluate"}:
+        if stages & {"sample", "zero_shot", "refine", "evaluate"} and only in (None, "sampling"):
             found.append(self._sampling(sampling_dtype(settings.model.dtype), settings.sampler.batch_size))
         phases = []
         if "train_refiner" in stages and settings.refiner.name == "finetuned":
@@ -101,7 +101,7 @@ class Budget:
         if "train_policy" in stages and settings.refinements.name != "none":
             phases.append(("fine-tuning the policy", settings.training.policy))
         done: dict[int, Need] = {}  # by rows a forward pass: the two fine-tunings differ in nothing else
-        for work, phase in phases:
+        for work, phase in [pair for pair in phases if only in (None, pair[0])]:
             rows = min(settings.training.micro_batch_size, phase.batch_size)
             done[rows] = done.get(rows) or self._training(rows)
             found.append(replace(done[rows], work=work))
@@ -125,7 +125,7 @@ class Budget:
         for step in steps:
             group, _, option = step.partition("=")
             kept = {key: value for key, value in tried.items() if (key, group) != ("optimizer", "adapter")}
-            found = next(need for need in self._with(kept | {group: option}).needs() if need.work == work)
+            (found,) = self._with(kept | {group: option}).needs(work)
             if found.least < least:
                 tried, least = kept | {group: option}, found.least
                 if least <= size:
