@@ -121,7 +121,7 @@ class Budget:
             steps += ["optimizer=adamw_8bit", "adapter=lora", "adapter=qlora"]
         fitting: list[str] = []
         tried: dict[str, str] = {}
-        least = math.inf
+        least = self.needs(work)[0].least
         for step in steps:
             group, _, option = step.partition("=")
             kept = {key: value for key, value in tried.items() if (key, group) != ("optimizer", "adapter")}
