@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ilf import ranks
-from ilf.config import build, check_arm, register, settings_from
+from ilf.config import build, check_arm, check_device, register, settings_from
 from ilf.types import InputError, NoTrainingExamples
 
 if sys.platform == "win32":
@@ -40,6 +40,9 @@ def main(config: DictConfig) -> float | None:
             return None
         if settings.mode == "pretrain":
             _pretrain(settings)
+            return None
+        if settings.mode == "checks":
+            _check_gpu(settings)
             return None
         if settings.mode == "compare":
             _compare(settings)
@@ -83,6 +86,25 @@ def _pretrain(settings) -> None:  # type: ignore[no-untyped-def]
         stages.tracker.close()
     write_card(folder, settings.pretrain, facts, results)
     print(f"\n{folder / 'README.md'}")
+
+
+def _check_gpu(settings) -> None:  # type: ignore[no-untyped-def]
+    check_device(settings)
+    from ilf.training.gpu_checks import run_checks
+
+    def study():  # type: ignore[no-untyped-def]
+        settings.mode = "run"
+        stages = build(settings)
+        try:
+            return stages.run()
+        finally:
+            stages.tracker.close()
+
+    folder = Path(settings.output_dir)
+    page, passed = run_checks(Path(settings.model.path), folder, study)
+    print(f"\n{page}\n{folder / 'checks.md'}")
+    if not passed:
+        sys.exit("error: not all checks passed")
 
 
 def _compare(settings) -> None:  # type: ignore[no-untyped-def]

@@ -149,9 +149,7 @@ def ours(args: argparse.Namespace, overrides: list[str]) -> float:
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             times.setdefault(trainer.global_step, time.monotonic())
 
-    trainer = make_trainer(
-        settings.trainer, callbacks=[Clock()], loggers=[], accumulate=data.accumulate, clip=training.clip
-    )
+    trainer = make_trainer(settings.trainer, callbacks=[Clock()], loggers=[])
     trainer.fit(module, data)
     return (len(data.training) - phase.batch_size) / (times[trainer.global_step] - times[1])
 

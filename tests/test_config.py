@@ -34,6 +34,7 @@ NOT_RUN = {
     "trainer/ddp": "run by test_ranks.py",
     "trainer/fsdp": "run by test_ranks.py",
     "executor/ray": "needs an extra; run by test_cluster.py, where it is at hand",
+    "experiment/gpu/checks": "needs a GPU; its checks run in test_memory.py",
     "experiment/mini/pretrain": "run by test_mini.py",
     "experiment/mini/rounds": "run by test_studies.py",
     "experiment/mini/optuna": "run by test_studies.py, where the extra is at hand",

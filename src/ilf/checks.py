@@ -14,7 +14,7 @@ from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "mode": ("run", "store", "pretrain", "compare"),
+    "mode": ("run", "store", "pretrain", "compare", "checks"),
     "rounds_from": ("base", "last"),
     "data.annotator": ("human", "scripted"),
     "data.prompt": STYLES,
@@ -37,6 +37,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "optimizer.name": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "trainer.strategy": ("auto", "ddp", "fsdp"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
+    "trainer.memory": ("refuse", "warn"),
     "logger.mode": ("offline", "online"),
 }
 _LISTS = {

@@ -55,16 +55,30 @@ def settings_from(config: DictConfig) -> Settings:
     return settings
 
 
+def check_device(settings: Settings) -> None:
+    """Raise InputError where a GPU is asked for and there is none."""
+    import torch
+
+    if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError(
+            "trainer.accelerator",
+            "gpu",
+            "this machine has no GPU that torch can use",
+            "Choose trainer=cpu or trainer=auto.",
+        )
+
+
 def build(settings: Settings) -> Stages:
     """Build everything that a run needs and return its stages, ready to run.
 
     Raises:
-        InputError: The device, its attention, the data or the annotations can't be used; before the model loads.
+        InputError: The device, its attention, the data or the annotations can't be used, or the device is too small;
+            before the model loads.
     """
-    import torch
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     from ilf.analysis.jobs import arm_name
+    from ilf.budget import check_memory
     from ilf.feedback import llm
     from ilf.feedback.human import load_annotations
     from ilf.models.load import resolve
@@ -75,13 +89,7 @@ def build(settings: Settings) -> Stages:
     from ilf.tasks.mbpp import read_json_lines, split_tasks
     from ilf.tracking import Tracker
 
-    if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise InputError(
-            "trainer.accelerator",
-            "gpu",
-            "this machine has no GPU that torch can use",
-            "Choose trainer=cpu or trainer=auto.",
-        )
+    check_device(settings)
     if settings.model.attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise InputError(
             "model.attention",
@@ -116,6 +124,7 @@ def build(settings: Settings) -> Stages:
     ranks.join(settings.trainer.strategy, settings.trainer.devices)
     store = Store(Path(settings.store.dir), settings.store.reuse)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
+    check_memory(settings, model, [task.prompt for task in splits.by_id.values()])
     limits = Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)})
     if executor.name == "ray":
         from ilf.sandbox.cluster import ClusterSandbox

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ilf.settings import Sampling
@@ -76,7 +77,7 @@ class Sampler:
         limit, ends = self.settings.max_new_tokens, end_ids(model, tokenizer)
         waiting = _Waiting(model, tokenizer, draws)
         rows: list[_Row] = []
-        batch: _Batch | None = None
+        batch: Batch | None = None
         while True:
             going = [i for i, row in enumerate(rows) if not row.done]
             if not going and not waiting.draws:
@@ -87,7 +88,7 @@ class Sampler:
                 for part, index, new in waiting.take(size - len(rows)):
                     parts.append((part, index))
                     rows += [_Row(draw, limit) for draw in new]
-                batch = _join(parts)
+                batch = join(parts)
             assert batch is not None
             uniform = torch.tensor([row.uniform[len(row.tokens)] for row in rows], device=model.device)
             chosen = self._choose(batch.logits, uniform)
@@ -125,16 +126,18 @@ class _Row:
 
 
 @dataclass
-class _Batch:
+class Batch:
     """What a model has seen of several texts: left-padded, so that all of them end in the last column."""
 
     cache: DynamicCache  # keys and values of each layer, (B, heads, T, size of a head)
     mask: torch.Tensor  # (B, T), 1 where a text is
     logits: torch.Tensor  # of what comes next, (B, V)
+    lengths: list[int]  # of the texts, in tokens
 
     def step(self, model: Any, tokens: torch.Tensor) -> None:
         """Go on by one token a row, (B,)."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.lengths = [length + 1 for length in self.lengths]
         self.logits = model(
             input_ids=tokens[:, None],
             attention_mask=self.mask,
@@ -143,6 +146,13 @@ class _Batch:
             use_cache=True,
         ).logits[:, -1]
 
+    def row(self, i: int) -> Batch:
+        """Return one row as a batch of its own."""
+        cache, own = DynamicCache(), slice(i, i + 1)
+        width = self.mask.shape[1]
+        cache.layers = [RoomyLayer(one.keys[own].clone(), one.values[own].clone(), width) for one in self.cache.layers]
+        return Batch(cache, self.mask[own].clone(), self.logits[own].clone(), self.lengths[own])
+
 
 class _Waiting:
     """Draws that have no row yet, and the prompts that have been prefilled for them."""
@@ -150,69 +160,78 @@ class _Waiting:
     def __init__(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.draws = list(draws)
-        self._open: dict[str, tuple[_Batch, int]] = {}  # prompts that more draws wait for: where they were prefilled
+        self._open: dict[str, tuple[Batch, int]] = {}  # prompts that more draws wait for: where they were prefilled
 
-    def take(self, count: int) -> Iterator[tuple[_Batch, list[int], list[Draw]]]:
+    def take(self, count: int) -> Iterator[tuple[Batch, list[int], list[Draw]]]:
         """Yield the next `count` draws, as prefilled prompts, the rows of it that they start from, and the draws."""
         taken, self.draws = self.draws[:count], self.draws[count:]
         if new := [p for p in dict.fromkeys(draw.prompt for draw in taken) if p not in self._open]:
-            prefilled = self._prefill(new)
+            tokenized = [self.tokenizer(p, add_special_tokens=False).input_ids for p in new]
+            prefilled = prefill(self.model, tokenized, self.tokenizer.pad_token_id)
             self._open |= {prompt: (prefilled, i) for i, prompt in enumerate(new)}
-        by_batch: dict[int, tuple[_Batch, list[int], list[Draw]]] = {}
+        by_batch: dict[int, tuple[Batch, list[int], list[Draw]]] = {}
         for draw in taken:
             batch, row = self._open[draw.prompt]
             _, index, draws = by_batch.setdefault(id(batch), (batch, [], []))
             index.append(row)
             draws.append(draw)
-        still = {draw.prompt for draw in self.draws[:1]}
-        # Only the prompt that the next draw has: the others' draws are under way.
-        self._open = {p: (_join([(batch, [row])]), 0) for p, (batch, row) in self._open.items() if p in still}
+        # Only the prompt that the next draw has is needed again, and what was prefilled is taken apart.
+        still = {draw.prompt for draw in self.draws[:1]} & set(self._open)
+        self._open = {prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still}
         yield from by_batch.values()
 
-    def _prefill(self, prompts: Sequence[str]) -> _Batch:
-        tokenized = [self.tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
-        width, pad, device = max(map(len, tokenized)), self.tokenizer.pad_token_id, self.model.device
-        ids = torch.tensor([[pad] * (width - len(t)) + t for t in tokenized], device=device)  # (P, T)
-        mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in tokenized], device=device)
-        # Not the cache that the model would make: one with a sliding window forgets, and can't be put together.
-        cache = DynamicCache()
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return _Batch(cache, mask, output.logits[:, -1])
+
+def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
+    """Return a batch of prompts, each given as token ids."""
+    width, device = max(map(len, prompts)), model.device
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)  # (P, T)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    # Not the cache that the model would make: one with a sliding window forgets, and can't be put together.
+    cache = DynamicCache()
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=_positions(mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return Batch(cache, mask, output.logits[:, -1], [len(p) for p in prompts])
 
 
-def _join(parts: Sequence[tuple[_Batch, list[int]]]) -> _Batch:
-    """Return a batch of the named rows of several, no wider than its longest text."""
+def join(parts: Sequence[tuple[Batch, list[int]]]) -> Batch:
+    """Return a batch of the named rows of several, no wider than its longest text.
+
+    They are taken apart: only one layer's keys and values are there twice at a time.
+    """
+    width = max(part.lengths[i] for part, index in parts for i in index)
     indices = [torch.tensor(index, device=part.mask.device) for part, index in parts]
-    masks = [part.mask[index] for (part, _), index in zip(parts, indices, strict=True)]
-    width = max(int(mask.sum(dim=1).max()) for mask in masks)
+    counts = [len(index) for _, index in parts]
 
     def joined(tensors: list[torch.Tensor]) -> torch.Tensor:  # of each part: (B, heads, T, size)
         _, heads, _, size = tensors[0].shape
-        whole = tensors[0].new_empty(sum(map(len, indices)), heads, width + _ROOM, size)
-        for rows, tensor, index in zip(whole.split([*map(len, indices)]), tensors, indices, strict=True):
+        whole = tensors[0].new_empty(sum(counts), heads, width + _ROOM, size)
+        for rows, tensor, index in zip(whole.split(counts), tensors, indices, strict=True):
             used = min(width, tensor.shape[2])
             rows[:, :, : width - used] = 0  # masked, but what is masked must be a number
             torch.index_select(tensor[:, :, tensor.shape[2] - used :], 0, index, out=rows[:, :, width - used : width])
         return whole
 
     cache = DynamicCache()
-    cache.layers = [
-        _RoomyLayer(joined([layer.keys for layer in layers]), joined([layer.values for layer in layers]), width)
-        for layers in zip(*(part.cache.layers for part, _ in parts), strict=True)
-    ]
-    mask = torch.cat([torch.nn.functional.pad(m, (width, 0))[:, -width:] for m in masks])
-    logits = torch.cat([part.logits[index] for (part, _), index in zip(parts, indices, strict=True)])
-    return _Batch(cache, mask, logits)
+    for i in range(len(parts[0][0].cache.layers)):
+        layers = [part.cache.layers[i] for part, _ in parts]
+        new = RoomyLayer(joined([one.keys for one in layers]), joined([one.values for one in layers]), width)
+        cache.layers.append(new)
+        for part, _ in parts:
+            part.cache.layers[i] = None
+        del layers
+    both = [(part, index) for (part, _), index in zip(parts, indices, strict=True)]
+    masks = [functional.pad(part.mask[index], (width, 0))[:, -width:] for part, index in both]
+    logits = torch.cat([part.logits[index] for part, index in both])
+    return Batch(cache, torch.cat(masks), logits, [part.lengths[i] for part, index in parts for i in index])
 
 
-class _RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):
     """A layer of the cache with room for more tokens: a step writes its token instead of copying all before it.
 
     Args:
@@ -238,7 +257,7 @@ class _RoomyLayer(DynamicLayer):
         keys, values = self._parts
         end = self._length + key_states.shape[2]
         if (missing := end - keys.shape[2]) > 0:
-            keys, values = (torch.nn.functional.pad(part, (0, 0, 0, missing + _ROOM)) for part in (keys, values))
+            keys, values = (functional.pad(part, (0, 0, 0, missing + _ROOM)) for part in (keys, values))
         keys[:, :, self._length : end] = key_states
         values[:, :, self._length : end] = value_states
         return self._keep(keys, values, end)

@@ -79,6 +79,18 @@ def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> tor
     return logits
 
 
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each label but the first, (B, T - 1), in nats; 0 where a label is -100.
+
+    Args:
+        logits: (B, T, V), of any type; computed on in float32.
+        labels: (B, T).
+    """
+    return functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
+    )
+
+
 class FineTuningModule(pl.LightningModule):
     """Fine-tunes a causal language model on examples, and samples from it.
 
@@ -137,10 +149,7 @@ class FineTuningModule(pl.LightningModule):
         first = int((labels != -100).int().argmax(dim=1).min()) - 1  # logits before it predict only prompt tokens
         forward = self._training_forward if self.training else _logits
         logits = forward(self.model, batch["input_ids"], batch["attention_mask"], labels.shape[1] - first)
-        tokens = functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), labels[:, first + 1 :], ignore_index=-100, reduction="none"
-        )
-        loss: torch.Tensor = tokens.sum(dim=1) / counts
+        loss: torch.Tensor = token_losses(logits, labels[:, first:]).sum(dim=1) / counts
         return loss
 
     def configure_model(self) -> None:

@@ -1,0 +1,194 @@
+"""Does a run fit its device? Logged as a table before any work, refused where it can't, with what would fit."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from ilf.models.load import load_tokenizer, sampling_dtype
+from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
+from ilf.settings import Settings, TrainerSettings
+from ilf.training.trainer import precision
+from ilf.types import InputError
+
+log = logging.getLogger(__name__)
+
+_FEEDBACK_TOKENS = 128  # allowed for a feedback in a refine prompt
+
+
+def check_memory(settings: Settings, folder: Path, prompts: Sequence[str]) -> None:
+    """Log what the run needs of its device's memory.
+
+    Args:
+        settings: Checked.
+        folder: The policy's.
+        prompts: Of all tasks.
+
+    Raises:
+        InputError: A stage needs more than the device has, and `trainer.memory` is "refuse"; says what would fit.
+    """
+    config, tokenizer = AutoConfig.from_pretrained(folder), load_tokenizer(folder)
+    longest = max((len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts), default=0)
+    budget = Budget(settings, config, longest)
+    device, size = device_memory(settings.trainer)
+    needs = budget.needs()
+    log.info("memory at the peak, of %s's %.1f GB\n%s", device, size / 1e9, table(needs))
+    for need in needs:
+        if need.least > size:
+            problem = f"{need.work} needs {need.least / 1e9:.1f} GB at its peak, and {device} has {size / 1e9:.1f} GB"
+            advice = f"{budget.advice(need.work, size)} trainer.memory=warn goes on all the same."
+            if settings.trainer.memory == "refuse":
+                raise InputError("trainer.memory", "refuse", problem, advice)
+            log.warning("%s. %s", problem, advice)
+
+
+def device_memory(settings: TrainerSettings) -> tuple[str, int]:
+    """Return the name of the device that a run works on, and how many bytes it has: of a CPU, what a container may use.
+
+    What other processes have taken of it is not subtracted.
+    """
+    if settings.accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            size = min(size, int(Path(file).read_text()))
+        except (OSError, ValueError):  # another system, or no limit: "max"
+            pass
+    return "this machine", size
+
+
+def table(needs: Sequence[Need]) -> str:
+    """Return a line each need, in GB of 10^9 bytes."""
+    columns = ("parameters", "gradients", "optimizer", "cache", "activations", "total")
+    lines = [" ".join([f"{'':24}", *(f"{column:>11}" for column in columns)])]
+    for need in needs:
+        lines.append(" ".join([f"{need.work:24}", *(f"{getattr(need, column) / 1e9:11.3f}" for column in columns)]))
+    return "\n".join(lines)
+
+
+class Budget:
+    """What the stages of a run need.
+
+    Args:
+        settings: Checked.
+        config: Of the policy, of transformers.
+        prompt: Tokens of the longest task prompt.
+    """
+
+    def __init__(self, settings: Settings, config: Any, prompt: int) -> None:
+        self.settings, self.config, self.prompt = settings, config, prompt
+        self.device = "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+    def needs(self, only: str | None = None) -> list[Need]:
+        """Return a need for each kind of work among the requested stages, or for one kind only."""
+        settings, stages = self.settings, set(self.settings.stages)
+        found = []
+        if stages & {"sample", "zero_shot", "refine", "evaluate"} and only in (None, "sampling"):
+            found.append(self._sampling(sampling_dtype(settings.model.dtype), settings.sampler.batch_size))
+        phases = []
+        if "train_refiner" in stages and settings.refiner.name == "finetuned":
+            phases.append(("fine-tuning the refiner", settings.training.refiner))
+        if "train_policy" in stages and settings.refinements.name != "none":
+            phases.append(("fine-tuning the policy", settings.training.policy))
+        done: dict[int, Need] = {}  # by rows a forward pass: the two fine-tunings differ in nothing else
+        for work, phase in [pair for pair in phases if only in (None, pair[0])]:
+            rows = min(settings.training.micro_batch_size, phase.batch_size)
+            done[rows] = done.get(rows) or self._training(rows)
+            found.append(replace(done[rows], work=work))
+        return found
+
+    def advice(self, work: str, size: int) -> str:
+        """Return which overrides would make one kind of work fit into so many bytes.
+
+        Each is tried on top of those before it that make a difference, from what changes results least.
+        """
+        if work == "sampling":
+            rows = self.settings.sampler.batch_size
+            halves = [f"sampler.batch_size={rows >> i}" for i in range(1, int(math.log2(rows)) + 1)]
+            steps = [*halves, "model.dtype=bfloat16"]
+        else:
+            steps = ["training.validate_n=0", "training.gradient_checkpointing=true", "training.micro_batch_size=1"]
+            steps += ["optimizer=adamw_8bit", "adapter=lora", "adapter=qlora"]
+        fitting: list[str] = []
+        tried: dict[str, str] = {}
+        least = self.needs(work)[0].least
+        for step in steps:
+            group, _, option = step.partition("=")
+            kept = {key: value for key, value in tried.items() if (key, group) != ("optimizer", "adapter")}
+            (found,) = self._with(kept | {group: option}).needs(work)
+            if found.least < least:
+                tried, least = kept | {group: option}, found.least
+                if least <= size:
+                    names = " ".join(f"{key}={value}" for key, value in tried.items())
+                    fitting.append(f"{names} ({least / 1e9:.1f} GB)")
+            if fitting and work == "sampling":
+                break
+        if not fitting:
+            return "Nothing that this plan knows of fits: choose a smaller model or a larger device."
+        return f"These would fit: {'; '.join(fitting)}."
+
+    def _with(self, overrides: dict[str, str]) -> Budget:
+        settings = copy.deepcopy(self.settings)
+        for key, value in overrides.items():
+            match key:
+                case "sampler.batch_size":
+                    settings.sampler.batch_size = int(value)
+                case "model.dtype":
+                    settings.model.dtype = value
+                case "training.validate_n":
+                    settings.training.validate_n = int(value)
+                case "training.gradient_checkpointing":
+                    settings.training.gradient_checkpointing = True
+                case "training.micro_batch_size":
+                    settings.training.micro_batch_size = int(value)
+                case "optimizer":
+                    settings.optimizer.name = value
+                case "adapter":
+                    settings.adapter = replace(
+                        settings.adapter, name=value, quantize="nf4" if value == "qlora" else None
+                    )
+        return Budget(settings, self.config, self.prompt)
+
+    def _sampling(self, dtype: torch.dtype, rows: int) -> Need:
+        """Return what drawing so many programs at once needs, from the longest prompts: the refiner's, if it writes."""
+        settings, tokens = self.settings, self.prompt
+        if set(settings.stages) & {"train_refiner", "refine"} and settings.refiner.name != "policy":
+            # Old code, feedback and the task; people's annotations may be about longer programs than the policy's.
+            old = settings.refiner.old_code_tokens
+            if settings.feedback.path is None:
+                old = min(old, self.prompt + settings.sampler.max_new_tokens)
+            shots = settings.refiner.shots if settings.refiner.name == "few_shot" else 0
+            tokens = (1 + shots) * (old + _FEEDBACK_TOKENS + self.prompt)
+        drawing = replace(settings.sampler, batch_size=rows)
+        return sampling(self.config, drawing, dtype, tokens, settings.model.attention, self.device)
+
+    def _training(self, rows: int) -> Need:
+        """Return what a fine-tuning needs, the programs that it samples after each epoch included."""
+        settings, training = self.settings, self.settings.training
+        how = FineTuning(
+            settings.adapter,
+            settings.optimizer.name,
+            precision(settings.trainer),
+            rows,
+            training.max_length,
+            training.gradient_checkpointing,
+            settings.model.attention,
+        )
+        need = fine_tuning(self.config, how, self.device)
+        if not training.validate_n:
+            return need
+        # On a GPU the sampler halves a batch that memory runs out for, and between epochs that costs little.
+        drawing = self._sampling(how.dtype, 1 if self.device == "cuda" else settings.sampler.batch_size)
+        if drawing.cache + drawing.activations <= need.activations:
+            return need
+        return replace(need, cache=drawing.cache, activations=drawing.activations)

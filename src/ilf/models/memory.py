@@ -1,0 +1,209 @@
+"""What a run needs of its device's memory at its peak, from the model's config.json alone: no weights are read.
+
+Parameters, gradients and optimizer states are counted on the whole model without storage. What comes and goes is
+measured: one layer of the model does a real step on tensors without storage while every allocation is counted, and
+what a layer keeps is multiplied by the number of layers. Allocators round up and fragment; libraries and CUDA's own
+context (about 0.5 GB) come on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ilf.models.load import adapt
+from ilf.models.sampling import Batch, RoomyLayer, Sampler, join, prefill
+from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
+from ilf.settings import Adapter, Sampling
+from ilf.training.fine_tuning import token_losses
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of a device's memory at the peak of one kind of work."""
+
+    work: str
+    parameters: int
+    gradients: int = 0
+    optimizer: int = 0
+    cache: int = 0  # keys and values
+    activations: int = 0  # and everything else that comes and goes
+    pageable: int = 0  # of the optimizer's: what a paged optimizer can move to the system's memory
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.gradients + self.optimizer + self.cache + self.activations
+
+    @property
+    def least(self) -> int:
+        """What can't leave the device."""
+        return self.total - self.pageable
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What decides the memory of a fine-tuning."""
+
+    adapter: Adapter
+    optimizer: str  # adamw | adamw_8bit | paged_adamw_8bit
+    precision: str  # Lightning's: 32-true | bf16-mixed | bf16-true
+    rows: int  # examples a forward pass
+    tokens: int  # of the longest example
+    checkpointing: bool  # whether activations are computed again on the way back
+    attention: str = "auto"  # auto | eager | sdpa | flash_attention_2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are not quantised, of gradients and of torch's AdamW's states."""
+        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
+
+
+def sampling(
+    config: Any, settings: Sampling, dtype: torch.dtype, tokens: int, attention: str = "auto", device: str = "cpu"
+) -> Need:
+    """Return what sampling needs: the weights, every program's keys and values, and one layer's work on them.
+
+    Args:
+        config: The model's, of transformers.
+        settings: Programs at once, programs a task, new tokens.
+        dtype: Of the weights.
+        tokens: Of the longest prompt.
+        attention: As in `FineTuning`.
+        device: "cuda" or "cpu", whose operations are counted.
+    """
+    parameters = sum(map(_bytes, empty_model(config, dtype, attention).parameters()))
+    layers, rows = config.num_hidden_layers, settings.batch_size
+    # A batch holds programs of one task after another.
+    prompts, last = min(rows, -(-rows // settings.n) + 1), tokens + settings.max_new_tokens
+    model = empty_model(with_one_layer(config), dtype, attention)
+    with pretended(model, device), torch.no_grad():
+        meter = Meter(model.parameters())
+        with meter:
+            batch = join([(prefill(model, [[1] * tokens] * prompts, 0), [0] * rows)])
+            Sampler(settings)._choose(batch.logits, torch.rand(rows))
+            starting = (_kept(batch), meter.most())
+            # The last step, in which each layer's room is used up and grows, and all rows are put together anew.
+            layer = batch.cache.layers[0]
+            layer = RoomyLayer(
+                *(functional.pad(part, (0, 0, 0, last - 1 - tokens)) for part in (layer.keys, layer.values)), last - 1
+            )
+            batch.cache.layers, batch.mask = [layer], torch.ones(rows, last - 1, dtype=torch.long)
+            del layer
+            meter.forget()
+            batch.step(model, torch.ones(rows, dtype=torch.long))
+            Sampler(settings)._choose(batch.logits, torch.rand(rows))
+            batch = join([(batch, list(range(rows)))])
+            ending = (_kept(batch), meter.most())
+    kept, most = max(starting, ending, key=lambda pair: pair[0] * (layers - 1) + pair[1])
+    return Need("sampling", parameters, cache=layers * kept, activations=most - kept)
+
+
+def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
+    """Return what a fine-tuning needs: in its backward pass, or in the optimizer's step where that is more.
+
+    Args:
+        config: The model's, of transformers.
+        how: What decides it.
+        device: "cuda" or "cpu", whose operations are counted.
+    """
+    model = adapt(empty_model(config, torch.float32, how.attention), _unquantised(how.adapter)).to(how.dtype)
+    quantised = [linear.weight for linear in _quantised(model)] if how.adapter.quantize else []
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters = sum(map(_bytes, model.parameters()))
+    for weight in quantised:
+        parameters += quantised_bytes(weight.shape, str(how.adapter.quantize)) - _bytes(weight)
+    optimizer = optimizer_bytes(how.optimizer, trained)
+    paged = how.optimizer.startswith("paged") and device != "cpu"
+    pageable = optimizer_bytes(how.optimizer, [p for p in trained if p.numel() >= 1e5]) if paged else 0
+    kept, most = _training_step(config, how, device)
+    # torch's AdamW takes all square roots at once on a GPU, one tensor's and a quotient on a CPU.
+    largest = max(map(_bytes, trained))
+    step = {"cuda": sum(map(_bytes, trained)), "cpu": 2 * largest}[device] if how.optimizer == "adamw" else 0
+    activations = max(most + (config.num_hidden_layers - 1) * kept, step)
+    if quantised:  # each weight is written out in full for its own product
+        activations += max(weight.numel() for weight in quantised) * _compute_dtype(how).itemsize
+    return Need(
+        "fine-tuning", parameters, sum(map(_bytes, trained)), optimizer, activations=activations, pageable=pageable
+    )
+
+
+def optimizer_bytes(name: str, trained: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of an optimizer's states, by the rules of torch and of bitsandbytes."""
+    total = 0
+    for p in trained:
+        if name == "adamw":
+            total += 2 * _bytes(p) + 4  # and a count of steps
+        elif p.numel() < 4096:  # too small for 8 bits
+            total += 8 * p.numel()
+        else:
+            total += 2 * p.numel() + 8 * -(-p.numel() // 256)  # a scale for each 256
+    return total
+
+
+def quantised_bytes(shape: torch.Size, kind: str) -> int:
+    """Return the bytes of one linear layer's weight, (out, in), as bitsandbytes keeps it, its scales included."""
+    if kind == "int8":
+        return shape.numel() + 4 * shape[0]
+    blocks = -(-shape.numel() // 64)
+    # nf4's 16 values; scales in 8 bits, with scales and 256 values of their own, and their mean
+    return -(-shape.numel() // 2) + 4 * 16 + blocks + 4 * -(-blocks // 256) + 4 * 256 + 4
+
+
+def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]:
+    """Return what one layer keeps for the way back, and the most that a model of one layer needs beside its weights."""
+    live: list[int] = []
+    model = adapt(empty_model(with_one_layer(config), how.dtype, how.attention), _unquantised(how.adapter)).train()
+    if how.adapter.quantize:  # a product with such a weight keeps no copy of it
+        for linear in _quantised(model):
+            weight = torch.empty_like(linear.weight, dtype=_compute_dtype(how))
+            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with pretended(model, device):
+        for p in model.parameters():
+            p.grad = torch.empty_like(p) if p.requires_grad else None  # of the micro-batches before
+        if how.checkpointing:
+            model.activation_checkpointing_enable()
+        meter = Meter([*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        (layer,) = _layers(model)
+        layer.register_forward_pre_hook(lambda *_: live.append(meter.live))
+        layer.register_forward_hook(lambda *_: live.append(meter.live))
+        ids = torch.ones(how.rows, how.tokens, dtype=torch.long)
+        with meter:
+            with torch.autocast(device, torch.bfloat16, enabled=how.precision == "bf16-mixed", cache_enabled=False):
+                logits = model(input_ids=ids, attention_mask=ids, logits_to_keep=how.tokens, use_cache=False).logits
+                loss = token_losses(logits, ids).sum()
+            del logits
+            loss.backward()
+    return live[1] - live[0], meter.most()
+
+
+def _layers(model: Any) -> Any:
+    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+
+
+def _quantised(model: Any) -> list[torch.nn.Linear]:
+    """Return the linear maps whose weights are quantised: those of the layers, and not the head."""
+    linear = (module for module in _layers(model).modules() if isinstance(module, torch.nn.Linear))
+    return [one for one in linear if not one.weight.requires_grad]
+
+
+def _unquantised(adapter: Adapter) -> Adapter:
+    return replace(adapter, name="full" if adapter.name == "full" else "lora", quantize=None)
+
+
+def _compute_dtype(how: FineTuning) -> torch.dtype:
+    return torch.bfloat16 if how.precision.startswith("bf16") else torch.float32
+
+
+def _kept(batch: Batch) -> int:
+    """Return the bytes of the first layer's keys and values, their room included."""
+    (layer,) = batch.cache.layers
+    return sum(part.untyped_storage().nbytes() for part in (layer.keys, layer.values))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.itemsize

@@ -1,0 +1,82 @@
+"""A model on tensors without storage: it computes nothing, and every allocation of what it would do is counted."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
+
+
+class Meter(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it is on and are still there.
+
+    Args:
+        known: Tensors that are not counted.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live, self._most = 0, 0
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and (storage := leaf.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                size = storage.nbytes()
+                self.live += size
+                self._most = max(self._most, self.live)
+                weakref.finalize(storage, self._gone, size)
+        return out
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+    def most(self) -> int:
+        """Return the most bytes at a time."""
+        return self._most
+
+    def forget(self) -> None:
+        """Start again to look for the most."""
+        self._most = self.live
+
+
+def with_one_layer(config: Any) -> Any:
+    """Return a model's config with one layer in place of all."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = 1
+    return config
+
+
+def empty_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """Return the model on the meta device."""
+    # FlashAttention needs not be installed here; what it keeps is what sdpa's kernels keep.
+    named = {"auto": None, "flash_attention_2": "sdpa"}.get(attention, attention)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=named).eval()
+
+
+@contextmanager
+def pretended(model: Any, device: str) -> Iterator[None]:
+    """Let a model of the meta device compute as if it lay on `device`: nothing has storage, but kernels are chosen."""
+    with FakeTensorMode(), torch.device(device):
+        made: dict[int, torch.Tensor] = {}  # tied weights stay tied
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, old in tensors.items():
+                    if old is not None and id(old) not in made:
+                        new = torch.empty(old.shape, dtype=old.dtype)
+                        made[id(old)] = (
+                            torch.nn.Parameter(new, old.requires_grad) if tensors is module._parameters else new
+                        )
+                    tensors[name] = old if old is None else made[id(old)]
+        yield

@@ -1,0 +1,241 @@
+"""What a new GPU is to be tried with: `python run.py experiment=gpu/checks`, minutes, no network.
+
+Speed, memory against the plan, a checkpoint taken up again, and a whole study on mini. The large model is CodeGen-Mono
+6.1B's architecture with random weights: speed and memory do not depend on what the weights are.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import Timer
+from transformers import AutoModelForCausalLM, CodeGenConfig
+
+from ilf.models.load import adapt, load_model, load_tokenizer
+from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
+from ilf.models.sampling import Sampler
+from ilf.settings import Adapter, Optimizer, Phase, Sampling, TrainerSettings, Training
+from ilf.store import write_atomically
+from ilf.training.fine_tuning import Example
+from ilf.training.ilf_module import ILFModule
+from ilf.training.mbpp_datamodule import MBPPDataModule
+from ilf.training.trainer import make_trainer
+from ilf.types import Draw
+
+log = logging.getLogger(__name__)
+
+CODEGEN_6B = CodeGenConfig(  # as Salesforce/codegen-6B-mono's config.json has it
+    vocab_size=51200,
+    n_positions=2048,
+    n_ctx=2048,
+    n_embd=4096,
+    n_layer=33,
+    n_head=16,
+    rotary_dim=64,
+    tie_word_embeddings=False,
+)
+_EIGHT_BIT = FineTuning(Adapter("full"), "adamw_8bit", "bf16-mixed", rows=1, tokens=1024, checkpointing=True)
+TRAININGS = {
+    "full, adamw_8bit": _EIGHT_BIT,
+    "qlora": replace(_EIGHT_BIT, adapter=Adapter("qlora", "nf4"), optimizer="adamw"),
+}
+_NEAR = (0.8, 1.25)  # plan over measured
+
+
+@dataclass
+class Check:
+    """One check: whether it passed, and its figures with their units in their names."""
+
+    name: str
+    passed: bool
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def random_model(config: Any, tokenizer: Path, folder: Path, device: str) -> None:
+    """Write a model with random weights in bfloat16, and a tokenizer, as a Hugging Face folder."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    load_tokenizer(tokenizer).save_pretrained(folder)
+
+
+def peak_bytes(work: Callable[[], Any], device: str) -> tuple[Any, int]:
+    """Do a piece of work; return what it gave, and the most memory that it took beside what was there before.
+
+    On a GPU it is what torch has allocated. On a CPU it is the largest resident set: with what the allocator keeps for
+    itself, and too small where the process was larger before.
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return work(), torch.cuda.max_memory_allocated() - before
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    found = work()
+    return found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def draw(folder: Path, settings: Sampling, tokens: int, dtype: torch.dtype, device: str) -> float:
+    """Draw one batch from prompts of so many tokens, no program ending before its last token; return programs/s."""
+    tokenizer, model = load_tokenizer(folder), load_model(folder, dtype).to(device)
+    prompts = [f"{i} " + "x " * tokens for i in range(-(-settings.batch_size // settings.n))]
+    prompts = [tokenizer.decode(tokenizer(p).input_ids[:tokens]) for p in prompts]
+    draws = [Draw(i, "test", s, i * 1000 + s, p, "") for i, p in enumerate(prompts) for s in range(settings.n)]
+    # Nothing that is decoded ends a function, and no token ends a text.
+    tokenizer.decode = lambda *args, **kwargs: ""
+    tokenizer.eos_token_id = model.generation_config.eos_token_id = None
+    start = time.monotonic()
+    list(Sampler(settings).sample(model, tokenizer, draws[: settings.batch_size]))
+    return settings.batch_size / (time.monotonic() - start)
+
+
+def train(
+    folder: Path, how: FineTuning, device: str, checkpoints: Path | None = None
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Do two optimizer steps of two forward passes each, as a run does, on rows of so many tokens.
+
+    Args:
+        folder: The base model's.
+        how: What is trained and how.
+        device: "cuda" or "cpu".
+        checkpoints: Where to keep the last checkpoint; one that lies there is taken up, and nothing is left to do.
+
+    Returns:
+        Tokens a second, and what was trained, on the CPU.
+    """
+    tokenizer = load_tokenizer(folder)
+    base = load_model(folder, torch.float32, how.attention, how.adapter.quantize, torch.device(device))
+    net = adapt(base, how.adapter)
+    phase = Phase(batch_size=2 * how.rows, epochs=1, lr=1e-3)
+    training = Training(gradient_checkpointing=how.checkpointing)
+    module = ILFModule(net, tokenizer, Sampler(Sampling()), training, phase, Optimizer(how.optimizer), 0).train()
+    rows = [Example(i, (5,), (7,) * (how.tokens - 1)) for i in range(4 * how.rows)]
+    data = MBPPDataModule(tokenizer, training=rows, batch_size=2 * how.rows, micro_batch_size=how.rows)
+    settings = TrainerSettings(accelerator="gpu" if device == "cuda" else "cpu", precision=how.precision)
+    timer = Timer()  # of the steps, without what is moved to the device before
+    trainer = make_trainer(settings, callbacks=[timer], loggers=[], checkpoints=checkpoints)
+    last = checkpoints / "last.ckpt" if checkpoints and (checkpoints / "last.ckpt").exists() else None
+    trainer.fit(module, data, ckpt_path=last and str(last))
+    speed = len(rows) * how.tokens / max(timer.time_elapsed("train"), 1e-3)
+    return speed, {name: p.detach().cpu() for name, p in net.named_parameters() if p.requires_grad}
+
+
+def check_sampling(config: Any, folder: Path, settings: Sampling, tokens: int, device: str) -> Check:
+    """Check sampling's memory against its plan, and say how fast it is."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    speed, measured = peak_bytes(lambda: draw(folder, settings, tokens, dtype, device), device)
+    found = _near("sampling", sampling(config, settings, dtype, tokens, device=device), measured)
+    found.figures |= {"programs/s": round(speed, 3), "tokens/s": round(speed * settings.max_new_tokens)}
+    return found
+
+
+def check_training(name: str, config: Any, folder: Path, how: FineTuning, device: str) -> Check:
+    """Check a fine-tuning's memory against its plan, and say how fast it is."""
+    (speed, _), measured = peak_bytes(lambda: train(folder, how, device), device)
+    found = _near(name, fine_tuning(config, how, device), measured)
+    found.figures |= {"tokens/s": round(speed)}
+    return found
+
+
+def _near(name: str, plan: Need, measured: int) -> Check:
+    ratio = plan.total / measured
+    figures = {"plan GB": round(plan.total / 1e9, 2), "measured GB": round(measured / 1e9, 2), "ratio": round(ratio, 2)}
+    return Check(f"{name}: memory as planned", _NEAR[0] < ratio < _NEAR[1], figures)
+
+
+def check_reload(folder: Path, how: FineTuning, scratch: Path, device: str) -> Check:
+    """Check that a checkpoint, taken up by a model of its own, gives what was trained, bit by bit."""
+    _, trained = train(folder, how, device, scratch)
+    # With the checkpoint nothing is left to do; without it, other rows would give other weights.
+    _, loaded = train(folder, replace(how, tokens=how.tokens // 2), device, scratch)
+    same = trained.keys() == loaded.keys() and all(torch.equal(trained[n], loaded[n]) for n in trained)
+    return Check("a checkpoint is taken up", same, {"tensors": len(trained)})
+
+
+def check_study(run: Callable[[], dict[str, Any]]) -> Check:
+    """Check that a whole study on mini ends, and that fine-tuning helps there."""
+    start = time.monotonic()
+    results = run()
+    before, after = (results[key]["pass@1"] for key in ("zero_shot", "finetuned"))
+    figures = {"zero-shot pass@1": round(before, 3), "fine-tuned pass@1": round(after, 3)}
+    figures["seconds"] = round(time.monotonic() - start)
+    return Check("a study on mini", results["status"] == "complete" and after > before, figures)
+
+
+def run_checks(
+    mini: Path,
+    folder: Path,
+    study: Callable[[], dict[str, Any]],
+    *,
+    device: str = "cuda",
+    config: Any = CODEGEN_6B,
+    trainings: dict[str, FineTuning] | None = None,
+    drawing: Sampling | None = None,
+    prompt: int = 256,
+) -> tuple[str, bool]:
+    """Do all checks, one after another, and write checks.md as they come; one that fails does not stop the others.
+
+    Args:
+        mini: Folder of the mini model.
+        folder: The run's.
+        study: Runs a whole study on mini and returns its results.
+        device: "cuda", or "cpu" for a trial of the checks themselves.
+        config: Of the large model.
+        trainings: How it is fine-tuned, by name.
+        drawing: How it is sampled.
+        prompt: Tokens of a prompt.
+
+    Returns:
+        The page, and whether all passed.
+    """
+    trainings, drawing = trainings or TRAININGS, drawing or Sampling(n=32, batch_size=32, max_new_tokens=256)
+    large, start = folder / "large", time.monotonic()
+    random_model(config, mini, large, device)
+    checks: dict[str, Callable[[], Check]] = {
+        "sampling": partial(check_sampling, config, large, drawing, prompt, device),
+        **{name: partial(check_training, name, config, large, how, device) for name, how in trainings.items()},
+        "checkpoint": partial(check_reload, mini, list(trainings.values())[-1], folder / "checkpoints", device),
+        "study": partial(check_study, study),
+    }
+    found: list[Check] = []
+    for name, check in checks.items():
+        log.info("checking: %s", name)
+        try:
+            found.append(check())
+        except Exception as error:  # the page says so; the log has the traceback
+            log.error("%s", traceback.format_exc())
+            found.append(Check(name, False, {"error": f"{type(error).__name__}: {error}"[:200]}))
+        write_atomically(folder / "checks.md", text := _page(found, device, time.monotonic() - start))
+    shutil.rmtree(large)
+    return text, all(check.passed for check in found)
+
+
+def _page(checks: list[Check], device: str, seconds: float) -> str:
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    versions = f"torch {torch.__version__}, Python {sys.version.split()[0]}"
+    lines = [
+        f"# Checks on {name}",
+        "",
+        f"{versions}; {seconds:.0f} seconds.",
+        "",
+        "| check | | figures |",
+        "| --- | --- | --- |",
+    ]
+    for check in checks:
+        figures = ", ".join(f"{key} {value}" for key, value in check.figures.items())
+        lines.append(f"| {check.name} | {'passed' if check.passed else 'FAILED'} | {figures} |")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,155 @@
+"""The memory plan against what is really allocated, and what a run does with it."""
+
+import re
+
+import bitsandbytes as bnb
+import pytest
+import torch
+import warm
+from bitsandbytes.functional import QuantState
+from conftest import MINI, ROOT, compose_settings
+from transformers import AutoConfig, CodeGenConfig
+
+from ilf.budget import Budget, check_memory
+from ilf.models.load import adapt, load_model
+from ilf.models.memory import FineTuning, fine_tuning, optimizer_bytes, sampling
+from ilf.settings import Adapter, Optimizer, Sampling
+from ilf.training.fine_tuning import make_optimizer
+from ilf.training.gpu_checks import CODEGEN_6B, run_checks
+from ilf.types import InputError
+
+
+def how(adapter=None, optimizer="adamw", precision="32-true", rows=2, tokens=16, checkpointing=False):
+    return FineTuning(adapter or Adapter(), optimizer, precision, rows, tokens, checkpointing)
+
+
+def size(tensors):
+    return sum(t.numel() * t.itemsize for t in tensors)
+
+
+ADAPTERS = [Adapter("full"), Adapter("lora", rank=4), Adapter("qlora", "nf4"), Adapter("qlora", "int8")]
+
+
+def whole(module):
+    """Bytes of a module's parameters, with what bitsandbytes keeps beside quantised ones."""
+    total = size(module.parameters())
+    for one in module.modules():
+        if isinstance(one, bnb.nn.Linear4bit):
+            total += scales(one.weight.quant_state)
+        elif isinstance(one, bnb.nn.Linear8bitLt):
+            total += size([one.weight.SCB if one.weight.SCB is not None else one.state.SCB])
+    return total
+
+
+def scales(state: QuantState):
+    return size([state.code, state.absmax, state.offset, state.state2.absmax, state.state2.code])
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.name}-{a.quantize}")
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_parameters_gradients_and_states_are_counted_exactly(adapter, optimizer):
+    plan = fine_tuning(AutoConfig.from_pretrained(MINI), how(adapter, optimizer))
+    model = adapt(load_model(MINI, torch.float32, quantize=adapter.quantize), adapter)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    made = make_optimizer(Optimizer(optimizer), trained, 1e-3)
+    model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
+    made.step()
+    assert plan.parameters == whole(model)
+    assert plan.gradients == size(p.grad for p in trained)
+    states = [t for s in made.state.values() for n, t in s.items() if torch.is_tensor(t) and not n.startswith("qmap")]
+    assert plan.optimizer == size(states) > 0
+
+
+SHAPE = ["--rows", "8", "--tokens", "256", "--batch-size", "64", "--new-tokens", "16"]
+
+
+@pytest.mark.parametrize("work", ["sampling", "full"])
+def test_the_plan_is_near_the_measured_peak(work, tmp_path):
+    """In a process of its own, by its largest resident set. Most of it is what comes and goes."""
+    done = warm.run(ROOT / "benchmarks" / "memory.py", [*SHAPE, "--only", work], tmp_path)
+    measured, config = int(done.stdout.split()[-1]), AutoConfig.from_pretrained(MINI)
+    if work == "sampling":
+        plan = sampling(config, Sampling(n=8, batch_size=64, max_new_tokens=16), torch.float32, 256)
+        assert plan.cache > 0.5 * plan.total
+    else:
+        plan = fine_tuning(config, how(rows=8, tokens=256))
+        assert plan.activations > 0.5 * plan.total
+    assert 0.75 < plan.total / measured < 1.33
+
+
+def test_a_6b_model_is_trained_whole_on_80_gb_and_by_qlora_on_12():
+    eight_bit = fine_tuning(CODEGEN_6B, how(None, "adamw_8bit", "bf16-mixed", 1, 1024, True))
+    assert 70e9 < eight_bit.total < 80e9
+    assert fine_tuning(CODEGEN_6B, how(None, "adamw_8bit", "bf16-mixed", 1, 1024, False)).total > 85e9
+    assert fine_tuning(CODEGEN_6B, how(Adapter("qlora", "nf4"), "adamw", "bf16-mixed", 1, 1024, True)).total < 12e9
+    assert eight_bit.parameters == 4 * 7_064_213_504
+    paged = fine_tuning(CODEGEN_6B, how(None, "paged_adamw_8bit", "bf16-mixed", 1, 64, True), device="cpu")
+    assert paged.least == paged.total  # there is nowhere to go from a CPU
+    assert optimizer_bytes("paged_adamw_8bit", [torch.empty(4095)]) == 8 * 4095
+
+
+TOO_LARGE = {
+    "sampling": ["sampler.batch_size=4000000"],
+    "fine-tuning the policy": ["training.micro_batch_size=200000", "training.policy.batch_size=200000"],
+}
+
+
+@pytest.mark.parametrize("work", TOO_LARGE)
+def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, caplog):
+    overrides = ["data.limit.train=8", "training.validate_n=0", *TOO_LARGE[work]]
+    with pytest.raises(InputError, match=rf"trainer\.memory='refuse': {work} needs .* GB at its peak") as error:
+        small_stages(*overrides)
+    fitting = re.findall(r"(?:fit: |; )(.+?) \([\d.]+ GB\)", str(error.value))
+    assert fitting, error.value
+    settings = compose_settings(*overrides, *fitting[0].split())
+    check_memory(settings, MINI, ["def f(x):\n"])  # advice that is followed is enough
+    if work == "sampling":
+        with caplog.at_level("WARNING"):
+            check_memory(compose_settings(*overrides, "trainer.memory=warn"), MINI, ["def f(x):\n"])
+        assert f"{work} needs" in caplog.text
+
+
+def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned():
+    config = AutoConfig.from_pretrained(MINI)
+
+    def needs(*overrides):
+        found = Budget(compose_settings(*overrides), config, 50).needs()
+        return {need.work: need.total for need in found}
+
+    whole = needs()
+    assert list(whole) == ["sampling", "fine-tuning the refiner", "fine-tuning the policy"]
+    assert list(needs("stages=[sample]")) == ["sampling"] and list(needs("refinements=none")) == list(whole)[:2]
+    small = needs("training.gradient_checkpointing=true", "optimizer=adamw_8bit", "sampler.batch_size=20")
+    assert all(small[work] < whole[work] for work in whole)
+    # Programs that are drawn between epochs, beside optimizer states, are part of a fine-tuning.
+    assert needs("training.validate_n=1", "sampler.batch_size=2000")["fine-tuning the policy"] > whole["sampling"]
+
+
+def test_the_checks_of_a_gpu_run_and_say_what_failed(small_stages, tmp_path, cli):
+    """On the CPU and at a size for it, where there is too little memory to measure for its checks to pass."""
+    small = CodeGenConfig(vocab_size=1280, n_embd=64, n_layer=2, n_head=4, rotary_dim=8, n_positions=256, n_ctx=256)
+    trainings = {"full": how(tokens=32, checkpointing=True), "qlora": how(Adapter("qlora", "nf4"), tokens=32)}
+    drawing, ran = Sampling(n=2, batch_size=4, max_new_tokens=8), []
+
+    def study():
+        ran.append(small_stages().run())
+        return ran[0]
+
+    folder = tmp_path / "checks"
+    options = {"device": "cpu", "config": small, "trainings": trainings, "drawing": drawing, "prompt": 16}
+    page, _ = run_checks(MINI, folder, study, **options)
+    assert (folder / "checks.md").read_text() == page and not (folder / "large").exists()
+    lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines()[6:]}
+    assert list(lines)[:3] == [f"{work}: memory as planned" for work in ("sampling", *trainings)]
+    assert all("plan GB" in line and "tokens/s" in line for line in list(lines.values())[:3])
+    assert "passed" in lines["a checkpoint is taken up"] and "passed" in lines["a study on mini"]
+    assert f"{ran[0]['finetuned']['pass@1']:.3g}" in lines["a study on mini"]
+
+    def broken():
+        raise RuntimeError("no study")
+
+    page, passed = run_checks(MINI, folder, broken, **options)
+    assert not passed and "| study | FAILED | error RuntimeError: no study |" in page
+    if not torch.cuda.is_available():
+        done = cli("experiment=gpu/checks", f"hydra.run.dir={tmp_path / 'run'}")
+        assert done.returncode != 0 and "error: trainer.accelerator='gpu'" in done.stderr
