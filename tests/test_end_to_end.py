@@ -221,7 +221,7 @@ def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, small_stages):
 
 def test_another_scoring_draws_nothing_again(small_stages, monkeypatch):
     first = small_stages("stages=[zero_shot]").run()
-    monkeypatch.setattr("ilf.runner.load_model", None)
+    monkeypatch.setattr("ilf.training.loops.load_model", None)
     again = small_stages("stages=[zero_shot]", "executor.tests=unseen").run()
     assert again["seconds"]["reused"] == [] and again["zero_shot"]["pass@1"] >= first["zero_shot"]["pass@1"]
     assert small_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]

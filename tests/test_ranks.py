@@ -159,12 +159,12 @@ def program():
     rows = [Refinement(t.task_id, t.prompt, target, "gold") for t, target in zip(tasks, targets)]
     examples = [ILFModule.example(tokenizer, row, 1024) for row in rows]
     draws = plan_draws([(t, t.prompt) for t in tasks[:3]], "validate", 1, 0)
-    phase = Phase(lr=1e-3, epochs=2, batch_size=4)  # the second step of each epoch has one example, for two processes
+    phase = Phase(lr=1e-3, epochs=1, batch_size=4)  # the second step has one example, for two processes
     for name in names:
         strategy, adapter = name.split("_")
         trainer = TrainerSettings(accelerator="cpu", strategy=strategy, precision="32-true")
         settings = Settings(trainer=trainer, adapter=Adapter(adapter, rank=4), training=Training(micro_batch_size=2))
-        settings.sampler = Sampling(max_new_tokens=24, batch_size=2)
+        settings.sampler = Sampling(max_new_tokens=8, batch_size=2)
         (folder / name).mkdir()
         facts = ranks.call(
             loops.fine_tune, settings, ILFModule, MODEL, examples, examples[:2], draws, phase,
@@ -177,12 +177,12 @@ ranks.lead(program)
 
 
 def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp_path):
-    program, names = tmp_path / "training.py", ["ddp_full", "ddp_lora", "fsdp_full", "fsdp_lora"]
+    program, names = tmp_path / "training.py", ["ddp_full", "fsdp_full", "fsdp_lora"]
     program.write_text(TRAINING)
     done = warm.run(program, [str(MINI), str(tmp_path), "auto_full", "auto_lora"], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = {line.split()[0].split("_")[1]: line.split()[1:] for line in done.stdout.splitlines()}
-    assert set(expected) == {"full", "lora"} and expected["full"][0] == "4" and len(expected["full"]) == 4
+    assert set(expected) == {"full", "lora"} and expected["full"][0] == "2" and len(expected["full"]) == 4
     with two(program, [str(MINI), str(tmp_path), *names], tmp_path) as processes:
         assert end(processes, tmp_path) == [0, 0], (tmp_path / "printed0.err").read_text()[-3000:]
     lines = [line.split() for line in (tmp_path / "printed0.out").read_text().splitlines()]

@@ -79,17 +79,18 @@ class UnitTestCallback(pl.Callback):
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Read back what an earlier run of this stage has finished, in however many processes."""
         self.programs = []
-        self._samples, self._samples_file = self._kept("samples", trainer.global_rank)
-        self._verdicts, self._verdicts_file = self._kept(self.verdicts_name, trainer.global_rank)
-        trainer.strategy.barrier()  # nobody writes before all have read
+        self._samples, self._samples_file = self._kept("samples")
+        self._verdicts, self._verdicts_file = self._kept(self.verdicts_name)
+        ranks.gather([])  # nobody writes before all have read
         if self._samples:
             log.info("%s: %d samples were drawn before and are kept", self.stage, len(self._samples))
 
-    def _kept(self, name: str, rank: int) -> tuple[dict[tuple[int, int], dict[str, Any]], JsonLines | None]:
+    def _kept(self, name: str) -> tuple[dict[tuple[int, int], dict[str, Any]], JsonLines | None]:
         """Return the rows of all processes' files of a name, by task and sample, and the file of this process."""
         if self.folder is None:
             return {}, None
         rows = [row for file in sorted(self.folder.glob(f"{name}*.jsonl")) for row in JsonLines(file).read()]
+        rank = ranks.rank()
         own = JsonLines(self.folder / (f"{name}.{rank}.jsonl" if rank else f"{name}.jsonl"))
         return {(row["task_id"], row["sample"]): row for row in rows}, own
 
