@@ -84,15 +84,15 @@ def sampling(
     with pretended(model, device), torch.no_grad():
         meter = Meter(model.parameters())
         with meter:
-            batch = join([(prefill(model, [[1] * tokens] * prompts, 0), [0] * rows)])
+            ids = torch.ones(prompts, tokens, dtype=torch.long)
+            batch = join([(prefill(model, ids, ids, [tokens] * prompts), [0] * rows)])
             Sampler(settings)._choose(batch.logits, torch.rand(rows))
             starting = (_kept(batch), meter.most())
             # The last step, in which each layer's room is used up and grows, and all rows are put together anew.
-            layer = batch.cache.layers[0]
-            layer = RoomyLayer(
-                *(functional.pad(part, (0, 0, 0, last - 1 - tokens)) for part in (layer.keys, layer.values)), last - 1
-            )
-            batch.cache.layers, batch.mask = [layer], torch.ones(rows, last - 1, dtype=torch.long)
+            (layer,), room = batch.cache.layers, (0, 0, 0, last - 1 - tokens)
+            layer = RoomyLayer(functional.pad(layer.keys, room), functional.pad(layer.values, room), last - 1)
+            batch.cache.layers, batch.lengths = [layer], [last - 1] * rows
+            batch.mask = torch.ones(rows, last - 1, dtype=torch.long)
             del layer
             meter.forget()
             batch.step(model, torch.ones(rows, dtype=torch.long))

@@ -129,7 +129,7 @@ class _Row:
 class Batch:
     """What a model has seen of several texts: left-padded, so that all of them end in the last column."""
 
-    cache: DynamicCache  # keys and values of each layer, (B, heads, T, size of a head)
+    cache: Any  # a DynamicCache: keys and values of each layer, (B, heads, T, size of a head)
     mask: torch.Tensor  # (B, T), 1 where a text is
     logits: torch.Tensor  # of what comes next, (B, V)
     lengths: list[int]  # of the texts, in tokens
@@ -148,7 +148,8 @@ class Batch:
 
     def row(self, i: int) -> Batch:
         """Return one row as a batch of its own."""
-        cache, own = DynamicCache(), slice(i, i + 1)
+        cache: Any = DynamicCache()
+        own = slice(i, i + 1)
         width = self.mask.shape[1]
         cache.layers = [RoomyLayer(one.keys[own].clone(), one.values[own].clone(), width) for one in self.cache.layers]
         return Batch(cache, self.mask[own].clone(), self.logits[own].clone(), self.lengths[own])
@@ -166,8 +167,7 @@ class _Waiting:
         """Yield the next `count` draws, as prefilled prompts, the rows of it that they start from, and the draws."""
         taken, self.draws = self.draws[:count], self.draws[count:]
         if new := [p for p in dict.fromkeys(draw.prompt for draw in taken) if p not in self._open]:
-            tokenized = [self.tokenizer(p, add_special_tokens=False).input_ids for p in new]
-            prefilled = prefill(self.model, tokenized, self.tokenizer.pad_token_id)
+            prefilled = self._prefill(new)
             self._open |= {prompt: (prefilled, i) for i, prompt in enumerate(new)}
         by_batch: dict[int, tuple[Batch, list[int], list[Draw]]] = {}
         for draw in taken:
@@ -180,12 +180,24 @@ class _Waiting:
         self._open = {prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still}
         yield from by_batch.values()
 
+    def _prefill(self, prompts: Sequence[str]) -> Batch:
+        tokenized = [self.tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+        lengths = [len(ids) for ids in tokenized]
+        width, pad = max(lengths), self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(t)) + t for t in tokenized], device=self.model.device)
+        mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=self.model.device)
+        return prefill(self.model, ids, mask, lengths)
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
-    """Return a batch of prompts, each given as token ids."""
-    width, device = max(map(len, prompts)), model.device
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)  # (P, T)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+
+def prefill(model: Any, ids: torch.Tensor, mask: torch.Tensor, lengths: list[int]) -> Batch:
+    """Return a batch of prompts.
+
+    Args:
+        model: A causal language model of transformers.
+        ids: Token ids, left-padded, (P, T).
+        mask: 1 where a prompt is, (P, T).
+        lengths: Of the prompts, in tokens.
+    """
     # Not the cache that the model would make: one with a sliding window forgets, and can't be put together.
     cache = DynamicCache()
     output = model(
@@ -196,7 +208,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
         use_cache=True,
         logits_to_keep=1,
     )
-    return Batch(cache, mask, output.logits[:, -1], [len(p) for p in prompts])
+    return Batch(cache, mask, output.logits[:, -1], lengths)
 
 
 def join(parts: Sequence[tuple[Batch, list[int]]]) -> Batch:
