@@ -31,7 +31,15 @@ from ilf.tasks.mini_grammar import draw_names  # noqa: E402
 from ilf.training.mini_corpus import with_mistakes  # noqa: E402
 from ilf.types import Program, Task, Verdict  # noqa: E402
 
-_LONGEST = ("test_studies", "test_end_to_end", "test_sandbox", "test_cluster")
+_LONGEST = (
+    "test_studies",
+    "test_end_to_end",
+    "test_ranks",
+    "test_sandbox",
+    "test_cluster",
+    "test_memory",
+    "test_samplers",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -63,6 +63,10 @@ class ClusterSandbox(Sandbox):
         self.isolation = functools.reduce(_worse, (_get(one)[1] for one in asked))
         super().__init__(limits)
 
+    def __reduce__(self) -> tuple[type[Sandbox], tuple[Limits, str]]:  # type: ignore[override]
+        """Give another process a connection of its own to the same cluster."""
+        return ClusterSandbox, (self.limits, ray.get_runtime_context().gcs_address)
+
     def close(self) -> None:
         """Leave the cluster, and end it where it was started for this process."""
         if self._connected:
