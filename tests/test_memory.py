@@ -110,7 +110,7 @@ def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, ca
         assert f"{work} needs" in caplog.text
 
 
-def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned():
+def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned(monkeypatch):
     config = AutoConfig.from_pretrained(MINI)
 
     def needs(*overrides):
@@ -122,6 +122,10 @@ def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned():
     assert list(needs("stages=[sample]")) == ["sampling"] and list(needs("refinements=none")) == list(whole)[:2]
     small = needs("training.gradient_checkpointing=true", "optimizer=adamw_8bit", "sampler.batch_size=20")
     assert all(small[work] < whole[work] for work in whole)
+    assert list(needs("sampler=openai", "sampler.url=http://localhost:1/v1")) == list(whole)[1:]
+    monkeypatch.setenv("WORLD_SIZE", "4")  # a quarter of 16 bytes a parameter, where those are divided
+    parts = Budget(compose_settings("trainer=fsdp"), config, 50).needs("fine-tuning the policy")[0]
+    assert 4 * parts.parameters == 4 * sum(p.numel() for p in load_model(MINI, torch.float32).parameters())
     # Programs that are drawn between epochs, beside optimizer states, are part of a fine-tuning.
     assert needs("training.validate_n=1", "sampler.batch_size=2000")["fine-tuning the policy"] > whole["sampling"]
 

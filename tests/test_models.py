@@ -52,6 +52,11 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(mini):
     assert together == sample(few, model, tokenizer, plan) == sample(few, model, tokenizer, plan[::-1])[::-1]
     assert together == [sample(few, model, tokenizer, [draw])[0] for draw in plan]
     assert together != sample(few, model, tokenizer, draws(PROMPTS, 6, seed=1))
+    # Some end by themselves, others at the bound, and not all at once.
+    short = Sampler(Sampling(max_new_tokens=18, batch_size=5))
+    cut_off = sample(short, model, tokenizer, plan)
+    assert cut_off == [sample(short, model, tokenizer, [draw])[0] for draw in plan] != together
+    assert set(cut_off) & set(together)
     assert len(set(together)) > 3
 
 

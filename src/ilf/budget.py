@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from ilf import ranks
 from ilf.models.load import load_tokenizer, sampling_dtype
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
 from ilf.settings import Settings, TrainerSettings
@@ -93,7 +94,8 @@ class Budget:
         """Return a need for each kind of work among the requested stages, or for one kind only."""
         settings, stages = self.settings, set(self.settings.stages)
         found = []
-        if stages & {"sample", "zero_shot", "refine", "evaluate"} and only in (None, "sampling"):
+        drawing = stages & {"sample", "zero_shot", "refine", "evaluate"} and settings.sampler.name != "openai"
+        if drawing and only in (None, "sampling"):
             found.append(self._sampling(sampling_dtype(settings.model.dtype), settings.sampler.batch_size))
         phases = []
         if "train_refiner" in stages and settings.refiner.name == "finetuned":
@@ -185,6 +187,11 @@ class Budget:
             settings.model.attention,
         )
         need = fine_tuning(self.config, how, self.device)
+        if settings.trainer.strategy == "fsdp":  # what is trained is held in parts, but for the block that runs
+            parameters, gradients, optimizer = (
+                -(-part // ranks.count()) for part in (need.parameters, need.gradients, need.optimizer)
+            )
+            need = replace(need, parameters=parameters, gradients=gradients, optimizer=optimizer)
         if not training.validate_n:
             return need
         # On a GPU the sampler halves a batch that memory runs out for, and between epochs that costs little.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # Rows change once no more than this share of the batch goes on: each change copies the cache, and what is new must be
 # prefilled while the others wait.
-_GO_ON = 0.3
+_GO_ON = 0.85
 _ROOM = 64  # tokens by which the cache grows
 
 
@@ -90,8 +90,8 @@ class Sampler:
                     rows += [_Row(draw, limit) for draw in new]
                 batch = join(parts)
             assert batch is not None
-            uniform = torch.tensor([row.uniform[len(row.tokens)] for row in rows], device=model.device)
-            chosen = self._choose(batch.logits, uniform)
+            uniform = torch.tensor([0.0 if row.done else row.uniform[len(row.tokens)] for row in rows])
+            chosen = self._choose(batch.logits, uniform.to(model.device))
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if row.done:
                     continue
