@@ -52,12 +52,22 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(mini):
     assert together == sample(few, model, tokenizer, plan) == sample(few, model, tokenizer, plan[::-1])[::-1]
     assert together == [sample(few, model, tokenizer, [draw])[0] for draw in plan]
     assert together != sample(few, model, tokenizer, draws(PROMPTS, 6, seed=1))
-    # Some end by themselves, others at the bound, and not all at once.
-    short = Sampler(Sampling(max_new_tokens=18, batch_size=5))
-    cut_off = sample(short, model, tokenizer, plan)
-    assert cut_off == [sample(short, model, tokenizer, [draw])[0] for draw in plan] != together
-    assert set(cut_off) & set(together)
     assert len(set(together)) > 3
+
+
+def test_a_program_that_is_cut_off_may_end_while_nearly_all_others_go_on(mini):
+    """A long one, and twenty-two short ones of which half begin where the others end: it reaches the bound alone."""
+    model, tokenizer, _ = mini
+    greedy = {"temperature": 1e-6, "batch_size": 12}
+    texts = dict(Sampler(Sampling(**greedy, max_new_tokens=96)).sample(model, tokenizer, draws(PROMPTS, 1)))
+    lengths = {draw.prompt: len(tokenizer(text).input_ids) + 1 for draw, text in texts.items()}
+    *_, short = sorted(lengths, key=lengths.__getitem__, reverse=True)
+    long, bound = max(lengths, key=lengths.__getitem__), lengths[short] + 4
+    assert bound < lengths[long]
+    plan = draws([long], 1) + draws([short], 22, seed=1)
+    found = sample(Sampler(Sampling(**greedy, max_new_tokens=bound)), model, tokenizer, plan)
+    assert set(found[1:]) == {text for draw, text in texts.items() if draw.prompt == short}
+    assert len(tokenizer(found[0]).input_ids) <= bound
 
 
 def test_a_prompt_is_prefilled_once_and_waiting_draws_take_the_places_of_finished_ones(mini):
