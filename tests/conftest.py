@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import random
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ from ilf.tasks import mini  # noqa: E402
 from ilf.tasks.mini_grammar import draw_names  # noqa: E402
 from ilf.training.mini_corpus import with_mistakes  # noqa: E402
 from ilf.types import Program, Task, Verdict  # noqa: E402
+
+# Ray reads this as it is imported, and its ports are open to the network.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 
 _LONGEST = (
     "test_studies",

@@ -66,7 +66,8 @@ def test_only_the_first_line_and_the_end_are_changed(text):
 def test_the_callback_stores_what_was_sampled_and_executes_what_the_paper_would(sandbox):
     completion = "\ty = x\n\treturn y"
     draws = plan_draws([(TASK, PROMPT)], "evaluate", 1, 0)
-    module = SimpleNamespace(sample=lambda batch: [completion for _ in batch])
+    sampler = SimpleNamespace(whole_plans=True)
+    module = SimpleNamespace(sample=lambda batch: ((draw, completion) for draw in batch), sampler=sampler)
     trainer = SimpleNamespace(num_test_batches=[1])
     for as_paper in (False, True):
         callback = UnitTestCallback("s", {1: TASK}, sandbox, "all", [1], as_paper=as_paper)

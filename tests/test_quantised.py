@@ -68,8 +68,9 @@ def test_training_lowers_the_loss_leaves_the_base_and_is_saved_in_full_precision
         assert torch.equal(module.weight.data, same.weight.data)
 
     draws = [Draw(1, "test", i, i, "def f(x):\n", "def f(x):\n") for i in range(3)]
-    texts = Sampler(Sampling(max_new_tokens=8)).sample(model.eval(), tokenizer, draws)
-    assert len(set(texts)) > 1 and texts == Sampler(Sampling(max_new_tokens=8)).sample(model, tokenizer, draws)
+    texts = dict(Sampler(Sampling(max_new_tokens=8)).sample(model.eval(), tokenizer, draws))
+    assert len(set(texts.values())) > 1
+    assert texts == dict(Sampler(Sampling(max_new_tokens=8)).sample(model, tokenizer, draws))
 
     save(model, tokenizer, tmp_path / "policy")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")

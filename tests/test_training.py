@@ -246,5 +246,6 @@ def test_draws_are_planned_with_seeds_of_their_own(tokenizer):
         d.seed for stage in ("sample", "evaluate") for seed in (0, 1) for d in plan_draws([(TASK, "p")], stage, 4, seed)
     }
     assert len(seeds) == 16 and [d.seed for d in plan] == [d.seed for d in plan_draws([(TASK, "q")], "sample", 4, 0)]
-    batches = MBPPDataModule(tokenizer, sampling_batch_size=3).draw_batches(plan)
-    assert sorted(d.sample for b in batches for d in b) == [0, 1, 2, 3] and [len(b) for b in batches] == [3, 1]
+    many = plan_draws([(TASK, TASK.prompt)], "sample", 20, 0)  # a batch holds eight times what is drawn at once
+    batches = MBPPDataModule(tokenizer, sampling_batch_size=1).draw_batches(many)
+    assert [d.sample for b in batches for d in b] == list(range(20)) and [len(b) for b in batches] == [8, 8, 4]
