@@ -151,6 +151,7 @@ def ray_cluster():
             cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_verdicts_of_a_cluster_are_those_of_this_machine(ray_cluster):
     from ilf.sandbox.cluster import ClusterSandbox
 
@@ -175,6 +176,7 @@ def test_an_isolation_report_says_what_any_node_leaves_open():
     assert _worse(whole, open_) == _worse(open_, whole) == open_ != whole
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cluster_gives_what_a_run_here_gives_and_shares_its_stages(ray_cluster, small_stages, store):
     few = ["stages=[zero_shot]", "data.limit.test=4"]
     address = f"executor.address={ray_cluster[0].address}"
@@ -191,6 +193,7 @@ def test_a_run_on_a_cluster_gives_what_a_run_here_gives_and_shares_its_stages(ra
     ]
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_costs_no_verdict_and_the_last_that_could_go_on_ends_the_run(ray_cluster):
     from ilf.sandbox.cluster import ClusterSandbox
 
@@ -240,6 +243,7 @@ def test_an_extra_that_is_not_there_is_named(monkeypatch):
         compose_settings("executor.address=h:1")
 
 
+@pytest.mark.slow
 def test_a_sweep_by_joblib_is_one_sweep(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install -r requirements-extras.txt")
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "stages=[sample,zero_shot]"]
@@ -250,6 +254,7 @@ def test_a_sweep_by_joblib_is_one_sweep(tmp_path):
     check_sweep(tmp_path, ["gold", "none"], "human", "partial")
 
 
+@pytest.mark.slow
 def test_a_sweep_by_slurm_is_one_sweep(slurm, cli, tmp_path):
     done = cli("-m", "hydra/launcher=submitit_slurm", "refinements=gold,none,human", "feedback=unit_tests", *SWEEP)
     assert done.returncode != 0 and "refinements='human'" in done.stderr

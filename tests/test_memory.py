@@ -64,6 +64,7 @@ def test_parameters_gradients_and_states_are_counted_exactly(adapter, optimizer)
 SHAPE = ["--rows", "8", "--tokens", "256", "--batch-size", "64", "--new-tokens", "16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["sampling", "full"])
 def test_the_plan_is_near_the_measured_peak(work, tmp_path):
     """In a process of its own, by its largest resident set. Most of it is what comes and goes."""
@@ -130,6 +131,7 @@ def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned(monkeyp
     assert needs("training.validate_n=1", "sampler.batch_size=2000")["fine-tuning the policy"] > whole["sampling"]
 
 
+@pytest.mark.slow
 def test_the_checks_of_a_gpu_run_and_say_what_failed(small_stages, tmp_path, cli):
     """On the CPU and at a size for it, where there is too little memory to measure for its checks to pass."""
     small = CodeGenConfig(vocab_size=1280, n_embd=64, n_layer=2, n_head=4, rotary_dim=8, n_positions=256, n_ctx=256)

@@ -105,6 +105,7 @@ def alone(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_process_ends_and_goes_on_as_one_that_did_not(alone, tmp_path):
     arguments = [*BUDGET, "trainer=ddp", "hydra.run.dir=killed"]
     with two(ROOT / "run.py", arguments, tmp_path) as (first, other):
@@ -199,6 +200,7 @@ def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp
         assert not (tmp_path / name / "checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "arguments", "message"),
     [
