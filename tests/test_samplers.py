@@ -6,6 +6,7 @@ import socket
 import time
 import urllib.request
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from ilf.settings import Sampling
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
 from ilf.tasks.prompts import cut
+from ilf.training.unit_test_callback import UnitTestCallback
 from ilf.types import Draw, InputError, derive_seed
 
 N, FEW = 300, 60
@@ -155,3 +157,18 @@ def test_a_server_without_the_model_or_that_is_not_there_is_an_error(server, mon
     nobody = ServedSampler(Sampling(**SETTINGS, url="http://localhost:1/v1"), "m")
     with pytest.raises(InputError, match=r"sampler\.url='http://localhost:1/v1'.*APIConnectionError"):
         list(nobody.sample(None, None, PLAN[:2]))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_was_drawn_before_an_error_is_kept_where_it_can_be_gone_on_from(whole, tmp_path):
+    def sample(draws):
+        yield from ((draw, "    return 1") for draw in draws[:2])
+        raise InputError("sampler.url", "u", "ends", "Start it.")
+
+    callback = UnitTestCallback("s", {}, None, "all", [1], tmp_path)
+    module = SimpleNamespace(sample=sample, sampler=SimpleNamespace(whole_plans=whole))
+    callback.on_test_epoch_start(None, module)
+    with pytest.raises(InputError, match="ends"):
+        callback.on_test_batch_end(None, module, None, PLAN[:5], 0)
+    kept = (tmp_path / "samples.jsonl").read_text().splitlines() if not whole else []
+    assert len(kept) == (0 if whole else 2) and (tmp_path / "samples.jsonl").exists() == (not whole)

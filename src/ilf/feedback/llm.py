@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ilf.models import endpoint
-from ilf.models.endpoint import KEY
 from ilf.settings import LLM
 from ilf.store import JsonLines
 from ilf.tasks.mbpp import read_json_lines
@@ -105,7 +104,7 @@ def answer(settings: LLM, temperature: float, queries: Sequence[dict[str, Any]],
             "messages": query["messages"],
         }
 
-    advice = f"Check the address, the model's name and ${KEY}; what was answered is kept."
+    advice = f"Check the address, the model's name and ${endpoint.KEY}; what was answered is kept."
     found = endpoint.answers("llm.url", str(settings.url), str(settings.model), left, ask, settings.parallel, advice)
     for number, (_, row) in enumerate(found, 1):
         answers.append([row])

@@ -45,13 +45,12 @@ def answers(
     client = openai.OpenAI(base_url=url, api_key=os.environ.get(KEY, "none"), max_retries=_RETRIES)
 
     def ask_again(request: Request) -> Reply:
-        for left in reversed(range(_RETRIES)):
+        for _ in range(_RETRIES - 1):
             try:
                 return ask(client, request)
             except httpx.TransportError:  # in the middle of a stream, which the client does not repeat
-                if not left:
-                    raise
-        raise AssertionError  # unreachable
+                continue
+        return ask(client, request)
 
     failure: Exception | None = None
     with ThreadPoolExecutor(parallel) as pool:

@@ -123,21 +123,28 @@ class UnitTestCallback(pl.Callback):
         )
 
     def _draw(self, pl_module: Any, draws: Sequence[Draw]) -> None:
-        """Draw programs and keep them: those that don't depend on each other every few seconds, else all at the end."""
+        """Draw programs and keep them: those that don't depend on each other as they come, else all at the end."""
+        whole, drawn, then = pl_module.sampler.whole_plans, 0, time.monotonic()
         rows: list[dict[str, Any]] = []
-        then = time.monotonic()
-        for drawn, (d, text) in enumerate(pl_module.sample(draws), 1):
-            row = {"task_id": d.task_id, "split": d.split, "sample": d.sample, "seed": d.seed, "prompt": d.prompt}
-            rows.append(row | {"completion": text, "program": d.task_prompt + text})
-            late = time.monotonic() > then + _EVERY
-            if late and drawn < len(draws):
-                then = time.monotonic()
-                log.info("%s: %d of this batch's %d programs are drawn", self.stage, drawn, len(draws))
-            if drawn == len(draws) or (late and not pl_module.sampler.whole_plans):
-                if self._samples_file:
-                    self._samples_file.append(rows)
-                self._samples |= {(row["task_id"], row["sample"]): row for row in rows}
-                rows = []
+        try:
+            for d, text in pl_module.sample(draws):
+                row = {"task_id": d.task_id, "split": d.split, "sample": d.sample, "seed": d.seed, "prompt": d.prompt}
+                rows.append(row | {"completion": text, "program": d.task_prompt + text})
+                drawn += 1
+                if time.monotonic() > then + _EVERY:
+                    then = time.monotonic()
+                    log.info("%s: %d of this batch's %d programs are drawn", self.stage, drawn, len(draws))
+                    if not whole:
+                        self._keep(rows)
+                        rows = []
+        finally:  # also where a server ends
+            if not whole or drawn == len(draws):
+                self._keep(rows)
+
+    def _keep(self, rows: list[dict[str, Any]]) -> None:
+        if self._samples_file:
+            self._samples_file.append(rows)
+        self._samples |= {(row["task_id"], row["sample"]): row for row in rows}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k over all tasks, those of the other processes too."""
