@@ -13,6 +13,8 @@ import pytest
 import warm
 from conftest import MINI, ROOT, SMALL
 
+from ilf.training.ilf_module import ILFModule
+
 DIRS = ["store.dir=store", "hydra.sweep.dir=out"]
 FOLDERS = ["0_gold_seed0", "1_human_seed0", "2_model_seed0", "3_self_seed0", "4_none_seed0"]
 METRICS = {"pass@1", "pass@4", "ci95", "one_correct", "n_tasks", "n_samples"}
@@ -225,6 +227,33 @@ def test_another_scoring_draws_nothing_again(small_stages, monkeypatch):
     again = small_stages("stages=[zero_shot]", "executor.tests=unseen").run()
     assert again["seconds"]["reused"] == [] and again["zero_shot"]["pass@1"] >= first["zero_shot"]["pass@1"]
     assert small_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]
+
+
+def test_more_tasks_and_samples_draw_only_what_is_new(small_stages, tmp_path, monkeypatch):
+    drawn = []
+    draw = ILFModule.sample
+    monkeypatch.setattr(ILFModule, "sample", lambda self, draws: drawn.extend(draws) or draw(self, draws))
+
+    def run(*overrides):
+        drawn.clear()
+        stages = small_stages("stages=[zero_shot]", *overrides)
+        stages.run()
+        return [row["program"] for row in read_jsonl(stages.folder / "programs" / "zero_shot.jsonl")]
+
+    run()
+    more = ["data.limit.test=11", "sampler.n=6"]
+    grown = run(*more)
+    # 8 tasks had 4 samples each.
+    ids = sorted({draw.task_id for draw in drawn})
+    assert sorted((d.task_id, d.sample) for d in drawn) == [
+        (i, s) for i in ids for s in range(6) if s >= 4 or ids.index(i) >= 8
+    ]
+    assert run(*more, f"store.dir={tmp_path / 'another'}") == grown and len(drawn) == 66
+    run(*more, "sampler.temperature=0.7")
+    assert len(drawn) == 66  # other programs
+    monkeypatch.setattr("ilf.training.loops.load_model", None)
+    fewer = run("data.limit.test=3", "sampler.n=5")
+    assert drawn == [] and len(fewer) == 15 and set(fewer) <= set(grown)
 
 
 def test_stages_can_be_done_one_after_the_other(small_stages):

@@ -22,6 +22,7 @@ from ilf.training import loops
 from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.trainer import precision, training_device
+from ilf.training.unit_test_callback import TAKEN
 from ilf.types import Draw, InputError, Program, Task
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,7 @@ class Runner:
         programs: list[Program] = []
 
         def work(entry: Entry) -> dict[str, Any]:
+            self._take_from_earlier(stage, key, draws, entry)
             found, halvings = ranks.call(
                 loops.draw,
                 self.settings,
@@ -191,6 +193,22 @@ class Runner:
         self.tracker.programs(label, programs)
         self.tracker.artifact(target)
         return programs
+
+    def _take_from_earlier(self, stage: str, key: dict[str, Any], draws: Sequence[Draw], entry: Entry) -> None:
+        """Copy what finished stages have drawn already: with more tasks or samples than they had, only those are drawn."""
+        taken = JsonLines(entry.path / TAKEN)
+        if taken.path.exists() or any(entry.path.glob("samples*.jsonl")):  # a killed run goes on with what it had planned
+            return
+        wanted = {(d.task_id, d.sample, d.seed, d.prompt) for d in draws}
+        found = {}
+        for folder in self.store.like(stage, {"stage": stage, "version": VERSIONS[stage], **key}, but="draws"):
+            for file in sorted(folder.glob("samples*.jsonl")):
+                for row in JsonLines(file).read():
+                    if (which := (row["task_id"], row["sample"], row["seed"], row["prompt"])) in wanted:
+                        found[which] = row
+        if found:
+            taken.append(found.values())
+            log.info("%s: %d of %d programs were drawn by earlier runs and are taken", stage, len(found), len(draws))
 
     def fine_tune(
         self,

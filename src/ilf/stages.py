@@ -232,7 +232,7 @@ class Stages:
         elif settings.source == "scripted":
             found = scripted.annotate(failing, self.tasks.by_id, mini.specifications(), self.seed)
         else:
-            found = from_tests.annotate(failing, self.seed)
+            found = from_tests.annotate(failing, self.tasks.by_id, self.seed)
 
         def work(entry: Entry) -> dict[str, Any]:
             checked = [f for f in found if f.refinement is not None]

@@ -1,32 +1,84 @@
-"""Feedback without an annotator: what the unit tests said of one of the policy's own wrong programs."""
+"""Feedback without an annotator: what the unit tests said of one of the policy's own wrong programs, in words."""
 
 from __future__ import annotations
 
+import ast
 import random
+import re
 from collections.abc import Mapping, Sequence
 
-from ilf.types import Feedback, Program, derive_seed
+from ilf.types import Feedback, Program, Task, derive_seed
+
+_RESULT = "the result is "
+_LINE = re.compile(r"(?s)(.*) \(line (\d+)\)")
+_LIMITS = {
+    "memory": "It takes more memory than it may have",
+    "processes": "It starts more threads or processes than it may have",
+    "output": "It prints or returns more than it may",
+    "disk": "It writes more to files than it may",
+}
 
 
-def in_words(program: Program) -> str:
-    """Return what went wrong with a program, as its unit tests saw it."""
-    verdict = program.verdict
+def in_words(program: Program, task: Task) -> str:
+    """Return what went wrong with a program: the call, what it should give and what came, or the exception and its line.
+
+    Says the same of the same program on every machine: of a program that does not end, not after how long it was
+    stopped.
+    """
+    verdict, detail = program.verdict, program.verdict.detail
     if verdict.verdict == "timed_out":
         return "The program does not come to an end."
-    if verdict.verdict == "failed":
-        return f"The program fails this test: {verdict.detail}"
-    return f"The program does not run through: {verdict.verdict}, {verdict.detail}"
+    test = next((test for test in task.tests if detail.startswith(test)), None)
+    said = detail if test is None else detail.removeprefix(test).removeprefix(": ")
+    found = _what_came(said, program)
+    if verdict.verdict in _LIMITS:
+        found = _LIMITS[verdict.verdict] + (f": {found}" if found else "")
+    if test is None:  # it broke off before any test, or while nobody knows which
+        return f"The program does not run: {found}."
+    call, expected = _sides(test)
+    passed = f" It passes {sum(verdict.tests)} of {len(verdict.tests)} tests." if any(verdict.tests) else ""
+    if expected is None:
+        return f"This test should hold, and does not: `{call}`" + (f" ({found})." if found else ".") + passed
+    return f"`{call}` should return `{expected}`, but {found}.{passed}"
 
 
-def annotate(failing: Mapping[int, Sequence[Program]], seed: int) -> list[Feedback]:
+def _what_came(said: str, program: Program) -> str:
+    if said.startswith(_RESULT):
+        return f"it returns `{said.removeprefix(_RESULT)}`"
+    if match := _LINE.fullmatch(said):
+        error, number = match[1], int(match[2])
+        lines = program.program.splitlines()
+        line = lines[number - 1].strip() if number <= len(lines) else ""  # set-up code has lines of its own
+        return f"line {number}" + (f", `{line}`," if line else "") + f" raises {error}"
+    return f"it raises {said}" if re.match(r"\w+(Error|Exception|Exit|Interrupt)\b", said) else said
+
+
+def _sides(test: str) -> tuple[str, str | None]:
+    """Return what a test calls and what it expects; the whole test and None where it is no `call == value`."""
+    statement = ast.parse(test.strip()).body[0]
+    match statement:
+        case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
+            return ast.unparse(left), ast.unparse(right)
+        case ast.Assert(test=condition):
+            return ast.unparse(condition), None
+    return test, None
+
+
+def choose(failing: Mapping[int, Sequence[Program]], seed: int) -> list[Program]:
+    """Return one wrong program of each task, in order of id: any, as the seed decides."""
+    chosen = (random.Random(derive_seed(seed, "annotate", i)).choice(failing[i]) for i in sorted(failing))
+    return list(chosen)
+
+
+def annotate(failing: Mapping[int, Sequence[Program]], tasks: Mapping[int, Task], seed: int) -> list[Feedback]:
     """Return feedback on one program of each failing task.
 
     Args:
         failing: The wrong programs of each task that has no correct one.
+        tasks: By id.
         seed: Decides which program.
     """
-    feedback = []
-    for task_id in sorted(failing):
-        program = random.Random(derive_seed(seed, "annotate", task_id)).choice(failing[task_id])
-        feedback.append(Feedback(task_id, program.split, program.program, in_words(program), "unit_tests"))
-    return feedback
+    return [
+        Feedback(p.task_id, p.split, p.program, in_words(p, tasks[p.task_id]), "unit_tests")
+        for p in choose(failing, seed)
+    ]

@@ -19,10 +19,11 @@ from ilf.models.served import ServedSampler
 from ilf.models.shards import gathered
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
+from ilf.store import JsonLines
 from ilf.training.fine_tuning import AnySampler, Example, FineTuningModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.training.trainer import make_trainer, training_device
-from ilf.training.unit_test_callback import UnitTestCallback
+from ilf.training.unit_test_callback import TAKEN, UnitTestCallback
 from ilf.types import Draw, Program, Task, derive_seed
 
 log = logging.getLogger(__name__)
@@ -66,14 +67,20 @@ def draw(
         scoring,
         as_paper=as_paper,
     )
-    # Samples that are all there only need their verdicts: another scoring of a finished stage loads no model.
-    whole = any(folder.glob("done-*.json"))
+    # Samples that are there only need their verdicts: another scoring of a finished stage loads no model.
+    finished = any(folder.glob("done-*.json"))
+    taken = {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
+    kept = [d for d in draws if finished or (d.task_id, d.sample) in taken]
+    missing = [d for d in draws if not finished and (d.task_id, d.sample) not in taken]
     served = settings.sampler.name == "openai"
-    net = None if whole or served else load_model(model, sampling_dtype(settings.model.dtype), settings.model.attention)
+    net = None
+    if missing and not served:
+        net = load_model(model, sampling_dtype(settings.model.dtype), settings.model.attention)
     tokenizer = load_tokenizer(model)  # a local refiner may have its own
     sampler = _sampler(settings, model)
     module = kind(net, tokenizer, sampler, settings.training, Phase(), settings.optimizer, settings.seed)
-    data = MBPPDataModule(tokenizer, test_draws=draws, sampling_batch_size=settings.sampler.batch_size)
+    size = settings.sampler.batch_size
+    data = MBPPDataModule(tokenizer, test_draws=missing, kept_draws=kept, sampling_batch_size=size)
     # Each process samples from a whole model, also where one is trained in parts.
     trainer = make_trainer(replace(settings.trainer, strategy="ddp"), callbacks=[callback], loggers=list(loggers))
     trainer.test(module, data, verbose=False)

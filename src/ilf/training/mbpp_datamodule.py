@@ -64,6 +64,7 @@ class MBPPDataModule(pl.LightningDataModule):
         validation: Examples to report the loss on after each epoch.
         validation_draws: Programs to sample after each epoch.
         test_draws: Programs to sample on test.
+        kept_draws: Programs that an earlier run sampled: they follow, in batches of their own.
         batch_size: Examples an optimizer step.
         micro_batch_size: Examples a forward pass, at most.
         sampling_batch_size: Programs sampled at once; a batch of draws is several times as large.
@@ -78,6 +79,7 @@ class MBPPDataModule(pl.LightningDataModule):
         validation: Sequence[Example] = (),
         validation_draws: Sequence[Draw] = (),
         test_draws: Sequence[Draw] = (),
+        kept_draws: Sequence[Draw] = (),
         batch_size: int = 32,
         micro_batch_size: int = 1,
         sampling_batch_size: int = 32,
@@ -85,7 +87,7 @@ class MBPPDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.tokenizer, self.training, self.validation = tokenizer, training, validation
-        self.validation_draws, self.test_draws = validation_draws, test_draws
+        self.validation_draws, self.test_draws, self.kept_draws = validation_draws, test_draws, kept_draws
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampling_batch_size, self.seed = sampling_batch_size, seed
 
@@ -120,7 +122,8 @@ class MBPPDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the planned batches of draws."""
-        return DataLoader(self._share_of_draws(self.test_draws), batch_size=None)  # type: ignore[arg-type]
+        batches = self._share_of_draws(self.test_draws) + self._share_of_draws(self.kept_draws)
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def _share_of_draws(self, draws: Sequence[Draw]) -> list[list[Draw]]:
         (rank, count), batches = self._rank, self.draw_batches(draws)

@@ -20,6 +20,7 @@ from ilf.types import Draw, Program, Task, Verdict
 
 log = logging.getLogger(__name__)
 
+TAKEN = "samples.taken.jsonl"  # of a stage's folder: what earlier stages had drawn
 _EVERY = 10.0  # seconds between two words on how far sampling has come
 
 
