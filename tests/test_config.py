@@ -194,7 +194,25 @@ BAD = {
         r"feedback='scripted'.*data=mini",
     ),
     "shuffled without an annotator": (["data=mbpp", "feedback=shuffled"], r"feedback\.path=None.*feedback=shuffled"),
-    "an unknown transform": (["feedback.transform=[mix]"], r"feedback\.transform='mix'.*shuffle, drop"),
+    "one source mixed": (
+        ["feedback=mixed", "feedback.sources=[scripted]"],
+        r"feedback\.sources=\['scripted'\].*two or more",
+    ),
+    "too few shares": (
+        ["feedback=mixed", "feedback.shares=[1]"],
+        r"feedback\.shares=\[1.0\].*each of feedback\.sources",
+    ),
+    "no share above 0": (["feedback=mixed", "feedback.shares=[0,0]"], r"feedback\.shares=\[0.0, 0.0\].*not all 0"),
+    "shares of one source": (["feedback.shares=[1,1]"], r"feedback\.shares=.*feedback=scripted.*Add feedback=mixed"),
+    "people mixed in without a file": (
+        ["feedback=mixed", "feedback.sources=[human,unit_tests]"],
+        r"feedback\.path=None.*feedback=mixed needs a file",
+    ),
+    "the script mixed in on MBPP": (
+        ["data=mbpp", "feedback=mixed", "feedback.sources=[scripted,unit_tests]"],
+        r"feedback\.sources=.*scripted needs data=mini",
+    ),
+    "an unknown transform": (["feedback.transform=[mix]"], r"feedback\.transform='mix'.*shuffle, one_bug, drop"),
     "a file for generated data": (["data.path=mbpp.jsonl"], r"data\.path='mbpp.jsonl'.*data=mbpp"),
     "rounds on people's feedback": (
         ["rounds=2", "feedback=human", f"feedback.path={SOME_FILE}"],

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ilf.analysis.jobs import job_folders
-from ilf.settings import STAGES, Adapter, Settings
+from ilf.settings import STAGES, Adapter, FeedbackSettings, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
+_SOURCES = ("human", "scripted", "unit_tests")
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "mode": ("run", "store", "pretrain", "compare", "checks"),
     "rounds_from": ("base", "last"),
@@ -20,8 +21,8 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "eager", "sdpa", "flash_attention_2"),
-    "feedback.name": ("human", "scripted", "unit_tests", "shuffled", "none"),
-    "feedback.source": ("human", "scripted", "unit_tests"),
+    "feedback.name": ("human", "scripted", "unit_tests", "mixed", "shuffled", "none"),
+    "feedback.source": (*_SOURCES, "mixed"),
     "feedback.apply": ("refine", "train_and_refine"),
     "feedback.select": ("annotated", "annotated_and_failed"),
     "refiner.name": ("finetuned", "few_shot", "local", "policy"),
@@ -43,7 +44,8 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
 _LISTS = {
     "stages": STAGES,
     "measure": ("weight_change", "kl", "perplexity"),
-    "feedback.transform": ("shuffle", "drop"),
+    "feedback.transform": ("shuffle", "one_bug", "drop"),
+    "feedback.sources": _SOURCES,
 }
 _POSITIVE = (
     "rounds",
@@ -200,25 +202,28 @@ def _check_sources(settings: Settings) -> None:
                 "Choose data@transfer=humaneval beside another data set, or 'stages=[zero_shot]'.",
             )
         return
-    if feedback.source == "scripted" and data.name != "mini":
+    mixed = feedback.source == "mixed"
+    sources = feedback.sources if mixed else [feedback.source]
+    _check_shares(feedback, mixed)
+    if "scripted" in sources and data.name != "mini":
         raise InputError(
-            "feedback",
-            feedback.name,
-            f"needs data=mini, not {data.name}: the script knows what mini's tasks ask for",
-            "Choose feedback=human or unit_tests, or data=mini.",
+            "feedback.sources" if mixed else "feedback",
+            feedback.sources if mixed else feedback.name,
+            f"scripted needs data=mini, not {data.name}: the script knows what mini's tasks ask for",
+            "Choose human or unit_tests, or data=mini.",
         )
-    if feedback.source == "human" and feedback.path is not None:
+    if "human" in sources and feedback.path is not None:
         if not Path(feedback.path).is_file():
             raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
         return
-    if feedback.source == "human" and "drop" not in feedback.transform:
+    if "human" in sources and "drop" not in feedback.transform:
         raise InputError(
             "feedback.path",
             None,
             f"feedback={feedback.name} needs a file of annotations",
             "Give feedback.path=FILE, or choose feedback=unit_tests.",
         )
-    if settings.refinements.name == "human" and feedback.source != "scripted":
+    if settings.refinements.name == "human" and "scripted" not in sources:
         raise InputError(
             "refinements",
             "human",
@@ -227,10 +232,35 @@ def _check_sources(settings: Settings) -> None:
         )
 
 
+def _check_shares(feedback: FeedbackSettings, mixed: bool) -> None:
+    for key, values in (("feedback.sources", feedback.sources), ("feedback.shares", feedback.shares)):
+        if values and not mixed:
+            raise InputError(
+                key, values, f"is for several sources, and feedback={feedback.name}", "Add feedback=mixed."
+            )
+    if not mixed:
+        return
+    if len(set(feedback.sources)) < max(2, len(feedback.sources)):
+        raise InputError(
+            "feedback.sources",
+            feedback.sources,
+            f"must name two or more of {', '.join(_SOURCES)}, each once",
+            "Use 'feedback.sources=[human,unit_tests]'.",
+        )
+    if len(feedback.shares) != len(feedback.sources) or min(feedback.shares) < 0 or not any(feedback.shares):
+        raise InputError(
+            "feedback.shares",
+            feedback.shares,
+            f"must be a number from 0 for each of feedback.sources={feedback.sources}, not all 0",
+            "Use 'feedback.shares=[1,3]' for a quarter and three quarters.",
+        )
+
+
 def _check_study(settings: Settings) -> None:
     """Check what repeats, sweeps or replaces parts of the algorithm."""
     arm, llm = settings.refinements.name, settings.llm
-    people = settings.feedback.source == "human" and settings.feedback.path is not None
+    feedback = settings.feedback
+    people = "human" in (feedback.source, *feedback.sources) and feedback.path is not None
     if settings.rounds > 1 and people:
         raise InputError(
             "rounds",

@@ -100,10 +100,12 @@ def build(settings: Settings) -> Stages:
     data, executor = settings.data, settings.executor
     tasks, data_sha256 = load(data)
     annotations, only = [], None
-    if settings.feedback.source == "human" and settings.feedback.path is not None:
+    feedback = settings.feedback
+    if "human" in (feedback.source, *feedback.sources) and feedback.path is not None:
         known = {task.task_id for task in tasks}
-        annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
-        only = {annotation.task_id for annotation in annotations}
+        annotations = [a for a in load_annotations(feedback.path) if a.task_id in known]
+        # Another source speaks on the tasks that people have not annotated.
+        only = {annotation.task_id for annotation in annotations} if feedback.source == "human" else None
     splits = split_tasks(tasks, asdict(data.limit), only)
     if only is not None:  # a person's worked examples are known by now, those of a script or of tests come later
         shots = sum(task.task_id in only for task in splits.prompt)

@@ -195,9 +195,9 @@ class Runner:
         return programs
 
     def _take_from_earlier(self, stage: str, key: dict[str, Any], draws: Sequence[Draw], entry: Entry) -> None:
-        """Copy what finished stages have drawn already: with more tasks or samples than they had, only those are drawn."""
+        """Copy what finished stages have drawn: with more tasks or samples than they had, only new ones are drawn."""
         taken = JsonLines(entry.path / TAKEN)
-        if taken.path.exists() or any(entry.path.glob("samples*.jsonl")):  # a killed run goes on with what it had planned
+        if any(entry.path.glob("samples*.jsonl")):  # a killed run goes on with what it had planned
             return
         wanted = {(d.task_id, d.sample, d.seed, d.prompt) for d in draws}
         found = {}

@@ -53,10 +53,12 @@ class Model:
 class FeedbackSettings:
     """Who writes the feedback."""
 
-    name: str = "???"  # human | scripted | unit_tests | shuffled | none; of annotator: the data's own
-    source: str = "???"  # human | scripted | unit_tests
+    name: str = "???"  # human | scripted | unit_tests | mixed | shuffled | none; of annotator: the data's own
+    source: str = "???"  # human | scripted | unit_tests | mixed
+    sources: list[str] = field(default_factory=list)  # of mixed: those that are mixed
+    shares: list[float] = field(default_factory=list)  # and how often each is taken, among those that a task has
     path: str | None = None  # the annotations, where a person wrote them
-    transform: list[str] = field(default_factory=list)  # of shuffle, drop; see feedback/transforms.py
+    transform: list[str] = field(default_factory=list)  # of shuffle, one_bug, drop; see feedback/transforms.py
     apply: str = "refine"  # where shuffled feedback is used: refine | train_and_refine
     annotated_policy: str | None = None  # whose wrong programs the annotations are about
     select: str = "annotated"  # annotated | annotated_and_failed

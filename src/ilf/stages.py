@@ -226,13 +226,7 @@ class Stages:
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
         """Return feedback on tasks of Refine and Train; annotations whose programs don't hold up are rejected."""
         settings = self.settings.feedback
-        if self.annotations:
-            known = [a for a in self.annotations if a.task_id in self.tasks.by_id]
-            found = human.select(known, failing, settings.select == "annotated_and_failed")
-        elif settings.source == "scripted":
-            found = scripted.annotate(failing, self.tasks.by_id, mini.specifications(), self.seed)
-        else:
-            found = from_tests.annotate(failing, self.tasks.by_id, self.seed)
+        found = self._mixed(failing) if settings.source == "mixed" else self._feedback_of(settings.source, failing)
 
         def work(entry: Entry) -> dict[str, Any]:
             checked = [f for f in found if f.refinement is not None]
@@ -253,6 +247,8 @@ class Stages:
         if "shuffle" in settings.transform:
             splits = ("train",) if settings.apply == "refine" else ("refine", "train")
             found = transforms.shuffle(found, splits, self.seed)
+        if "one_bug" in settings.transform:
+            found = transforms.one_bug(found)
         if "drop" in settings.transform:
             found = transforms.drop(found)
         rows = JsonLines(self.folder / f"feedback{self._suffix}.jsonl")
@@ -262,14 +258,31 @@ class Stages:
         self.shots += [f for f in found if f.split == "prompt" and f.task_id not in {one.task_id for one in self.shots}]
         return found
 
+    def _feedback_of(self, source: str, failing: dict[int, list[Program]]) -> list[Feedback]:
+        if source == "human" and self.annotations:
+            known = [a for a in self.annotations if a.task_id in self.tasks.by_id]
+            return human.select(known, failing, self.settings.feedback.select == "annotated_and_failed")
+        if source == "scripted":
+            return scripted.annotate(failing, self.tasks.by_id, mini.specifications(), self.seed)
+        return from_tests.annotate(failing, self.tasks.by_id, self.seed)
+
+    def _mixed(self, failing: dict[int, list[Program]]) -> list[Feedback]:
+        """Return feedback of several sources, each task's of one."""
+        settings = self.settings.feedback
+        found = {(f.task_id, source): f for source in settings.sources for f in self._feedback_of(source, failing)}
+        by_task = {i: [s for s in settings.sources if (i, s) in found] for i in sorted({i for i, _ in found})}
+        shares = dict(zip(settings.sources, settings.shares, strict=True))
+        return [found[own] for own in transforms.share_out(by_task, shares, self.seed).items()]
+
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
         """Return programs as training examples, None where one is rejected, which is noted."""
         rows: list[Refinement | None] = []
         for c in candidates:
-            parent, text = (c.feedback.parent, c.feedback.text) if c.feedback else (None, None)
+            f = c.feedback
+            parent, text, source = (f.parent, f.text, f.source) if f else (None, None, None)
             try:
                 target = completion_of(c.task.prompt, c.program, c.task.entry_point)
-                row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text)
+                row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source)
                 ILFModule.example(self.tokenizer, row, self.settings.training.max_length)
                 rows.append(row)
             except (ValueError, SyntaxError) as error:

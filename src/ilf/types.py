@@ -111,10 +111,12 @@ class Feedback:
     split: str
     program: str  # x0, whole
     text: str  # f, in plain words; empty for feedback=none
-    source: str  # who wrote it: "human", "scripted", "unit_tests", "none"
+    source: str  # who wrote it: "human", "scripted", "llm", "unit_tests", "none"
     refinement: str | None = None  # the annotator's x1, whole
     bugs: int | None = None  # how many mistakes f addresses, where the annotator said so
     categories: tuple[str, ...] = ()  # of these mistakes, in the annotator's words
+    annotator: str | None = None  # the person's name, where it was noted
+    seconds: float | None = None  # the person's time at work on it, where it was noted
 
     @property
     def parent(self) -> str:
@@ -132,6 +134,7 @@ class Refinement:
     source: str  # "model", "human" (the annotator), "gold", "self", "llm"
     parent: str | None = None  # SHA-256 of x0
     feedback: str | None = None  # f
+    feedback_source: str | None = None  # who wrote f
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,39 @@ def change_text(results: dict[str, Any]) -> str:
     return f"Fine-tuning {' and '.join(parts)}." if parts else ""
 
 
+def cost_text(results: dict[str, Any]) -> str:
+    """Return in a sentence what the feedback cost and what came of it, empty without any."""
+    cost = results["feedback_cost"]
+    if not cost["annotations"]:
+        return ""
+    text = f"Feedback on {cost['annotations']} programs"
+    if len(cost["by_source"]) > 1:
+        text += f" ({', '.join(f'{source} {count}' for source, count in cost['by_source'].items())})"
+    if minutes := cost["minutes"]:
+        text += f", {minutes:.0f} minutes for the {cost['timed']} that were timed"
+        text += f" ({minutes / cost['timed']:.1f} each)"
+    if points := cost["pass@1_points_per_100"]:
+        low, high = points["ci95"]
+        text += f"; {points['mean']:+.1f} points of pass@1 for each 100, 95% interval [{low:+.1f}, {high:+.1f}]"
+    return text + "."
+
+
+def source_table(results: dict[str, Any]) -> list[str]:
+    """Return, where several sources wrote feedback, what the refiner made of each and how much was trained on."""
+    found = (results["refiner"] or {}).get("by_source") or {}
+    if len(found) < 2:
+        return []
+    names = list(next(iter(found.values()))["ci95"])
+    lines = [
+        "| feedback | tasks | " + " | ".join(f"refiner {name} (%)" for name in names) + " | trained on |",
+        "| --- " * (len(names) + 3) + "|",
+    ]
+    for source, part in found.items():
+        cells = " | ".join(percent(part[name], part["ci95"][name]) for name in names)
+        lines.append(f"| {source} | {part['n_tasks']} | {cells} | {results['training_sources'].get(source, 0)} |")
+    return ["## By source of feedback", "", *lines, ""]
+
+
 def mended(outcome: Outcome, tasks: Splits, count: int = 5) -> list[Mended]:
     """Return the first tasks that the refiner solved: the first, so that nobody picked them."""
     passed: dict[int, str] = {}
@@ -201,9 +234,10 @@ def summary(results: dict[str, Any], mended: Sequence[Mended], plots: Sequence[s
         # Two spaces end a line in Markdown.
         delta_text(results).replace("\n", "  \n") or "No comparison: the run has not come to the fine-tuned policy.",
         "",
-        *([change_text(results), ""] if change_text(results) else []),
+        *(line for text in (change_text(results), cost_text(results)) if text for line in (text, "")),
         *(f"![{Path(plot).stem.replace('_', ' ')}](plots/{plot})\n" for plot in plots),
     ]
+    lines += source_table(results)
     if mended:
         lines += ["## From failing to passing", "", "The first tasks that the refiner solved.", ""]
     for m in mended:

@@ -104,6 +104,7 @@ def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any] 
     if part is None or found.refinements is None:
         return None
     old = {f.task_id: f.program for f in found.feedback or []}
+    sources = {f.task_id: f.source for f in found.feedback or []}
     solved = [p for p in found.refinements if p.verdict.passed]
     first = {p.task_id: p for p in reversed(solved)}
     distances = [edit_distance(old[i], p.program) for i, p in first.items()]
@@ -113,6 +114,31 @@ def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any] 
         "returning_expected_literal": sorted(literal),
         # Over the first correct refinement of each solved task.
         "edit_distance": sum(distances) / len(distances) if distances else None,
+        "by_source": {  # of the feedback
+            source: metrics([p for p in found.refinements if sources[p.task_id] == source], k)
+            for source in sorted({sources[p.task_id] for p in found.refinements})
+        },
+    }
+
+
+def of_feedback(settings: Settings, outcome: Outcome, delta: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the feedback cost, and what came of it: annotations, minutes, points of pass@1 for each hundred.
+
+    Counted are all rounds' annotations, those of ids 1 to 10 too. Minutes are those at work, which the annotation page
+    notes. Points are the fine-tuned policy's over zero-shot, with their interval; null for arms that need no feedback.
+    """
+    given = [f for one in outcome.rounds for f in one.feedback or []]
+    seconds = [f.seconds for f in given if f.seconds is not None]
+    points = None
+    if given and delta and "pass@1" in delta and settings.refinements.name in ("model", "human", "llm"):
+        mean, ci95 = delta["pass@1"]["mean"], delta["pass@1"]["ci95"]
+        points = {"mean": 1e4 * mean / len(given), "ci95": [1e4 * end / len(given) for end in ci95]}
+    return {
+        "annotations": len(given),
+        "by_source": dict(Counter(f.source for f in given)),
+        "timed": len(seconds),
+        "minutes": sum(seconds) / 60 if seconds else None,
+        "pass@1_points_per_100": points,
     }
 
 
@@ -130,6 +156,8 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
         "finetuned": metrics(found.finetuned, k),
         "delta": delta(outcome.zero_shot, found.finetuned, k),
         "training_task_ids": None if found.examples is None else [e.task_id for e in found.examples],
+        # Whose feedback stands behind how many of them.
+        "training_sources": dict(Counter(e.feedback_source for e in found.examples or [] if e.feedback_source)),
         "counts": {
             "failing_tasks": count(failing),
             "annotated": count(feedback),
@@ -138,10 +166,18 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
     }
 
 
+def _own(outcome: Outcome) -> bool:
+    """Return whether every annotated program is among the run's own samples."""
+    drawn = {(p.task_id, p.program) for one in outcome.rounds for p in one.samples or []}
+    given = [f for one in outcome.rounds for f in one.feedback or []]
+    return bool(given) and all((f.task_id, f.program) in drawn for f in given)
+
+
 def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) -> dict[str, Any]:
     """Return results.json. A part that the run did not come to is null, never left out."""
     k = settings.evaluate.k
-    human = settings.feedback.source == "human" and settings.feedback.path is not None
+    feedback = settings.feedback
+    human = "human" in (feedback.source, *feedback.sources) and feedback.path is not None
     policy = settings.model.hub or settings.model.name
     samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
     rounds = [of_round(outcome, one, tasks, k) for one in outcome.rounds]
@@ -181,8 +217,8 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         },
         "training": asdict(settings.training.policy),
         "training_limit": settings.refinements.limit,
-        "feedback_on_policy": not human or settings.feedback.annotated_policy == policy,
-        "annotated_policy": settings.feedback.annotated_policy if human else None,
+        "feedback_on_policy": not human or feedback.annotated_policy == policy or _own(outcome),
+        "annotated_policy": feedback.annotated_policy if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,
         # Whether all arms of a comparison train on the same tasks: "self" has none of these right, "llm" not all.
         "matched": settings.refinements.tasks == "solved" and settings.refinements.name not in ("self", "llm"),
@@ -190,6 +226,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "samples": metrics(outcome.last.samples, k),  # of the policy on everything but Test
         **last,
         "rounds": rounds,
+        "feedback_cost": of_feedback(settings, outcome, last["delta"]),
         "transfer": transfer,
         "validation": metrics(record.validation, [1]),  # on Refine: what settings are chosen by
         **record.measured,

@@ -20,7 +20,7 @@ _LIMITS = {
 
 
 def in_words(program: Program, task: Task) -> str:
-    """Return what went wrong with a program: the call, what it should give and what came, or the exception and its line.
+    """Return what went wrong with a program: the call, what it should give, and what came or was raised on which line.
 
     Says the same of the same program on every machine: of a program that does not end, not after how long it was
     stopped.

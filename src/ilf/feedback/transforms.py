@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ilf.types import Feedback, InputError, derive_seed
+
+# Where a text goes on to another mistake: an item of a list, or a sentence that says so.
+_NEXT = re.compile(
+    r"\n\s*(?=(?:[2-9][.)]|[-*\u2022])\s)"
+    r"|(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+"
+    r"(?=(?:second(?:ly)?|the (?:second|other|next)|another|also|additionally|in addition|furthermore|moreover|besides|"
+    r"finally|lastly|third(?:ly)?|the (?:third|last))\b)",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])|\n+")
 
 
 def drop(feedback: Sequence[Feedback]) -> list[Feedback]:
@@ -39,3 +51,40 @@ def shuffle(feedback: Sequence[Feedback], splits: Sequence[str], seed: int) -> l
                 )
             found[own.task_id] = replace(own, text=other.text, bugs=other.bugs, categories=other.categories)
     return [found[f.task_id] for f in feedback]
+
+
+def one_bug(feedback: Sequence[Feedback]) -> list[Feedback]:
+    """Return each program with the words on the first mistake alone.
+
+    A text ends before the list item or the sentence that goes on to another mistake ("2.", "The second", "Also").
+    Without such a sign it is cut to its share of sentences where the annotator noted how many mistakes it addresses,
+    and else stays as it is. The words are cut, not understood: look at feedback.jsonl.
+    """
+    return [replace(f, text=_first(f), bugs=f.bugs and 1, categories=f.categories[:1]) for f in feedback]
+
+
+def _first(f: Feedback) -> str:
+    if f.bugs == 1:
+        return f.text
+    opening = re.match(r"\s*(?:[-*\u2022]|1[.)])?\s*", f.text)  # of a list: its first sign is not the next item's
+    if found := _NEXT.search(f.text, opening.end() if opening else 0):
+        return f.text[: found.start()].rstrip()
+    ends = [match.start() for match in _SENTENCE.finditer(f.text.strip())]
+    keep = -(-(len(ends) + 1) // f.bugs) if f.bugs else len(ends) + 1
+    return f.text.strip()[: ends[keep - 1]] if keep <= len(ends) else f.text
+
+
+def share_out(sources: Mapping[int, Sequence[str]], shares: Mapping[str, float], seed: int) -> dict[int, str]:
+    """Return which source each task's feedback is taken from.
+
+    Args:
+        sources: Those that have something to say of a task, by id.
+        shares: How often each is to be taken; of a task, only its own sources' count.
+        seed: Decides, task by task: a task's source does not depend on which others there are.
+    """
+    chosen = {}
+    for task_id, names in sources.items():
+        weights = [shares[name] for name in names]
+        if any(weights):
+            chosen[task_id] = random.Random(derive_seed(seed, "source", task_id)).choices(names, weights)[0]
+    return chosen

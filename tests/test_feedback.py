@@ -1,0 +1,111 @@
+"""Feedback from unit tests, of several sources, and what is done to it."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from ilf.feedback import from_tests, transforms
+from ilf.sandbox import Limits, Sandbox
+from ilf.training.unit_test_callback import score
+from ilf.types import Feedback, Program, Task
+
+TASK = Task(
+    311,
+    "train",
+    "Write a function to double.",
+    "def double(x):\n    return 2 * x",
+    "double",
+    ("assert double(1) == 2", "assert double(2) == 4, 'twice'", "assert not double(0)"),
+    "",
+    "def double(x):\n",
+)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    return Sandbox(Limits(time_limit=0.5))
+
+
+def words(body: str, sandbox: Sandbox, task: Task = TASK) -> str:
+    text = body if body.startswith("def") else task.prompt + body
+    (verdict,) = score([(text, task)], sandbox, "all")
+    return from_tests.in_words(Program(task.task_id, "train", 0, 0, task.prompt, body, text, verdict), task)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("    return x", "`double(1)` should return `2`, but it returns `1`. It passes 1 of 3 tests."),
+        ("    return 2 if x == 1 else 0", "`double(2)` should return `4`, but it returns `0`. It passes 2 of 3 tests."),
+        ("    y = 0\n    return x / y", "but line 3, `return x / y`, raises ZeroDivisionError: division by zero"),
+        ("    return [x", "The program does not run: line 2, `return [x`, raises SyntaxError: '[' was never closed."),
+        ("    return double(x)", "line 2, `return double(x)`, raises RecursionError"),
+        ("    while True: pass", "The program does not come to an end."),
+        ("    return 2 * x or 1", "This test should hold, and does not: `not double(0)`. It passes 2 of 3 tests."),
+        ("def twice(x):\n    return 2 * x", "it raises NameError: name 'double' is not defined"),
+        ("    import os\n    os._exit(3)", "The program does not run: ended early with exit status 3."),
+        ("    return 'x' * 10**12", "It takes more memory than it may have: line 2, `return 'x' * 10**12`"),
+    ],
+)  # fmt: skip
+def test_unit_tests_say_what_came_what_should_have_and_where(body, said, sandbox):
+    assert said in words(body, sandbox)
+
+
+def test_a_line_of_set_up_code_is_not_taken_for_one_of_the_program(sandbox):
+    task = replace(
+        TASK, setup="\n" * 8 + "def helper():\n    raise ValueError('no')", tests=("assert double(helper()) == 2",)
+    )
+    assert "ValueError: no" in words("    return x", sandbox, task)
+
+
+def annotation(text: str, bugs: int | None = None, task_id: int = 311) -> Feedback:
+    return Feedback(task_id, "train", "def f(:", text, "human", None, bugs, ("logic", "regex"))
+
+
+@pytest.mark.parametrize(
+    ("text", "bugs", "first"),
+    [
+        ("Use `a`. The second mistake is `b`.", None, "Use `a`."),
+        ('It says "no!" Secondly, it is slow.', None, 'It says "no!"'),
+        ("1. Use `a`.\n2. Use `b`.", None, "1. Use `a`."),
+        ("- Use `a`\n- Use `b`", 2, "- Use `a`"),
+        ("Use `a`. That is faster. Use `b`. That is nicer.", 2, "Use `a`. That is faster."),
+        ("Use `a`. That is faster.", None, "Use `a`. That is faster."),
+        ("Use `a`. Also mind `a`'s sign.", 1, "Use `a`. Also mind `a`'s sign."),
+        ("The other way round.", 3, "The other way round."),
+    ],
+)
+def test_one_bug_keeps_the_words_on_the_first_mistake(text, bugs, first):
+    (found,) = transforms.one_bug([annotation(text, bugs)])
+    assert (found.text, found.bugs, found.categories) == (first, bugs and 1, ("logic",))
+
+
+def test_every_task_has_one_of_its_own_sources_in_the_shares_asked_for():
+    sources = {i: ["a", "b", "c"] if i % 2 else ["b"] for i in range(2000)}
+    chosen = transforms.share_out(sources, {"a": 1, "b": 3, "c": 0}, 0)
+    assert all(chosen[i] in sources[i] for i in sources) and chosen.keys() == sources.keys()
+    odd = Counter(chosen[i] for i in range(1, 2000, 2))
+    assert odd["c"] == 0 and 200 < odd["a"] < 300
+    fewer = {i: sources[i] for i in range(0, 2000, 7)}
+    assert transforms.share_out(fewer, {"a": 1, "b": 3, "c": 0}, 0) == {i: chosen[i] for i in fewer}
+    assert transforms.share_out(sources, {"a": 1, "b": 3, "c": 0}, 1) != chosen
+    assert transforms.share_out({1: ["c"]}, {"c": 0}, 0) == {}
+
+
+def test_results_say_whose_feedback_stands_behind_what(small_stages):
+    mixed = ["feedback=mixed", "feedback.shares=[1,2]", "feedback.transform=[one_bug]"]
+    stages = small_stages(*mixed, "stages=[sample,annotate,train_refiner,refine,train_policy]")
+    found = stages.run()
+    given = [json.loads(line) for line in (stages.folder / "feedback.jsonl").read_text().splitlines()]
+    sources = {row["task_id"]: row["source"] for row in given}
+    assert set(sources.values()) == {"scripted", "unit_tests"} and all(row["bugs"] in (1, None) for row in given)
+    trained = [json.loads(line) for line in (stages.folder / "training.jsonl").read_text().splitlines()]
+    assert all(row["feedback_source"] == sources[row["task_id"]] for row in trained)
+    assert found["training_sources"] == dict(Counter(row["feedback_source"] for row in trained))
+    by_source, whole = found["refiner"]["by_source"], found["refiner"]
+    assert sum(part["n_tasks"] for part in by_source.values()) == whole["n_tasks"]
+    assert whole["per_task"] == {i: n for part in by_source.values() for i, n in part["per_task"].items()}
+    assert found["feedback_cost"]["by_source"] == dict(Counter(sources.values()))
+    assert "## By source of feedback" in (stages.folder / "summary.md").read_text()
