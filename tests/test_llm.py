@@ -1,4 +1,4 @@
-"""Refinements by another model: from a server on loopback that speaks the OpenAI protocol, and from stored answers."""
+"""Feedback and refinements by another model: from servers on loopback, a local folder, and stored answers."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import compose_settings
 
 from ilf.feedback import llm
 from ilf.settings import LLM
@@ -17,17 +18,18 @@ from ilf.types import Feedback, InputError
 KEY = "sk-not-to-be-found-anywhere"
 TASKS = {t.task_id: t for t in tasks_from(mini.rows(), None, "paper")[0]}
 BY_TEXT = {t.text: t for t in TASKS.values()}
+PROMPTS = compose_settings().llm
 FEW = ["data.limit.test=2", "data.limit.refine=20", "data.limit.train=20", "sampler.n=2", "evaluate.k=[1]"]
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers with the gold program of the task that it is asked about, fenced; every third request fails at first."""
+    """Answers to who has the key, with words or the gold program, fenced; every third request fails at first."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.keys, self.failures = [], set(), 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.broken_after = 10**9
+        self.broken_after, self.says_nothing_on = 10**9, set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -39,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         server.keys.add(self.headers["Authorization"])
+        if self.headers["Authorization"] != f"Bearer {KEY}":
+            return self.reply(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
         if len(server.requests) >= server.broken_after:
             return self.reply(400, {"error": {"message": "no such model"}})
         if server.failures < len(server.requests) // 3:
@@ -46,7 +50,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(500, {"error": {"message": "busy"}})
         server.requests.append(request)
         text = re.search(r"Task:\n(.*?)\n\nIt must", request["messages"][-1]["content"], re.DOTALL)[1]
-        answer = f"It is wrong.\n\n```python\n{BY_TEXT[text].code}\n```\nThat is all."
+        task = BY_TEXT[text]
+        answer = f"It is wrong.\n\n```python\n{task.code}\n```\nThat is all."
+        if "Do not write" in request["messages"][0]["content"]:
+            answer = "\n" if task.task_id in server.says_nothing_on else f"Task {task.task_id} needs {{other}} code.\n"
         return self.reply(
             200,
             {
@@ -54,6 +61,7 @@ class Handler(BaseHTTPRequestHandler):
                 "object": "chat.completion",
                 "created": 0,
                 "model": "served",
+                "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
                 "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}],
             },
         )
@@ -79,7 +87,11 @@ def endpoint(monkeypatch):
 def queries(ids=(311, 312, 313), n=2, seed=0, program="def f(:"):
     feedback = [Feedback(i, "train", program, "words", "scripted") for i in ids]
     shot = Feedback(1, "prompt", "def wrong():\n    pass", "All of it.", "scripted", TASKS[1].code)
-    return llm.plan(feedback, TASKS, [shot], n, seed)
+    return llm.plan_refinements(PROMPTS.refinement, feedback, TASKS, [shot], n, seed)
+
+
+def answer(settings, answers):
+    llm.OtherModel(settings, 0.8).answer("refinement", queries(), answers)
 
 
 def test_questions_show_worked_examples_and_never_the_gold_program_or_the_annotators_words():
@@ -99,12 +111,12 @@ def test_answers_are_kept_as_they_come_and_only_the_missing_ones_are_asked_for(e
     settings, answers = LLM(url=endpoint.url, model="m", parallel=2), JsonLines(tmp_path / "answers.jsonl")
     endpoint.broken_after = 4
     with pytest.raises(InputError, match=r"llm\.url=.*model 'm'.*OPENAI_API_KEY"):
-        llm.answer(settings, 0.8, queries(), answers)
+        answer(settings, answers)
     assert 1 <= len(answers.read()) <= 4
     before = len(endpoint.requests)
     kept = answers.read()
     endpoint.broken_after = 10**9
-    llm.answer(settings, 0.8, queries(), answers)
+    answer(settings, answers)
     assert len(endpoint.requests) - before == 6 - len(kept) and answers.read()[: len(kept)] == kept
     assert {(row["task_id"], row["sample"]) for row in answers.read()} == {
         (i, s) for i in (311, 312, 313) for s in (0, 1)
@@ -116,7 +128,7 @@ def test_answers_are_kept_as_they_come_and_only_the_missing_ones_are_asked_for(e
 def test_an_endpoint_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *a, **k: 0)
     with pytest.raises(InputError, match=r"llm\.url='http://127\.0\.0\.1:1/v1'"):
-        llm.answer(LLM(url="http://127.0.0.1:1/v1", model="m"), 0.8, queries(), JsonLines(tmp_path / "a"))
+        answer(LLM(url="http://127.0.0.1:1/v1", model="m"), JsonLines(tmp_path / "a"))
 
 
 @pytest.mark.parametrize(
@@ -140,10 +152,10 @@ def test_a_stored_answer_about_another_program_is_an_error_with_its_line(tmp_pat
     rows[3]["parent"] = "0" * 64
     file.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(InputError, match=r"answers\.jsonl:4: parent"):
-        llm.answer(LLM(path=str(file)), 0.8, queries(), JsonLines(tmp_path / "out"))
+        answer(LLM(path=str(file)), JsonLines(tmp_path / "out"))
     rows[3]["parent"] = rows[2]["parent"]
     file.write_text("\n".join(map(json.dumps, rows[:5])))
-    llm.answer(LLM(path=str(file)), 0.8, queries(), JsonLines(tmp_path / "out"))
+    answer(LLM(path=str(file)), JsonLines(tmp_path / "out"))
     assert len(JsonLines(tmp_path / "out").read()) == 5
 
 
@@ -176,3 +188,59 @@ def test_a_policy_learns_from_another_models_refinements_live_and_stored_and_the
     half = small_stages(*FEW, "arm=llm_1shot", f"llm.path={tmp_path / 'half.jsonl'}", "data.limit.prompt=6").run()
     assert half["llm"]["per_task"].keys() == found["llm"]["per_task"].keys()
     assert half["llm"]["pass@1"] == pytest.approx(len(kept) / len(found["llm"]["per_task"]) / 2)
+
+
+SHORT = ["stages=[sample,annotate,train_refiner,refine]", "training.epochs=1", "training.validate_n=0"]
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def asked(endpoint):
+    return ["feedback=llm", f"llm.url={endpoint.url}", "llm.model=m"]
+
+
+def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, asked, small_stages):
+    first = small_stages(*FEW, "stages=[sample]", "data.limit.prompt=6").run()
+    failed = {int(i) for i, passed in first["samples"]["per_task"].items() if not passed}
+    endpoint.says_nothing_on = {max(failed)}
+    live = small_stages(*FEW, *SHORT, *asked, "data.limit.prompt=6")
+    found = live.run()
+    rows = {row["task_id"]: row for row in lines(live.folder / "programs" / "llm_feedback.jsonl")}
+    feedback = {row["task_id"]: row for row in lines(live.folder / "feedback.jsonl")}
+    (example,) = [f for f in feedback.values() if f["source"] == "scripted"]
+    assert example["split"] == "prompt" and set(rows) | {example["task_id"]} == failed
+    assert set(feedback) == failed - endpoint.says_nothing_on  # every failing task once
+    assert found["annotator"] == "llm" and found["feedback_on_policy"] is True
+    n, counts = len(rows), {"empty": 1, "cut_off": 0}
+    assert found["llm_answers"] == {
+        "feedback": {"answers": n, **counts, "prompt_tokens": 7 * n, "completion_tokens": 3 * n}
+    }
+    assert [r for r in found["rejected"] if "empty" in r] == [
+        f"task {max(failed)} (feedback): the other model's answer is empty"
+    ]
+    samples = {(row["task_id"], row["program"]): row for row in lines(live.folder / "programs" / "sample.jsonl")}
+    for task_id, row in rows.items():
+        system, question, answer, asked_last = (turn["content"] for turn in row["messages"])
+        task, settings = TASKS[task_id], (row["model"], row["temperature"], row["max_tokens"], row["shots"], row["use"])
+        assert settings == ("served", 0.8, 1024, 1, "feedback") and row["finish_reason"] == "stop"
+        assert system == PROMPTS.feedback.system and example["program"] in question and answer == example["text"]
+        assert all(part in asked_last for part in (task.text, *task.tests)) and task.code not in str(row["messages"])
+        if task_id in feedback:
+            f = feedback[task_id]
+            assert (f["source"], f["text"]) == ("llm", f"Task {task_id} needs {{other}} code.")
+            sample = samples[task_id, f["program"]]  # one of the policy's own, with what executing it gave
+            assert f["program"] in asked_last and f"{sample['verdict']}. {sample['detail']}" in asked_last
+    refined = lines(live.folder / "programs" / "refinements.jsonl")
+    assert refined and all(feedback[row["task_id"]]["text"] in row["prompt"] for row in refined)
+    # The stored answers stand for the endpoint.
+    count = len(endpoint.requests)
+    stored = live.folder / "programs" / "llm_feedback.jsonl"
+    again = small_stages(*FEW, *SHORT, "feedback=llm", f"llm.path={stored}", "data.limit.prompt=6")
+    assert again.run()["refiner"] == found["refiner"] and len(endpoint.requests) == count
+    assert (again.folder / "feedback.jsonl").read_bytes() == (live.folder / "feedback.jsonl").read_bytes()
+    # They are no refinements.
+    with pytest.raises(InputError, match=r"llm\.path=.*'refinement'.*llm_answers"):
+        small_stages(*FEW, "refinements=llm", f"llm.path={stored}")

@@ -86,7 +86,7 @@ def build(settings: Settings) -> Stages:
     from ilf.stages import Stages
     from ilf.store import Store
     from ilf.tasks.load import load
-    from ilf.tasks.mbpp import read_json_lines, split_tasks
+    from ilf.tasks.mbpp import split_tasks
     from ilf.tracking import Tracker
 
     check_device(settings)
@@ -100,16 +100,20 @@ def build(settings: Settings) -> Stages:
     data, executor = settings.data, settings.executor
     tasks, data_sha256 = load(data)
     annotations, only = [], None
-    if settings.feedback.source == "human" and settings.feedback.path is not None:
+    source, path, asked = settings.feedback.source, settings.feedback.path, llm.uses(settings)
+    if source in ("human", "llm") and path is not None:
         known = {task.task_id for task in tasks}
-        annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
-        only = {annotation.task_id for annotation in annotations}
+        annotations = [a for a in load_annotations(path) if a.task_id in known]
+        if source == "human":
+            only = {annotation.task_id for annotation in annotations}
+        else:
+            annotations = [a for a in annotations if a.split == "prompt"]
     splits = split_tasks(tasks, asdict(data.limit), only)
-    if only is not None:  # a person's worked examples are known by now, those of a script or of tests come later
-        shots = sum(task.task_id in only for task in splits.prompt)
+    if source in ("human", "llm") and path is not None:  # worked examples of other sources are not known yet
+        shots = len({task.task_id for task in splits.prompt} & {a.task_id for a in annotations})
         for key, wanted, count in (
-            ("refiner.shots", settings.refiner.name == "few_shot", settings.refiner.shots),
-            ("llm.shots", settings.refinements.name == "llm", settings.llm.shots),
+            ("refiner.shots", settings.refiner.name == "few_shot" and source == "human", settings.refiner.shots),
+            ("llm.shots", bool(asked), settings.llm.shots),
         ):
             if wanted and shots < count:
                 allowed = f"needs as many annotations of ids 1 to 10, and there are {shots}"
@@ -119,8 +123,12 @@ def build(settings: Settings) -> Stages:
         limit = settings.transfer.limit.test
         others, transfer_sha256 = load(settings.transfer)
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
+    llm_folder = None
     if settings.llm.path is not None:
-        read_json_lines(Path(settings.llm.path), llm.COLUMNS)  # a malformed row is named before anything is computed
+        llm.check_stored(settings.llm.path, asked)
+    elif asked and settings.llm.url is None:
+        name = str(settings.llm.model)
+        llm_folder = Path(name) if Path(name).is_dir() else resolve(None, name, None, "llm.model")
     ranks.join(settings.trainer.strategy, settings.trainer.devices)
     store = Store(Path(settings.store.dir), settings.store.reuse)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
@@ -139,7 +147,9 @@ def build(settings: Settings) -> Stages:
         arm_name(settings.arm, settings.feedback.source),
         settings.group or settings.study,
     )
-    return Stages(settings, splits, data_sha256, transfer_sha256, annotations, model, store, sandbox, tracker)
+    return Stages(
+        settings, splits, data_sha256, transfer_sha256, annotations, model, store, sandbox, tracker, llm_folder
+    )
 
 
 def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:

@@ -25,8 +25,9 @@ def annotate(failing: Mapping[int, Sequence[Program]], seed: int) -> list[Feedba
         failing: The wrong programs of each task that has no correct one.
         seed: Decides which program.
     """
-    feedback = []
-    for task_id in sorted(failing):
-        program = random.Random(derive_seed(seed, "annotate", task_id)).choice(failing[task_id])
-        feedback.append(Feedback(task_id, program.split, program.program, in_words(program), "unit_tests"))
-    return feedback
+    return [Feedback(p.task_id, p.split, p.program, in_words(p), "unit_tests") for p in choose(failing, seed)]
+
+
+def choose(failing: Mapping[int, Sequence[Program]], seed: int) -> list[Program]:
+    """Return the program of each failing task that feedback is written on, where the writer does not choose."""
+    return [random.Random(derive_seed(seed, "annotate", i)).choice(failing[i]) for i in sorted(failing)]
