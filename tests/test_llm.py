@@ -2,18 +2,21 @@
 
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import compose_settings
+import torch
+from conftest import MINI, SMALL, compose_settings
 
 from ilf.feedback import llm
+from ilf.models.load import load_model, load_tokenizer
 from ilf.settings import LLM
 from ilf.store import JsonLines
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
-from ilf.types import Feedback, InputError
+from ilf.types import Feedback, InputError, Program, Verdict
 
 KEY = "sk-not-to-be-found-anywhere"
 TASKS = {t.task_id: t for t in tasks_from(mini.rows(), None, "paper")[0]}
@@ -244,3 +247,154 @@ def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, 
     # They are no refinements.
     with pytest.raises(InputError, match=r"llm\.path=.*'refinement'.*llm_answers"):
         small_stages(*FEW, "refinements=llm", f"llm.path={stored}")
+
+
+def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_the_script(
+    endpoint, asked, small_stages, tmp_path
+):
+    few = [*FEW, *asked, "stages=[sample,annotate]", "data.limit.prompt=6"]
+    none = small_stages(*few, "llm.shots=0")
+    none.run()
+    assert {row["source"] for row in lines(none.folder / "feedback.jsonl")} == {"llm"}
+    for row in lines(none.folder / "programs" / "llm_feedback.jsonl"):
+        assert row["shots"] == 0 and [turn["role"] for turn in row["messages"]] == ["system", "user"]
+    # A person's annotations of ids 1 to 10; one of another id is of no use here.
+    file = tmp_path / "annotations.jsonl"
+    columns = ("Feedback", "original_model_completion", "unedited_annotator_completion")
+    wrong = TASKS[1].prompt + "    return None"
+    rows = [{"task_id": i, **dict(zip(columns, (f"Mine {i}.", wrong, TASKS[i].code), strict=True))} for i in (1, 320)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    one = small_stages(*few, f"feedback.path={file}", "llm.feedback.system=''")
+    one.run()
+    by_source = {row["source"]: row for row in lines(one.folder / "feedback.jsonl")}
+    assert set(by_source) == {"human", "llm"} and by_source["human"]["text"] == "Mine 1."
+    for row in lines(one.folder / "programs" / "llm_feedback.jsonl"):
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "user"]  # no system, no such turn
+        assert row["messages"][1]["content"] == "Mine 1." and "Mine 320." not in str(row)
+    with pytest.raises(InputError, match=r"llm\.shots=2.*ids 1 to 10, and there are 1"):
+        small_stages(*few, f"feedback.path={file}", "llm.shots=2")
+
+
+# ---- the key --------------------------------------------------------------------------------------------------------
+
+
+def test_no_run_leaves_a_byte_of_the_key_also_where_it_is_refused(endpoint, asked, cli, tmp_path, monkeypatch):
+    other = "sk-another-that-is-wrong"
+    few = [
+        *SMALL,
+        *FEW,
+        *asked,
+        "llm.shots=0",
+        "stages=[sample,annotate]",
+        "logger=many",
+        f"store.dir={tmp_path}/store",
+    ]
+    few.append("hydra.verbose=true")  # what the client and its libraries have to say, too
+    done = cli(*few, "hydra.run.dir=run")
+    assert done.returncode == 0 and len(endpoint.requests) > 10, done.stderr
+    monkeypatch.setenv("OPENAI_API_KEY", other + "\n")  # as from a file
+    refused = cli("-m", *few, "llm.max_tokens=9", "hydra.sweep.dir=sweep")
+    said = done.stdout + done.stderr + refused.stdout + refused.stderr
+    assert refused.returncode != 0 and "wrong key: Bearer $OPENAI_API_KEY" in said
+    assert endpoint.keys == {f"Bearer {KEY}", f"Bearer {other}"}
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    names = {file.name for file in files}
+    assert {"run.log", "results.json", "failed.json", "config.yaml", "metrics.csv", "llm_feedback.jsonl"} <= names
+    assert any(name.endswith(".wandb") for name in names) and any("tfevents" in name for name in names)
+    everything = b"".join(file.read_bytes() for file in files) + said.encode()
+    assert endpoint.url.encode() in everything and b"wrong key: " in everything
+    for key in (KEY, other):
+        assert key.encode() not in everything and key[3:].encode() not in everything
+
+
+# ---- real models ----------------------------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% for turn in messages %}## {{ turn['role'] }}\n{{ turn['content'] }}\n\n{% endfor %}{{ '## assistant\\n' }}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_folder(tmp_path_factory):
+    """The mini model with a chat template, and with settings of its own that would make it greedy."""
+    folder = tmp_path_factory.mktemp("model") / "chat"
+    shutil.copytree(MINI, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 1, "eos_token_id": 0}))
+    return folder
+
+
+def ask(settings, temperature, folder, file, seed=0):
+    """Answers on five programs of different lengths."""
+    wrong = [
+        Program(i, "train", 0, 0, "", "", TASKS[i].prompt + "    return 0\n" * (i - 310), Verdict("failed", "x"))
+        for i in range(311, 316)
+    ]
+    asked = llm.plan_feedback(PROMPTS.feedback, wrong, TASKS, [], seed)
+    llm.OtherModel(settings, temperature, folder, torch.device("cpu")).answer("feedback", asked, JsonLines(file))
+    return {row["task_id"]: row for row in lines(file)}
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_local_model_is_shown_what_its_template_makes_of_the_turns(template, chat_folder, tmp_path):
+    folder = chat_folder if template else MINI
+    found = ask(LLM(model=str(folder), parallel=3, max_tokens=12), 1e-3, folder, tmp_path / "answers.jsonl")
+    model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
+    for row in found.values():
+        turns = [turn["content"] for turn in row["messages"]]
+        text = "## system\n{}\n\n## user\n{}\n\n## assistant\n" if template else "{}\n\n{}\n\n"
+        ids = tokenizer(text.format(*turns), return_tensors="pt").input_ids
+        greedy = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        assert row["answer"] == tokenizer.decode(greedy, skip_special_tokens=True)
+        assert row["usage"]["prompt_tokens"] == ids.shape[1] and row["finish_reason"] in ("length", "stop")
+
+
+def test_a_local_model_samples_by_seed_and_a_killed_one_goes_on_with_the_same_answers(chat_folder, tmp_path):
+    settings, file = LLM(model=str(chat_folder), parallel=2, max_tokens=12), tmp_path / "answers.jsonl"
+    found = ask(settings, 0.8, chat_folder, file)
+    whole = file.read_bytes()
+    rows = whole.splitlines(keepends=True)
+    file.write_bytes(b"".join(rows[:3]) + rows[3][:40])  # in the middle of the second batch
+    ask(settings, 0.8, chat_folder, file)
+    assert file.read_bytes() == whole
+    others = ask(settings, 0.8, chat_folder, tmp_path / "others.jsonl", seed=1)
+    assert [row["answer"] for row in found.values()] != [row["answer"] for row in others.values()]
+
+
+def test_a_real_server_answers_as_its_folder_does_and_runs_take_the_words(server, chat_folder, small_stages, tmp_path):
+    extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 0, "pad_token_id": 0})
+    served = LLM(url=server, model=str(chat_folder), max_tokens=12, extra={"generation_config": extra})
+    found = ask(served, 1e-3, None, tmp_path / "served.jsonl")
+    local = ask(LLM(model=str(chat_folder), max_tokens=12), 1e-3, chat_folder, tmp_path / "local.jsonl")
+    assert {i: row["answer"] for i, row in found.items()} == {i: row["answer"] for i, row in local.items()}
+    assert {i: row["usage"] for i, row in found.items()} == {i: row["usage"] for i, row in local.items()}
+    few = [*FEW, "feedback=llm", f"llm.model={chat_folder}", "llm.max_tokens=12", "stages=[sample,annotate]"]
+    few += [f"+llm.extra.generation_config='{extra}'", "llm.shots=2", "data.limit.prompt=10"]
+    for where in ([f"llm.url={server}"], []):
+        stages = small_stages(*few, *where)
+        results = stages.run()
+        rows = {row["task_id"]: row for row in lines(stages.folder / "programs" / "llm_feedback.jsonl")}
+        feedback = [row for row in lines(stages.folder / "feedback.jsonl") if row["source"] == "llm"]
+        empty = sum(not row["answer"].strip() for row in rows.values())
+        assert feedback and all(row["text"] == rows[row["task_id"]]["answer"].strip() for row in feedback)
+        assert all(len(row["messages"]) == 6 and row["model"].startswith(str(chat_folder)) for row in rows.values())
+        counts = results["llm_answers"]["feedback"]
+        assert (counts["answers"], counts["empty"]) == (len(rows), empty) and len(feedback) == len(rows) - empty
+        assert counts["completion_tokens"] == sum(row["usage"]["completion_tokens"] for row in rows.values()) > 0
+        assert counts["cut_off"] == sum(row["finish_reason"] == "length" for row in rows.values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shots", [0, 1, 2])
+def test_a_real_chat_model_writes_feedback_by_server_and_by_folder(shots, server, chat_model, small_stages):
+    few = [*FEW, "data.limit.refine=4", "data.limit.train=4", "data.limit.prompt=10", "stages=[sample,annotate]"]
+    few += ["feedback=llm", f"llm.model={chat_model}", "llm.max_tokens=96", f"llm.shots={shots}", "llm.parallel=4"]
+    extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 2, "pad_token_id": 2})
+    for where in ([f"llm.url={server}", f"+llm.extra.generation_config='{extra}'"], []):
+        stages = small_stages(*few, *where)
+        stages.run()
+        rows = lines(stages.folder / "programs" / "llm_feedback.jsonl")
+        assert all(len(row["messages"]) == 2 + 2 * shots for row in rows)
+        words = [row["text"] for row in lines(stages.folder / "feedback.jsonl") if row["source"] == "llm"]
+        assert len(words) >= len(rows) - 1 > 0 and len(set(words)) > 1
+        assert all(len(text.split()) > 3 for text in words), words
