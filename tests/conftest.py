@@ -6,8 +6,11 @@ import ast
 import os
 import random
 import secrets
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +23,8 @@ MINI = ROOT / "src" / "ilf" / "models" / "mini"
 DATA = Path(os.environ.get("ILF_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
+# So are real chat models: folders that transformers loads.
+MODELS = Path(os.environ.get("ILF_TEST_MODELS", Path.home() / ".cache" / "ilf-models"))
 sys.path.insert(0, str(ROOT / "src"))
 
 import warm  # noqa: E402
@@ -65,6 +70,14 @@ def mbpp_file() -> Path:
 @pytest.fixture(scope="session")
 def annotations_file() -> Path:
     return _data_file("ilf/annotations.jsonl")
+
+
+@pytest.fixture(scope="session")
+def chat_model() -> Path:
+    """A real small chat model."""
+    if not (MODELS / "smollm2-135m" / "config.json").is_file():
+        pytest.skip(f"{MODELS}/smollm2-135m is not at hand: set ILF_TEST_MODELS to a folder that holds it")
+    return MODELS / "smollm2-135m"
 
 
 def compose_settings(*overrides: str) -> Settings:
@@ -126,3 +139,33 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run run.py as a user does, in a folder of the test's own."""
 
     return lambda *arguments: warm.run(ROOT / "run.py", arguments, tmp_path)
+
+
+SERVER = """
+import sys
+from transformers.cli.serve import Serve
+
+Serve(port=int(sys.argv[1]), device="cpu", continuous_batching=True, cb_num_blocks=128, cb_max_batch_tokens=256)
+"""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `transformers serve`, which loads the model that a request names."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "serve.py").write_text(SERVER)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    process = warm.start(folder / "serve.py", [str(port)], folder, folder / "printed")
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://localhost:{port}/health")
+            break
+        except OSError:
+            assert process.is_alive(), (folder / "printed.err").read_text()
+            time.sleep(0.1)
+    yield f"http://localhost:{port}/v1"
+    process.kill()

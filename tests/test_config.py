@@ -39,7 +39,8 @@ NOT_RUN = {
     "experiment/mini/rounds": "run by test_studies.py",
     "experiment/mini/optuna": "run by test_studies.py, where the extra is at hand",
     "data/humaneval": "run as data@transfer by test_studies.py",
-    "refinements/llm": "needs an endpoint; run by test_llm.py",
+    "refinements/llm": "needs another model; run by test_llm.py",
+    "feedback/llm": "needs another model; run by test_llm.py",
     "sampler/openai": "needs a server; run by test_samplers.py",
     "sampler/continuous": "slow without a GPU; run by test_samplers.py on fewer programs",
     **{o: "run by test_studies.py" for o in OPTIONS if o.startswith(("experiment/paper/", "arm/"))},
@@ -57,6 +58,7 @@ NEEDS = {  # what an option can't be composed without
     "refiner/local": [f"refiner.path={MINI}"],
     "feedback/human": [f"feedback.path={SOME_FILE}"],
     "refinements/llm": [f"llm.path={SOME_FILE}"],
+    "feedback/llm": [f"llm.path={SOME_FILE}"],
     "arm/llm_1shot": [f"llm.path={SOME_FILE}"],
     "arm/llm_2shot": [f"llm.path={SOME_FILE}"],
     "data/humaneval": ["stages=[zero_shot]"],
@@ -89,6 +91,7 @@ DEFAULTS = {
     "feedback/scripted",
     "refiner/finetuned",
     "refinements/model",
+    "llm/reviewer",
     "sampler/hf",
     "executor/sandbox",
     "adapter/full",
@@ -220,15 +223,47 @@ BAD = {
     ),
     "rounds of nothing": (["rounds=2", "refinements=none"], r"rounds=2.*refinements=none"),
     "no round": (["rounds=0"], r"rounds=0"),
-    "another model without an endpoint": (["refinements=llm"], r"llm\.url=None.*llm\.model.*llm\.path"),
+    "another model without an endpoint": (["refinements=llm"], r"llm\.model=None.*llm\.url=.*llm\.path"),
     "an endpoint without a model": (
         ["refinements=llm", "llm.url=http://localhost:1/v1"],
-        r"llm\.url=.*llm\.model=NAME",
+        r"llm\.model=None.*llm\.model=NAME",
     ),
     "missing answers": (["refinements=llm", "llm.path=nowhere"], r"llm\.path='nowhere'.*llm_answers"),
     "a server without an address": (["sampler=openai"], r"sampler\.url=None.*sampler\.url=http"),
     "an address without a server": (["sampler.url=http://localhost:1/v1"], r"sampler\.url=.*sampler=openai"),
     "fields of no request": (["+sampler.extra.top_k=0"], r"sampler\.extra=.*sampler=openai"),
+    "words of another model that is nowhere": (
+        ["feedback=llm"],
+        r"llm\.model=None.*feedback=llm.*llm\.url=.*llm\.path",
+    ),
+    "another model's folder without a config": (["feedback=llm", "llm.model=/"], r"llm\.model='/'.*config\.json"),
+    "another model at no address": (["feedback=llm", "llm.model=m", "llm.url=here"], r"llm\.url='here'.*http://"),
+    "worked examples that nobody wrote": (
+        ["data=mbpp", f"data.path={SOME_FILE}", "feedback=llm", "llm.model=m"],
+        r"llm\.shots=1.*ids 1 to 10.*feedback\.path.*llm\.shots=0",
+    ),
+    "missing annotations for worked examples": (
+        ["feedback=llm", "llm.model=m", "feedback.path=nowhere"],
+        r"feedback\.path='nowhere'.*no such file",
+    ),
+    "an unknown placeholder": (
+        ["llm.feedback.question='{text} {program} {gold}'"],
+        r"llm\.feedback\.question='\{gold\}'.*\{program\}.*\{detail\}.*conf/llm/reviewer\.yaml",
+    ),
+    "a placeholder of another use": (["llm.refinement.question='{text} {program} {detail}'"], r"refinement\.question="),
+    "a missing placeholder": (
+        ["llm.feedback.question='{text}'"],
+        r"llm\.feedback\.question=''.*has to hold \{program\}",
+    ),
+    "an answer without the program": (["llm.refinement.answer='{feedback}'"], r"refinement\.answer=.*\{refinement\}"),
+    "a password in an address": (
+        ["feedback=llm", "llm.model=m", "llm.url='http://me:pw1@host/v1'"],
+        r"llm\.url='\(not shown\)'.*OPENAI_API_KEY",
+    ),
+    "a key in a server's address": (
+        ["sampler.url='http://host/v1?key=pw1'"],
+        r"sampler\.url='\(not shown\)'.*password",
+    ),
     "choosing by Test": (["select=4"], r"select=4.*looks at Test.*stages="),
     "choosing by less than nothing": (["select=-1"], r"select=-1"),
     "worked examples of no task": (
@@ -272,8 +307,9 @@ def test_bad_values_are_named_with_what_is_allowed(name, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     overrides, message = BAD[name]
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         compose_settings(*overrides)
+    assert "pw1" not in str(error.value)
 
 
 def test_what_an_arm_sets_can_not_be_taken_back():

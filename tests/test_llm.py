@@ -1,33 +1,38 @@
-"""Refinements by another model: from a server on loopback that speaks the OpenAI protocol, and from stored answers."""
+"""Feedback and refinements by another model: from servers on loopback, a local folder, and stored answers."""
 
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+from conftest import MINI, SMALL, compose_settings
 
 from ilf.feedback import llm
+from ilf.models.load import load_model, load_tokenizer
 from ilf.settings import LLM
 from ilf.store import JsonLines
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
-from ilf.types import Feedback, InputError
+from ilf.types import Feedback, InputError, Program, Verdict
 
 KEY = "sk-not-to-be-found-anywhere"
 TASKS = {t.task_id: t for t in tasks_from(mini.rows(), None, "paper")[0]}
 BY_TEXT = {t.text: t for t in TASKS.values()}
+PROMPTS = compose_settings().llm
 FEW = ["data.limit.test=2", "data.limit.refine=20", "data.limit.train=20", "sampler.n=2", "evaluate.k=[1]"]
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers with the gold program of the task that it is asked about, fenced; every third request fails at first."""
+    """Answers to who has the key, with words or the gold program, fenced; every third request fails at first."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.keys, self.failures = [], set(), 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.broken_after = 10**9
+        self.broken_after, self.says_nothing_on = 10**9, set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -39,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         server.keys.add(self.headers["Authorization"])
+        if self.headers["Authorization"] != f"Bearer {KEY}":
+            return self.reply(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
         if len(server.requests) >= server.broken_after:
             return self.reply(400, {"error": {"message": "no such model"}})
         if server.failures < len(server.requests) // 3:
@@ -46,7 +53,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(500, {"error": {"message": "busy"}})
         server.requests.append(request)
         text = re.search(r"Task:\n(.*?)\n\nIt must", request["messages"][-1]["content"], re.DOTALL)[1]
-        answer = f"It is wrong.\n\n```python\n{BY_TEXT[text].code}\n```\nThat is all."
+        task = BY_TEXT[text]
+        answer = f"It is wrong.\n\n```python\n{task.code}\n```\nThat is all."
+        if "Do not write" in request["messages"][0]["content"]:
+            answer = "\n" if task.task_id in server.says_nothing_on else f"Task {task.task_id} needs {{other}} code.\n"
         return self.reply(
             200,
             {
@@ -54,6 +64,7 @@ class Handler(BaseHTTPRequestHandler):
                 "object": "chat.completion",
                 "created": 0,
                 "model": "served",
+                "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
                 "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}],
             },
         )
@@ -79,7 +90,11 @@ def endpoint(monkeypatch):
 def queries(ids=(311, 312, 313), n=2, seed=0, program="def f(:"):
     feedback = [Feedback(i, "train", program, "words", "scripted") for i in ids]
     shot = Feedback(1, "prompt", "def wrong():\n    pass", "All of it.", "scripted", TASKS[1].code)
-    return llm.plan(feedback, TASKS, [shot], n, seed)
+    return llm.plan_refinements(PROMPTS.refinement, feedback, TASKS, [shot], n, seed)
+
+
+def answer(settings, answers):
+    llm.OtherModel(settings, 0.8).answer("refinement", queries(), answers)
 
 
 def test_questions_show_worked_examples_and_never_the_gold_program_or_the_annotators_words():
@@ -99,12 +114,12 @@ def test_answers_are_kept_as_they_come_and_only_the_missing_ones_are_asked_for(e
     settings, answers = LLM(url=endpoint.url, model="m", parallel=2), JsonLines(tmp_path / "answers.jsonl")
     endpoint.broken_after = 4
     with pytest.raises(InputError, match=r"llm\.url=.*model 'm'.*OPENAI_API_KEY"):
-        llm.answer(settings, 0.8, queries(), answers)
+        answer(settings, answers)
     assert 1 <= len(answers.read()) <= 4
     before = len(endpoint.requests)
     kept = answers.read()
     endpoint.broken_after = 10**9
-    llm.answer(settings, 0.8, queries(), answers)
+    answer(settings, answers)
     assert len(endpoint.requests) - before == 6 - len(kept) and answers.read()[: len(kept)] == kept
     assert {(row["task_id"], row["sample"]) for row in answers.read()} == {
         (i, s) for i in (311, 312, 313) for s in (0, 1)
@@ -116,7 +131,7 @@ def test_answers_are_kept_as_they_come_and_only_the_missing_ones_are_asked_for(e
 def test_an_endpoint_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *a, **k: 0)
     with pytest.raises(InputError, match=r"llm\.url='http://127\.0\.0\.1:1/v1'"):
-        llm.answer(LLM(url="http://127.0.0.1:1/v1", model="m"), 0.8, queries(), JsonLines(tmp_path / "a"))
+        answer(LLM(url="http://127.0.0.1:1/v1", model="m"), JsonLines(tmp_path / "a"))
 
 
 @pytest.mark.parametrize(
@@ -140,10 +155,10 @@ def test_a_stored_answer_about_another_program_is_an_error_with_its_line(tmp_pat
     rows[3]["parent"] = "0" * 64
     file.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(InputError, match=r"answers\.jsonl:4: parent"):
-        llm.answer(LLM(path=str(file)), 0.8, queries(), JsonLines(tmp_path / "out"))
+        answer(LLM(path=str(file)), JsonLines(tmp_path / "out"))
     rows[3]["parent"] = rows[2]["parent"]
     file.write_text("\n".join(map(json.dumps, rows[:5])))
-    llm.answer(LLM(path=str(file)), 0.8, queries(), JsonLines(tmp_path / "out"))
+    answer(LLM(path=str(file)), JsonLines(tmp_path / "out"))
     assert len(JsonLines(tmp_path / "out").read()) == 5
 
 
@@ -176,3 +191,210 @@ def test_a_policy_learns_from_another_models_refinements_live_and_stored_and_the
     half = small_stages(*FEW, "arm=llm_1shot", f"llm.path={tmp_path / 'half.jsonl'}", "data.limit.prompt=6").run()
     assert half["llm"]["per_task"].keys() == found["llm"]["per_task"].keys()
     assert half["llm"]["pass@1"] == pytest.approx(len(kept) / len(found["llm"]["per_task"]) / 2)
+
+
+SHORT = ["stages=[sample,annotate,train_refiner,refine]", "training.epochs=1", "training.validate_n=0"]
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def asked(endpoint):
+    return ["feedback=llm", f"llm.url={endpoint.url}", "llm.model=m"]
+
+
+def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, asked, small_stages):
+    first = small_stages(*FEW, "stages=[sample]", "data.limit.prompt=6").run()
+    failed = {int(i) for i, passed in first["samples"]["per_task"].items() if not passed}
+    endpoint.says_nothing_on = {max(failed)}
+    live = small_stages(*FEW, *SHORT, *asked, "data.limit.prompt=6")
+    found = live.run()
+    rows = {row["task_id"]: row for row in lines(live.folder / "programs" / "llm_feedback.jsonl")}
+    feedback = {row["task_id"]: row for row in lines(live.folder / "feedback.jsonl")}
+    (example,) = [f for f in feedback.values() if f["source"] == "scripted"]
+    assert example["split"] == "prompt" and set(rows) | {example["task_id"]} == failed
+    assert set(feedback) == failed - endpoint.says_nothing_on  # every failing task once
+    assert found["annotator"] == "llm" and found["feedback_on_policy"] is True
+    n, counts = len(rows), {"empty": 1, "cut_off": 0}
+    assert found["llm_answers"] == {
+        "feedback": {"answers": n, **counts, "prompt_tokens": 7 * n, "completion_tokens": 3 * n}
+    }
+    assert [r for r in found["rejected"] if "empty" in r] == [
+        f"task {max(failed)} (feedback): the other model's answer is empty"
+    ]
+    samples = {(row["task_id"], row["program"]): row for row in lines(live.folder / "programs" / "sample.jsonl")}
+    for task_id, row in rows.items():
+        system, question, answer, asked_last = (turn["content"] for turn in row["messages"])
+        task, settings = TASKS[task_id], (row["model"], row["temperature"], row["max_tokens"], row["shots"], row["use"])
+        assert settings == ("served", 0.8, 1024, 1, "feedback") and row["finish_reason"] == "stop"
+        assert system == PROMPTS.feedback.system and example["program"] in question and answer == example["text"]
+        assert all(part in asked_last for part in (task.text, *task.tests)) and task.code not in str(row["messages"])
+        if task_id in feedback:
+            f = feedback[task_id]
+            assert (f["source"], f["text"]) == ("llm", f"Task {task_id} needs {{other}} code.")
+            sample = samples[task_id, f["program"]]  # one of the policy's own, with what executing it gave
+            assert f["program"] in asked_last and f"{sample['verdict']}. {sample['detail']}" in asked_last
+    refined = lines(live.folder / "programs" / "refinements.jsonl")
+    assert refined and all(feedback[row["task_id"]]["text"] in row["prompt"] for row in refined)
+    # The stored answers stand for the endpoint.
+    count = len(endpoint.requests)
+    stored = live.folder / "programs" / "llm_feedback.jsonl"
+    again = small_stages(*FEW, *SHORT, "feedback=llm", f"llm.path={stored}", "data.limit.prompt=6")
+    assert again.run()["refiner"] == found["refiner"] and len(endpoint.requests) == count
+    assert (again.folder / "feedback.jsonl").read_bytes() == (live.folder / "feedback.jsonl").read_bytes()
+    # They are no refinements.
+    with pytest.raises(InputError, match=r"llm\.path=.*'refinement'.*llm_answers"):
+        small_stages(*FEW, "refinements=llm", f"llm.path={stored}")
+
+
+def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_the_script(
+    endpoint, asked, small_stages, tmp_path
+):
+    few = [*FEW, *asked, "stages=[sample,annotate]", "data.limit.prompt=6"]
+    none = small_stages(*few, "llm.shots=0")
+    none.run()
+    assert {row["source"] for row in lines(none.folder / "feedback.jsonl")} == {"llm"}
+    for row in lines(none.folder / "programs" / "llm_feedback.jsonl"):
+        assert row["shots"] == 0 and [turn["role"] for turn in row["messages"]] == ["system", "user"]
+    # A person's annotations of ids 1 to 10; one of another id is of no use here.
+    file = tmp_path / "annotations.jsonl"
+    columns = ("Feedback", "original_model_completion", "unedited_annotator_completion")
+    wrong = TASKS[1].prompt + "    return None"
+    rows = [{"task_id": i, **dict(zip(columns, (f"Mine {i}.", wrong, TASKS[i].code), strict=True))} for i in (1, 320)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    one = small_stages(*few, f"feedback.path={file}", "llm.feedback.system=''")
+    one.run()
+    by_source = {row["source"]: row for row in lines(one.folder / "feedback.jsonl")}
+    assert set(by_source) == {"human", "llm"} and by_source["human"]["text"] == "Mine 1."
+    for row in lines(one.folder / "programs" / "llm_feedback.jsonl"):
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "user"]  # no system, no such turn
+        assert row["messages"][1]["content"] == "Mine 1." and "Mine 320." not in str(row)
+    with pytest.raises(InputError, match=r"llm\.shots=2.*ids 1 to 10, and there are 1"):
+        small_stages(*few, f"feedback.path={file}", "llm.shots=2")
+
+
+# ---- the key --------------------------------------------------------------------------------------------------------
+
+
+def test_no_run_leaves_a_byte_of_the_key_also_where_it_is_refused(endpoint, asked, cli, tmp_path, monkeypatch):
+    other = "sk-another-that-is-wrong"
+    few = [
+        *SMALL,
+        *FEW,
+        *asked,
+        "llm.shots=0",
+        "stages=[sample,annotate]",
+        "logger=many",
+        f"store.dir={tmp_path}/store",
+    ]
+    few.append("hydra.verbose=true")  # what the client and its libraries have to say, too
+    done = cli(*few, "hydra.run.dir=run")
+    assert done.returncode == 0 and len(endpoint.requests) > 10, done.stderr
+    monkeypatch.setenv("OPENAI_API_KEY", other + "\n")  # as from a file
+    refused = cli("-m", *few, "llm.max_tokens=9", "hydra.sweep.dir=sweep")
+    said = done.stdout + done.stderr + refused.stdout + refused.stderr
+    assert refused.returncode != 0 and "wrong key: Bearer $OPENAI_API_KEY" in said
+    assert endpoint.keys == {f"Bearer {KEY}", f"Bearer {other}"}
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    names = {file.name for file in files}
+    assert {"run.log", "results.json", "failed.json", "config.yaml", "metrics.csv", "llm_feedback.jsonl"} <= names
+    assert any(name.endswith(".wandb") for name in names) and any("tfevents" in name for name in names)
+    everything = b"".join(file.read_bytes() for file in files) + said.encode()
+    assert endpoint.url.encode() in everything and b"wrong key: " in everything
+    for key in (KEY, other):
+        assert key.encode() not in everything and key[3:].encode() not in everything
+
+
+# ---- real models ----------------------------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% for turn in messages %}## {{ turn['role'] }}\n{{ turn['content'] }}\n\n{% endfor %}{{ '## assistant\\n' }}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_folder(tmp_path_factory):
+    """The mini model with a chat template, and with settings of its own that would make it greedy."""
+    folder = tmp_path_factory.mktemp("model") / "chat"
+    shutil.copytree(MINI, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 1, "eos_token_id": 0}))
+    return folder
+
+
+def ask(settings, temperature, folder, file, seed=0):
+    """Answers on five programs of different lengths."""
+    wrong = [
+        Program(i, "train", 0, 0, "", "", TASKS[i].prompt + "    return 0\n" * (i - 310), Verdict("failed", "x"))
+        for i in range(311, 316)
+    ]
+    asked = llm.plan_feedback(PROMPTS.feedback, wrong, TASKS, [], seed)
+    llm.OtherModel(settings, temperature, folder, torch.device("cpu")).answer("feedback", asked, JsonLines(file))
+    return {row["task_id"]: row for row in lines(file)}
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_local_model_is_shown_what_its_template_makes_of_the_turns(template, chat_folder, tmp_path):
+    folder = chat_folder if template else MINI
+    found = ask(LLM(model=str(folder), parallel=3, max_tokens=12), 1e-3, folder, tmp_path / "answers.jsonl")
+    model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
+    for row in found.values():
+        turns = [turn["content"] for turn in row["messages"]]
+        text = "## system\n{}\n\n## user\n{}\n\n## assistant\n" if template else "{}\n\n{}\n\n"
+        ids = tokenizer(text.format(*turns), return_tensors="pt").input_ids
+        greedy = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        assert row["answer"] == tokenizer.decode(greedy, skip_special_tokens=True)
+        assert row["usage"]["prompt_tokens"] == ids.shape[1] and row["finish_reason"] in ("length", "stop")
+
+
+def test_a_local_model_samples_by_seed_and_a_killed_one_goes_on_with_the_same_answers(chat_folder, tmp_path):
+    settings, file = LLM(model=str(chat_folder), parallel=2, max_tokens=12), tmp_path / "answers.jsonl"
+    found = ask(settings, 0.8, chat_folder, file)
+    whole = file.read_bytes()
+    rows = whole.splitlines(keepends=True)
+    file.write_bytes(b"".join(rows[:3]) + rows[3][:40])  # in the middle of the second batch
+    ask(settings, 0.8, chat_folder, file)
+    assert file.read_bytes() == whole
+    others = ask(settings, 0.8, chat_folder, tmp_path / "others.jsonl", seed=1)
+    assert [row["answer"] for row in found.values()] != [row["answer"] for row in others.values()]
+
+
+def test_a_real_server_answers_as_its_folder_does_and_runs_take_the_words(server, chat_folder, small_stages, tmp_path):
+    extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 0, "pad_token_id": 0})
+    served = LLM(url=server, model=str(chat_folder), max_tokens=12, extra={"generation_config": extra})
+    found = ask(served, 1e-3, None, tmp_path / "served.jsonl")
+    local = ask(LLM(model=str(chat_folder), max_tokens=12), 1e-3, chat_folder, tmp_path / "local.jsonl")
+    assert {i: row["answer"] for i, row in found.items()} == {i: row["answer"] for i, row in local.items()}
+    assert {i: row["usage"] for i, row in found.items()} == {i: row["usage"] for i, row in local.items()}
+    few = [*FEW, "feedback=llm", f"llm.model={chat_folder}", "llm.max_tokens=12", "stages=[sample,annotate]"]
+    few += [f"+llm.extra.generation_config='{extra}'", "llm.shots=2", "data.limit.prompt=10"]
+    for where in ([f"llm.url={server}"], []):
+        stages = small_stages(*few, *where)
+        results = stages.run()
+        rows = {row["task_id"]: row for row in lines(stages.folder / "programs" / "llm_feedback.jsonl")}
+        feedback = [row for row in lines(stages.folder / "feedback.jsonl") if row["source"] == "llm"]
+        empty = sum(not row["answer"].strip() for row in rows.values())
+        assert feedback and all(row["text"] == rows[row["task_id"]]["answer"].strip() for row in feedback)
+        assert all(len(row["messages"]) == 6 and row["model"].startswith(str(chat_folder)) for row in rows.values())
+        counts = results["llm_answers"]["feedback"]
+        assert (counts["answers"], counts["empty"]) == (len(rows), empty) and len(feedback) == len(rows) - empty
+        assert counts["completion_tokens"] == sum(row["usage"]["completion_tokens"] for row in rows.values()) > 0
+        assert counts["cut_off"] == sum(row["finish_reason"] == "length" for row in rows.values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shots", [0, 1, 2])
+def test_a_real_chat_model_writes_feedback_by_server_and_by_folder(shots, server, chat_model, small_stages):
+    few = [*FEW, "data.limit.refine=4", "data.limit.train=4", "data.limit.prompt=10", "stages=[sample,annotate]"]
+    few += ["feedback=llm", f"llm.model={chat_model}", "llm.max_tokens=96", f"llm.shots={shots}", "llm.parallel=4"]
+    extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 2, "pad_token_id": 2})
+    for where in ([f"llm.url={server}", f"+llm.extra.generation_config='{extra}'"], []):
+        stages = small_stages(*few, *where)
+        stages.run()
+        rows = lines(stages.folder / "programs" / "llm_feedback.jsonl")
+        assert all(len(row["messages"]) == 2 + 2 * shots for row in rows)
+        words = [row["text"] for row in lines(stages.folder / "feedback.jsonl") if row["source"] == "llm"]
+        assert len(words) >= len(rows) - 1 > 0 and len(set(words)) > 1
+        assert all(len(text.split()) > 3 for text in words), words

@@ -18,11 +18,14 @@ RUNS = sorted({c.split("python run.py")[1].strip() for c in COMMANDS if "python 
 def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
     from conftest import compose_settings
 
-    for name in ("mbpp.jsonl", "annotations.jsonl", "FOLDER/config.json"):
+    for name in ("mbpp.jsonl", "annotations.jsonl", "llm_feedback.jsonl", "FOLDER/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     words = [w for w in shlex.split(arguments) if w != "-m"]
-    words = [re.sub(r"=(mbpp.jsonl|annotations.jsonl|FOLDER)$", rf"={tmp_path}/\1", word) for word in words]
+    words = [
+        re.sub(r"=(mbpp.jsonl|annotations.jsonl|llm_feedback.jsonl|FOLDER)$", rf"={tmp_path}/\1", word)
+        for word in words
+    ]
     words = [word.replace("outputs/DATE/TIME/mini", str(tmp_path / "FOLDER")) for word in words]
     for folder in re.findall(r"multirun/\w+", arguments):
         (tmp_path / folder / "0_gold_seed0").mkdir(parents=True)

@@ -2,15 +2,11 @@
 
 import json
 import shutil
-import socket
-import time
-import urllib.request
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
-import warm
 from conftest import MINI
 from transformers import GenerationConfig
 
@@ -30,13 +26,6 @@ N, FEW = 300, 60
 PROMPT = tasks_from(mini_tasks.rows()[10:11], None, "paper")[0][0].prompt
 PLAN = [Draw(11, "test", i, derive_seed(0, i), PROMPT, PROMPT) for i in range(N)]
 SETTINGS = {"temperature": 0.8, "max_new_tokens": 64, "batch_size": 100}
-
-SERVER = """
-import sys
-from transformers.cli.serve import Serve
-
-Serve(port=int(sys.argv[1]), device="cpu", continuous_batching=True, cb_num_blocks=128, cb_max_batch_tokens=256)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -89,28 +78,6 @@ def test_continuous_batching_draws_each_sample_once_from_the_same_distribution(m
 def test_a_run_by_continuous_batching(small_stages):
     results = small_stages("sampler=continuous", "stages=[zero_shot]", "sampler.max_new_tokens=64").run()
     assert results["zero_shot"]["n_tasks"] == 8 and 0 < results["zero_shot"]["pass@1"] < 1
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of `transformers serve`, which loads the model that a request names."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "serve.py").write_text(SERVER)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    process = warm.start(folder / "serve.py", [str(port)], folder, folder / "printed")
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://localhost:{port}/health")
-            break
-        except OSError:
-            assert process.is_alive(), (folder / "printed.err").read_text()
-            time.sleep(0.1)
-    yield f"http://localhost:{port}/v1"
-    process.kill()
 
 
 # Without it this server goes by the model's folder, which says nothing of sampling, and decodes greedily.

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ilf.analysis.jobs import job_folders
+from ilf.feedback.llm import check_prompts, uses
 from ilf.settings import STAGES, Adapter, FeedbackSettings, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
-_SOURCES = ("human", "scripted", "unit_tests")
+_SOURCES = ("human", "scripted", "unit_tests", "llm")
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "mode": ("run", "store", "pretrain", "compare", "checks"),
     "rounds_from": ("base", "last"),
@@ -21,7 +22,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "eager", "sdpa", "flash_attention_2"),
-    "feedback.name": ("human", "scripted", "unit_tests", "mixed", "shuffled", "none"),
+    "feedback.name": (*_SOURCES, "mixed", "shuffled", "none"),
     "feedback.source": (*_SOURCES, "mixed"),
     "feedback.apply": ("refine", "train_and_refine"),
     "feedback.select": ("annotated", "annotated_and_failed"),
@@ -92,6 +93,14 @@ def check(settings: Settings) -> None:
     Raises:
         InputError: Names the key, the value, what is allowed and what to do.
     """
+    for key in ("llm.url", "sampler.url"):
+        if set("@?") & set(_value(settings, key) or ""):
+            raise InputError(
+                key,
+                "(not shown)",
+                "must hold no user, password or query: results.json would show them",
+                "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ of this run's folder, which has it.",
+            )
     for key, allowed in _ALLOWED.items():
         if (value := _value(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
@@ -212,9 +221,9 @@ def _check_sources(settings: Settings) -> None:
             f"scripted needs data=mini, not {data.name}: the script knows what mini's tasks ask for",
             "Choose human or unit_tests, or data=mini.",
         )
+    if {"human", "llm"} & set(sources) and feedback.path is not None and not Path(feedback.path).is_file():
+        raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
     if "human" in sources and feedback.path is not None:
-        if not Path(feedback.path).is_file():
-            raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
         return
     if "human" in sources and "drop" not in feedback.transform:
         raise InputError(
@@ -258,30 +267,21 @@ def _check_shares(feedback: FeedbackSettings, mixed: bool) -> None:
 
 def _check_study(settings: Settings) -> None:
     """Check what repeats, sweeps or replaces parts of the algorithm."""
-    arm, llm = settings.refinements.name, settings.llm
-    feedback = settings.feedback
+    arm, feedback = settings.refinements.name, settings.feedback
     people = "human" in (feedback.source, *feedback.sources) and feedback.path is not None
     if settings.rounds > 1 and people:
         raise InputError(
             "rounds",
             settings.rounds,
             "needs feedback on each round's new programs, and annotations are about programs that exist already",
-            "Choose feedback=scripted (on mini) or feedback=unit_tests, or rounds=1.",
+            "Choose feedback=scripted (on mini), unit_tests or llm, or rounds=1.",
         )
     if settings.rounds > 1 and arm == "none":
         raise InputError("rounds", settings.rounds, "refinements=none trains nothing to go on from", "Use rounds=1.")
-    if arm == "llm" and llm.path is None and (llm.url is None or llm.model is None):
-        raise InputError(
-            "llm.url",
-            llm.url,
-            "refinements=llm needs an OpenAI-compatible endpoint and a model there, or stored answers",
-            "Give llm.url=http://HOST:PORT/v1 llm.model=NAME, or llm.path=llm_answers.jsonl.",
-        )
     if settings.transfer is not None and settings.transfer.prompt not in STYLES:
         prompt = settings.transfer.prompt
         raise InputError("transfer.prompt", prompt, f"must be one of {', '.join(STYLES)}", "Choose one of these.")
-    if llm.path is not None and not Path(llm.path).is_file():
-        raise InputError("llm.path", llm.path, "no such file", "Give an earlier run's programs/llm_answers.jsonl.")
+    _check_llm(settings)
     if settings.select and {"zero_shot", "evaluate"} & set(settings.stages):
         raise InputError(
             "select",
@@ -289,7 +289,7 @@ def _check_study(settings: Settings) -> None:
             "chooses settings by Refine, and stages holds what looks at Test: each setting would",
             "Use 'stages=[sample,annotate,train_refiner,refine,train_policy]', or select=0.",
         )
-    for key, wanted in (("refiner.shots", settings.refiner.name == "few_shot"), ("llm.shots", arm == "llm")):
+    for key, wanted in (("refiner.shots", settings.refiner.name == "few_shot"), ("llm.shots", bool(uses(settings)))):
         limit = settings.data.limit.prompt
         if wanted and limit is not None and _value(settings, key) > limit:
             raise InputError(
@@ -298,6 +298,36 @@ def _check_study(settings: Settings) -> None:
                 f"worked examples are of ids 1 to 10, and data.limit.prompt={limit}",
                 "Lower it, or raise data.limit.prompt.",
             )
+
+
+def _check_llm(settings: Settings) -> None:
+    """Check where another model's answers come from, and what it is told."""
+    llm, feedback = settings.llm, settings.feedback
+    check_prompts(llm)
+    if llm.path is not None and not Path(llm.path).is_file():
+        advice = "Give an earlier run's programs/llm_answers.jsonl, or llm_feedback.jsonl for feedback=llm."
+        raise InputError("llm.path", llm.path, "no such file", advice)
+    if not uses(settings):
+        return
+    if llm.path is None and llm.model is None:
+        option = "feedback=llm" if feedback.source == "llm" else "refinements=llm"
+        raise InputError(
+            "llm.model",
+            None,
+            f"{option} needs a model, local or of an OpenAI-compatible endpoint, or stored answers",
+            "Give llm.model=FOLDER, or llm.url=http://HOST:PORT/v1 llm.model=NAME, or llm.path=FILE.",
+        )
+    if llm.url is not None and not llm.url.startswith(("http://", "https://")):
+        raise InputError("llm.url", llm.url, "must be an address", "Give llm.url=http://HOST:PORT/v1.")
+    if llm.path is None and llm.url is None and (Path(str(llm.model)).exists() or str(llm.model).count("/") > 1):
+        _check_model_folder("llm.model", llm.model)
+    if feedback.source == "llm" and llm.shots and feedback.path is None and settings.data.annotator != "scripted":
+        raise InputError(
+            "llm.shots",
+            llm.shots,
+            "worked examples of feedback are an annotator's, on ids 1 to 10, and there are none",
+            "Give feedback.path=annotations.jsonl, or llm.shots=0.",
+        )
 
 
 def _check_processes(settings: Settings) -> None:

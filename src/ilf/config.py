@@ -86,7 +86,7 @@ def build(settings: Settings) -> Stages:
     from ilf.stages import Stages
     from ilf.store import Store
     from ilf.tasks.load import load
-    from ilf.tasks.mbpp import read_json_lines, split_tasks
+    from ilf.tasks.mbpp import split_tasks
     from ilf.tracking import Tracker
 
     check_device(settings)
@@ -100,18 +100,21 @@ def build(settings: Settings) -> Stages:
     data, executor = settings.data, settings.executor
     tasks, data_sha256 = load(data)
     annotations, only = [], None
-    feedback = settings.feedback
-    if "human" in (feedback.source, *feedback.sources) and feedback.path is not None:
+    feedback, asked = settings.feedback, llm.uses(settings)
+    sources = {feedback.source, *feedback.sources}
+    if sources & {"human", "llm"} and feedback.path is not None:
         known = {task.task_id for task in tasks}
         annotations = [a for a in load_annotations(feedback.path) if a.task_id in known]
-        # Another source speaks on the tasks that people have not annotated.
-        only = {annotation.task_id for annotation in annotations} if feedback.source == "human" else None
+        if feedback.source == "human":  # where sources are mixed, another one speaks on what people have not annotated
+            only = {annotation.task_id for annotation in annotations}
+        elif "human" not in sources:
+            annotations = [a for a in annotations if a.split == "prompt"]
     splits = split_tasks(tasks, asdict(data.limit), only)
-    if only is not None:  # a person's worked examples are known by now, those of a script or of tests come later
-        shots = sum(task.task_id in only for task in splits.prompt)
+    if feedback.source in ("human", "llm") and feedback.path is not None:  # of other sources they are not known yet
+        shots = len({task.task_id for task in splits.prompt} & {a.task_id for a in annotations})
         for key, wanted, count in (
-            ("refiner.shots", settings.refiner.name == "few_shot", settings.refiner.shots),
-            ("llm.shots", settings.refinements.name == "llm", settings.llm.shots),
+            ("refiner.shots", only is not None and settings.refiner.name == "few_shot", settings.refiner.shots),
+            ("llm.shots", bool(asked), settings.llm.shots),
         ):
             if wanted and shots < count:
                 allowed = f"needs as many annotations of ids 1 to 10, and there are {shots}"
@@ -121,8 +124,12 @@ def build(settings: Settings) -> Stages:
         limit = settings.transfer.limit.test
         others, transfer_sha256 = load(settings.transfer)
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
+    llm_folder = None
     if settings.llm.path is not None:
-        read_json_lines(Path(settings.llm.path), llm.COLUMNS)  # a malformed row is named before anything is computed
+        llm.check_stored(settings.llm.path, asked)
+    elif asked and settings.llm.url is None:
+        name = str(settings.llm.model)
+        llm_folder = Path(name) if Path(name).is_dir() else resolve(None, name, None, "llm.model")
     ranks.join(settings.trainer.strategy, settings.trainer.devices)
     store = Store(Path(settings.store.dir), settings.store.reuse)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
@@ -141,7 +148,9 @@ def build(settings: Settings) -> Stages:
         arm_name(settings.arm, settings.feedback.source),
         settings.group or settings.study,
     )
-    return Stages(settings, splits, data_sha256, transfer_sha256, annotations, model, store, sandbox, tracker)
+    return Stages(
+        settings, splits, data_sha256, transfer_sha256, annotations, model, store, sandbox, tracker, llm_folder
+    )
 
 
 def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:

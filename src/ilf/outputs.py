@@ -55,6 +55,7 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
         measured=measured,
         validation=stages.validation,
         transfer_sha256=stages.transfer_sha256,
+        llm_answers={use: dict(counts) for use, counts in stages.llm_answers.items()} or None,
     )
     found = results.of_run(settings, stages.tasks, outcome, record)
     pictures = stages.folder / "plots"

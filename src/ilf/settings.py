@@ -53,8 +53,8 @@ class Model:
 class FeedbackSettings:
     """Who writes the feedback."""
 
-    name: str = "???"  # human | scripted | unit_tests | mixed | shuffled | none; of annotator: the data's own
-    source: str = "???"  # human | scripted | unit_tests | mixed
+    name: str = "???"  # human | scripted | unit_tests | llm | mixed | shuffled | none; of annotator: the data's own
+    source: str = "???"  # human | scripted | unit_tests | llm | mixed
     sources: list[str] = field(default_factory=list)  # of mixed: those that are mixed
     shares: list[float] = field(default_factory=list)  # and how often each is taken, among those that a task has
     path: str | None = None  # the annotations, where a person wrote them
@@ -84,15 +84,31 @@ class Refinements:
 
 
 @dataclass
-class LLM:
-    """The model that writes refinements for refinements=llm; its key is read from $OPENAI_API_KEY."""
+class Prompt:
+    """What another model is told; conf/llm/reviewer.yaml says what may stand in braces."""
 
-    url: str | None = None  # of an OpenAI-compatible endpoint, such as http://localhost:8000/v1
-    model: str | None = None  # its name there
-    path: str | None = None  # stored answers, JSON lines, in place of an endpoint: an earlier run's llm_answers.jsonl
+    system: str = ""  # empty: no such turn
+    question: str = ""
+    answer: str = ""  # of a worked example
+
+
+@dataclass
+class LLM:
+    """Another model, which writes the words for feedback=llm and words and programs for refinements=llm.
+
+    The key of an endpoint is read from $OPENAI_API_KEY, and stands in no setting.
+    """
+
+    name: str = ""  # of what it is told
+    url: str | None = None  # of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; null: it is local
+    model: str | None = None  # its name there; a local one's folder, or its name on the Hub
+    path: str | None = None  # stored answers, JSON lines, in its place: an earlier run's llm_*.jsonl
+    extra: dict[str, Any] = field(default_factory=dict)  # more fields of each request, such as {top_k: -1}
     shots: int = 1  # worked examples, from ids 1 to 10
     max_tokens: int = 1024  # of an answer
-    parallel: int = 8  # requests at once
+    parallel: int = 8  # requests at once; answers of a local model at once
+    feedback: Prompt = field(default_factory=Prompt)
+    refinement: Prompt = field(default_factory=Prompt)
 
 
 @dataclass

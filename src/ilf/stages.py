@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ilf import algorithm
 from ilf.algorithm import Candidate
@@ -25,6 +26,7 @@ from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.refine_module import RefineModule
+from ilf.training.trainer import training_device
 from ilf.training.unit_test_callback import score
 from ilf.types import (
     Feedback,
@@ -35,10 +37,12 @@ from ilf.types import (
     Refinement,
     Splits,
     Task,
+    Verdict,
     derive_seed,
 )
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Stages:
@@ -49,11 +53,13 @@ class Stages:
         tasks: By split, restricted and limited.
         data_sha256: Of the rows that the tasks come from.
         transfer_sha256: Of those of the other data set, None without one.
-        annotations: What people wrote, where they are the source of feedback; else empty.
+        annotations: What people wrote, where they are the source of feedback, or on ids 1 to 10, where another model
+            is; else empty.
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
         tracker: W&B, TensorBoard and CSV.
+        llm_folder: Of the model that writes feedback or refinements, where it is a local one.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Stages:
         store: Store,
         sandbox: Sandbox,
         tracker: Tracker,
+        llm_folder: Path | None = None,
     ) -> None:
         self.settings, self.tasks, self.data_sha256 = settings, tasks, data_sha256
         self.transfer_sha256 = transfer_sha256
@@ -74,9 +81,13 @@ class Stages:
         self.runner = Runner(settings, tasks.by_id, model, store, sandbox, tracker)
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
+        device = training_device(settings.trainer)
+        self.other = llm.OtherModel(settings.llm, settings.sampler.temperature, llm_folder, device)
+        self.llm_answers: dict[str, Counter[str]] = {}  # by what they are for
         self.rejected: list[str] = []
         self.round = 1
         self.shots: list[Feedback] = []  # on ids 1 to 10
+        self.examples: list[tuple[Feedback, Verdict]] | None = None  # on ids 1 to 10, by the data's annotator
         self.newest = model  # of the policies: each round samples it
         self.validation: list[Program] | None = None  # on Refine, to choose settings by
 
@@ -163,15 +174,15 @@ class Stages:
         return self._draw("refine", refiner, pairs, RefineModule)
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
-        """Have the endpoint refine wrong programs, or take its stored answers, and execute what it wrote."""
-        shots = self._worked_examples("llm.shots", self.settings.llm.shots)
-        queries = llm.plan(feedback, self.tasks.by_id, shots, self.n, self.seed)
-        key = {"llm": llm.key(self.settings.llm, self.settings.sampler.temperature), "queries": queries}
+        """Have the other model refine wrong programs, or take its stored answers, and execute what it wrote."""
+        shots, tasks = self._worked_examples("llm.shots", self.settings.llm.shots, self.shots), self.tasks.by_id
+        queries = llm.plan_refinements(self.settings.llm.refinement, feedback, tasks, shots, self.n, self.seed)
+        key = self._llm_key("refinement", queries)
         scoring = sha256(self.runner.scoring_of("refine"))[:12]  # another scoring asks nothing anew
 
         def work(entry: Entry) -> dict[str, Any]:
             answers = JsonLines(entry.path / "answers.jsonl")
-            llm.answer(self.settings.llm, self.settings.sampler.temperature, queries, answers)
+            self.other.answer("refinement", queries, answers)
             programs = llm.programs(queries, answers.read())
             texts = [(p.program, self.tasks.by_id[p.task_id]) for p in programs]
             verdicts = score(texts, self.sandbox, self.settings.executor.tests)
@@ -181,12 +192,25 @@ class Stages:
             return {}
 
         path, _ = self.runner.do("refine", key, work, f"done-{scoring}.json")
-        folder = self.folder / "programs"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, copy in (("answers", "llm_answers"), (f"programs-{scoring}", "llm")):
-            shutil.copyfile(path / f"{name}.jsonl", folder / f"{copy}{self._suffix}.jsonl")
-        self.tracker.artifact(folder / f"llm{self._suffix}.jsonl")
-        return [Program.from_row(row) for row in JsonLines(path / f"programs-{scoring}.jsonl").read()]
+        self._take_answers("refinement", path, "llm_answers")
+        rows = self.folder / "programs" / f"llm{self._suffix}.jsonl"
+        shutil.copyfile(path / f"programs-{scoring}.jsonl", rows)
+        self.tracker.artifact(rows)
+        return [Program.from_row(row) for row in JsonLines(rows).read()]
+
+    def _llm_key(self, use: str, queries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return everything that decides the other model's answers."""
+        folder = self.other.folder
+        return {"llm": self.other.key(use, self.runner.weights(folder) if folder else None), "queries": queries}
+
+    def _take_answers(self, use: str, path: Path, name: str) -> list[dict[str, Any]]:
+        """Put a stage's answers of the other model into the run's folder, count them, and return them."""
+        target = self.folder / "programs" / f"{name}{self._suffix}.jsonl"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path / "answers.jsonl", target)
+        answers = JsonLines(target).read()
+        self.llm_answers.setdefault(use, Counter()).update(llm.summed(answers))
+        return answers
 
     def evaluate(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the fine-tuned policy's programs on tasks to report; None is the policy as it was."""
@@ -259,6 +283,8 @@ class Stages:
         return found
 
     def _feedback_of(self, source: str, failing: dict[int, list[Program]]) -> list[Feedback]:
+        if source == "llm":
+            return self._llm_feedback(failing)
         if source == "human" and self.annotations:
             known = [a for a in self.annotations if a.task_id in self.tasks.by_id]
             return human.select(known, failing, self.settings.feedback.select == "annotated_and_failed")
@@ -267,12 +293,59 @@ class Stages:
         return from_tests.annotate(failing, self.tasks.by_id, self.seed)
 
     def _mixed(self, failing: dict[int, list[Program]]) -> list[Feedback]:
-        """Return feedback of several sources, each task's of one."""
+        """Return feedback of several sources, each task's of one; another model is asked only where it is its turn."""
         settings = self.settings.feedback
-        found = {(f.task_id, source): f for source in settings.sources for f in self._feedback_of(source, failing)}
-        by_task = {i: [s for s in settings.sources if (i, s) in found] for i in sorted({i for i, _ in found})}
-        shares = dict(zip(settings.sources, settings.shares, strict=True))
-        return [found[own] for own in transforms.share_out(by_task, shares, self.seed).items()]
+        given = {s: {f.task_id: f for f in self._feedback_of(s, failing)} for s in settings.sources if s != "llm"}
+        by_task = {
+            i: [s for s in settings.sources if i in given.get(s, failing)]
+            for i in sorted({*failing, *(i for found in given.values() for i in found)})
+        }
+        chosen = transforms.share_out(by_task, dict(zip(settings.sources, settings.shares, strict=True)), self.seed)
+        if asked := {i: failing[i] for i, source in chosen.items() if source == "llm"}:
+            given["llm"] = {f.task_id: f for f in self._feedback_of("llm", asked)}
+        return [given[source][i] for i, source in chosen.items() if i in given[source]]
+
+    def _llm_feedback(self, failing: dict[int, list[Program]]) -> list[Feedback]:
+        """Have the other model write feedback on a program of each failing task, or take its stored answers.
+
+        The worked examples that it was shown come first. A task whose answer is empty or not there is rejected.
+        """
+        settings, tasks = self.settings.llm, self.tasks.by_id
+        examples = self._examples_for_llm(failing)
+        taken = {f.task_id for f, _ in examples}
+        programs = from_tests.choose({i: found for i, found in failing.items() if i not in taken}, self.seed)
+        queries = llm.plan_feedback(settings.feedback, programs, tasks, examples, self.seed)
+
+        def work(entry: Entry) -> dict[str, Any]:
+            self.other.answer("feedback", queries, JsonLines(entry.path / "answers.jsonl"))
+            return {}
+
+        path, _ = self.runner.do("annotate", self._llm_key("feedback", queries), work)
+        texts = {row["task_id"]: row["answer"] for row in self._take_answers("feedback", path, "llm_feedback")}
+        found = [f for f, _ in examples]
+        for p in programs:
+            if text := texts.get(p.task_id, "").strip():
+                found.append(Feedback(p.task_id, p.split, p.program, text, "llm"))
+            else:
+                reason = "is empty" if p.task_id in texts else "is not among the stored ones"
+                self.rejected.append(f"task {p.task_id} (feedback): the other model's answer {reason}")
+        return found
+
+    def _examples_for_llm(self, failing: dict[int, list[Program]]) -> list[tuple[Feedback, Verdict]]:
+        """Return worked examples by the data's annotator, on ids 1 to 10, with what executing their programs gives.
+
+        In every round they are those of the first, when the policy has failed most.
+        """
+        if self.examples is None:
+            ids = {task.task_id for task in self.tasks.prompt}
+            known = [a for a in self.annotations if a.task_id in ids]
+            if not known and self.settings.data.annotator == "scripted":
+                few = {i: programs for i, programs in failing.items() if i in ids}
+                known = scripted.annotate(few, self.tasks.by_id, mini.specifications(), self.seed)
+            wrong = [(f.program, self.tasks.by_id[f.task_id]) for f in known]
+            verdicts = score(wrong, self.sandbox, self.settings.executor.tests)
+            self.examples = [(f, v) for f, v in zip(known, verdicts, strict=True) if not v.passed]
+        return self._worked_examples("llm.shots", self.settings.llm.shots, self.examples)
 
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
         """Return programs as training examples, None where one is rejected, which is noted."""
@@ -351,21 +424,21 @@ class Stages:
             self.validation = self._draw("validate", tuned, _task_prompts(self.tasks.refine), n=n)
         return tuned
 
-    def _worked_examples(self, key: str, count: int) -> list[Feedback]:
-        """Return feedback on `count` programs of ids 1 to 10; `key` is the setting that asks for so many."""
-        if len(self.shots) < count:
+    def _worked_examples(self, key: str, count: int, shots: list[T]) -> list[T]:
+        """Return `count` of what is known of ids 1 to 10; `key` is the setting that asks for so many."""
+        if len(shots) < count:
             raise InputError(
                 key,
                 count,
-                f"needs as many programs of ids 1 to 10 with feedback, and there are {len(self.shots)}",
+                f"needs as many programs of ids 1 to 10 with feedback, and there are {len(shots)}",
                 "Lower it, raise data.limit.prompt, or annotate more of these tasks.",
             )
-        return self.shots[:count]
+        return shots[:count]
 
     def _few_shot(self) -> list[tuple[Feedback, Refinement]]:
         """Return the worked examples of the few-shot refiner."""
         found = []
-        for f in self._worked_examples("refiner.shots", self.settings.refiner.shots):
+        for f in self._worked_examples("refiner.shots", self.settings.refiner.shots, self.shots):
             task = self.tasks.by_id[f.task_id]
             target = completion_of(task.prompt, f.refinement or task.code, task.entry_point)
             found.append((f, Refinement(f.task_id, task.prompt, target, f.source)))

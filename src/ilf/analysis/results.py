@@ -96,6 +96,7 @@ class Record:
     measured: dict[str, Any]  # see measures.py
     validation: Sequence[Program] | None  # on Refine, where settings are to be chosen
     transfer_sha256: str | None  # of the rows of another data set
+    llm_answers: dict[str, Any] | None  # of another model, by what they are for; see feedback/llm.py
 
 
 def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any] | None:
@@ -240,6 +241,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
             "optimizer_steps": record.fine_tuned.get("optimizer_steps"),
         },
         "rejected": record.rejected,
+        "llm_answers": record.llm_answers,
         "seconds": {**record.seconds, "reused": record.reused},
         "versions": versions(),
     }

@@ -42,7 +42,8 @@ def answers(
     import httpx
     import openai
 
-    client = openai.OpenAI(base_url=url, api_key=os.environ.get(KEY, "none"), max_retries=_RETRIES)
+    secret = os.environ.get(KEY, "").strip()  # a line's end, as of a file, would show it in an error
+    client = openai.OpenAI(base_url=url, api_key=secret or "none", max_retries=_RETRIES)
 
     def ask_again(request: Request) -> Reply:
         for _ in range(_RETRIES - 1):
@@ -71,7 +72,7 @@ def answers(
             for other in asked:
                 other.cancel()
     if failure is not None:
-        text = str(failure).replace(os.environ.get(KEY) or "\0", f"${KEY}")  # a server may echo what it was sent
+        text = str(failure).replace(secret or "\0", f"${KEY}")  # a server may echo what it was sent
         raise InputError(
             key, url, f"the endpoint does not answer for model {model!r} ({type(failure).__name__}: {text})", advice
         )

@@ -21,8 +21,14 @@ if not sys.stderr.isatty():
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def resolve(path: str | None, hub: str | None, revision: str | None) -> Path:
+def resolve(path: str | None, hub: str | None, revision: str | None, key: str = "model.hub") -> Path:
     """Return the model's local folder, fetched from the Hub where only a name is given.
+
+    Args:
+        path: The folder, where it is known.
+        hub: The model's name on the Hub.
+        revision: Commit on the Hub.
+        key: The setting that names the model.
 
     Raises:
         InputError: The Hub can't be reached and has nothing in its local cache.
@@ -38,10 +44,10 @@ def resolve(path: str | None, hub: str | None, revision: str | None) -> Path:
         )
     except Exception as error:  # each layer of the client raises its own class
         raise InputError(
-            "model.hub",
+            key,
             hub,
             f"could not be fetched from the Hugging Face Hub ({type(error).__name__})",
-            "Without a network, give a folder: model=local model.path=FOLDER.",
+            f"Without a network, give a folder: {'model=local model.path' if key == 'model.hub' else key}=FOLDER.",
         ) from error
 
 

@@ -1,0 +1,76 @@
+"""Answers of a local chat model of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from ilf.models.load import load_model, load_tokenizer, sampling_dtype
+from ilf.models.sampling import end_ids
+
+
+@torch.inference_mode()
+def answers(
+    folder: Path,
+    batches: Sequence[tuple[Sequence[list[dict[str, str]]], int]],
+    temperature: float,
+    max_tokens: int,
+    device: torch.device,
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the answers to each batch of conversations, with why each ended and the tokens that it took.
+
+    They are drawn from the model's own distribution: what its folder says of sampling is left aside. The plan of a
+    run's memory does not know of this model, which is there only while it answers.
+
+    Args:
+        folder: In Hugging Face's layout. Its tokenizer's chat template makes a conversation a text; without one, the
+            turns stand one after the other.
+        batches: Conversations to answer together, and the seed of all their random numbers.
+        temperature: Of sampling.
+        max_tokens: A bound on each answer.
+        device: Where to compute.
+    """
+    if not batches:
+        return
+    tokenizer, model = load_tokenizer(folder), load_model(folder, sampling_dtype("auto")).to(device)
+    template = tokenizer.chat_template is not None
+    ends = end_ids(model, tokenizer)
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    for conversations, seed in batches:
+        texts = [
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            if template
+            else "\n\n".join(turn["content"] for turn in turns) + "\n\n"
+            for turns in conversations
+        ]
+        # A template writes itself what a tokenizer would put in front.
+        inputs = tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not template
+        ).to(device)
+        torch.manual_seed(seed)
+        rows = model.generate(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=config
+        )
+        found = []
+        for row, mask in zip(rows[:, inputs["input_ids"].shape[1] :].tolist(), inputs["attention_mask"], strict=True):
+            length = next((i for i, token in enumerate(row) if token in ends), len(row))
+            found.append(
+                {
+                    "answer": tokenizer.decode(row[:length], skip_special_tokens=True),
+                    "finish_reason": "stop" if length < len(row) else "length",
+                    "usage": {"prompt_tokens": int(mask.sum()), "completion_tokens": length},
+                }
+            )
+        yield found
