@@ -85,8 +85,9 @@ def build(settings: Settings) -> Stages:
     from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
     from ilf.store import Store
-    from ilf.tasks.load import load
-    from ilf.tasks.mbpp import read_json_lines, split_tasks
+    from ilf.tasks import jsonl, mbpp
+    from ilf.tasks.load import check_tasks, load, split_tasks
+    from ilf.tasks.rows import read_json_lines
     from ilf.tracking import Tracker
 
     check_device(settings)
@@ -99,21 +100,13 @@ def build(settings: Settings) -> Stages:
         )
     data, executor = settings.data, settings.executor
     tasks, data_sha256 = load(data)
-    annotations, only = [], None
+    annotations = None
     if settings.feedback.source == "human" and settings.feedback.path is not None:
-        known = {task.task_id for task in tasks}
-        annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
-        only = {annotation.task_id for annotation in annotations}
+        absent = mbpp.IDS if data.name == "mbpp" else ()  # a local file may be a part of it
+        annotations = load_annotations(settings.feedback.path, {task.task_id: task.split for task in tasks}, absent)
+    only = None if annotations is None else {annotation.task_id for annotation in annotations}
     splits = split_tasks(tasks, asdict(data.limit), only)
-    if only is not None:  # a person's worked examples are known by now, those of a script or of tests come later
-        shots = sum(task.task_id in only for task in splits.prompt)
-        for key, wanted, count in (
-            ("refiner.shots", settings.refiner.name == "few_shot", settings.refiner.shots),
-            ("llm.shots", settings.refinements.name == "llm", settings.llm.shots),
-        ):
-            if wanted and shots < count:
-                allowed = f"needs as many annotations of ids 1 to 10, and there are {shots}"
-                raise InputError(key, count, allowed, "Lower it, raise data.limit.prompt, or annotate more of them.")
+    check_tasks(settings, splits, annotations)
     transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
@@ -132,6 +125,9 @@ def build(settings: Settings) -> Stages:
         sandbox: Sandbox = ClusterSandbox(limits, executor.address)
     else:
         sandbox = Sandbox(limits)
+    for one, own in ((data, tasks), (settings.transfer, splits.transfer)):
+        if one is not None and one.name == "jsonl":
+            jsonl.check_gold(str(one.path), own, sandbox)
     tracker = Tracker(
         settings.logger,
         Path(settings.output_dir),
@@ -139,7 +135,7 @@ def build(settings: Settings) -> Stages:
         arm_name(settings.arm, settings.feedback.source),
         settings.group or settings.study,
     )
-    return Stages(settings, splits, data_sha256, transfer_sha256, annotations, model, store, sandbox, tracker)
+    return Stages(settings, splits, data_sha256, transfer_sha256, annotations or [], model, store, sandbox, tracker)
 
 
 def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:

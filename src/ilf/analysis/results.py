@@ -138,6 +138,22 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
     }
 
 
+def _on_policy(annotated: str | None, policy: str, found: Round) -> bool | None:
+    """Return whether people's feedback is on this policy's programs; None where that can't be told.
+
+    Args:
+        annotated: Whose programs the annotations are about, where the settings say so. Else they are this policy's
+            where each is one of the run's own samples; an earlier run of the same policy may have drawn others.
+        policy: This one.
+        found: The run's samples, and its feedback.
+    """
+    if annotated is not None:
+        return annotated == policy
+    drawn = {(p.task_id, p.program) for p in found.samples or []}
+    on = [(f.task_id, f.program) in drawn for f in found.feedback or []]
+    return True if on and all(on) else None
+
+
 def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) -> dict[str, Any]:
     """Return results.json. A part that the run did not come to is null, never left out."""
     k = settings.evaluate.k
@@ -181,7 +197,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         },
         "training": asdict(settings.training.policy),
         "training_limit": settings.refinements.limit,
-        "feedback_on_policy": not human or settings.feedback.annotated_policy == policy,
+        "feedback_on_policy": not human or _on_policy(settings.feedback.annotated_policy, policy, outcome.last),
         "annotated_policy": settings.feedback.annotated_policy if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,
         # Whether all arms of a comparison train on the same tasks: "self" has none of these right, "llm" not all.
