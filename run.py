@@ -47,6 +47,11 @@ def main(config: DictConfig) -> float | None:
         if settings.mode == "compare":
             _compare(settings)
             return None
+        if settings.mode == "export":
+            from ilf.feedback.human import export
+
+            print(f"{export(settings.feedback.path, settings.export)} annotations: {settings.export}")
+            return None
         stages = build(settings)
         try:
             results = stages.run()

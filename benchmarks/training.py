@@ -47,7 +47,7 @@ def read_examples(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
     """Return the examples: people's refinements where there are annotations, else gold programs."""
     from ilf.feedback.human import load_annotations
     from ilf.tasks import mini
-    from ilf.tasks.mbpp import read_rows, tasks_from
+    from ilf.tasks.mbpp import IDS, read_rows, tasks_from
     from ilf.tasks.prompts import completion_of
     from ilf.training.ilf_module import ILFModule
     from ilf.types import Refinement
@@ -56,7 +56,8 @@ def read_examples(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
     tasks = {task.task_id: task for task in tasks_from(rows, None, "paper")[0] if task.split == "train"}
     texts = {i: task.code for i, task in tasks.items()}
     if args.annotations:
-        texts = {a.task_id: a.refinement for a in load_annotations(args.annotations) if a.task_id in tasks}
+        annotations = load_annotations(args.annotations, {i: task.split for i, task in tasks.items()}, IDS)
+        texts = {a.task_id: a.refinement or tasks[a.task_id].code for a in annotations}
     found: list[Any] = []
     for i, text in texts.items():
         if len(found) == args.examples:

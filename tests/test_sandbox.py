@@ -824,7 +824,7 @@ def test_all_gold_programs_pass(mbpp_file):
 
 def test_every_annotated_program_fails_and_every_refinement_passes(mbpp_file, annotations_file):
     tasks = {t.task_id: t for t in tasks_from(read_rows(str(mbpp_file), ""), None, "paper")[0]}
-    annotations = load_annotations(str(annotations_file))
+    annotations = load_annotations(str(annotations_file), {i: task.split for i, task in tasks.items()})
     assert len(annotations) == 195
     assert {s: sum(a.split == s for a in annotations) for s in ("refine", "train", "test", "prompt")} == {
         "refine": 44,
@@ -860,6 +860,6 @@ def test_annotations_are_checked_row_by_row(tmp_path):
         {"task_id": 312},
         {**row, "task_id": 0},
     ):
-        file.write_text(json.dumps(row) + "\n" + (bad if isinstance(bad, str) else json.dumps(bad)))
+        file.write_text(json.dumps(row) + "\n" + (bad if isinstance(bad, str) else json.dumps(bad)) + "\n")
         with pytest.raises(InputError, match=r"annotations\.jsonl:2"):
-            load_annotations(str(file))
+            load_annotations(str(file), {311: "train", 312: "train"})

@@ -19,7 +19,7 @@ class Candidate:
     """A program that may become a training example."""
 
     task: Task
-    program: str
+    program: str | None  # None where nobody wrote the one that its arm trains on
     source: str
     feedback: Feedback | None = None
 
@@ -153,16 +153,22 @@ def choose(
 ) -> list[Refinement]:
     """Return the training set of an arm: one example a task, on the same task ids for every arm.
 
-    A task is left out for all arms where the program of any arm that has one can't be made an example.
+    A task is left out for all arms where the program of any arm that has one can't be made an example. Gold programs,
+    or an annotator's refinements, that only some tasks have, are asked of every task by the arm that trains on them,
+    and by all arms where these are to match.
     """
     solved, llm = _correct(found.refinements or []), _correct(found.llm_refinements or [])
+    golden = any(tasks.by_id[f.task_id].code for f in feedback) and (solved_only or arm == "gold")
+    refining = {f.source for f in feedback if f.refinement is not None} if solved_only or arm == "human" else set()
     groups: list[list[Candidate]] = []
     for f in feedback:
         if f.task_id not in solved and (solved_only or arm == "model"):
             continue
         task = tasks.by_id[f.task_id]
-        group = [Candidate(task, task.code, "gold", f)]
-        if f.refinement is not None:
+        group = []
+        if task.code or golden:
+            group.append(Candidate(task, task.code or None, "gold", f))
+        if f.refinement is not None or f.source in refining:
             group.append(Candidate(task, f.refinement, "human", f))
         if f.task_id in solved:
             group.append(Candidate(task, _pick(solved[f.task_id], seed), "model", f))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import netrc
 import os
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ilf.analysis.jobs import job_folders
 from ilf.feedback.llm import check_prompts, uses
-from ilf.settings import STAGES, Adapter, FeedbackSettings, Settings
+from ilf.settings import STAGES, Adapter, Data, FeedbackSettings, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
 _SOURCES = ("human", "scripted", "unit_tests", "llm")
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "mode": ("run", "store", "pretrain", "compare", "checks"),
+    "mode": ("run", "store", "pretrain", "compare", "checks", "export"),
     "rounds_from": ("base", "last"),
     "data.annotator": ("human", "scripted"),
     "data.prompt": STYLES,
@@ -107,6 +108,9 @@ def check(settings: Settings) -> None:
     if settings.mode == "compare":  # the other settings have no reader then
         _check_compare(settings.compare)
         return
+    if settings.mode == "export":
+        _check_export(settings.feedback.path, settings.export)
+        return
     for key in _POSITIVE:
         if (value := _value(settings, key)) <= 0:
             raise InputError(key, value, "must be above 0", "Raise it.")
@@ -183,19 +187,43 @@ def _check_compare(folders: list[str]) -> None:
             raise InputError("compare", folder, "must hold at least one job that has ended", advice)
 
 
+def _check_export(path: str | None, target: str | None) -> None:
+    advice = "Use mode=export feedback.path=IN export=OUT, each a .jsonl or .csv file."
+    for key, file in (("feedback.path", path), ("export", target)):
+        if file is None or Path(file).suffix not in (".jsonl", ".csv"):
+            raise InputError(key, file, "mode=export needs a .jsonl or .csv file here", advice)
+    assert path is not None and target is not None
+    if not Path(path).is_file():
+        raise InputError("feedback.path", path, "no such file", advice)
+    if not Path(target).parent.is_dir() or Path(target).resolve() == Path(path).resolve():
+        raise InputError("export", target, "must be another file, in a folder that exists", advice)
+
+
+def _check_data(key: str, data: Data) -> None:
+    """Check the settings of a data set, of the group `data` or `data@transfer`."""
+    group = "data@transfer" if key == "transfer" else "data"
+    if data.path is not None and data.name not in ("mbpp", "jsonl"):
+        allowed = f"{group}={data.name} reads no file"
+        raise InputError(f"{key}.path", data.path, allowed, f"Add {group}=mbpp or {group}=jsonl.")
+    if data.path is not None and not Path(data.path).is_file():
+        advice = "Give MBPP's mbpp.jsonl, or leave it out to use the Hub." if data.name == "mbpp" else "Check the path."
+        raise InputError(f"{key}.path", data.path, "no such file", advice)
+    if data.name == "jsonl" and data.path is None:
+        advice = f"Give {key}.path=tasks.jsonl; docs/tutorial.md has an example."
+        raise InputError(f"{key}.path", None, f"{group}=jsonl needs a file of tasks", advice)
+    shares = asdict(data.split)
+    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-9:
+        advice = f"Use '{key}.split={{prompt: 0, test: 0.3, refine: 0.3, train: 0.4}}'."
+        raise InputError(f"{key}.split", shares, "must be shares of the tasks, together 1", advice)
+
+
 def _check_sources(settings: Settings) -> None:
     data, feedback = settings.data, settings.feedback
     for key, one in (("data", data), ("transfer", settings.transfer)):
-        if one is None or one.path is None:
-            continue
-        if one.name != "mbpp":
-            group = "data@transfer" if key == "transfer" else "data"
-            raise InputError(f"{key}.path", one.path, f"{group}={one.name} reads no file", f"Add {group}=mbpp.")
-        if not Path(one.path).is_file():
-            raise InputError(
-                f"{key}.path", one.path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
-            )
-    if settings.transfer is not None and settings.transfer.name == data.name:
+        if one is not None:
+            _check_data(key, one)
+    other = settings.transfer
+    if other is not None and other.name == data.name and (data.name != "jsonl" or other.path == data.path):
         raise InputError(
             "transfer",
             data.name,
@@ -222,17 +250,19 @@ def _check_sources(settings: Settings) -> None:
             "Choose human or unit_tests, or data=mini.",
         )
     if {"human", "llm"} & set(sources) and feedback.path is not None and not Path(feedback.path).is_file():
-        raise InputError("feedback.path", feedback.path, "no such file", "Give a JSON-lines file of annotations.")
+        advice = "Give a .jsonl or .csv file of annotations."
+        raise InputError("feedback.path", feedback.path, "no such file", advice)
     if "human" in sources and feedback.path is not None:
         return
-    if "human" in sources and "drop" not in feedback.transform:
+    heard = set(settings.stages) & {"annotate", "train_refiner", "refine", "train_policy"}
+    if "human" in sources and "drop" not in feedback.transform and heard:
         raise InputError(
             "feedback.path",
             None,
             f"feedback={feedback.name} needs a file of annotations",
             "Give feedback.path=FILE, or choose feedback=unit_tests.",
         )
-    if settings.refinements.name == "human" and "scripted" not in sources:
+    if settings.refinements.name == "human" and "scripted" not in sources and heard:
         raise InputError(
             "refinements",
             "human",
@@ -295,7 +325,7 @@ def _check_study(settings: Settings) -> None:
             raise InputError(
                 key,
                 _value(settings, key),
-                f"worked examples are of ids 1 to 10, and data.limit.prompt={limit}",
+                f"worked examples are of the Prompt split, and data.limit.prompt={limit}",
                 "Lower it, or raise data.limit.prompt.",
             )
 

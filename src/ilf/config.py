@@ -85,8 +85,8 @@ def build(settings: Settings) -> Stages:
     from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
     from ilf.store import Store
-    from ilf.tasks.load import load
-    from ilf.tasks.mbpp import split_tasks
+    from ilf.tasks import jsonl, mbpp
+    from ilf.tasks.load import check_tasks, load, split_tasks
     from ilf.tracking import Tracker
 
     check_device(settings)
@@ -99,26 +99,17 @@ def build(settings: Settings) -> Stages:
         )
     data, executor = settings.data, settings.executor
     tasks, data_sha256 = load(data)
-    annotations, only = [], None
     feedback, asked = settings.feedback, llm.uses(settings)
-    sources = {feedback.source, *feedback.sources}
+    sources, annotations, only = {feedback.source, *feedback.sources}, None, None
     if sources & {"human", "llm"} and feedback.path is not None:
-        known = {task.task_id for task in tasks}
-        annotations = [a for a in load_annotations(feedback.path) if a.task_id in known]
+        absent = mbpp.IDS if data.name == "mbpp" else ()  # a local file may be a part of it
+        annotations = load_annotations(feedback.path, {task.task_id: task.split for task in tasks}, absent)
         if feedback.source == "human":  # where sources are mixed, another one speaks on what people have not annotated
             only = {annotation.task_id for annotation in annotations}
         elif "human" not in sources:
             annotations = [a for a in annotations if a.split == "prompt"]
     splits = split_tasks(tasks, asdict(data.limit), only)
-    if feedback.source in ("human", "llm") and feedback.path is not None:  # of other sources they are not known yet
-        shots = len({task.task_id for task in splits.prompt} & {a.task_id for a in annotations})
-        for key, wanted, count in (
-            ("refiner.shots", only is not None and settings.refiner.name == "few_shot", settings.refiner.shots),
-            ("llm.shots", bool(asked), settings.llm.shots),
-        ):
-            if wanted and shots < count:
-                allowed = f"needs as many annotations of ids 1 to 10, and there are {shots}"
-                raise InputError(key, count, allowed, "Lower it, raise data.limit.prompt, or annotate more of them.")
+    check_tasks(settings, splits, annotations)
     transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
@@ -141,6 +132,9 @@ def build(settings: Settings) -> Stages:
         sandbox: Sandbox = ClusterSandbox(limits, executor.address)
     else:
         sandbox = Sandbox(limits)
+    for one, own in ((data, tasks), (settings.transfer, splits.transfer)):
+        if one is not None and one.name == "jsonl":
+            jsonl.check_gold(str(one.path), own, sandbox)
     tracker = Tracker(
         settings.logger,
         Path(settings.output_dir),
@@ -148,9 +142,8 @@ def build(settings: Settings) -> Stages:
         arm_name(settings.arm, settings.feedback.source),
         settings.group or settings.study,
     )
-    return Stages(
-        settings, splits, data_sha256, transfer_sha256, annotations, model, store, sandbox, tracker, llm_folder
-    )
+    known = annotations or []
+    return Stages(settings, splits, data_sha256, transfer_sha256, known, model, store, sandbox, tracker, llm_folder)
 
 
 def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:

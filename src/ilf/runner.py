@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 VERSIONS = {
     "sample": 2,
     "zero_shot": 2,
-    "annotate": 1,
+    "annotate": 2,
     "train_refiner": 2,
     "refine": 2,
     "train_policy": 2,
@@ -118,6 +118,11 @@ class Runner:
         """Return the settings that a stage's verdicts depend on: only what is reported is scored as the paper does."""
         return self.scoring if stage in ("zero_shot", "evaluate") else self.scoring | {"scoring": "as_written"}
 
+    def verdicts_of(self, stage: str, tasks: Iterable[Task]) -> str:
+        """Return in 12 characters all that verdicts depend on besides the programs: settings, and the tasks' tests."""
+        tests = {task.task_id: (task.tests, task.setup, task.code) for task in tasks}
+        return sha256([self.scoring_of(stage), sorted(tests.items())])[:12]
+
     def draw(
         self,
         stage: str,
@@ -146,7 +151,9 @@ class Runner:
                 f"leaves {stage} no task",
                 "Raise the limits, or add annotations.",
             )
-        settings, scoring = self.settings.sampler, sha256(self.scoring_of(stage))[:12]
+        by_id = tasks or self.tasks
+        scoring = self.verdicts_of(stage, (by_id[draw.task_id] for draw in draws))
+        settings = self.settings.sampler
         dtype = sampling_dtype(self.settings.model.dtype)
         key = {
             "weights": self.weights(model),
@@ -169,7 +176,7 @@ class Runner:
                 module,
                 model,
                 draws,
-                tasks or self.tasks,
+                by_id,
                 entry.path,
                 label,
                 scoring,

@@ -23,17 +23,28 @@ class Limit:
 
 
 @dataclass
+class Fractions:
+    """How many of one's own tasks go to each split, as shares of 1."""
+
+    prompt: float = 0.0
+    test: float = 0.3
+    refine: float = 0.3
+    train: float = 0.4
+
+
+@dataclass
 class Data:
     """Where tasks come from."""
 
     name: str = "???"
-    path: str | None = None  # JSON lines in MBPP's columns; null loads the Hub (mini is generated)
+    path: str | None = None  # JSON lines in MBPP's columns; for mbpp, null loads the Hub (mini is generated)
     revision: str = ""  # commit on the Hub
     sha256: str | None = None  # what the rows must hash to; null takes any
     annotator: str = "human"  # who annotates this data: human | scripted
     annotations: str | None = None  # what the human annotator wrote
     annotated_policy: str | None = None  # whose wrong programs that annotator saw
     prompt: str = "paper"  # paper | no_leak
+    split: Fractions = field(default_factory=Fractions)  # of jsonl, where its rows name no split
     limit: Limit = field(default_factory=Limit)
 
 
@@ -57,7 +68,7 @@ class FeedbackSettings:
     source: str = "???"  # human | scripted | unit_tests | llm | mixed
     sources: list[str] = field(default_factory=list)  # of mixed: those that are mixed
     shares: list[float] = field(default_factory=list)  # and how often each is taken, among those that a task has
-    path: str | None = None  # the annotations, where a person wrote them
+    path: str | None = None  # the annotations, where a person wrote them: .jsonl or .csv
     transform: list[str] = field(default_factory=list)  # of shuffle, one_bug, drop; see feedback/transforms.py
     apply: str = "refine"  # where shuffled feedback is used: refine | train_and_refine
     annotated_policy: str | None = None  # whose wrong programs the annotations are about
@@ -104,7 +115,7 @@ class LLM:
     model: str | None = None  # its name there; a local one's folder, or its name on the Hub
     path: str | None = None  # stored answers, JSON lines, in its place: an earlier run's llm_*.jsonl
     extra: dict[str, Any] = field(default_factory=dict)  # more fields of each request, such as {top_k: -1}
-    shots: int = 1  # worked examples, from ids 1 to 10
+    shots: int = 1  # worked examples, from the Prompt split
     max_tokens: int = 1024  # of an answer
     parallel: int = 8  # requests at once; answers of a local model at once
     feedback: Prompt = field(default_factory=Prompt)
@@ -249,7 +260,7 @@ class Pretraining:
 class Settings:
     """One run."""
 
-    mode: str = "run"  # run | store | pretrain | compare | checks
+    mode: str = "run"  # run | store | pretrain | compare | checks | export
     seed: int = 0
     arm: str = ""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
@@ -276,6 +287,7 @@ class Settings:
     pretrain: Pretraining = field(default_factory=Pretraining)
     study: str | None = None  # its name, set by the files under conf/experiment
     compare: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
+    export: str | None = None  # with mode=export: where the annotations of feedback.path go, .jsonl or .csv
     output_dir: str = "???"
     group: str | None = None  # of W&B: the study or sweep
     overrides: list[str] = field(default_factory=list)  # what the command line said, set by run.py

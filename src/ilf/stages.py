@@ -18,7 +18,7 @@ from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
 from ilf.sandbox import Sandbox
 from ilf.settings import STAGES, Settings
-from ilf.store import Entry, JsonLines, Store, sha256
+from ilf.store import Entry, JsonLines, Store
 from ilf.tasks import mini
 from ilf.tasks.prompts import completion_of, few_shot_prompt
 from ilf.tracking import Tracker
@@ -86,8 +86,8 @@ class Stages:
         self.llm_answers: dict[str, Counter[str]] = {}  # by what they are for
         self.rejected: list[str] = []
         self.round = 1
-        self.shots: list[Feedback] = []  # on ids 1 to 10
-        self.examples: list[tuple[Feedback, Verdict]] | None = None  # on ids 1 to 10, by the data's annotator
+        self.shots: list[Feedback] = []  # on tasks of the Prompt split
+        self.examples: list[tuple[Feedback, Verdict]] | None = None  # on these, by the data's annotator
         self.newest = model  # of the policies: each round samples it
         self.validation: list[Program] | None = None  # on Refine, to choose settings by
 
@@ -178,7 +178,8 @@ class Stages:
         shots, tasks = self._worked_examples("llm.shots", self.settings.llm.shots, self.shots), self.tasks.by_id
         queries = llm.plan_refinements(self.settings.llm.refinement, feedback, tasks, shots, self.n, self.seed)
         key = self._llm_key("refinement", queries)
-        scoring = sha256(self.runner.scoring_of("refine"))[:12]  # another scoring asks nothing anew
+        # Another scoring asks nothing anew.
+        scoring = self.runner.verdicts_of("refine", [tasks[f.task_id] for f in feedback])
 
         def work(entry: Entry) -> dict[str, Any]:
             answers = JsonLines(entry.path / "answers.jsonl")
@@ -250,21 +251,28 @@ class Stages:
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
         """Return feedback on tasks of Refine and Train; annotations whose programs don't hold up are rejected."""
         settings = self.settings.feedback
+        if settings.source == "human" and settings.path is None and "drop" not in settings.transform:
+            raise NotRequested("annotate")  # or checks.py would have asked for the file
         found = self._mixed(failing) if settings.source == "mixed" else self._feedback_of(settings.source, failing)
 
         def work(entry: Entry) -> dict[str, Any]:
-            checked = [f for f in found if f.refinement is not None]
-            both = [(text, self.tasks.by_id[f.task_id]) for f in checked for text in (f.program, f.refinement or "")]
+            checked = [f for f in found if f.refinement is not None or f.source == "human"]
+            pairs = [(f.program, f.program if f.refinement is None else f.refinement) for f in checked]
+            both = [
+                (text, self.tasks.by_id[f.task_id]) for f, pair in zip(checked, pairs, strict=True) for text in pair
+            ]
             verdicts = score(both, self.sandbox, self.settings.executor.tests)
             bad = {}  # by id, as text: the keys of a JSON object
             for f, x0, x1 in zip(checked, verdicts[::2], verdicts[1::2], strict=True):
                 if x0.passed:
                     bad[str(f.task_id)] = "the wrong program passes its tests"
-                elif not x1.passed:
+                elif f.refinement is not None and not x1.passed:
                     bad[str(f.task_id)] = f"the refinement does not pass: {x1.verdict}, {x1.detail}"
             return {"rejected": bad}
 
-        key = {"feedback": [asdict(f) for f in found], "scoring": self.runner.scoring_of("annotate")}
+        tasks = [self.tasks.by_id[f.task_id] for f in found]
+        programs = [(f.task_id, f.program, f.refinement, f.source) for f in found]
+        key = {"feedback": programs, "scoring": self.runner.verdicts_of("annotate", tasks)}
         _, facts = self.runner.do("annotate", key, work)
         self.rejected += [f"task {i} (annotation): {reason}" for i, reason in facts["rejected"].items()]
         found = [f for f in found if str(f.task_id) not in facts["rejected"]]
@@ -279,7 +287,9 @@ class Stages:
         rows.path.unlink(missing_ok=True)
         rows.append(asdict(f) for f in found)
         # A later round's policy may solve some of these tasks; what was said of them before is still an example.
-        self.shots += [f for f in found if f.split == "prompt" and f.task_id not in {one.task_id for one in self.shots}]
+        seen = {one.task_id for one in self.shots}
+        shots = [f for f in found if f.split == "prompt" and f.task_id not in seen]
+        self.shots += [f for f in shots if f.refinement or self.tasks.by_id[f.task_id].code]
         return found
 
     def _feedback_of(self, source: str, failing: dict[int, list[Program]]) -> list[Feedback]:
@@ -354,6 +364,10 @@ class Stages:
             f = c.feedback
             parent, text, source = (f.parent, f.text, f.source) if f else (None, None, None)
             try:
+                if c.program is None:
+                    raise ValueError(
+                        "nobody wrote one, as for other tasks; refinements.tasks=annotated needs no such match"
+                    )
                 target = completion_of(c.task.prompt, c.program, c.task.entry_point)
                 row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source)
                 ILFModule.example(self.tokenizer, row, self.settings.training.max_length)
@@ -393,7 +407,7 @@ class Stages:
                 "feedback",
                 self.settings.feedback.name,
                 "gives no example on the Refine split",
-                "Raise data.limit.refine, or give annotations of ids 111 to 310.",
+                "Raise data.limit.refine, or give annotations of that split (MBPP: ids 111 to 310).",
             )
         # By task, as several rounds may have feedback on the same one.
         found = list(dict.fromkeys(e.task_id for e in examples))
@@ -425,12 +439,15 @@ class Stages:
         return tuned
 
     def _worked_examples(self, key: str, count: int, shots: list[T]) -> list[T]:
-        """Return `count` of what is known of ids 1 to 10; `key` is the setting that asks for so many."""
+        """Return `count` of what is known of the Prompt split; `key` is the setting that asks for so many."""
         if len(shots) < count:
+            allowed = (
+                f"needs as many programs of the Prompt split (MBPP: ids 1 to 10) with feedback: {len(shots)} are there"
+            )
             raise InputError(
                 key,
                 count,
-                f"needs as many programs of ids 1 to 10 with feedback, and there are {len(shots)}",
+                allowed,
                 "Lower it, raise data.limit.prompt, or annotate more of these tasks.",
             )
         return shots[:count]

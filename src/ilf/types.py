@@ -40,7 +40,7 @@ class Task:
     task_id: int
     split: str  # "prompt", "test", "refine" or "train"
     text: str  # the description, newlines as \n
-    code: str  # the gold program, newlines as \n, indentation as published
+    code: str  # the gold program, newlines as \n, indentation as published; empty where there is none
     entry_point: str  # name of the function that the tests call
     tests: tuple[str, ...]  # one assert statement each; HumanEval's are one group of statements
     setup: str  # code to run after the program and before the tests
@@ -115,8 +115,8 @@ class Feedback:
     refinement: str | None = None  # the annotator's x1, whole
     bugs: int | None = None  # how many mistakes f addresses, where the annotator said so
     categories: tuple[str, ...] = ()  # of these mistakes, in the annotator's words
-    annotator: str | None = None  # the person's name, where it was noted
-    seconds: float | None = None  # the person's time at work on it, where it was noted
+    annotator: str | None = None  # who, of several people
+    seconds: float | None = None  # that they were at work on the task
 
     @property
     def parent(self) -> str:

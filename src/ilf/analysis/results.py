@@ -167,11 +167,20 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
     }
 
 
-def _own(outcome: Outcome) -> bool:
-    """Return whether every annotated program is among the run's own samples."""
-    drawn = {(p.task_id, p.program) for one in outcome.rounds for p in one.samples or []}
-    given = [f for one in outcome.rounds for f in one.feedback or []]
-    return bool(given) and all((f.task_id, f.program) in drawn for f in given)
+def _on_policy(annotated: str | None, policy: str, found: Round) -> bool | None:
+    """Return whether people's feedback is on this policy's programs; None where that can't be told.
+
+    Args:
+        annotated: Whose programs the annotations are about, where the settings say so. Else they are this policy's
+            where each is one of the run's own samples; an earlier run of the same policy may have drawn others.
+        policy: This one.
+        found: The run's samples, and its feedback.
+    """
+    if annotated is not None:
+        return annotated == policy
+    drawn = {(p.task_id, p.program) for p in found.samples or []}
+    on = [(f.task_id, f.program) in drawn for f in found.feedback or []]
+    return True if on and all(on) else None
 
 
 def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) -> dict[str, Any]:
@@ -218,7 +227,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         },
         "training": asdict(settings.training.policy),
         "training_limit": settings.refinements.limit,
-        "feedback_on_policy": not human or feedback.annotated_policy == policy or _own(outcome),
+        "feedback_on_policy": not human or _on_policy(feedback.annotated_policy, policy, outcome.last),
         "annotated_policy": feedback.annotated_policy if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,
         # Whether all arms of a comparison train on the same tasks: "self" has none of these right, "llm" not all.

@@ -1,53 +1,103 @@
-"""Feedback that people wrote: annotations of wrong programs, in the columns of the paper's released file."""
+"""Feedback that people wrote: annotations of wrong programs, in the columns of the paper's released file and ours.
+
+docs/annotations.md has the schema. One object a line of a .jsonl file, or one row of a .csv file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import json
+import logging
+import math
+from collections.abc import Container, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ilf.tasks.mbpp import read_json_lines, split_of
+from ilf.store import write_atomically
 from ilf.tasks.prompts import normalise_newlines
+from ilf.tasks.rows import Row, read_json_lines
 from ilf.types import Feedback, InputError, Program
 
-COLUMNS = {"task_id": int, "Feedback": str, "original_model_completion": str, "unedited_annotator_completion": str}
+log = logging.getLogger(__name__)
+
+COLUMNS = {"task_id": int, "Feedback": str, "original_model_completion": str}
+# What they may have besides, with what stands for none.
+_TEXTS = {"prompt": "", "unedited_annotator_completion": "", "annotator": None, "saved": None}
+_NUMBERS = {"refinement_edit_distance": 0, "bugs": 1, "seconds": 0}  # with the least
+FIELDS = (
+    "task_id",
+    "prompt",
+    "Feedback",
+    "original_model_completion",
+    "unedited_annotator_completion",
+    "refinement_edit_distance",
+    "bugs",
+    "categories",
+    "annotator",
+    "seconds",
+    "saved",
+)
 
 
-def load_annotations(path: str) -> list[Feedback]:
-    """Return the annotations of a JSON-lines file: x0, f and x1 of each row, newlines normalised.
+def read_annotations(path: Path) -> list[Row]:
+    """Return (FILE:LINE, row) for each annotation that stands, in order of task, each row with all of `FIELDS`.
 
-    The columns `bugs` (how many mistakes f addresses) and `categories` (a list of words) may be there.
+    Of several rows on one task that the page saved, the last stands.
 
     Raises:
-        InputError: The file is missing, or a row is malformed, empty or repeated; names the file and line.
+        InputError: The file is of another kind, or a row is malformed, empty or repeated; names the file and line.
     """
-    if not Path(path).is_file():
-        raise InputError(
-            "feedback.path", path, "no such file", f"Give a JSON-lines file with the columns {', '.join(COLUMNS)}."
-        )
-    found: dict[int, Feedback] = {}
-    for where, row in read_json_lines(Path(path), COLUMNS):
-        task_id = row["task_id"]
-        if task_id not in range(1, 975):
-            raise InputError(f"{where}: task_id", task_id, "must be one of MBPP's ids, 1 to 974", "Mend the row.")
-        if task_id in found:
-            raise InputError(f"{where}: task_id", task_id, "is annotated twice", "Keep one annotation a task.")
-        if empty := [name for name in COLUMNS if not str(row[name]).strip()]:
-            raise InputError(f"{where}: {empty[0]}", row[empty[0]], "must not be empty", "Mend or remove the row.")
-        text, x0, x1 = (normalise_newlines(row[name]) for name in list(COLUMNS)[1:])
-        bugs, categories = _noted(where, row)
-        found[task_id] = Feedback(task_id, split_of(task_id), x0, text, "human", x1, bugs, categories)
+    found: dict[int, Row] = {}
+    for where, row in _read_csv(path) if path.suffix == ".csv" else read_json_lines(path, COLUMNS, growing=True):
+        row = _checked(where, row)
+        if row["task_id"] in found and row["saved"] is None:
+            advice = "Keep one annotation a task; only what the page saves, with the column `saved`, corrects another."
+            raise InputError(f"{where}: task_id", row["task_id"], "is annotated twice", advice)
+        found[row["task_id"]] = where, row
     return [found[i] for i in sorted(found)]
 
 
-def _noted(where: str, row: dict[str, Any]) -> tuple[int | None, tuple[str, ...]]:
-    """Return what the annotator noted of the mistakes: their number and categories, both optional columns."""
-    bugs, categories = row.get("bugs"), row.get("categories") or []
-    if bugs is not None and (not isinstance(bugs, int) or bugs < 1):
-        raise InputError(f"{where}: bugs", bugs, "must be a whole number from 1, or left out", "Mend the row.")
-    if not isinstance(categories, list) or not all(isinstance(one, str) for one in categories):
-        raise InputError(f"{where}: categories", categories, "must be a list of words, or left out", "Mend the row.")
-    return bugs, tuple(categories)
+def load_annotations(path: str, splits: Mapping[int, str], others: Container[int] = ()) -> list[Feedback]:
+    """Return the annotations that stand: x0, f and, where there is one, x1, newlines normalised.
+
+    Args:
+        path: A .jsonl or .csv file.
+        splits: Of the tasks that there are, by id.
+        others: Ids that may be annotated though the data lack them; such annotations are left out, with a warning.
+
+    Raises:
+        InputError: The file is missing, or a row is malformed or on an unknown task; names the file and line.
+    """
+    if not Path(path).is_file():
+        advice = f"Give a .jsonl or .csv file with the columns {', '.join(COLUMNS)}."
+        raise InputError("feedback.path", path, "no such file", advice)
+    found, left_out = [], 0
+    for where, row in read_annotations(Path(path)):
+        task_id = row["task_id"]
+        if task_id in splits:
+            one = Feedback(
+                task_id,
+                splits[task_id],
+                program=row["original_model_completion"],
+                text=row["Feedback"],
+                source="human",
+                refinement=row["unedited_annotator_completion"] or None,
+                bugs=row["bugs"],
+                categories=tuple(row["categories"]),
+                annotator=row["annotator"],
+                seconds=row["seconds"],
+            )
+            found.append(one)
+        elif task_id in others:
+            left_out += 1
+        else:
+            advice = "Mend the id, or give the data that the annotations are of."
+            raise InputError(f"{where}: task_id", task_id, "must be the id of one of the data's tasks", advice)
+    if left_out:
+        log.warning("%s: %d annotations are of tasks that the data lack, and are left out", path, left_out)
+    return found
 
 
 def select(
@@ -55,3 +105,108 @@ def select(
 ) -> list[Feedback]:
     """Return the annotations of all splits but Test: all, or those of tasks that the policy failed too."""
     return [a for a in annotations if a.split != "test" and (not only_failed or a.task_id in failing)]
+
+
+def export(path: str, target: str) -> int:
+    """Write the annotations of a file that stand to another one, and return how many.
+
+    Args:
+        path: A .jsonl or .csv file.
+        target: Of either kind too; replaced where it exists.
+
+    Raises:
+        InputError: A row is malformed; nothing is written.
+    """
+    rows = [row for _, row in read_annotations(Path(path))]
+    if target.endswith(".csv"):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | {"categories": ";".join(row["categories"])} for row in rows)
+        write_atomically(Path(target), text.getvalue())
+    else:
+        write_atomically(Path(target), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return len(rows)
+
+
+def _read_csv(path: Path) -> list[Row]:
+    """Return (FILE:LINE, row) for each row of a CSV file, LINE its first; empty cells are left out."""
+    try:
+        text = normalise_newlines(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError("feedback.path", str(path), f"must be UTF-8 ({error})", "Save it as CSV UTF-8.") from None
+    rows, head, line = [], list[str](), 1
+    reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
+    try:
+        for cells in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
+            if not head:
+                head = cells
+                if wrong := [name for name in COLUMNS if head.count(name) != 1]:
+                    allowed = f"the first line must name the column {wrong[0]} once"
+                    raise InputError(where, ",".join(head), allowed, "Separate columns by commas.")
+            elif len(cells) > len(head):
+                allowed = f"has {len(cells)} cells, and the first line names {len(head)} columns"
+                raise InputError(where, cells[-1], allowed, "Quote cells that hold commas.")
+            elif any(cells):
+                rows.append((where, _typed(where, {k: v for k, v in zip(head, cells, strict=False) if v})))
+    except csv.Error as error:
+        raise InputError(f"{path}:{line}", "(a row)", f"must be CSV ({error})", "Mend the row.") from None
+    return rows
+
+
+def _typed(where: str, cells: dict[str, str]) -> dict[str, Any]:
+    """Return the cells of a row as what their columns hold."""
+    row: dict[str, Any] = dict(cells)
+    for name in ("task_id", *_NUMBERS):
+        if name in cells:
+            kind = int if name == "task_id" else float
+            try:
+                row[name] = kind(cells[name])
+            except ValueError:
+                allowed = "must be a whole number" if kind is int else "must be a number, or left out"
+                raise InputError(f"{where}: {name}", cells[name], allowed, "Mend the row.") from None
+    if "categories" in cells:
+        row["categories"] = [word.strip() for word in cells["categories"].split(";") if word.strip()]
+    for name in COLUMNS:
+        if name not in cells:
+            raise InputError(f"{where}: {name}", "", "must not be empty", "Mend or remove the row.")
+    return row
+
+
+def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Return an annotation with all of `FIELDS`, its newlines normalised."""
+
+    def require(right: bool, name: str, allowed: str) -> None:
+        if not right:
+            raise InputError(f"{where}: {name}", row[name], f"must be {allowed}", "Mend or remove the row.")
+
+    require(row["task_id"] > 0, "task_id", "a whole number from 1")
+    found: dict[str, Any] = {"task_id": row["task_id"]}
+    for name in ("Feedback", "original_model_completion"):
+        require(row[name].strip() != "", name, "some text, and is empty")
+        found[name] = normalise_newlines(row[name])
+    for name, none in _TEXTS.items():
+        value = row.get(name)
+        require(value is None or isinstance(value, str), name, "a text, or left out")
+        found[name] = normalise_newlines(value) if value and value.strip() else none
+    for name, least in _NUMBERS.items():
+        value = row.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and least <= value < math.inf
+        require(value is None or number, name, f"a number from {least}, or left out")
+        found[name] = None if value is None else float(value)
+    if found["bugs"] is not None:
+        require(found["bugs"].is_integer(), "bugs", "a whole number, or left out")
+        found["bugs"] = int(found["bugs"])
+    found["categories"] = words = row.get("categories") or []
+    right = isinstance(words, list) and all(isinstance(one, str) and one.strip() == one != "" for one in words)
+    require(right and ";" not in "".join(words), "categories", "a list of words without semicolons, or left out")
+    require(found["saved"] is None or _is_time(found["saved"]), "saved", "a time such as 2024-05-01T09:30:00+00:00")
+    return {name: found[name] for name in FIELDS}
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False

@@ -18,7 +18,7 @@ from typing import Any
 from ilf.models import endpoint
 from ilf.settings import LLM, Prompt, Settings
 from ilf.store import JsonLines
-from ilf.tasks.mbpp import read_json_lines
+from ilf.tasks.rows import read_json_lines
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
 
 log = logging.getLogger(__name__)

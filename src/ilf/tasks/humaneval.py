@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from ilf.tasks.mbpp import content_sha256
+from ilf.tasks.rows import content_sha256
 from ilf.types import InputError, Task
 
 HUB = "openai/openai_humaneval"

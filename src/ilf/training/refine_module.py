@@ -28,8 +28,12 @@ class RefineModule(FineTuningModule):
         Where the annotator made no refinement, the target is the task's gold program.
 
         Raises:
-            ValueError: The row is too long (see `encode`), or x1 can't be written after the task's prompt.
+            ValueError: The row is too long (see `encode`), x1 can't be written after the task's prompt, or there is
+                neither an x1 nor a gold program.
         """
-        refined = completion_of(task.prompt, feedback.refinement or task.code, task.entry_point)
+        target = feedback.refinement or task.code
+        if not target:
+            raise ValueError("neither a refinement nor a gold program to learn from")
+        refined = completion_of(task.prompt, target, task.entry_point)
         prompt = RefineModule.prompt(tokenizer, feedback, task, old_code_tokens).removesuffix(task.prompt)
         return encode(tokenizer, task.task_id, prompt, task.prompt + refined, max_length)

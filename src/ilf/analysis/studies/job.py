@@ -26,7 +26,8 @@ class Job:
     def rows(self, file: str) -> list[dict[str, Any]]:
         """Return the rows of one of its JSON-lines files; none where it was not written."""
         path = self.folder / file
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # no other character ends one
+        return [json.loads(line) for line in lines if line]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from ilf.analysis.studies.job import (
     points,
     subject,
 )
-from ilf.tasks.mbpp import split_of
 
 _HEADS = {"one_correct": "1+ correct", "as_written": "as written", "as_paper": "as the authors' code scores"}
 _INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
@@ -54,10 +53,12 @@ def table1(jobs: Sequence[Job]) -> Study:
     """Zero-shot on the whole benchmark, and by split."""
     shown = names(jobs, "samples") or names(jobs, "zero_shot")
     by_name = {name: per_task(jobs, "samples", name) | per_task(jobs, "zero_shot", name) for name in shown}
+    files = ("programs/sample.jsonl", "programs/zero_shot.jsonl")
+    splits = {row["task_id"]: row["split"] for job in jobs for file in files for row in job.rows(file)}
     rows = []
     for label, split in (("whole benchmark", None), ("Test", "test"), ("Refine", "refine"), ("Train", "train")):
         part = {
-            name: {i: v for i, v in values.items() if split in (None, split_of(i))} for name, values in by_name.items()
+            name: {i: v for i, v in values.items() if split in (None, splits[i])} for name, values in by_name.items()
         }
         rows.append({"row": label, **cells(part)})
     rows.append(paper_row(f"whole benchmark, {paper.MODEL}", paper.ZERO_SHOT, shown))
