@@ -100,7 +100,8 @@ def build(settings: Settings) -> Stages:
     data, executor = settings.data, settings.executor
     tasks, data_sha256 = load(data)
     annotations, only = [], None
-    if settings.feedback.source == "human" and settings.feedback.path is not None:
+    # On the annotation page, what a file annotates already restricts nothing.
+    if settings.mode != "annotate" and settings.feedback.source == "human" and settings.feedback.path is not None:
         known = {task.task_id for task in tasks}
         annotations = [a for a in load_annotations(settings.feedback.path) if a.task_id in known]
         only = {annotation.task_id for annotation in annotations}
