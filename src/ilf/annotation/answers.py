@@ -61,17 +61,17 @@ class Answers:
         return data[:end], data[end:]
 
     def _row(self, number: int, line: bytes) -> dict[str, Any]:
-        where = f"{self.path}:{number}"
+        where, start = f"{self.path}:{number}", line[:60].decode(errors="replace")
         try:
             row = json.loads(line)
         except ValueError as error:
             raise InputError(
-                where, line[:60], f"each line must be a JSON object ({error})", "Mend the line, or choose another file."
+                where, start, f"each line must be a JSON object ({error})", "Mend the line, or choose another file."
             ) from None
         for name, kind in _REQUIRED.items():
             if not isinstance(row, dict) or not isinstance(row.get(name), kind):
                 allowed = f"an annotation needs {name}, of type {kind.__name__}"
-                raise InputError(where, line[:60], allowed, "Mend the line, or choose another file.")
+                raise InputError(where, start, allowed, "Mend the line, or choose another file.")
         return row  # type: ignore[no-any-return]
 
 

@@ -143,7 +143,8 @@ def application(work: Work, host: str) -> FastAPI:
     def run_tests(body: _Run) -> dict[str, Any]:
         work.open(body.session, body.annotator, body.task_id)
         verdict = work.execute(body.task_id, body.refinement)
-        return _verdict(verdict) | {"distance": edit_distance(body.program, body.refinement)}
+        share, longer = edit_distance(body.program, body.refinement), max(len(body.program), len(body.refinement))
+        return _verdict(verdict) | {"distance": share, "edits": round(share * longer)}
 
     @app.post("/api/answer")
     def answer(body: _Answer) -> dict[str, Any]:

@@ -102,7 +102,7 @@ function readDraft() {
     bugs: (answer && answer.bugs) ?? null,
     categories: (answer && answer.categories) || [],
     refinements: {}, // by program, where it was edited
-    best: {}, // by program, the smallest edit that passed: {text, distance}
+    best: {}, // by program, the smallest edit that passed: {text, edits}: a share would fall as text is added
     seconds: own ? answer.seconds || 0 : 0,
   };
   if (answer && answer.unedited_annotator_completion) fresh.refinements[fresh.program] = answer.unedited_annotator_completion;
@@ -208,8 +208,8 @@ const run = () => act(async () => {
   try {
     const found = await post("run", { task_id: task.task_id, program, refinement: text });
     const best = draft.best[program];
-    const better = found.passed && changed() && !(best && best.distance <= found.distance);
-    if (better) draft.best = { ...draft.best, [program]: { text, distance: found.distance } };
+    const better = found.passed && found.edits && !(best && best.edits <= found.edits);
+    if (better) draft.best = { ...draft.best, [program]: { text, edits: found.edits } };
     keep();
     result = { ...found, text, program };
     say("");
@@ -314,20 +314,21 @@ function showResult() {
     return;
   }
   const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
+  const edits = (count) => `${count} character${count === 1 ? "" : "s"}`;
   const best = draft.best[draft.program];
   const rules = [
     fresh ? mark(result.passed ? "good" : "bad", "passes all tests") : mark("open", "passes all tests: run them"),
     fresh
-      ? mark(result.distance < 0.5 ? "good" : "bad", `edit distance below half: ${percent(result.distance)} of the longer program`)
+      ? mark(result.distance < 0.5 ? "good" : "bad", `edit distance below half: ${percent(result.distance)}, ${edits(result.edits)}`)
       : mark("open", "edit distance below half"),
   ];
-  if (best && best.text !== refinement() && !(fresh && result.passed && result.distance <= best.distance)) {
+  if (best && best.text !== refinement() && !(fresh && result.passed && result.edits <= best.edits)) {
     const return_ = element("button", { type: "button", className: "quiet" }, "Go back to it");
     return_.addEventListener("click", () => {
       setRefinement(best.text);
       run();
     });
-    rules.push(mark(fresh ? "bad" : "open", `smallest edit: one of ${percent(best.distance)} passed `, return_));
+    rules.push(mark(fresh ? "bad" : "open", `smallest edit: one of ${edits(best.edits)} passed. `, return_));
   } else {
     rules.push(mark(best ? "good" : "open", best ? "smallest edit that has passed so far" : "smallest edit"));
   }
