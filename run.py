@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def main(config: DictConfig) -> float | None:
             return None
         if settings.mode == "checks":
             _check_gpu(settings)
+            return None
+        if settings.mode == "annotate":
+            _annotate(settings)
             return None
         if settings.mode == "compare":
             _compare(settings)
@@ -110,6 +114,29 @@ def _check_gpu(settings) -> None:  # type: ignore[no-untyped-def]
     print(f"\n{page}\n{folder / 'checks.md'}")
     if not passed:
         sys.exit("error: not all checks passed")
+
+
+def _annotate(settings) -> None:  # type: ignore[no-untyped-def]
+    """Serve the page for feedback on the programs that fail, of a run with these settings."""
+    from ilf.annotation.answers import Answers
+    from ilf.annotation.server import bind, serve
+    from ilf.annotation.work import Work
+
+    settings.stages, settings.logger.wandb = ["sample"], False
+    with bind(settings.annotate) as listener:
+        stages = build(settings)
+        try:
+            answers = Answers(Path(settings.annotate.path))
+            work = Work(stages.failing(), stages.tasks.by_id, answers, stages.sandbox, settings.executor.tests)
+            own = [one for one in settings.overrides if not one.startswith(("mode=", "annotate.", "feedback"))]
+            trained = shlex.join([*own, "feedback=human", f"feedback.path={settings.annotate.path}"])
+            print(f"\n{len(work.tasks)} tasks without a correct program, {len(work.answered())} of them answered")
+            print(f"answers:  {settings.annotate.path}\ntrain:    python run.py {trained}")
+            address = f"http://{settings.annotate.host}:{settings.annotate.port}"
+            print(f"page:     {address}  (Ctrl-C ends it; nothing is lost)", flush=True)
+            serve(work, settings.annotate, listener)
+        finally:
+            stages.tracker.close()
 
 
 def _compare(settings) -> None:  # type: ignore[no-untyped-def]

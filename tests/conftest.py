@@ -45,6 +45,7 @@ _LONGEST = (
     "test_end_to_end",
     "test_ranks",
     "test_sandbox",
+    "test_annotation",
     "test_cluster",
     "test_memory",
     "test_samplers",

@@ -301,6 +301,14 @@ BAD = {
     "processes that nothing divides": (["trainer.devices=2"], r"trainer\.devices=2.*trainer=ddp"),
     "8-bit states in parts": (["trainer=fsdp", "optimizer=adamw_8bit"], r"optimizer='adamw_8bit'.*trainer=ddp"),
     "pretraining together": (["experiment=mini/pretrain", "trainer=ddp"], r"trainer='ddp'.*trainer=auto"),
+    "no port": (["mode=annotate", "annotate.port=0"], r"annotate\.port=0.*65535"),
+    "answers nowhere": (["mode=annotate", "annotate.path=nowhere/a.jsonl"], r"annotate\.path='nowhere/a\.jsonl'"),
+    "answers over a folder": (["mode=annotate", "annotate.path=/"], r"annotate\.path='/'.*folder"),
+    "answers among other text": (["mode=annotate", f"annotate.path={SOME_FILE}"], r"README\.md:1=.*JSON"),
+    "annotating what is only evaluated": (
+        ["mode=annotate", "data=humaneval", "stages=[zero_shot]"],
+        r"data='humaneval'",
+    ),
     "no limit": (["data.limit.test=0"], r"data\.limit\.test=0"),
 }
 

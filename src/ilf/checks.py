@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ilf.analysis.jobs import job_folders
+from ilf.annotation.answers import Answers
 from ilf.feedback.llm import check_prompts, uses
-from ilf.settings import STAGES, Adapter, Data, FeedbackSettings, Settings
+from ilf.settings import STAGES, Adapter, Annotate, Data, FeedbackSettings, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
 _SOURCES = ("human", "scripted", "unit_tests", "llm")
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "mode": ("run", "store", "pretrain", "compare", "checks", "export"),
+    "mode": ("run", "annotate", "store", "pretrain", "compare", "checks", "export"),
     "rounds_from": ("base", "last"),
     "data.annotator": ("human", "scripted"),
     "data.prompt": STYLES,
@@ -137,6 +138,8 @@ def check(settings: Settings) -> None:
                 f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
             )
     _check_sources(settings)
+    if settings.mode == "annotate":
+        _check_annotate(settings.annotate)
     _check_study(settings)
     _check_adapter(settings.adapter)
     if settings.model.attention == "flash_attention_2":
@@ -217,6 +220,16 @@ def _check_data(key: str, data: Data) -> None:
         raise InputError(f"{key}.split", shares, "must be shares of the tasks, together 1", advice)
 
 
+def _check_annotate(annotate: Annotate) -> None:
+    if not 1 <= annotate.port <= 65535:
+        raise InputError("annotate.port", annotate.port, "must be from 1 to 65535", "Choose one, such as 8765.")
+    path = Path(annotate.path)
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InputError("annotate.path", annotate.path, reason, "Give a file in a folder that is there.")
+    Answers(path).rows()  # a file that is there must be answers
+
+
 def _check_sources(settings: Settings) -> None:
     data, feedback = settings.data, settings.feedback
     for key, one in (("data", data), ("transfer", settings.transfer)):
@@ -231,13 +244,15 @@ def _check_sources(settings: Settings) -> None:
             "Choose another one: data@transfer=humaneval.",
         )
     if data.name == "humaneval":
-        if set(settings.stages) - {"zero_shot", "report"}:
+        if set(settings.stages) - {"zero_shot", "report"} or settings.mode == "annotate":
             raise InputError(
                 "data",
                 "humaneval",
                 "has only tasks to evaluate on",
                 "Choose data@transfer=humaneval beside another data set, or 'stages=[zero_shot]'.",
             )
+        return
+    if settings.mode == "annotate":  # the feedback is still to be written
         return
     mixed = feedback.source == "mixed"
     sources = feedback.sources if mixed else [feedback.source]

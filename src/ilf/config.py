@@ -101,7 +101,8 @@ def build(settings: Settings) -> Stages:
     tasks, data_sha256 = load(data)
     feedback, asked = settings.feedback, llm.uses(settings)
     sources, annotations, only = {feedback.source, *feedback.sources}, None, None
-    if sources & {"human", "llm"} and feedback.path is not None:
+    # On the annotation page, what a file annotates already restricts nothing.
+    if settings.mode != "annotate" and sources & {"human", "llm"} and feedback.path is not None:
         absent = mbpp.IDS if data.name == "mbpp" else ()  # a local file may be a part of it
         annotations = load_annotations(feedback.path, {task.task_id: task.split for task in tasks}, absent)
         if feedback.source == "human":  # where sources are mixed, another one speaks on what people have not annotated

@@ -257,10 +257,19 @@ class Pretraining:
 
 
 @dataclass
+class Annotate:
+    """The page on which people write feedback, by mode=annotate."""
+
+    path: str = "annotations.jsonl"  # the answers; what is there already is kept and shown
+    host: str = "127.0.0.1"  # whom the server listens to: this machine
+    port: int = 8765
+
+
+@dataclass
 class Settings:
     """One run."""
 
-    mode: str = "run"  # run | store | pretrain | compare | checks | export
+    mode: str = "run"  # run | annotate | store | pretrain | compare | checks | export
     seed: int = 0
     arm: str = ""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
@@ -285,6 +294,7 @@ class Settings:
     logger: Logger = field(default_factory=Logger)
     store: StoreSettings = field(default_factory=StoreSettings)
     pretrain: Pretraining = field(default_factory=Pretraining)
+    annotate: Annotate = field(default_factory=Annotate)
     study: str | None = None  # its name, set by the files under conf/experiment
     compare: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
     export: str | None = None  # with mode=export: where the annotations of feedback.path go, .jsonl or .csv

@@ -155,6 +155,11 @@ class Stages:
         except NotRequested:
             return None
 
+    def failing(self) -> dict[int, list[Program]]:
+        """Return the programs of each task that the policy fails, for people to write feedback on."""
+        tasks = self.tasks
+        return algorithm.failing(self.sample(None, [*tasks.prompt, *tasks.refine, *tasks.train]))
+
     def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the policy's programs on everything but Test."""
         self.newest = policy or self.model

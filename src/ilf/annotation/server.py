@@ -1,0 +1,243 @@
+"""The page's server: Work over HTTP on this machine, for browsers that show this page and for nobody else."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
+from pygments.lexers.python import PythonLexer
+from pygments.token import Token
+
+from ilf.analysis.refinements import edit_distance
+from ilf.annotation.work import Refused, Work
+from ilf.settings import Annotate
+from ilf.types import InputError
+
+log = logging.getLogger(__name__)
+
+_MOST = 1 << 20  # bytes of a request
+_HEADERS = {
+    # Nothing but this server's own files, and no text that becomes markup: programs are a model's, and are shown here.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_KINDS = (
+    (Token.Comment, "comment"),
+    (Token.Literal.String, "string"),
+    (Token.Literal.Number, "number"),
+    (Token.Keyword, "keyword"),
+    (Token.Operator.Word, "keyword"),
+    (Token.Name.Function, "function"),
+    (Token.Name.Builtin, "builtin"),
+)
+_LEXER = PythonLexer(stripnl=False, ensurenl=False)
+
+_Text = Annotated[str, Field(max_length=20_000)]  # more would take long to compare
+
+
+class _From(BaseModel):
+    session: Annotated[str, Field(min_length=8, max_length=64)]  # a window
+    annotator: Annotated[str, Field(min_length=1, max_length=80)]
+
+
+class _Open(_From):
+    task_id: int | None = None  # None: the next one
+    skipped: list[int] = []
+
+
+class _Run(_From):
+    task_id: int
+    program: _Text
+    refinement: _Text
+
+
+class _Answer(_Run):
+    feedback: _Text
+    bugs: Annotated[int, Field(ge=1, le=99)] | None = None
+    categories: Annotated[list[Annotated[str, Field(max_length=80)]], Field(max_length=20)] = []
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def bind(settings: Annotate) -> socket.socket:
+    """Take the port, before anything that takes long.
+
+    Raises:
+        InputError: It can't be had.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        allowed = f"can't be had on annotate.host={settings.host} ({error.strerror})"
+        raise InputError("annotate.port", settings.port, allowed, "Choose another, such as 8766.") from None
+
+
+def serve(work: Work, settings: Annotate, listener: socket.socket) -> None:
+    """Serve the page until Ctrl-C."""
+    if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        log.warning(
+            "annotate.host=%s: everybody who reaches this address sees the tasks, writes answers and runs programs in "
+            "the sandbox. Safer: the default, and `ssh -L %d:127.0.0.1:%d THIS_MACHINE` on the annotator's.",
+            settings.host,
+            settings.port,
+            settings.port,
+        )
+    server = uvicorn.Server(uvicorn.Config(application(work, settings.host), log_config=None, log_level="warning"))
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # how it is ended
+        pass
+
+
+def application(work: Work, host: str) -> FastAPI:
+    """Return the application: the page's files, and what it asks for, under /api/.
+
+    Args:
+        work: The tasks.
+        host: The name or address that the server listens on.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        refused = _refusal(request, host)
+        response = JSONResponse({"detail": refused[1]}, refused[0]) if refused else await call_next(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    @app.exception_handler(Refused)
+    @app.exception_handler(InputError)
+    def explain(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 422 if isinstance(error, Refused) else 500)
+
+    @app.post("/api/progress")
+    def progress(body: _Open) -> dict[str, Any]:
+        if body.task_id is not None:  # a sign of life
+            work.open(body.session, body.annotator, body.task_id)
+        return _progress(work)
+
+    @app.post("/api/open")
+    def open_task(body: _Open) -> dict[str, Any]:
+        if body.task_id is None:
+            body.task_id = work.next(body.session, body.annotator, body.skipped)
+        else:
+            work.open(body.session, body.annotator, body.task_id)
+        return {"task": None if body.task_id is None else _task(work, body.task_id), "progress": _progress(work)}
+
+    @app.post("/api/run")
+    def run_tests(body: _Run) -> dict[str, Any]:
+        work.open(body.session, body.annotator, body.task_id)
+        verdict = work.execute(body.task_id, body.refinement)
+        share, longer = edit_distance(body.program, body.refinement), max(len(body.program), len(body.refinement))
+        return _verdict(verdict) | {"distance": share, "edits": round(share * longer)}
+
+    @app.post("/api/answer")
+    def answer(body: _Answer) -> dict[str, Any]:
+        fields = body.model_dump(exclude={"session"})
+        return {"saved": work.save(**fields), "progress": _progress(work)}
+
+    @app.post("/api/leave")
+    def leave(body: _From) -> dict[str, Any]:
+        work.leave(body.session)
+        return {}
+
+    app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
+    return app
+
+
+def _refusal(request: Request, host: str) -> tuple[int, str] | None:
+    """Return status and reason where a request is another site's, or not one that the page makes."""
+    given = request.headers.get("host", "")
+    origin = request.headers.get("origin")
+    # Another site can point its own name here, but can't pass itself off as an address, nor as this machine's names.
+    if not _is_ours(given, {host, "localhost", socket.gethostname()}):
+        return 403, f"This server does not answer to the name {given!r}."
+    if origin is not None and urlsplit(origin).netloc != given:
+        return 403, "Requests of other sites are refused."
+    if request.method != "POST":
+        return None
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        return 415, "Only application/json is taken."
+    size = request.headers.get("content-length", "")
+    return None if size.isdigit() and int(size) <= _MOST else (413, f"Must say its length, of at most {_MOST} bytes.")
+
+
+def _is_ours(given: str, names: set[str]) -> bool:
+    try:
+        name = urlsplit(f"//{given}").hostname or ""
+        return name in {own.lower() for own in names} or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _progress(work: Work) -> dict[str, Any]:
+    answered, held = work.answered(), work.held()
+    return {
+        "run": work.run,
+        "tasks": [
+            {
+                "task_id": i,
+                "split": task.split,
+                "text": task.text,
+                "answered_by": (answered[i].get("annotator") or "somebody") if i in answered else None,
+                "saved": answered[i].get("saved") or "" if i in answered else None,
+                "held_by": held.get(i, []),
+            }
+            for i, task in work.tasks.items()
+        ],
+    }
+
+
+def _task(work: Work, task_id: int) -> dict[str, Any]:
+    """Return all that the page shows of a task."""
+    task, answer = work.tasks[task_id], work.answered().get(task_id)
+    programs = []
+    for wrong in work.wrong(task_id):
+        given = len(task.prompt) if wrong.program.startswith(task.prompt) else 0
+        shown = {"given": _highlighted(wrong.program[:given]), "own": _highlighted(wrong.program[given:])}
+        programs.append({"text": wrong.program, "count": wrong.count, **shown, **_verdict(wrong.verdict)})
+    return {
+        "task_id": task_id,
+        "split": task.split,
+        "text": task.text,
+        "setup": _highlighted(task.setup),
+        "tests": [_highlighted(test) for test in task.tests],
+        "programs": programs,
+        "answer": answer,
+    }
+
+
+def _verdict(verdict: Any) -> dict[str, Any]:
+    return {
+        "passed": verdict.passed,
+        "verdict": verdict.verdict.replace("_", " "),
+        "detail": verdict.detail,
+        "tests": verdict.tests,
+    }
+
+
+def _highlighted(code: str) -> list[tuple[str, str]]:
+    """Return (kind, text) of each part of a Python text: the page makes elements of them, and no markup."""
+    found: list[tuple[str, str]] = []
+    for token, text in _LEXER.get_tokens(code):
+        kind = next((name for kinds, name in _KINDS if token in kinds), "")
+        if found and found[-1][0] == kind:
+            found[-1] = kind, found[-1][1] + text
+        else:
+            found.append((kind, text))
+    return found

@@ -1,0 +1,432 @@
+"""The annotation page: its server over HTTP, what lands in its file, and the page in a real browser."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import httpx
+import pytest
+import uvicorn
+import warm
+from conftest import ROOT, SMALL, compose_settings
+
+from ilf.analysis.refinements import edit_distance
+from ilf.annotation.answers import Answers
+from ilf.annotation.server import application, bind
+from ilf.annotation.work import Work
+from ilf.config import build
+from ilf.settings import Annotate
+from ilf.types import InputError, Program
+
+BUDGET = [*SMALL, "data.limit.refine=12", "data.limit.train=12", "data.limit.test=4", "mode=annotate", "logger=none"]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("annotation")
+    built = build(compose_settings(*BUDGET, f"store.dir={folder}/store", f"output_dir={folder}/run"))
+    yield built
+    built.sandbox.close()
+
+
+@pytest.fixture(scope="module")
+def failing(stages):
+    found = stages.failing()
+    assert len(found) > 5
+    return found
+
+
+@pytest.fixture
+def answers(tmp_path):
+    return Answers(tmp_path / "annotations.jsonl")
+
+
+def work_of(stages, failing, answers):
+    return Work(failing, stages.tasks.by_id, Answers(answers.path), stages.sandbox, "all")
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(work, port=None):
+    """Serve from a thread; give a client, whose base_url is the address."""
+    settings = Annotate(port=port or free_port())
+    with bind(settings) as listener:
+        server = uvicorn.Server(uvicorn.Config(application(work, settings.host), log_config=None))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=60) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def post(client, path, annotator="Ann", **body):
+    done = client.post(f"/api/{path}", json={"session": f"window of {annotator}", "annotator": annotator, **body})
+    return done.json() if done.status_code == 200 else (done.status_code, done.json()["detail"])
+
+
+def save(client, task, annotator="Ann", refinement=None, feedback="Start from 0.", **more):
+    """Answer a task; with a refinement, or the program as it is."""
+    program = task["programs"][0]["text"]
+    body = {"task_id": task["task_id"], "program": program, "refinement": refinement or program, "feedback": feedback}
+    return post(client, "answer", annotator, seconds=1.5, **body | more)
+
+
+def gold(stages, task_id):
+    """A refinement that passes: the gold program under the task's prompt."""
+    task = stages.tasks.by_id[task_id]
+    return task.prompt + task.code.partition(":\n")[2]
+
+
+def test_what_is_served_is_the_tasks_that_fail_and_nothing_of_test(stages, failing, answers):
+    with serving(work_of(stages, failing, answers)) as client:
+        served = post(client, "progress")["tasks"]
+        assert {t["task_id"] for t in served} == set(failing)
+        whole = json.dumps([post(client, "open", task_id=i) for i in failing])
+        for task in stages.tasks.test:
+            assert task.text not in whole and task.entry_point not in whole
+            program = {"program": task.code, "refinement": task.code}
+            for path, body in [("open", {}), ("run", program), ("answer", {**program, "feedback": "x", "seconds": 1})]:
+                assert post(client, path, task_id=task.task_id, **body)[0] == 422
+    half = [t["split"] for t in served[: len(served) // 2]]  # whoever stops half way has of both
+    assert {"refine", "train"} <= set(half)
+    assert not answers.path.exists()
+
+
+def test_only_this_page_is_answered(stages, failing, answers):
+    with serving(work_of(stages, failing, answers)) as client:
+        body = {"session": "a window", "annotator": "Ann"}
+        port = client.base_url.port
+
+        def status(path="/api/progress", **headers):
+            headers = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+            return client.post(path, content=json.dumps(body), headers=headers).status_code
+
+        assert status() == status(origin=f"http://127.0.0.1:{port}") == 200
+        assert status(host="localhost:9999", origin="http://localhost:9999") == 200  # the other end of a tunnel
+        assert status(host=f"evil.example:{port}") == 403  # a name that was pointed here
+        assert client.get("/", headers={"host": "evil.example"}).status_code == 403
+        for origin in ("http://evil.example", "null", f"http://localhost:{port}", "http://127.0.0.1:1"):
+            assert status(origin=origin) == 403, origin
+        assert status(content_type="text/plain") == 415  # what a form of another site can send
+        big = client.post("/api/progress", json={**body, "skipped": [1] * 1_000_000})
+        chunked = client.post("/api/progress", content=iter([b"{}"]), headers={"content-type": "application/json"})
+        assert big.status_code == chunked.status_code == 413
+        for path in ("/", "/page.js", "/nowhere"):
+            policy = client.get(path).headers["content-security-policy"]
+            assert "default-src 'none'" in policy and "unsafe" not in policy
+        for path in ("/../answers.py", "/%2e%2e/answers.py", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 404
+
+
+def test_only_feedback_with_a_refinement_that_passes_or_none_is_saved(stages, failing, answers):
+    with serving(work_of(stages, failing, answers)) as client:
+        first, second = (post(client, "open", task_id=i)["task"] for i in sorted(failing)[:2])
+        x0, x1 = first["programs"][0]["text"], gold(stages, first["task_id"])
+        wrong = x0 + "\n    return None"
+        run = post(client, "run", task_id=first["task_id"], program=x0, refinement=wrong)
+        assert not run["passed"] and run["detail"] and len(run["tests"]) == 3
+        for refused in [
+            save(client, first, refinement=wrong),
+            save(client, first, feedback=" \n"),
+            save(client, first, program=second["programs"][0]["text"]),
+            save(client, first, program=x1),
+            save(client, first, bugs=0),
+            save(client, first, refinement="x" * 30_000),
+        ]:
+            assert refused[0] == 422 and refused[1], refused
+        assert not answers.path.exists()
+        run = post(client, "run", task_id=first["task_id"], program=x0, refinement=x1)
+        assert run["passed"] and run["tests"] == [True] * 3 and run["distance"] == edit_distance(x0, x1)
+        assert run["edits"] == run["distance"] * max(len(x0), len(x1))
+        save(client, first, refinement=x1, bugs=2, categories=["logic"], feedback="Only even\r\nnumbers. ")
+        save(client, second, refinement=second["programs"][0]["text"] + "\n")
+    one, two = answers.rows()
+    assert one == {
+        "task_id": first["task_id"],
+        "prompt": stages.tasks.by_id[first["task_id"]].prompt,
+        "Feedback": "Only even\nnumbers.",
+        "original_model_completion": x0,
+        "unedited_annotator_completion": x1,
+        "refinement_edit_distance": round(edit_distance(x0, x1), 4),
+        "bugs": 2,
+        "categories": ["logic"],
+        "annotator": "Ann",
+        "seconds": 1.5,
+        "saved": one["saved"],
+    }
+    assert two["unedited_annotator_completion"] == "" and two["refinement_edit_distance"] is None
+
+
+def test_a_correction_is_appended_and_stands(stages, failing, answers):
+    task_id = min(failing)
+    answers.append(old := {"task_id": task_id, "Feedback": "old", "original_model_completion": "def f(:", "mine": [1]})
+    with serving(work_of(stages, failing, answers)) as client:
+        before = answers.path.read_bytes()
+        task = post(client, "open", task_id=task_id)["task"]
+        assert task["answer"] == old and task["programs"][-1]["text"] == "def f(:"  # a program of another run
+        assert save(client, task, feedback="new")["saved"]["Feedback"] == "new"
+        assert post(client, "open", task_id=task_id)["task"]["answer"]["Feedback"] == "new"
+        assert sum(t["answered_by"] is not None for t in post(client, "progress")["tasks"]) == 1
+    after = answers.path.read_bytes()
+    assert after.startswith(before) and len(after.splitlines()) == 2
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_annotators_at_the_same_time_lose_nothing(stages, failing, answers, servers):
+    works = [work_of(stages, failing, answers) for _ in range(servers)]
+    done, opened = {"Ann": [], "Ben": [], "Cy": []}, []
+    together = threading.Barrier(len(done))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(serving(work)) for work in works]
+
+        def annotate(annotator, client):
+            together.wait()
+            while task := post(client, "open", annotator)["task"]:
+                opened.append(task["task_id"])
+                save(client, task, annotator, feedback="long " * 4000)
+                done[annotator].append(task["task_id"])
+
+        threads = [
+            threading.Thread(target=annotate, args=(name, clients[i % servers])) for i, name in enumerate(sorted(done))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        states = [post(client, "progress")["tasks"] for client in clients]
+    rows = answers.rows()
+    assert sorted((r["annotator"], r["task_id"]) for r in rows) == sorted((a, i) for a in done for i in done[a])
+    assert {row["task_id"] for row in rows} == set(failing)
+    assert all(task["answered_by"] for state in states for task in state)  # each server sees the other's
+    if servers == 1:  # claims are a server's own
+        assert len(opened) == len(set(opened)) == len(failing)
+
+
+def test_a_task_that_somebody_has_open_is_given_to_nobody_else_until_they_leave(stages, failing, answers):
+    with serving(work_of(stages, failing, answers)) as client:
+        first = post(client, "open", "Ann")["task"]["task_id"]
+        second = post(client, "open", "Ben")["task"]["task_id"]
+        assert first != second and post(client, "open", "Ann")["task"]["task_id"] == first
+        state = {t["task_id"]: t["held_by"] for t in post(client, "progress", "Ben")["tasks"]}
+        assert state[first] == ["Ann"] and state[second] == ["Ben"]
+        assert post(client, "open", "Ben", skipped=[second])["task"]["task_id"] not in (first, second)
+        post(client, "leave", "Ann")
+        assert post(client, "open", "Ben", skipped=[second])["task"]["task_id"] == first
+        everything = sorted(failing, key=lambda i: i != second)  # skipped ones come last, in the order of skipping
+        assert post(client, "open", "Ben", skipped=everything)["task"]["task_id"] == second
+
+
+def test_a_row_that_a_kill_cut_off_is_none_and_one_without_a_newline_is_kept(answers):
+    row = {"task_id": 1, "Feedback": "ä", "original_model_completion": "x"}
+    text = json.dumps(row, ensure_ascii=False)
+    answers.path.write_text(f"{text}\n\n{text[:-9]}")
+    assert Answers(answers.path).rows() == [row]
+    answers.append(row)
+    answers.append(row)
+    assert answers.path.read_text() == f"{text}\n\n{text}\n{text}\n" and answers.rows() == [row] * 3
+    answers.path.write_text(f"{text}\n{text}")
+    answers.append(row)
+    assert answers.rows() == [row] * 3
+    lines = [
+        (b"[1]\n", "jsonl:1"),
+        (text.encode() + b"\nx\n", "jsonl:2"),
+        (b'{"task_id": "1"}\n', "task_id"),
+        (b"\xff\n", ":1"),
+    ]
+    for bad, where in lines:
+        answers.path.write_bytes(bad)
+        with pytest.raises(InputError, match=where):
+            Answers(answers.path).rows()
+
+
+def test_a_port_in_use_is_named(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(InputError, match=r"annotate\.port=.*8766"):
+        bind(Annotate(port=other.getsockname()[1]))
+
+
+def test_a_killed_server_loses_nothing_and_the_next_goes_on(stages, failing, answers, tmp_path):
+    port, store, out = free_port(), stages.runner.store.root, tmp_path / "printed.out"
+    arguments = [*BUDGET, f"store.dir={store}", f"annotate.path={answers.path}", f"annotate.port={port}"]
+    process = warm.start(ROOT / "run.py", arguments, tmp_path, out.with_suffix(""))
+    try:
+        while not out.exists() or "page:" not in out.read_text():
+            assert process.is_alive(), out.with_suffix(".err").read_text()
+            time.sleep(0.05)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            task = post(client, "open")["task"]
+            row = save(client, task, refinement=gold(stages, task["task_id"]))["saved"]
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert Answers(answers.path).rows() == [row] and row["unedited_annotator_completion"]
+    with answers.path.open("a") as file:
+        file.write('{"task_id": 1, "Feed')  # as a kill in the middle of a row leaves it
+    with serving(work_of(stages, failing, answers), port) as client:
+        following = post(client, "open")["task"]
+        assert following["task_id"] != task["task_id"]
+        assert [row, save(client, following)["saved"]] == Answers(answers.path).rows()
+    printed = out.read_text()
+    assert f"{len(failing)} tasks without a correct program, 0 of them answered" in printed
+    command = printed.partition("train:")[2].split("\n")[0]
+    assert f"feedback=human feedback.path={answers.path}" in command and "mode=" not in command
+
+
+# ---- the page in a browser ---------------------------------------------------------------------------------------
+
+EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def test_the_page_in_a_browser(stages, failing, answers, browser):
+    """Write, run, save, go back, reload, with the server away, by keys, and with hostile texts."""
+    first, second, third = sorted(failing, key=lambda i: (-len({p.program for p in failing[i]}), i))[:3]
+    some = {i: failing[i] for i in (first, second, third)}
+    task = stages.tasks.by_id[first]
+    body = task.prompt + f'    """{EVIL}"""\n    return {EVIL!r}\n'
+    hostile = Program(first, task.split, 9, 0, task.prompt, "", body, replace(some[first][0].verdict, detail=EVIL))
+    some[first] = [*some[first], hostile]
+    by_id = {**stages.tasks.by_id, first: replace(task, text=f"{EVIL} {task.text}")}
+
+    def work():
+        return Work(some, by_id, Answers(answers.path), stages.sandbox, "all")
+
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def at(task_id):
+        page.wait_for_function("id => document.querySelector('#task-id').textContent === `Task ${id}`", arg=task_id)
+
+    port = free_port()
+    with serving(work(), port) as client:
+        page.goto(str(client.base_url))
+        page.fill("#name", "Ann")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#work:not([hidden])")
+        page.goto(f"{client.base_url}/#{first}")
+        at(first)
+        # Hostile texts stay texts, also as what a program returns.
+        number = page.locator("#programs label").count()
+        page.keyboard.press(str(number))
+        assert EVIL in page.text_content("#text") and EVIL in page.text_content("#program")
+        assert EVIL in page.text_content("#verdict")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#outcomes .bad")
+        assert EVIL[:40] in page.text_content("#detail")
+        assert page.evaluate("[window.hacked, document.images.length, document.scripts.length]") == [None, 0, 1]
+        # Keys: 1 chooses, f and r lead to the boxes, Tab indents, Esc leaves, Ctrl+Enter runs.
+        page.keyboard.press("1")
+        program = page.input_value("#refinement")
+        assert program == page.evaluate("document.querySelector('#program pre:last-child').textContent")
+        page.keyboard.press("f")
+        page.keyboard.type("n1b? is text here")
+        page.keyboard.press("Escape")
+        page.keyboard.press("r")
+        page.keyboard.press("Control+End")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        page.keyboard.type("return None")
+        assert page.input_value("#refinement").startswith(program)
+        assert page.input_value("#refinement").endswith("    return None")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#rules .bad >> text=passes all tests")
+        page.keyboard.press("Control+s")  # a wrong refinement is refused, and nothing is lost
+        page.wait_for_selector("#notice.bad >> text=does not pass")
+        assert not answers.path.exists()
+        # A reload restores what was typed.
+        page.reload()
+        at(first)
+        assert page.input_value("#feedback") == "n1b? is text here"
+        assert page.input_value("#refinement").endswith("return None")
+        right = gold(stages, first)
+        page.fill("#refinement", right + f"\n    # {'~' * 400}")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#rules .good >> text=passes all tests")
+        page.fill("#refinement", right)
+        page.click("#run")
+        page.wait_for_selector("#rules .good >> text=smallest edit")
+        page.fill("#refinement", right + "\n")
+        page.click("text=Go back to it")
+        assert page.input_value("#refinement") == right
+        page.fill("#bugs", "2")
+        page.get_by_label("missing step").check()
+    # The server is away: what was typed is kept, and saved when it is back.
+    page.keyboard.press("Control+s")
+    page.wait_for_selector("#notice.bad >> text=does not answer")
+    assert page.input_value("#refinement") == right and not answers.path.exists()
+    with serving(work(), port) as client:
+        page.keyboard.press("Control+s")
+        page.wait_for_selector("#notice.good >> text=is saved")
+        (row,) = answers.rows()
+        assert (row["task_id"], row["annotator"], row["bugs"], row["categories"]) == (first, "Ann", 2, ["missing step"])
+        assert row["unedited_annotator_completion"] == right and 0 < row["seconds"] < 120
+        assert "1 of 3" in page.text_content("#count")
+        here = int(page.text_content("#task-id").split()[1])
+        # Skipped: this one comes last; the other window of the same annotator gets another task.
+        page.keyboard.press("Escape")
+        page.keyboard.press("n")
+        there = ({second, third} - {here}).pop()
+        at(there)
+        other = context.new_page()
+        other.goto(str(client.base_url))
+        other.wait_for_function("document.querySelector('#task-id').textContent")
+        assert other.text_content("#task-id") == f"Task {here}"
+        other.close()
+        # Back leads to what was answered, with the answer in the boxes; what is saved then is a second row.
+        page.keyboard.press("b")
+        at(here)
+        page.keyboard.press("b")
+        at(first)
+        assert page.input_value("#feedback") == "n1b? is text here" and page.input_value("#bugs") == "2"
+        assert page.input_value("#refinement") == right and page.get_by_label("missing step").is_checked()
+        page.fill("#feedback", "better words")
+        page.click("#restore")
+        page.click("#save")
+        page.wait_for_selector("#notice.good")
+        assert [r["Feedback"] for r in answers.rows()] == ["n1b? is text here", "better words"]
+        assert answers.rows()[1]["unedited_annotator_completion"] == ""
+        # By keys alone through the rest, to the end.
+        for _ in range(2):
+            page.keyboard.press("f")
+            page.keyboard.type("words")
+            before = page.text_content("#task-id")
+            page.keyboard.press("Control+s")
+            page.wait_for_selector(f"#done, #task-id:not(:text-is('{before}'))")
+        assert page.is_visible("#done") and "3 of 3" in page.text_content("#count")
+        page.keyboard.press("t")
+        assert page.locator("#tasks .answered").count() == 3
+        page.locator("#tasks button").first.click()
+        page.wait_for_selector("#work:not([hidden])")
+        for width in (380, 700, 1000, 1400):  # nothing sticks out
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert errors == []
+    context.close()
