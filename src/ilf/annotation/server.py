@@ -121,7 +121,8 @@ def application(work: Work, host: str) -> FastAPI:
         return response
 
     @app.exception_handler(Refused)
-    @app.exception_handler(InputError)
+    @app.exception_handler(InputError)  # the file is no longer what it was
+    @app.exception_handler(OSError)  # or can't be written
     def explain(request: Request, error: Exception) -> Response:
         return JSONResponse({"detail": str(error)}, 422 if isinstance(error, Refused) else 500)
 

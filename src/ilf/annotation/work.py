@@ -65,7 +65,7 @@ class Work:
         self.run = sha256({str(i): [w.program for w in self._wrong[i]] for i in self.tasks})[:12]
         self._answers, self._sandbox, self._tests = answers, sandbox, tests
         self._claims: dict[str, _Claim] = {}  # by session: one window of one annotator
-        self._lock, self._executing = threading.Lock(), threading.Lock()
+        self._lock, self._executing = threading.RLock(), threading.Lock()
 
     def answered(self) -> dict[int, dict[str, Any]]:
         """Return the newest answer of each task that has one."""
@@ -91,8 +91,8 @@ class Work:
 
         Two sessions that ask at the same time get different tasks.
         """
-        answered = self.answered()
         with self._lock:
+            answered = self.answered()
             taken = {claim.task_id for one, claim in self._alive().items() if one != session}
             order = [i for i in self.tasks if i not in skipped] + [i for i in skipped if i in self.tasks]
             free = [i for i in order if i not in answered and i not in taken]
