@@ -1,4 +1,4 @@
-"""A user's own tasks, from a JSON-lines file in MBPP's columns; docs/annotations.md has the schema."""
+"""A user's own tasks, from a JSON-lines file in MBPP's columns; docs/tutorial.md has the schema."""
 
 from __future__ import annotations
 

@@ -1,0 +1,287 @@
+"""Tasks of one's own: every row checked, splits, gold programs, none at all; and the tutorial's commands, each run."""
+
+import json
+import math
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import warm
+from conftest import ROOT, compose_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ilf.config import build
+from ilf.feedback.human import read_annotations
+from ilf.sandbox import Limits, Sandbox
+from ilf.settings import Data
+from ilf.tasks.jsonl import SPLITS, check_gold, load, split_ids
+from ilf.types import InputError
+
+PAGE = (ROOT / "docs" / "tutorial.md").read_text()
+TUTORIAL = ROOT / "docs" / "tutorial"
+ROW = {"task_id": 1, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
+BARE = {"task_id": 3, "text": "t", "signature": "def f(x):", "test_list": ["assert f(1) == 1"]}
+
+
+def write(file, *rows):
+    file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n")
+    return Data(name="jsonl", path=str(file))
+
+
+BAD = {
+    "a broken line": ("{", "tasks.jsonl:2=.*JSON"),
+    "no object": ("[]", "tasks.jsonl:2=.*JSON object"),
+    "an id that is no number": ({**BARE, "task_id": "3"}, "task_id='3'"),
+    "no id": ({**BARE, "task_id": 0}, "task_id=0.*from 1"),
+    "an id twice": ({**BARE, "task_id": 1}, "task_id=1.*twice"),
+    "no words": ({**BARE, "text": " "}, "text=' '.*in words"),
+    "no tests": ({**BARE, "test_list": []}, r"test_list=\[\].*assert"),
+    "a test that is no text": ({**BARE, "test_list": [1]}, r"test_list=\[1\].*assert"),
+    "a test that asserts nothing": ({**BARE, "test_list": ["f(1)"]}, r"test_list=.*assert"),
+    "a test that does not parse": ({**BARE, "test_list": ["assert f(1) ="]}, r"test_list=.*assert"),
+    "a test of another function": ({**BARE, "test_list": ["assert g(1)"]}, "signature=.*none"),
+    "a program that does not parse": ({**ROW, "task_id": 3, "code": "def f(: pass"}, "code=.*parse"),
+    "a program without the function": ({**ROW, "task_id": 3, "code": "g = 1"}, "code=.*define"),
+    "neither program nor signature": ({**ROW, "task_id": 3, "code": None}, "code=None.*signature"),
+    "both": ({**ROW, "task_id": 3, "signature": "def f(x):"}, "code=.*signature"),
+    "a signature with a body": ({**BARE, "signature": "def f(x):\n  return x"}, "signature=.*colon"),
+    "a signature without a colon": ({**BARE, "signature": "def f(x)"}, "signature=.*colon"),
+    "a signature of nothing": ({**BARE, "signature": "import math"}, "signature=.*colon"),
+    "setup that is no text": ({**BARE, "test_setup_code": 1}, "test_setup_code=1"),
+    "an unknown split": ({**BARE, "split": "validation"}, "split='validation'.*prompt, test, refine, train"),
+    "a split in one row only": ({**BARE, "split": "test"}, r":1: split='\(missing\)'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_every_row_is_checked_and_named_with_its_line(name, tmp_path):
+    row, message = BAD[name]
+    line = "" if message.startswith(("tasks", ":")) else ":2: "
+    with pytest.raises(InputError, match=f"{line}{message}"):
+        load(write(tmp_path / "tasks.jsonl", ROW, row))
+
+
+def test_a_signature_gives_the_prompt_that_its_program_would(tmp_path):
+    head = "from math import (\n    pi)\n\ndef f(x: dict[str, int] = {':': 1},\n      y=2):"
+    whole = {**ROW, "code": f"{head}\n    return x", "task_id": 1}
+    for style in ("paper", "no_leak"):
+        data = write(tmp_path / "tasks.jsonl", whole, {**BARE, "signature": f"{head}  \n"})
+        data.prompt = style
+        (one, other), _ = load(data)
+        assert one.prompt == other.prompt and other.code == "" != one.code
+        assert one.entry_point == other.entry_point == "f"
+
+
+@given(
+    st.sets(st.integers(1, 10**6), max_size=60),
+    st.lists(st.integers(0, 20), min_size=4, max_size=4).filter(any),
+)
+def test_splits_are_a_partition_by_largest_remainder_in_no_order_of_the_file(ids, weights):
+    shares = dict(zip(SPLITS, [w / sum(weights) for w in weights], strict=True))
+    found = split_ids(sorted(ids), shares)
+    assert found == split_ids(sorted(ids, reverse=True), shares) and found.keys() == ids
+    sizes = {name: sum(split == name for split in found.values()) for name in SPLITS}
+    wanted = [name for name in SPLITS if shares[name] > 0]
+    raised = sum(shares[name] * len(ids) < 1 for name in wanted)  # at most so many were given their one task
+    for name in SPLITS:
+        exact = shares[name] * len(ids)
+        assert math.floor(exact + 1e-6) - raised <= sizes[name] <= math.ceil(exact - 1e-6) or sizes[name] == 1
+        assert shares[name] or not sizes[name]
+        if shares[name] and len(ids) >= len(wanted):
+            assert sizes[name] >= 1
+    # The largest remainders were rounded up: no other choice lies nearer to the shares.
+    if not raised:
+        up = [shares[n] * len(ids) % 1 for n in SPLITS if sizes[n] > shares[n] * len(ids) + 1e-6]
+        down = [shares[n] * len(ids) % 1 for n in SPLITS if sizes[n] < shares[n] * len(ids) - 1e-6]
+        assert not up or not down or min(up) >= max(down) - 1e-6
+
+
+def test_the_column_decides_the_split(tmp_path):
+    rows = [{**BARE, "task_id": i, "split": SPLITS[i % 4]} for i in range(1, 9)]
+    tasks, sha256 = load(write(tmp_path / "tasks.jsonl", *rows))
+    assert {t.task_id: t.split for t in tasks} == {row["task_id"]: row["split"] for row in rows}
+    # A changed test is other content, a column of one's own is not.
+    again = [{**row, "mine": 1} for row in reversed(rows)]
+    assert load(write(tmp_path / "tasks.jsonl", *again))[1] == sha256
+    rows[3]["test_list"] = ["assert f(2) == 2"]
+    assert load(write(tmp_path / "tasks.jsonl", *rows))[1] != sha256
+
+
+def test_gold_programs_that_do_not_pass_are_named_with_what_came_of_it(tmp_path):
+    wrong = [{**ROW, "task_id": i, "code": "def f(x):\n  return 1 / (x - 1)"} for i in range(2, 9)]
+    none = {**BARE, "task_id": 20}
+    file = tmp_path / "tasks.jsonl"
+    tasks, _ = load(write(file, ROW, none, *wrong))
+    with pytest.raises(
+        InputError, match=r"7 of 8 do not: .*jsonl:3: task 2: failed, .*ZeroDivision.*; and 2 more"
+    ) as e:
+        check_gold(str(file), tasks, Sandbox(Limits()))
+    assert "task 1:" not in str(e.value) and "task 20" not in str(e.value) and str(e.value).count("ZeroDivision") == 5
+    tasks, _ = load(write(file, ROW, none))
+    check_gold(str(file), tasks, Sandbox(Limits()))
+
+
+UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, what the error says
+    "no file": (["data.path=null"], None, None, r"data\.path=None.*data=jsonl needs a file"),
+    "shares that are no whole": (["data.split.test=0.5"], None, None, r"data\.split=.*together 1"),
+    "a share below 0": (["data.split={prompt:-0.5,test:0.5,refine:0.5,train:0.5}"], None, None, r"data\.split="),
+    "a script": (["feedback=scripted"], None, None, r"feedback='scripted'.*data=mini"),
+    "no Test task": ([], {"split": {"test": "train"}}, None, "no task of the Test split.*column `split`"),
+    "no Train task": ([], {"split": {"train": "test"}}, None, "refinements='model'.*Train split.*column `split`"),
+    "no gold program": (["refinements=gold"], {"code": None}, None, "refinements='gold'.*column `code`"),
+    "nothing to teach a refiner": (["feedback=unit_tests"], {"code": None}, None, "refiner='finetuned'.*Refine"),
+    "no refinement to teach a refiner": ([], {"code": None}, {"refine": None}, "refiner='finetuned'.*Refine"),
+    "people without refinements": (["refinements=human"], {}, {"train": None}, "refinements='human'.*Train"),
+    "no worked example": (["refiner=few_shot"], {}, {}, r"refiner\.shots=1.*there are 0"),
+    "a task that is not there": ([], {"task_id": {7: 70}}, {}, r"annotations\.jsonl:4: task_id=7.*data's tasks"),
+}
+
+
+def changed(folder, tasks, annotations):
+    """Write the tutorial's files with other tasks (a column's new value, or old ones with new) and annotations."""
+    rows = [json.loads(line) for line in (TUTORIAL / "tasks.jsonl").read_text().splitlines()]
+    splits = {row["task_id"]: row["split"] for row in rows}
+    for column, new in (tasks or {}).items():
+        for row in rows:
+            if column == "code" and "code" in row:
+                row["signature"] = row.pop("code").partition("\n")[0]
+            elif isinstance(new, dict):
+                row[column] = new.get(row[column], row[column])
+    feedback = [json.loads(line) for line in (TUTORIAL / "annotations.jsonl").read_text().splitlines()]
+    for row in feedback:
+        if splits[row["task_id"]] in (annotations or {}):
+            del row["unedited_annotator_completion"]
+    write(folder / "tasks.jsonl", *rows)
+    write(folder / "annotations.jsonl", *feedback)
+    people = ["feedback=human", f"feedback.path={folder}/annotations.jsonl"]
+    return ["data=jsonl", f"data.path={folder}/tasks.jsonl", "logger=none", f"output_dir={folder}/run", *people]
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_tasks_or_annotations_lack_is_named_before_the_model_loads(name, tmp_path):
+    overrides, tasks, annotations, message = UNFIT[name]
+    with pytest.raises(InputError, match=message):
+        build(compose_settings(*changed(tmp_path, tasks, annotations), *overrides, f"store.dir={tmp_path}/store"))
+
+
+# ---- the tutorial --------------------------------------------------------------------------------------------------
+
+COMMANDS = [
+    line.removeprefix("python run.py ")
+    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+]
+NOT_RUN = {
+    "mode=annotate": "a server; started by the tests of the page",
+    "model=qwen_coder_0_5b": "lies on the Hub; test_readme.py composes and checks it",
+}
+RUN = [command for command in COMMANDS if not any(word in command for word in NOT_RUN)]
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
+    """Run the tutorial's commands in their order; return the folder, and the results of each that has any."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    (folder / "docs").mkdir()
+    shutil.copytree(TUTORIAL, folder / "docs" / "tutorial")
+    found: dict[str, dict] = {}
+    for command in RUN:
+        words = [word.replace("FOLDER", f"{folder}/run2/refiner") for word in shlex.split(command)]
+        own = folder / f"run{len(found)}"
+        done = warm.run(ROOT / "run.py", [*words, "logger=none", f"hydra.run.dir={own}"], folder)
+        assert done.returncode == 0, (command, done.stderr[-2000:])
+        found[command] = json.loads((own / "results.json").read_text()) if (own / "results.json").exists() else {}
+    return folder, found
+
+
+def table(results: dict) -> list[str]:
+    from ilf.analysis.report import table as table_of
+
+    return [line for line in table_of(results).splitlines() if "(T" in line]
+
+
+def test_every_command_of_the_tutorial_runs_and_says_what_the_page_says(tutorial):
+    folder, found = tutorial
+    assert len(COMMANDS) == len(RUN) + len(NOT_RUN) == 7
+    first, people, ilf, other, _ = found.values()
+    assert first["status"] == "partial" and first["zero_shot"]["n_tasks"] == 3
+    assert people["status"] == ilf["status"] == other["status"] == "complete"
+    assert people["counts"]["training_examples"] == 4 and people["rejected"] == ilf["rejected"] == []
+    assert {"sample", "zero_shot"} <= set(people["seconds"]["reused"]) <= set(ilf["seconds"]["reused"])
+    assert "annotate" in ilf["seconds"]["reused"] and other["seconds"]["train_refiner"] is None
+    assert people["feedback_on_policy"] is True and ilf["annotated_policy"] is None
+    for line in table(ilf):
+        assert line in PAGE
+    exported = read_annotations(folder / "annotations.csv")
+    assert [r for _, r in exported] == [r for _, r in read_annotations(TUTORIAL / "annotations.jsonl")]
+
+
+def test_the_tutorials_feedback_is_on_programs_that_the_command_draws(tutorial):
+    drawn = [json.loads(line) for line in (tutorial[0] / "run0/programs/sample.jsonl").read_text().splitlines()]
+    wrong = {(row["task_id"], row["program"]) for row in drawn if row["verdict"] != "passed"}
+    assert len(wrong) > 20 and all(row["verdict"] != "passed" for row in drawn)
+    for _, row in read_annotations(TUTORIAL / "annotations.jsonl"):
+        assert (row["task_id"], row["original_model_completion"]) in wrong
+        assert row["unedited_annotator_completion"].startswith(row["prompt"])
+
+
+@pytest.fixture
+def again(tutorial, tmp_path):
+    """Run the tutorial's ILF on changed files, with its store."""
+
+    def run(tasks, annotations, *overrides: str, edit=lambda folder: None) -> dict:
+        own = changed(tmp_path, tasks, annotations)
+        edit(tmp_path)
+        training = ["training.refiner.epochs=10", "training.policy.epochs=10", f"store.dir={tutorial[0]}/.ilf"]
+        stages = build(compose_settings(*own, *training, *overrides))
+        return stages.run()
+
+    return run
+
+
+def test_without_any_gold_program_people_and_the_refiner_teach_all_the_same(again, tutorial):
+    found = again({"code": None}, {})
+    assert found["status"] == "complete" and found["training_task_ids"] == [7, 8, 9, 10] and not found["rejected"]
+    assert "train_policy" in found["seconds"]["reused"]  # it learnt the same
+
+
+def test_where_only_some_tasks_have_a_refinement_all_arms_leave_out_the_others(again):
+    def drop_one(folder):
+        rows = [json.loads(line) for line in (folder / "annotations.jsonl").read_text().splitlines()]
+        rows[4] |= {"unedited_annotator_completion": "", "refinement_edit_distance": None}
+        write(folder / "annotations.jsonl", *rows)
+
+    for arm in ("model", "human"):
+        found = again({}, {}, f"refinements={arm}", edit=drop_one)
+        assert found["training_task_ids"] == [7, 9, 10] and found["matched"]
+        assert len(found["rejected"]) == 1 and "task 8 (human): nobody wrote one" in found["rejected"][0]
+    found = again({}, {}, "refinements.tasks=annotated", edit=drop_one)
+    assert found["training_task_ids"] == [7, 8, 9, 10] and not found["matched"] and not found["rejected"]
+
+
+def test_an_edited_test_scores_the_same_programs_anew(again, tutorial, caplog):
+    caplog.set_level("INFO")
+
+    def edit(folder):
+        rows = [json.loads(line) for line in (folder / "tasks.jsonl").read_text().splitlines()]
+        for row in rows[:3]:  # Test
+            row["test_list"] = [row["test_list"][0], row["test_list"][0] + " + 1"]
+            row["signature"] = row.get("signature") or row.pop("code").partition("\n")[0]
+        write(folder / "tasks.jsonl", *rows)
+
+    before = tutorial[1][RUN[0]]["zero_shot"]
+    found = again({}, {}, "stages=[sample,zero_shot]", edit=edit)
+    assert found["zero_shot"]["pass@1"] == 0 < before["pass@1"]
+    assert "sample" in found["seconds"]["reused"] and "zero_shot" not in found["seconds"]["reused"]
+    assert "were drawn before and are kept" in caplog.text
+
+
+def test_own_tasks_to_evaluate_another_policy_on(again, tmp_path):
+    found = again(
+        {}, {}, "data=mini", "data.path=null", "feedback=unit_tests", "feedback.path=null", "data@transfer=jsonl",
+        f"transfer.path={tmp_path}/tasks.jsonl", "stages=[zero_shot]", "data.limit.test=2",
+    )  # fmt: skip
+    assert found["transfer"]["zero_shot"]["n_tasks"] == 3 and found["transfer"]["data"] == "jsonl"
