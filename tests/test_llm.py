@@ -253,11 +253,19 @@ def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_
     endpoint, asked, small_stages, tmp_path
 ):
     few = [*FEW, *asked, "stages=[sample,annotate]", "data.limit.prompt=6"]
-    none = small_stages(*few, "llm.shots=0")
-    none.run()
-    assert {row["source"] for row in lines(none.folder / "feedback.jsonl")} == {"llm"}
-    for row in lines(none.folder / "programs" / "llm_feedback.jsonl"):
+    both = ["llm.shots=0", "refinements=llm", "refinements.tasks=annotated", "stages=[sample,annotate,refine]"]
+    none = small_stages(*few, *both)
+    found = none.run()
+    assert {row["source"] for row in lines(none.folder / "feedback.jsonl")} == {"llm"} and found["llm"]["pass@1"] == 1
+    stored = [none.folder / "programs" / f"llm_{name}.jsonl" for name in ("feedback", "answers")]
+    for row in lines(stored[0]) + lines(stored[1]):
         assert row["shots"] == 0 and [turn["role"] for turn in row["messages"]] == ["system", "user"]
+    # Answers of both uses in one file are told apart.
+    (tmp_path / "both.jsonl").write_text("".join(file.read_text() for file in stored))
+    count = len(endpoint.requests)
+    again = small_stages(*few, *both, "llm.url=null", f"llm.path={tmp_path}/both.jsonl").run()
+    assert again["llm"] == found["llm"] and again["llm_answers"] == found["llm_answers"]
+    assert len(endpoint.requests) == count
     # A person's annotations of ids 1 to 10; one of another id is of no use here.
     file = tmp_path / "annotations.jsonl"
     columns = ("Feedback", "original_model_completion", "unedited_annotator_completion")
