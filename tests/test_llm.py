@@ -22,7 +22,8 @@ KEY = "sk-not-to-be-found-anywhere"
 TASKS = {t.task_id: t for t in tasks_from(mini.rows(), None, "paper")[0]}
 BY_TEXT = {t.text: t for t in TASKS.values()}
 PROMPTS = compose_settings().llm
-FEW = ["data.limit.test=2", "data.limit.refine=20", "data.limit.train=20", "sampler.n=2", "evaluate.k=[1]"]
+FEW = ["data.limit.test=2", "data.limit.refine=12", "data.limit.train=12", "sampler.n=2", "evaluate.k=[1]"]
+FEW += ["data.limit.prompt=10"]
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -85,6 +86,17 @@ def endpoint(monkeypatch):
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A store for all tests, so that samples are drawn once."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def few(shared):
+    return [*FEW, f"store.dir={shared}"]
 
 
 def queries(ids=(311, 312, 313), n=2, seed=0, program="def f(:"):
@@ -163,11 +175,9 @@ def test_a_stored_answer_about_another_program_is_an_error_with_its_line(tmp_pat
 
 
 def test_a_policy_learns_from_another_models_refinements_live_and_stored_and_the_key_stays_secret(
-    endpoint, small_stages, tmp_path
+    endpoint, few, small_stages, tmp_path
 ):
-    live = small_stages(
-        *FEW, "arm=llm_1shot", f"llm.url={endpoint.url}", "llm.model=m", "logger=many", "data.limit.prompt=6"
-    )
+    live = small_stages(*few, "arm=llm_1shot", f"llm.url={endpoint.url}", "llm.model=m", "logger=many")
     found = live.run()
     live.tracker.close()
     assert endpoint.keys == {f"Bearer {KEY}"}
@@ -180,15 +190,13 @@ def test_a_policy_learns_from_another_models_refinements_live_and_stored_and_the
     assert KEY.encode() not in everything and b"llm_1shot" in everything
     # Its stored answers give the same run without the endpoint.
     asked = len(endpoint.requests)
-    again = small_stages(
-        *FEW, "arm=llm_1shot", f"llm.path={live.folder / 'programs' / 'llm_answers.jsonl'}", "data.limit.prompt=6"
-    ).run()
+    again = small_stages(*few, "arm=llm_1shot", f"llm.path={live.folder / 'programs' / 'llm_answers.jsonl'}").run()
     assert len(endpoint.requests) == asked
     assert again["training_task_ids"] == found["training_task_ids"] and again["finetuned"] == found["finetuned"]
     # A task without its stored answers has failed; it does not leave the figure.
     kept = (live.folder / "programs" / "llm_answers.jsonl").read_text().splitlines()[::2]
     (tmp_path / "half.jsonl").write_text("\n".join(kept))
-    half = small_stages(*FEW, "arm=llm_1shot", f"llm.path={tmp_path / 'half.jsonl'}", "data.limit.prompt=6").run()
+    half = small_stages(*few, "arm=llm_1shot", f"llm.path={tmp_path / 'half.jsonl'}").run()
     assert half["llm"]["per_task"].keys() == found["llm"]["per_task"].keys()
     assert half["llm"]["pass@1"] == pytest.approx(len(kept) / len(found["llm"]["per_task"]) / 2)
 
@@ -205,11 +213,11 @@ def asked(endpoint):
     return ["feedback=llm", f"llm.url={endpoint.url}", "llm.model=m"]
 
 
-def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, asked, small_stages):
-    first = small_stages(*FEW, "stages=[sample]", "data.limit.prompt=6").run()
+def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, asked, few, small_stages):
+    first = small_stages(*few, "stages=[sample]").run()
     failed = {int(i) for i, passed in first["samples"]["per_task"].items() if not passed}
     endpoint.says_nothing_on = {max(failed)}
-    live = small_stages(*FEW, *SHORT, *asked, "data.limit.prompt=6")
+    live = small_stages(*few, *SHORT, *asked)
     found = live.run()
     rows = {row["task_id"]: row for row in lines(live.folder / "programs" / "llm_feedback.jsonl")}
     feedback = {row["task_id"]: row for row in lines(live.folder / "feedback.jsonl")}
@@ -241,23 +249,31 @@ def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, 
     # The stored answers stand for the endpoint.
     count = len(endpoint.requests)
     stored = live.folder / "programs" / "llm_feedback.jsonl"
-    again = small_stages(*FEW, *SHORT, "feedback=llm", f"llm.path={stored}", "data.limit.prompt=6")
+    again = small_stages(*few, *SHORT, "feedback=llm", f"llm.path={stored}")
     assert again.run()["refiner"] == found["refiner"] and len(endpoint.requests) == count
     assert (again.folder / "feedback.jsonl").read_bytes() == (live.folder / "feedback.jsonl").read_bytes()
     # They are no refinements.
     with pytest.raises(InputError, match=r"llm\.path=.*'refinement'.*llm_answers"):
-        small_stages(*FEW, "refinements=llm", f"llm.path={stored}")
+        small_stages(*few, "refinements=llm", f"llm.path={stored}")
 
 
 def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_the_script(
-    endpoint, asked, small_stages, tmp_path
+    endpoint, asked, few, small_stages, tmp_path
 ):
-    few = [*FEW, *asked, "stages=[sample,annotate]", "data.limit.prompt=6"]
-    none = small_stages(*few, "llm.shots=0")
-    none.run()
-    assert {row["source"] for row in lines(none.folder / "feedback.jsonl")} == {"llm"}
-    for row in lines(none.folder / "programs" / "llm_feedback.jsonl"):
+    few = [*few, *asked, "stages=[sample,annotate]"]
+    both = ["llm.shots=0", "refinements=llm", "refinements.tasks=annotated", "stages=[sample,annotate,refine]"]
+    none = small_stages(*few, *both)
+    found = none.run()
+    assert {row["source"] for row in lines(none.folder / "feedback.jsonl")} == {"llm"} and found["llm"]["pass@1"] == 1
+    stored = [none.folder / "programs" / f"llm_{name}.jsonl" for name in ("feedback", "answers")]
+    for row in lines(stored[0]) + lines(stored[1]):
         assert row["shots"] == 0 and [turn["role"] for turn in row["messages"]] == ["system", "user"]
+    # Answers of both uses in one file are told apart.
+    (tmp_path / "both.jsonl").write_text("".join(file.read_text() for file in stored))
+    count = len(endpoint.requests)
+    again = small_stages(*few, *both, "llm.url=null", f"llm.path={tmp_path}/both.jsonl").run()
+    assert again["llm"] == found["llm"] and again["llm_answers"] == found["llm_answers"]
+    assert len(endpoint.requests) == count
     # A person's annotations of ids 1 to 10; one of another id is of no use here.
     file = tmp_path / "annotations.jsonl"
     columns = ("Feedback", "original_model_completion", "unedited_annotator_completion")
@@ -278,18 +294,12 @@ def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_
 # ---- the key --------------------------------------------------------------------------------------------------------
 
 
-def test_no_run_leaves_a_byte_of_the_key_also_where_it_is_refused(endpoint, asked, cli, tmp_path, monkeypatch):
+def test_no_run_leaves_a_byte_of_the_key_also_where_it_is_refused(
+    endpoint, asked, few, shared, cli, tmp_path, monkeypatch
+):
     other = "sk-another-that-is-wrong"
-    few = [
-        *SMALL,
-        *FEW,
-        *asked,
-        "llm.shots=0",
-        "stages=[sample,annotate]",
-        "logger=many",
-        f"store.dir={tmp_path}/store",
-    ]
-    few.append("hydra.verbose=true")  # what the client and its libraries have to say, too
+    few = [*SMALL, *few, *asked, "llm.shots=0", "stages=[sample,annotate]"]
+    few += ["logger=many", "hydra.verbose=true"]  # what the client and its libraries have to say, too
     done = cli(*few, "hydra.run.dir=run")
     assert done.returncode == 0 and len(endpoint.requests) > 10, done.stderr
     monkeypatch.setenv("OPENAI_API_KEY", other + "\n")  # as from a file
@@ -297,7 +307,7 @@ def test_no_run_leaves_a_byte_of_the_key_also_where_it_is_refused(endpoint, aske
     said = done.stdout + done.stderr + refused.stdout + refused.stderr
     assert refused.returncode != 0 and "wrong key: Bearer $OPENAI_API_KEY" in said
     assert endpoint.keys == {f"Bearer {KEY}", f"Bearer {other}"}
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    files = [file for folder in (tmp_path, shared) for file in folder.rglob("*") if file.is_file()]
     names = {file.name for file in files}
     assert {"run.log", "results.json", "failed.json", "config.yaml", "metrics.csv", "llm_feedback.jsonl"} <= names
     assert any(name.endswith(".wandb") for name in names) and any("tfevents" in name for name in names)
@@ -361,15 +371,15 @@ def test_a_local_model_samples_by_seed_and_a_killed_one_goes_on_with_the_same_an
     assert [row["answer"] for row in found.values()] != [row["answer"] for row in others.values()]
 
 
-def test_a_real_server_answers_as_its_folder_does_and_runs_take_the_words(server, chat_folder, small_stages, tmp_path):
+def test_a_real_server_answers_as_its_folder_does_and_runs_take_both(server, chat_folder, few, small_stages, tmp_path):
     extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 0, "pad_token_id": 0})
     served = LLM(url=server, model=str(chat_folder), max_tokens=12, extra={"generation_config": extra})
     found = ask(served, 1e-3, None, tmp_path / "served.jsonl")
     local = ask(LLM(model=str(chat_folder), max_tokens=12), 1e-3, chat_folder, tmp_path / "local.jsonl")
     assert {i: row["answer"] for i, row in found.items()} == {i: row["answer"] for i, row in local.items()}
     assert {i: row["usage"] for i, row in found.items()} == {i: row["usage"] for i, row in local.items()}
-    few = [*FEW, "feedback=llm", f"llm.model={chat_folder}", "llm.max_tokens=12", "stages=[sample,annotate]"]
-    few += [f"+llm.extra.generation_config='{extra}'", "llm.shots=2", "data.limit.prompt=10"]
+    few = [*few, "feedback=llm", f"llm.model={chat_folder}", "llm.max_tokens=8", "stages=[sample,annotate]"]
+    few += [f"+llm.extra.generation_config='{extra}'", "llm.shots=2"]
     for where in ([f"llm.url={server}"], []):
         stages = small_stages(*few, *where)
         results = stages.run()
@@ -387,7 +397,7 @@ def test_a_real_server_answers_as_its_folder_does_and_runs_take_the_words(server
 @pytest.mark.slow
 @pytest.mark.parametrize("shots", [0, 1, 2])
 def test_a_real_chat_model_writes_feedback_by_server_and_by_folder(shots, server, chat_model, small_stages):
-    few = [*FEW, "data.limit.refine=4", "data.limit.train=4", "data.limit.prompt=10", "stages=[sample,annotate]"]
+    few = [*FEW, "data.limit.refine=4", "data.limit.train=4", "stages=[sample,annotate]"]
     few += ["feedback=llm", f"llm.model={chat_model}", "llm.max_tokens=96", f"llm.shots={shots}", "llm.parallel=4"]
     extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 2, "pad_token_id": 2})
     for where in ([f"llm.url={server}", f"+llm.extra.generation_config='{extra}'"], []):
