@@ -122,6 +122,8 @@ def _annotate(settings) -> None:  # type: ignore[no-untyped-def]
     from ilf.annotation.server import bind, serve
     from ilf.annotation.work import Work
 
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise InputError("mode", "annotate", "is for one run, and this is a sweep", "Leave out -m and the study.")
     settings.stages, settings.logger.wandb = ["sample"], False
     with bind(settings.annotate) as listener:
         stages = build(settings)
@@ -132,8 +134,8 @@ def _annotate(settings) -> None:  # type: ignore[no-untyped-def]
             trained = shlex.join([*own, "feedback=human", f"feedback.path={settings.annotate.path}"])
             print(f"\n{len(work.tasks)} tasks without a correct program, {len(work.answered())} of them answered")
             print(f"answers:  {settings.annotate.path}\ntrain:    python run.py {trained}")
-            address = f"http://{settings.annotate.host}:{settings.annotate.port}"
-            print(f"page:     {address}  (Ctrl-C ends it; nothing is lost)", flush=True)
+            host = f"[{settings.annotate.host}]" if ":" in settings.annotate.host else settings.annotate.host
+            print(f"page:     http://{host}:{settings.annotate.port}  (Ctrl-C ends it; nothing is lost)", flush=True)
             serve(work, settings.annotate, listener)
         finally:
             stages.tracker.close()

@@ -224,6 +224,9 @@ def _check_annotate(annotate: Annotate) -> None:
     if not 1 <= annotate.port <= 65535:
         raise InputError("annotate.port", annotate.port, "must be from 1 to 65535", "Choose one, such as 8765.")
     path = Path(annotate.path)
+    if path.suffix != ".jsonl":
+        advice = "Use annotate.path=annotations.jsonl; mode=export makes a table of it."
+        raise InputError("annotate.path", annotate.path, "answers are appended as JSON lines, to a .jsonl file", advice)
     if path.is_dir() or not path.parent.is_dir():
         reason = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise InputError("annotate.path", annotate.path, reason, "Give a file in a folder that is there.")

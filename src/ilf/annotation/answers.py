@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from ilf.feedback.human import COLUMNS
 from ilf.store import JsonLines
@@ -43,19 +42,17 @@ class Answers:
 
     def append(self, row: dict[str, Any]) -> None:
         """Append a row, on disk when this returns."""
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
-            whole, rest = self._split() if self.path.exists() else (b"", b"")
-            if rest:  # nobody else writes now: a kill cut this row off, or an editor left the last newline out
-                with self.path.open("r+b") as file:
-                    file.seek(len(whole) + len(rest)) if _is_json(rest) else file.truncate(len(whole))
-                    file.write(b"\n" * _is_json(rest))
+        with self.path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of the servers; the system frees it where one dies
+            data = self.path.read_bytes()
+            end = data.rfind(b"\n") + 1
+            rest = data[end:]
+            if _is_json(rest):  # an editor left the last newline out
+                file.write(b"\n")
+                file.flush()
+            elif rest:  # a kill cut this row off
+                file.truncate(end)
             JsonLines(self.path).append([row])
-
-    def _split(self) -> tuple[bytes, bytes]:
-        """Return the lines, and what follows the last newline."""
-        data = self.path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        return data[:end], data[end:]
 
 
 def _is_json(line: bytes) -> bool:

@@ -12,7 +12,10 @@ let active = 0; // time of the last activity
 
 // Do what a button asks for, one thing at a time, and say what went wrong.
 async function act(work) {
-  if (busy) return;
+  if (busy) {
+    say("One moment: the last request is still at work.");
+    return;
+  }
   busy = true;
   try {
     await work();
