@@ -11,6 +11,7 @@ import torch
 from conftest import MINI, SMALL, compose_settings
 
 from ilf.feedback import llm
+from ilf.feedback.other_model import OtherModel
 from ilf.models.load import load_model, load_tokenizer
 from ilf.settings import LLM
 from ilf.store import JsonLines
@@ -33,7 +34,7 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.keys, self.failures = [], set(), 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.broken_after, self.says_nothing_on = 10**9, set()
+        self.broken_after, self.refused_after, self.says_nothing_on = 10**9, 10**9, set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -45,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         server.keys.add(self.headers["Authorization"])
-        if self.headers["Authorization"] != f"Bearer {KEY}":
+        if self.headers["Authorization"] != f"Bearer {KEY}" or len(server.requests) >= server.refused_after:
             return self.reply(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
         if len(server.requests) >= server.broken_after:
             return self.reply(400, {"error": {"message": "no such model"}})
@@ -106,7 +107,7 @@ def queries(ids=(311, 312, 313), n=2, seed=0, program="def f(:"):
 
 
 def answer(settings, answers):
-    llm.OtherModel(settings, 0.8).answer("refinement", queries(), answers)
+    OtherModel(settings, 0.8).answer("refinement", queries(), answers)
 
 
 def test_questions_show_worked_examples_and_never_the_gold_program_or_the_annotators_words():
@@ -294,27 +295,20 @@ def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_
 # ---- the key --------------------------------------------------------------------------------------------------------
 
 
-def test_no_run_leaves_a_byte_of_the_key_also_where_it_is_refused(
-    endpoint, asked, few, shared, cli, tmp_path, monkeypatch
-):
-    other = "sk-another-that-is-wrong"
-    few = [*SMALL, *few, *asked, "llm.shots=0", "stages=[sample,annotate]"]
-    few += ["logger=many", "hydra.verbose=true"]  # what the client and its libraries have to say, too
-    done = cli(*few, "hydra.run.dir=run")
-    assert done.returncode == 0 and len(endpoint.requests) > 10, done.stderr
-    monkeypatch.setenv("OPENAI_API_KEY", other + "\n")  # as from a file
-    refused = cli("-m", *few, "llm.max_tokens=9", "hydra.sweep.dir=sweep")
-    said = done.stdout + done.stderr + refused.stdout + refused.stderr
-    assert refused.returncode != 0 and "wrong key: Bearer $OPENAI_API_KEY" in said
-    assert endpoint.keys == {f"Bearer {KEY}", f"Bearer {other}"}
+def test_a_run_that_is_refused_leaves_no_byte_of_the_key(endpoint, asked, few, shared, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")  # as from a file
+    endpoint.refused_after = 5
+    own = ["llm.shots=0", "stages=[sample,annotate]", "logger=many", "hydra.sweep.dir=sweep", "evaluate.k=[1]"]
+    # With what the client and its libraries have to say, too.
+    done = cli("-m", *SMALL, *few, *asked, *own, "hydra.verbose=true")
+    assert done.returncode != 0 and "wrong key: Bearer $OPENAI_API_KEY" in done.stderr
+    assert endpoint.keys == {f"Bearer {KEY}"} and len(endpoint.requests) >= 5
     files = [file for folder in (tmp_path, shared) for file in folder.rglob("*") if file.is_file()]
     names = {file.name for file in files}
-    assert {"run.log", "results.json", "failed.json", "config.yaml", "metrics.csv", "llm_feedback.jsonl"} <= names
+    assert {"run.log", "results.json", "failed.json", "config.yaml", "hydra.yaml", "answers.jsonl"} <= names
     assert any(name.endswith(".wandb") for name in names) and any("tfevents" in name for name in names)
-    everything = b"".join(file.read_bytes() for file in files) + said.encode()
-    assert endpoint.url.encode() in everything and b"wrong key: " in everything
-    for key in (KEY, other):
-        assert key.encode() not in everything and key[3:].encode() not in everything
+    everything = b"".join(file.read_bytes() for file in files) + done.stdout.encode() + done.stderr.encode()
+    assert endpoint.url.encode() in everything and KEY.encode() not in everything and KEY[3:].encode() not in everything
 
 
 # ---- real models ----------------------------------------------------------------------------------------------------
@@ -341,7 +335,7 @@ def ask(settings, temperature, folder, file, seed=0):
         for i in range(311, 316)
     ]
     asked = llm.plan_feedback(PROMPTS.feedback, wrong, TASKS, [], seed)
-    llm.OtherModel(settings, temperature, folder, torch.device("cpu")).answer("feedback", asked, JsonLines(file))
+    OtherModel(settings, temperature, folder, torch.device("cpu")).answer("feedback", asked, JsonLines(file))
     return {row["task_id"]: row for row in lines(file)}
 
 
@@ -397,8 +391,8 @@ def test_a_real_server_answers_as_its_folder_does_and_runs_take_both(server, cha
 @pytest.mark.slow
 @pytest.mark.parametrize("shots", [0, 1, 2])
 def test_a_real_chat_model_writes_feedback_by_server_and_by_folder(shots, server, chat_model, small_stages):
-    few = [*FEW, "data.limit.refine=4", "data.limit.train=4", "stages=[sample,annotate]"]
-    few += ["feedback=llm", f"llm.model={chat_model}", "llm.max_tokens=96", f"llm.shots={shots}", "llm.parallel=4"]
+    few = [*FEW, "data.limit.refine=2", "data.limit.train=2", "stages=[sample,annotate]"]
+    few += ["feedback=llm", f"llm.model={chat_model}", "llm.max_tokens=64", f"llm.shots={shots}", "llm.parallel=4"]
     extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 2, "pad_token_id": 2})
     for where in ([f"llm.url={server}", f"+llm.extra.generation_config='{extra}'"], []):
         stages = small_stages(*few, *where)

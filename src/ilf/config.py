@@ -81,6 +81,7 @@ def build(settings: Settings) -> Stages:
     from ilf.budget import check_memory
     from ilf.feedback import llm
     from ilf.feedback.human import load_annotations
+    from ilf.feedback.other_model import check_stored
     from ilf.models.load import resolve
     from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
@@ -118,7 +119,7 @@ def build(settings: Settings) -> Stages:
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
     llm_folder = None
     if settings.llm.path is not None:
-        llm.check_stored(settings.llm.path, asked)
+        check_stored(settings.llm.path, asked)
     elif asked and settings.llm.url is None:
         name = str(settings.llm.model)
         llm_folder = Path(name) if Path(name).is_dir() else resolve(None, name, None, "llm.model")

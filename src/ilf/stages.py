@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ilf import algorithm
 from ilf.algorithm import Candidate
 from ilf.feedback import from_tests, human, llm, scripted, transforms
+from ilf.feedback.other_model import OtherModel
 from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
 from ilf.sandbox import Sandbox
@@ -82,7 +83,7 @@ class Stages:
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
         device = training_device(settings.trainer)
-        self.other = llm.OtherModel(settings.llm, settings.sampler.temperature, llm_folder, device)
+        self.other = OtherModel(settings.llm, settings.sampler.temperature, llm_folder, device)
         self.llm_answers: dict[str, Counter[str]] = {}  # by what they are for
         self.rejected: list[str] = []
         self.round = 1

@@ -1,0 +1,158 @@
+"""Where the answers of another language model come from: an OpenAI-compatible endpoint, a local model, or a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ilf.models import endpoint
+from ilf.settings import LLM
+from ilf.store import JsonLines
+from ilf.tasks.rows import read_json_lines
+from ilf.types import InputError
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {"task_id": int, "sample": int, "parent": str, "answer": str}
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """Where answers come from: an endpoint, a local model, or a file of stored ones."""
+
+    settings: LLM
+    temperature: float
+    folder: Path | None = None  # of a local model
+    device: Any = None  # torch's, of a local model
+
+    def key(self, use: str, weights: str | None) -> dict[str, Any]:
+        """Return what decides the answers besides the questions.
+
+        Args:
+            use: "feedback" or "refinement".
+            weights: The hash of a local model's folder.
+        """
+        settings = self.settings
+        if settings.path is not None:
+            return {"answers": [row for _, row in _stored_rows(settings.path, use)]}
+        own: dict[str, Any] = {"max_tokens": settings.max_tokens, "temperature": self.temperature}
+        if self.folder is not None:
+            from ilf.models.load import sampling_dtype
+
+            return own | {"weights": weights, "batch_size": settings.parallel, "dtype": str(sampling_dtype("auto"))}
+        own |= {"url": settings.url, "model": settings.model}
+        return own | ({"extra": settings.extra} if settings.extra else {})
+
+    def answer(self, use: str, queries: Sequence[dict[str, Any]], answers: JsonLines) -> None:
+        """Append an answer to each query to `answers`, as it comes; those that lie there already are kept.
+
+        Raises:
+            InputError: The endpoint can't be reached, or a stored answer is about another program.
+        """
+        done = {(row["task_id"], row["sample"]) for row in answers.read()}
+        left = [q for q in queries if (q["task_id"], q["sample"]) not in done]
+        if self.settings.path is not None:
+            answers.append(_stored(self.settings.path, use, left))
+            return
+        given = 0
+        for rows in self._asked(left) if self.folder is None else self._generated(queries, left):
+            answers.append(self._row(use, query, reply) for query, reply in rows)
+            given += len(rows)
+            if given % 50 < len(rows) or given == len(left):
+                log.info("llm: %d of %d answers", given, len(left))
+
+    def _row(self, use: str, query: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
+        """Return what is kept of an answer: with what was asked, of which model and how."""
+        settings = {"temperature": self.temperature, "max_tokens": self.settings.max_tokens}
+        asked = {name: query[name] for name in ("task_id", "sample", "parent")} | {"use": use}
+        shown = sum(turn["role"] == "assistant" for turn in query["messages"])
+        return asked | reply | settings | {"shots": shown, "seed": query["seed"], "messages": query["messages"]}
+
+    def _asked(self, queries: Sequence[dict[str, Any]]) -> Iterable[list[tuple[dict[str, Any], dict[str, Any]]]]:
+        """Yield the endpoint's answers, one at a time."""
+        settings = self.settings
+
+        def ask(client: Any, query: dict[str, Any]) -> dict[str, Any]:
+            reply = client.chat.completions.create(
+                model=str(settings.model),
+                messages=query["messages"],
+                temperature=self.temperature,
+                max_tokens=settings.max_tokens,
+                seed=query["seed"] % 2**31,  # some servers take no more
+                extra_body=settings.extra,
+            )
+            choice = reply.choices[0] if reply.choices else None
+            usage = reply.usage and {n: getattr(reply.usage, n) for n in ("prompt_tokens", "completion_tokens")}
+            return {
+                "answer": (choice.message.content if choice else None) or "",
+                "finish_reason": choice and choice.finish_reason,
+                "usage": usage,
+                "model": reply.model,
+            }
+
+        advice = f"Check the address, the model's name and ${endpoint.KEY}; what was answered is kept."
+        url, model = str(settings.url), str(settings.model)
+        for found in endpoint.answers("llm.url", url, model, queries, ask, settings.parallel, advice):
+            yield [found]
+
+    def _generated(
+        self, queries: Sequence[dict[str, Any]], left: Sequence[dict[str, Any]]
+    ) -> Iterable[list[tuple[dict[str, Any], dict[str, Any]]]]:
+        """Yield a local model's answers, a batch at a time. One of which some are missing is drawn whole again."""
+        from ilf.models import chat
+
+        assert self.folder is not None
+        missing = {(q["task_id"], q["sample"]) for q in left}
+        size = self.settings.parallel
+        batches = [queries[i : i + size] for i in range(0, len(queries), size)]
+        batches = [batch for batch in batches if any((q["task_id"], q["sample"]) in missing for q in batch)]
+        asked = [([q["messages"] for q in batch], batch[0]["seed"]) for batch in batches]
+        replies = chat.answers(self.folder, asked, self.temperature, self.settings.max_tokens, self.device)
+        for batch, answered in zip(batches, replies, strict=True):
+            pairs = zip(batch, answered, strict=True)
+            yield [
+                (q, reply | {"model": str(self.settings.model)})
+                for q, reply in pairs
+                if (q["task_id"], q["sample"]) in missing
+            ]
+
+
+def _stored_rows(path: str, use: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return a file's answers of one use, each with its place; those that say none are refinements."""
+    return [found for found in read_json_lines(Path(path), COLUMNS) if found[1].get("use", "refinement") == use]
+
+
+def check_stored(path: str, wanted: Sequence[str]) -> None:
+    """Check stored answers before anything is computed.
+
+    Raises:
+        InputError: A row is malformed, or there is none of what is wanted.
+    """
+    for use in wanted:
+        if not _stored_rows(path, use):
+            allowed = f"must hold answers of the use {use!r}"
+            raise InputError(
+                "llm.path", path, allowed, "Give programs/llm_feedback.jsonl or llm_answers.jsonl of a run."
+            )
+
+
+def _stored(path: str, use: str, queries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    wanted = {(q["task_id"], q["sample"]): q for q in queries}
+    found = []
+    for where, row in _stored_rows(path, use):
+        query = wanted.get((row["task_id"], row["sample"]))
+        if query is None:
+            continue
+        if row["parent"] != query["parent"]:
+            raise InputError(
+                f"{where}: parent",
+                row["parent"],
+                f"must be the SHA-256 of task {row['task_id']}'s wrong program, {query['parent']}",
+                "The answers are about other programs: use the seed, data and policy that they were made with.",
+            )
+        found.append(row)
+    log.info("llm: %d stored answers to %d questions", len(found), len(wanted))
+    return found
