@@ -133,6 +133,44 @@ def test_all_arms_train_on_the_same_tasks(unusable):
     )
 
 
+class Partial(Steps):
+    """People wrote no refinement for task 312, and nobody a gold program for 313; tests speak on 314."""
+
+    def annotate(self, failing):
+        found = {f.task_id: f for f in super().annotate(failing)}
+        found[312] = replace(found[312], refinement=None)
+        found[314] = replace(found[314], refinement=None, source="unit_tests")
+        return list(found.values())
+
+    def express(self, candidates):
+        usable = [c for c in candidates if c.program is not None]
+        made = dict(zip(map(id, usable), super().express(usable), strict=True))
+        return [made.get(id(c)) for c in candidates]
+
+
+@pytest.mark.parametrize(
+    ("solved_only", "ids"),
+    [
+        (True, {"model": [311, 314], "gold": [311, 314], "human": [311]}),
+        (False, {"model": [311, 312, 313, 314], "gold": [311, 312, 314], "human": [311, 313]}),
+    ],
+)
+def test_tasks_that_lack_an_arms_program_are_left_out_where_arms_are_to_match(solved_only, ids):
+    train = tuple(replace(t, code="" if t.task_id == 313 else t.code) for t in TASKS.train)
+    tasks = replace(ALONE, train=train)
+    for arm, expected in ids.items():
+        steps = Partial({"refine": {311, 312, 313, 314}})
+        assert [e.task_id for e in whole(steps, arm, solved_only, tasks).last.examples] == expected, arm
+
+
+def test_programs_that_no_task_has_are_no_arms():
+    tasks = replace(ALONE, train=tuple(replace(t, code="") for t in TASKS.train))
+    steps = Steps({"refine": {311, 313}})
+    steps.annotate = lambda failing: [replace(f, refinement=None) for f in Steps.annotate(steps, failing)]
+    found = whole(steps, "model", True, tasks).last
+    assert [(e.task_id, e.source) for e in found.expressed] == [(311, "model"), (313, "model")]
+
+
 def test_unmatched_arms_need_no_refiner():
     steps = Steps({})
     outcome = run(steps, "gold", solved_only=False)

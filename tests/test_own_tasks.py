@@ -254,12 +254,9 @@ def test_where_only_some_tasks_have_a_refinement_all_arms_leave_out_the_others(a
         rows[4] |= {"unedited_annotator_completion": "", "refinement_edit_distance": None}
         write(folder / "annotations.jsonl", *rows)
 
-    for arm in ("model", "human"):
-        found = again({}, {}, f"refinements={arm}", edit=drop_one)
-        assert found["training_task_ids"] == [7, 9, 10] and found["matched"]
-        assert len(found["rejected"]) == 1 and "task 8 (human): nobody wrote one" in found["rejected"][0]
-    found = again({}, {}, "refinements.tasks=annotated", edit=drop_one)
-    assert found["training_task_ids"] == [7, 8, 9, 10] and not found["matched"] and not found["rejected"]
+    found = again({}, {}, edit=drop_one)
+    assert found["training_task_ids"] == [7, 9, 10] and found["matched"]
+    assert len(found["rejected"]) == 1 and "task 8 (human): nobody wrote one" in found["rejected"][0]
 
 
 def test_an_edited_test_scores_the_same_programs_anew(again, tutorial, caplog):
@@ -283,5 +280,6 @@ def test_own_tasks_to_evaluate_another_policy_on(again, tmp_path):
     found = again(
         {}, {}, "data=mini", "data.path=null", "feedback=unit_tests", "feedback.path=null", "data@transfer=jsonl",
         f"transfer.path={tmp_path}/tasks.jsonl", "stages=[zero_shot]", "data.limit.test=2",
+        "sampler.n=1", "evaluate.k=[1]",
     )  # fmt: skip
     assert found["transfer"]["zero_shot"]["n_tasks"] == 3 and found["transfer"]["data"] == "jsonl"

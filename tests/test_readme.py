@@ -26,6 +26,7 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
         re.sub(r"=(mbpp.jsonl|annotations.jsonl|llm_feedback.jsonl|FOLDER)$", rf"={tmp_path}/\1", word)
         for word in words
     ]
+    words = [word.replace("=docs/", f"={ROOT}/docs/") for word in words]
     words = [word.replace("outputs/DATE/TIME/mini", str(tmp_path / "FOLDER")) for word in words]
     for folder in re.findall(r"multirun/\w+", arguments):
         (tmp_path / folder / "0_gold_seed0").mkdir(parents=True)

@@ -14,7 +14,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
-import ilf.stages  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
+import peft  # noqa: F401
+import torch._dynamo  # noqa: F401
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+import ilf.stages  # noqa: F401  # with the above, which it imports as late as it needs them
 from ilf.tasks import mini
 
 mini.rows()  # kept by its cache
