@@ -124,6 +124,12 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path, caplog):
         read_annotations(file)
 
 
+def test_half_a_character_is_no_text(tmp_path):
+    file = write(tmp_path / "a.jsonl", [ROW, {**ROW, "task_id": 312, "Feedback": "a\ud83d"}])
+    with pytest.raises(InputError, match=r"a\.jsonl:2=.*surrogates"):
+        read_annotations(file)
+
+
 def test_the_split_is_the_tasks_and_an_unknown_task_is_named(tmp_path, caplog):
     file = write(tmp_path / "a.jsonl", [{**ROW, "task_id": i} for i in (313, 311, 400)])
     with pytest.raises(InputError, match=r"a\.jsonl:3: task_id=400.*data's tasks"):

@@ -36,7 +36,8 @@ def read_json_lines(path: Path, columns: dict[str, type], growing: bool = False)
             continue
         try:
             row = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:  # neither JSON nor, maybe, UTF-8
+            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair, escaped, is no text
+        except ValueError as error:  # no JSON, or not to be written in UTF-8
             if growing and number == len(lines):
                 log.warning("%s: an unfinished line is left out", where)
                 continue
