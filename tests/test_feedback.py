@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from ilf.analysis.results import of_feedback
 from ilf.feedback import from_tests, transforms
 from ilf.sandbox import Limits, Sandbox
+from ilf.settings import Settings
+from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.unit_test_callback import score
-from ilf.types import Feedback, Program, Task
+from ilf.types import Feedback, Outcome, Program, Round, Task
 
 TASK = Task(
     311,
@@ -109,3 +112,64 @@ def test_results_say_whose_feedback_stands_behind_what(small_stages):
     assert whole["per_task"] == {i: n for part in by_source.values() for i, n in part["per_task"].items()}
     assert found["feedback_cost"]["by_source"] == dict(Counter(sources.values()))
     assert "## By source of feedback" in (stages.folder / "summary.md").read_text()
+
+
+def test_the_cost_of_feedback_is_in_points_for_a_hundred_annotations():
+    given = [replace(annotation("f", task_id=i), seconds=90.0 if i < 30 else None) for i in range(40)]
+    outcome = Outcome(
+        rounds=[Round(feedback=given), Round(feedback=[replace(given[0], source="llm", seconds=None)] * 10)]
+    )
+    delta = {"pass@1": {"mean": 0.1, "ci95": [-0.05, 0.25]}}
+    settings = Settings()
+    settings.refinements.name = "model"
+    found = of_feedback(settings, outcome, delta)
+    assert found["annotations"] == 50 and found["by_source"] == {"human": 40, "llm": 10}
+    assert (found["minutes"], found["timed"]) == (45.0, 30)
+    assert found["pass@1_points_per_100"] == {
+        "mean": pytest.approx(20),
+        "ci95": [pytest.approx(-10), pytest.approx(50)],
+    }
+    settings.refinements.name = "gold"
+    assert of_feedback(settings, outcome, delta)["pass@1_points_per_100"] is None
+    assert of_feedback(settings, Outcome(), None)["minutes"] is None
+
+
+def test_more_annotations_repeat_only_what_they_change(small_stages, tmp_path, monkeypatch):
+    script = small_stages("stages=[sample,annotate]")
+    script.run()
+    rows = [json.loads(line) for line in (script.folder / "feedback.jsonl").read_text().splitlines()]
+    people = [
+        {
+            "task_id": row["task_id"],
+            "Feedback": row["text"],
+            "original_model_completion": row["program"],
+            "unedited_annotator_completion": row["refinement"],
+            "seconds": 30,
+        }
+        for row in rows
+        if row["split"] != "prompt"
+    ]
+    last = [row["task_id"] for row in rows if row["split"] == "train"][-2:]
+    drawn = []
+    draw = FineTuningModule.sample
+    monkeypatch.setattr(
+        FineTuningModule,
+        "sample",
+        lambda self, draws: drawn.extend((type(self).__name__, d.split, d.task_id) for d in draws) or draw(self, draws),
+    )
+    file = tmp_path / "people.jsonl"
+
+    def run(given):
+        file.write_text("".join(json.dumps(row) + "\n" for row in given))
+        drawn.clear()
+        return small_stages("feedback=human", f"feedback.path={file}", "training.validate_n=0", "measure=[]").run()
+
+    run([row for row in people if row["task_id"] not in last])
+    found = run(people)
+    assert {"zero_shot", "train_refiner"} <= set(found["seconds"]["reused"])
+    # The refiner mends the two new programs, and the new policy is evaluated: nothing else.
+    assert Counter(drawn) == Counter(
+        {("RefineModule", "train", i): 4 for i in last} | {("ILFModule", "test", i): 4 for i in range(11, 19)}
+    )
+    assert found["feedback_on_policy"] is True and found["feedback_cost"]["minutes"] == len(people) / 2
+    assert f"{len(people) / 2:.0f} minutes for the {len(people)}" in (tmp_path / "run2" / "summary.md").read_text()

@@ -201,8 +201,10 @@ def next_runs(results: dict[str, Any]) -> list[tuple[str, str]]:
             needed = math.ceil(tests * (d["smallest_detectable"] / d["mean"]) ** 2)
             reason += f" A true difference of {100 * d['mean']:+.1f} points needs about {needed} tasks to show."
         # MBPP's Test split has 100 tasks, and mini's too; past these, more samples make each task's share less noisy.
-        found.append((command("data.limit.test=null" if tests < 100 else f"sampler.n={2 * n}"), reason))
-    refinements = results["annotator"] == "scripted" or results["annotated_policy"]  # the annotator's own
+        limited = tests < 100 and results["data"] != "jsonl"
+        found.append((command("data.limit.test=null" if limited else f"sampler.n={2 * n}"), reason))
+    people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
+    refinements = results["annotator"] == "scripted" or people  # the annotator's own
     arms = ["gold", *(["human"] if refinements else []), "model", "self", "none"]
     found.append((command("-m", f"refinements={','.join(arms)}"), "What the gain is due to: every arm in one table."))
     found.append((command("-m", f"seed={seed},{seed + 1},{seed + 2}"), "One seed does not show how far seeds differ."))

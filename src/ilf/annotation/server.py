@@ -49,6 +49,8 @@ _LEXER = PythonLexer(stripnl=False, ensurenl=False)
 
 _Text = Annotated[str, Field(max_length=20_000)]  # more would take long to compare
 
+_Category = Annotated[str, Field(max_length=80, pattern=r"^[^;\s]([^;]*[^;\s])?$")]  # as annotations may hold them
+
 
 class _From(BaseModel):
     session: Annotated[str, Field(min_length=8, max_length=64)]  # a window
@@ -69,7 +71,7 @@ class _Run(_From):
 class _Answer(_Run):
     feedback: _Text
     bugs: Annotated[int, Field(ge=1, le=99)] | None = None
-    categories: Annotated[list[Annotated[str, Field(max_length=80)]], Field(max_length=20)] = []
+    categories: Annotated[list[_Category], Field(max_length=20)] = []
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
