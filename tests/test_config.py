@@ -303,8 +303,8 @@ BAD = {
     "pretraining together": (["experiment=mini/pretrain", "trainer=ddp"], r"trainer='ddp'.*trainer=auto"),
     "no port": (["mode=annotate", "annotate.port=0"], r"annotate\.port=0.*65535"),
     "answers nowhere": (["mode=annotate", "annotate.path=nowhere/a.jsonl"], r"annotate\.path='nowhere/a\.jsonl'"),
-    "answers over a folder": (["mode=annotate", "annotate.path=/"], r"annotate\.path='/'.*folder"),
-    "answers among other text": (["mode=annotate", f"annotate.path={SOME_FILE}"], r"README\.md:1=.*JSON"),
+    "answers that are no JSON lines": (["mode=annotate", "annotate.path=a.csv"], r"annotate\.path='a\.csv'.*\.jsonl"),
+    "answers in no folder": (["mode=annotate", "annotate.path=nowhere/a.jsonl"], r"annotate\.path=.*no folder nowhere"),
     "annotating what is only evaluated": (
         ["mode=annotate", "data=humaneval", "stages=[zero_shot]"],
         r"data='humaneval'",
@@ -321,6 +321,12 @@ def test_bad_values_are_named_with_what_is_allowed(name, monkeypatch, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         compose_settings(*overrides)
     assert "pw1" not in str(error.value)
+
+
+def test_a_file_of_other_text_is_no_place_for_answers(tmp_path):
+    (tmp_path / "a.jsonl").write_text("one\ntwo\n")
+    with pytest.raises(InputError, match=r"a\.jsonl:1=.*JSON"):
+        compose_settings("mode=annotate", f"annotate.path={tmp_path}/a.jsonl")
 
 
 def test_what_an_arm_sets_can_not_be_taken_back():

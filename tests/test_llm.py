@@ -288,7 +288,7 @@ def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_
     for row in lines(one.folder / "programs" / "llm_feedback.jsonl"):
         assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "user"]  # no system, no such turn
         assert row["messages"][1]["content"] == "Mine 1." and "Mine 320." not in str(row)
-    with pytest.raises(InputError, match=r"llm\.shots=2.*ids 1 to 10, and there are 1"):
+    with pytest.raises(InputError, match=r"llm\.shots=2.*ids 1 to 10\), and there are 1"):
         small_stages(*few, f"feedback.path={file}", "llm.shots=2")
 
 

@@ -80,7 +80,7 @@ def test_the_callback_stores_what_was_sampled_and_executes_what_the_paper_would(
 
 def test_about_half_of_mbpps_gold_programs_fail_as_the_paper_scores(mbpp_file, sandbox):
     """A published replay of 914 targets went from 909 to 470."""
-    tasks, _ = tasks_from(read_rows(str(mbpp_file), ""), None, "paper")
+    tasks = tasks_from(read_rows(str(mbpp_file), ""), None, "paper")[0][::2]  # the other half takes as long again
     programs = [(t.prompt + completion_of(t.prompt, t.code, t.entry_point), t) for t in tasks]
     written, paper = (score(programs, sandbox, "all", as_paper) for as_paper in (False, True))
     assert [t.task_id for t, v in zip(tasks, written, strict=True) if not v.passed] == []

@@ -230,6 +230,7 @@ def test_what_a_search_tries_is_everything_that_its_jobs_override():
     assert one != setting_of(["arm=gold", "training.policy.lr=1e-4", "adapter.rank=16"])
 
 
+@pytest.mark.slow
 def test_optuna_searches_on_refine(study):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="requirements-extras.txt is not installed")
     folder = study("mini/optuna", "hydra.sweeper.n_trials=2", "select=1", "training.policy.epochs=range(1,2)")
