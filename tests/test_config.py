@@ -11,7 +11,7 @@ import pytest
 from conftest import MINI, ROOT, compose_settings, wrong_programs
 
 from ilf.checks import check
-from ilf.config import check_arm
+from ilf.config import build, check_arm
 from ilf.feedback.scripted import annotate
 from ilf.settings import Settings
 from ilf.tasks import mini
@@ -382,22 +382,13 @@ def test_help_answers_at_once_because_it_imports_no_torch(arguments):
     assert "HEAVY []" in done.stdout and "refinements" in done.stdout, done.stderr
 
 
-def test_a_hub_that_cannot_be_reached_is_named_with_the_way_out(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "run.py"),
-            "data=mbpp",
-            "logger=none",
-            f"hydra.run.dir={tmp_path}",
-            f"feedback.path={SOME_FILE}",
-        ],
-        text=True,
-        capture_output=True,
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
-    )
-    assert done.returncode != 0 and "Hub" in done.stderr and "data.path" in done.stderr, done.stderr
+def test_a_hub_that_cannot_be_reached_is_named_with_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"data\.path=None.*Hub.*data\.path=mbpp\.jsonl"):
+        build(compose_settings("data=mbpp", "logger=none", f"feedback.path={SOME_FILE}", f"store.dir={tmp_path}"))
 
 
 def test_flash_attention_that_is_not_at_hand_is_named_before_the_model_loads(small_stages, monkeypatch):

@@ -258,6 +258,19 @@ def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, 
         small_stages(*few, "refinements=llm", f"llm.path={stored}")
 
 
+def test_among_several_sources_it_is_asked_only_where_it_is_its_turn(endpoint, asked, few, small_stages):
+    mixed = ["feedback=mixed", "feedback.sources=[scripted,llm]", "feedback.shares=[1,1]", *asked[1:]]
+    stages = small_stages(*few, *mixed, "stages=[sample,annotate]")
+    stages.run()
+    sources = {row["task_id"]: row["source"] for row in lines(stages.folder / "feedback.jsonl")}
+    rows = lines(stages.folder / "programs" / "llm_feedback.jsonl")
+    turns = {i for i, source in sources.items() if source == "llm"}
+    assert turns and "scripted" in sources.values()
+    assert turns <= {row["task_id"] for row in rows if row["task_id"] > 10} | set(range(1, 11))
+    assert {row["task_id"] for row in rows if row["task_id"] > 10} <= turns
+    assert all(row["shots"] == 1 for row in rows)
+
+
 def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_the_script(
     endpoint, asked, few, small_stages, tmp_path
 ):

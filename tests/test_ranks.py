@@ -177,6 +177,7 @@ ranks.lead(program)
 """
 
 
+@pytest.mark.slow
 def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp_path):
     program, names = tmp_path / "training.py", ["ddp_full", "fsdp_lora"]
     program.write_text(TRAINING)

@@ -69,7 +69,10 @@ def rows(folder: Path, stem: str) -> dict[str, dict[str, str]]:
     return {row["row"]: row for row in csv.DictReader((folder / f"{stem}.csv").open())}
 
 
-@pytest.mark.parametrize("name", PAPER)
+SLOW = ("policy_change", "scorer_effect")  # what they measure has tests of its own
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in PAPER])
 def test_each_study_is_one_command_that_writes_its_table_and_picture(study, name):
     folder = study(f"paper/{name}", *SHORTER.get(name, []))
     text = (folder / f"{name}.md").read_text()
@@ -184,6 +187,7 @@ def test_tables5_6_count_words_mistakes_and_categories(study):
     assert float(table["value (%)"]["scripted (ours)"]) == pytest.approx(share, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_scorers_are_compared_on_the_same_programs(study):
     found = results(study("paper/scorer_effect", *SHORTER["scorer_effect"]))
     by = {(r["arm"], r["scoring"]["scoring"]): r for r in found}
@@ -194,6 +198,7 @@ def test_the_scorers_are_compared_on_the_same_programs(study):
         assert all(theirs["finetuned"]["per_task"][i] <= c for i, c in ours["finetuned"]["per_task"].items())
 
 
+@pytest.mark.slow
 def test_policy_change_is_measured_for_each_arm_on_its_own_samples(study):
     found = {r["arm"]: r for r in results(study("paper/policy_change"))}
     for r in found.values():
@@ -216,6 +221,7 @@ def test_settings_are_chosen_on_refine_and_each_arm_sees_test_once(study):
     assert {row["training.policy.lr"] for row in table} == {"1e-05", "0.001"}
 
 
+@pytest.mark.slow
 def test_a_search_looks_at_no_finished_programs_on_test_either(study):
     study("paper/sweep_a1", *SHORTER["sweep_a1"])  # leaves the chosen settings' programs on Test in the store
     again = study("paper/sweep_a1", *SHORTER["sweep_a1"], again="_again")
@@ -240,6 +246,7 @@ def test_optuna_searches_on_refine(study):
     assert (folder / "optuna.md").exists()
 
 
+@pytest.mark.slow
 def test_rounds_have_their_figures_files_and_picture(study):
     folder = study("mini/rounds", "rounds=2")
     (found,) = results(folder)

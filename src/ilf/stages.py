@@ -317,9 +317,11 @@ class Stages:
             for i in sorted({*failing, *(i for found in given.values() for i in found)})
         }
         chosen = transforms.share_out(by_task, dict(zip(settings.sources, settings.shares, strict=True)), self.seed)
-        if asked := {i: failing[i] for i, source in chosen.items() if source == "llm"}:
-            given["llm"] = {f.task_id: f for f in self._feedback_of("llm", asked)}
-        return [given[source][i] for i, source in chosen.items() if i in given[source]]
+        if "llm" in chosen.values():  # its worked examples are on tasks of the Prompt split, whosever turn it is there
+            asked = {i for i, source in chosen.items() if source == "llm" or self.tasks.by_id[i].split == "prompt"}
+            own = self._feedback_of("llm", {i: programs for i, programs in failing.items() if i in asked})
+            given["llm"] = {f.task_id: f for f in own}
+        return [given[source][i] for i, source in chosen.items() if i in given.get(source, {})]
 
     def _llm_feedback(self, failing: dict[int, list[Program]]) -> list[Feedback]:
         """Have the other model write feedback on a program of each failing task, or take its stored answers.
