@@ -69,7 +69,7 @@ def rows(folder: Path, stem: str) -> dict[str, dict[str, str]]:
     return {row["row"]: row for row in csv.DictReader((folder / f"{stem}.csv").open())}
 
 
-SLOW = ("policy_change", "scorer_effect")  # what they measure has tests of its own
+SLOW = ("policy_change", "scorer_effect", "sweep_a1", "figure4", "tables5_6")  # the others take the same way
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in PAPER])
@@ -161,6 +161,7 @@ def test_figure3_measures_the_programs_that_the_arms_train_on(study):
     assert float(table["gold"]["median"]) > float(table["model"]["median"])
 
 
+@pytest.mark.slow
 def test_figure4_trains_on_nested_sets_of_tasks(study):
     found = {r["training_limit"]: r["training_task_ids"] for r in results(study("paper/figure4", *SHORTER["figure4"]))}
     assert len(found[3]) == 3 and len(found[6]) == 6 and set(found[3]) < set(found[6])
@@ -175,6 +176,7 @@ def test_figure5_counts_each_refined_task_once_under_its_mistakes(study):
     assert total / found["refiner"]["n_tasks"] == pytest.approx(found["refiner"]["pass@1"])
 
 
+@pytest.mark.slow
 def test_tables5_6_count_words_mistakes_and_categories(study):
     folder = study("paper/tables5_6")
     table = rows(folder, "tables5_6")
@@ -207,6 +209,7 @@ def test_policy_change_is_measured_for_each_arm_on_its_own_samples(study):
     assert found["gold"]["weight_change"] != found["ilf"]["weight_change"]
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_on_refine_and_each_arm_sees_test_once(study):
     folder = study("paper/sweep_a1", *SHORTER["sweep_a1"])
     tried, chosen = results(folder), results(folder / "chosen")
