@@ -257,9 +257,8 @@ def _check_sources(settings: Settings) -> None:
         return
     if settings.mode == "annotate":  # the feedback is still to be written
         return
-    mixed = feedback.source == "mixed"
-    sources = feedback.sources if mixed else [feedback.source]
-    _check_shares(feedback, mixed)
+    _check_shares(feedback)
+    mixed, sources = feedback.source == "mixed", feedback.writers
     if "scripted" in sources and data.name != "mini":
         raise InputError(
             "feedback.sources" if mixed else "feedback",
@@ -289,7 +288,8 @@ def _check_sources(settings: Settings) -> None:
         )
 
 
-def _check_shares(feedback: FeedbackSettings, mixed: bool) -> None:
+def _check_shares(feedback: FeedbackSettings) -> None:
+    mixed = feedback.source == "mixed"
     for key, values in (("feedback.sources", feedback.sources), ("feedback.shares", feedback.shares)):
         if values and not mixed:
             raise InputError(
@@ -316,7 +316,7 @@ def _check_shares(feedback: FeedbackSettings, mixed: bool) -> None:
 def _check_study(settings: Settings) -> None:
     """Check what repeats, sweeps or replaces parts of the algorithm."""
     arm, feedback = settings.refinements.name, settings.feedback
-    people = "human" in (feedback.source, *feedback.sources) and feedback.path is not None
+    people = "human" in feedback.writers and feedback.path is not None
     if settings.rounds > 1 and people:
         raise InputError(
             "rounds",

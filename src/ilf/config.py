@@ -101,7 +101,7 @@ def build(settings: Settings) -> Stages:
     data, executor = settings.data, settings.executor
     tasks, data_sha256 = load(data)
     feedback, asked = settings.feedback, llm.uses(settings)
-    sources, annotations, only = {feedback.source, *feedback.sources}, None, None
+    sources, annotations, only = set(feedback.writers), None, None
     # On the annotation page, what a file annotates already restricts nothing.
     if settings.mode != "annotate" and sources & {"human", "llm"} and feedback.path is not None:
         absent = mbpp.IDS if data.name == "mbpp" else ()  # a local file may be a part of it

@@ -169,7 +169,7 @@ class Runner:
         programs: list[Program] = []
 
         def work(entry: Entry) -> dict[str, Any]:
-            self._take_from_earlier(stage, key, draws, entry)
+            self._take_from_earlier(stage, draws, entry)
             found, halvings = ranks.call(
                 loops.draw,
                 self.settings,
@@ -201,14 +201,14 @@ class Runner:
         self.tracker.artifact(target)
         return programs
 
-    def _take_from_earlier(self, stage: str, key: dict[str, Any], draws: Sequence[Draw], entry: Entry) -> None:
+    def _take_from_earlier(self, stage: str, draws: Sequence[Draw], entry: Entry) -> None:
         """Copy what finished stages have drawn: with more tasks or samples than they had, only new ones are drawn."""
         taken = JsonLines(entry.path / TAKEN)
         if any(entry.path.glob("samples*.jsonl")):  # a killed run goes on with what it had planned
             return
         wanted = {(d.task_id, d.sample, d.seed, d.prompt) for d in draws}
         found = {}
-        for folder in self.store.like(stage, {"stage": stage, "version": VERSIONS[stage], **key}, but="draws"):
+        for folder in self.store.like(entry, but="draws"):
             for file in sorted(folder.glob("samples*.jsonl")):
                 for row in JsonLines(file).read():
                     if (which := (row["task_id"], row["sample"], row["seed"], row["prompt"])) in wanted:

@@ -74,6 +74,11 @@ class FeedbackSettings:
     annotated_policy: str | None = None  # whose wrong programs the annotations are about
     select: str = "annotated"  # annotated | annotated_and_failed
 
+    @property
+    def writers(self) -> list[str]:
+        """The one source, or those that are mixed."""
+        return self.sources if self.source == "mixed" else [self.source]
+
 
 @dataclass
 class Refiner:

@@ -263,10 +263,8 @@ class Stages:
 
         def work(entry: Entry) -> dict[str, Any]:
             checked = [f for f in found if f.refinement is not None or f.source == "human"]
-            pairs = [(f.program, f.program if f.refinement is None else f.refinement) for f in checked]
-            both = [
-                (text, self.tasks.by_id[f.task_id]) for f, pair in zip(checked, pairs, strict=True) for text in pair
-            ]
+            texts = [(f, text) for f in checked for text in (f.program, f.refinement or f.program)]
+            both = [(text, self.tasks.by_id[f.task_id]) for f, text in texts]
             verdicts = score(both, self.sandbox, self.settings.executor.tests)
             bad = {}  # by id, as text: the keys of a JSON object
             for f, x0, x1 in zip(checked, verdicts[::2], verdicts[1::2], strict=True):

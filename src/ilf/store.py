@@ -121,14 +121,18 @@ class Store:
             write_atomically(path / "key.json", json.dumps(key, indent=1, sort_keys=True, ensure_ascii=False))
             yield Entry(path, mark)
 
-    def like(self, stage: str, key: dict[str, Any], but: str) -> Iterator[Path]:
-        """Yield the folders of finished results whose key differs from `key` in the part `but` and in no other."""
-        wanted = canonical({name: part for name, part in key.items() if name != but})
-        for file in sorted(self.root.glob(f"{stage}/*/key.json")) if self.reuse else ():
-            if any(file.parent.glob("done*.json")):
-                found = json.loads(file.read_text(encoding="utf-8"))
-                if found.pop(but, None) != key[but] and canonical(found) == wanted:
-                    yield file.parent
+    def like(self, entry: Entry, but: str) -> Iterator[Path]:
+        """Yield the folders of other finished results whose key differs from that of `entry` only in the part `but`."""
+
+        def rest(folder: Path) -> dict[str, Any]:
+            key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+            return {name: part for name, part in key.items() if name != but}
+
+        own = rest(entry.path)
+        for file in sorted(entry.path.parent.glob("*/key.json")) if self.reuse else ():
+            other = file.parent
+            if other != entry.path and any(other.glob("done*.json")) and rest(other) == own:
+                yield other
 
     def describe(self) -> list[dict[str, Any]]:
         """Return stage, folder, MiB, days since last use and whether finished, for every entry."""

@@ -187,7 +187,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     """Return results.json. A part that the run did not come to is null, never left out."""
     k = settings.evaluate.k
     feedback = settings.feedback
-    human = "human" in (feedback.source, *feedback.sources) and feedback.path is not None
+    human = "human" in feedback.writers and feedback.path is not None
     policy = settings.model.hub or settings.model.name
     samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
     rounds = [of_round(outcome, one, tasks, k) for one in outcome.rounds]

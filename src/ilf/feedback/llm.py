@@ -27,8 +27,7 @@ _PLACEHOLDERS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
 
 def uses(settings: Settings) -> list[str]:
     """Return what a run asks another model for: "feedback", "refinement", both or nothing."""
-    feedback = settings.feedback
-    asked = {"feedback": (feedback.source, *feedback.sources), "refinement": (settings.refinements.name,)}
+    asked = {"feedback": settings.feedback.writers, "refinement": [settings.refinements.name]}
     return [use for use, by in asked.items() if "llm" in by]
 
 
