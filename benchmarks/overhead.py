@@ -4,8 +4,9 @@
     python benchmarks/overhead.py sampler.n=4 -- 3     # other overrides, 3 times
 
 Each run is a process of its own with an empty store. Sampling is the time inside the sampler, training that inside
-Lightning's fit, executing that inside the sandbox. The rest is what a run would not need if it were written for its one
-purpose: imports, loading, planning, files, tracking, plots. The last line is one JSON object.
+Lightning's fit, executing that inside the sandbox. The rest, whose share `share` is, is what a run would not need
+if it were written for its one purpose: loading, planning, files, tracking, plots, and `imports`, the seconds that
+importing torch, transformers, Lightning, W&B and matplotlib takes. The last line is one JSON object.
 """
 
 import json
@@ -26,12 +27,17 @@ _CHILD = "--measured"
 def measured(started: float, output: str, arguments: list[str]) -> None:
     """Run run.py in this process, and write what took how long."""
     sys.path.insert(0, str(ROOT / "src"))
+    start = time.monotonic()
+    import matplotlib.pyplot  # noqa: F401
     import pytorch_lightning as pl
+    import transformers  # noqa: F401
+    import wandb  # noqa: F401
 
+    imports = time.monotonic() - start
     from ilf.models.sampling import Sampler
     from ilf.sandbox import Sandbox
 
-    seconds = {"sampling": 0.0, "training": 0.0, "executing": 0.0, "first_sample": 0.0}
+    seconds = {"sampling": 0.0, "training": 0.0, "executing": 0.0, "first_sample": 0.0, "imports": imports}
 
     def timed(owner: Any, name: str, kind: str) -> None:
         inner: Callable[..., Any] = getattr(owner, name)
@@ -79,8 +85,8 @@ def main() -> None:
             command = [sys.executable, __file__, _CHILD, str(started), str(output), *own]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
             wall, parts = time.time() - started, json.loads(output.read_text())
-        first = parts.pop("first_sample")
-        found.append({"wall": wall, "first_sample": first, **parts, "share": 1 - sum(parts.values()) / wall})
+        rest = wall - sum(parts[work] for work in ("sampling", "training", "executing"))
+        found.append({"wall": wall, **parts, "share": rest / wall})
         print(f"run {i + 1}: " + ", ".join(f"{k} {v:.2f}" for k, v in found[-1].items()), flush=True)
     medians = {key: round(statistics.median(one[key] for one in found), 3) for key in found[0]}
     print(json.dumps({"benchmark": "overhead", "overrides": overrides, "runs": times, **medians}))

@@ -112,7 +112,7 @@ def main() -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
             speeds[name].append(count / (time.monotonic() - start))
-            print(f"round {i + 1}: {name:10} {speeds[name][-1]:8.2f} programs/s", flush=True)
+            print(f"round {i + 1}: {name:10} {speeds[name][-1]:8.3g} programs/s", flush=True)
     # Round by round, as the machine's speed changes from one to the next.
     over = {name: [a / b for a, b in zip(speeds["ours"], found, strict=True)] for name, found in speeds.items()}
     result = {
@@ -120,7 +120,7 @@ def main() -> None:
         "model": args.model.name,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "programs": len(prompts) * args.n,
-        "programs_per_second": {name: round(statistics.median(found), 2) for name, found in speeds.items()},
+        "programs_per_second": {name: float(f"{statistics.median(found):.3g}") for name, found in speeds.items()},
         "ours_over": {name: round(statistics.median(found), 2) for name, found in over.items() if name != "ours"},
         "ours_over_least": {name: round(min(found), 2) for name, found in over.items() if name != "ours"},
     }

@@ -192,7 +192,7 @@ def main() -> None:
                 found[name].append(pool.apply(measure, (args, name, overrides)))
             last = found[name][-1]
             print(
-                f"round {i + 1}: {last['examples_per_second']:8.2f} ex/s {last['peak_mb']:8.0f} MB  {name}", flush=True
+                f"round {i + 1}: {last['examples_per_second']:8.3g} ex/s {last['peak_mb']:8.0f} MB  {name}", flush=True
             )
     # Round by round, as the machine's speed changes from one to the next.
     first = next(iter(ways))
@@ -207,7 +207,7 @@ def main() -> None:
         "examples": args.examples,
         "batch_size": args.batch_size,
         "examples_per_second": {
-            name: round(statistics.median(run["examples_per_second"] for run in runs), 2)
+            name: float(f"{statistics.median(run['examples_per_second'] for run in runs):.3g}")
             for name, runs in found.items()
         },
         "peak_mb": {name: round(statistics.median(run["peak_mb"] for run in runs)) for name, runs in found.items()},

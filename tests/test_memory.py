@@ -111,6 +111,19 @@ def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, ca
         assert f"{work} needs" in caplog.text
 
 
+@pytest.mark.parametrize(("trainer", "optimizer"), [("ddp", "adamw"), ("ddp", "adamw_8bit"), ("fsdp", "adamw")])
+def test_advice_to_several_processes_is_allowed(trainer, optimizer, monkeypatch):
+    """bitsandbytes takes no model in parts."""
+    own = ["training.validate_n=0", f"trainer={trainer}", f"optimizer={optimizer}"]
+    for variable in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(variable, "2")
+    budget = Budget(compose_settings(*own), AutoConfig.from_pretrained(MINI), 50)
+    advice = re.findall(r"(?:fit: |; )(.+?) \([\d.]+ GB\)", budget.advice("fine-tuning the policy", int(1e9)))
+    for fitting in advice:
+        compose_settings(*own, *fitting.split())  # refuses what can't be
+    assert advice and any("trainer=fsdp" in one for one in advice) == ((trainer, optimizer) == ("ddp", "adamw"))
+
+
 def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned(monkeypatch):
     config = AutoConfig.from_pretrained(MINI)
 

@@ -134,15 +134,19 @@ def test_a_publishers_generation_settings_are_dropped(mini, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["missing", "of another shape"])
-def test_weights_that_a_folder_lacks_are_an_error_and_never_random_numbers(tmp_path, change):
-    shutil.copytree(MINI, tmp_path, dirs_exist_ok=True)
+def test_weights_that_a_folder_lacks_are_an_error_and_never_random_numbers(tmp_path, change, small_stages):
+    folder = tmp_path / "model"
+    shutil.copytree(MINI, folder)
     tensors = load_file(MINI / "model.safetensors")
     norm = tensors.pop("model.norm.weight")
     if change == "of another shape":
         tensors["model.norm.weight"] = norm[:-1].clone()
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"model\.path=.*and 1 are missing or of another shape: model\.norm\.weight"):
-        load_model(tmp_path, torch.float32)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    message = r"\.path=.*and 1 are missing or of another shape: model\.norm\.weight"
+    with pytest.raises(InputError, match="model" + message):
+        load_model(folder, torch.float32)
+    with pytest.raises(InputError, match="refiner" + message):
+        small_stages("refiner=local", f"refiner.path={folder}").run()
 
 
 def test_when_memory_runs_out_half_as_many_go_on_and_the_samples_stay(mini):

@@ -24,6 +24,7 @@ from ilf.types import InputError
 log = logging.getLogger(__name__)
 
 _FEEDBACK_TOKENS = 128  # allowed for a feedback in a refine prompt
+_REPLACED = {("optimizer", "adapter"), ("trainer", "optimizer"), ("trainer", "adapter")}  # by the later of the two
 
 
 def check_memory(settings: Settings, folder: Path, prompts: Sequence[str]) -> None:
@@ -53,9 +54,10 @@ def check_memory(settings: Settings, folder: Path, prompts: Sequence[str]) -> No
 
 
 def device_memory(settings: TrainerSettings) -> tuple[str, int]:
-    """Return the name of the device that a run works on, and how many bytes it has: of a CPU, what a container may use.
+    """Return the name of the device that one of a run's processes works on, and how many bytes it has.
 
-    What other processes have taken of it is not subtracted.
+    Of a CPU that is what a container may use, divided among the run's processes on this machine. What others have taken
+    of it is not subtracted.
     """
     if settings.accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
@@ -65,7 +67,8 @@ def device_memory(settings: TrainerSettings) -> tuple[str, int]:
             size = min(size, int(Path(file).read_text()))
         except (OSError, ValueError):  # another system, or no limit: "max"
             pass
-    return "this machine", size
+    processes = ranks.local_count()
+    return "this machine" if processes == 1 else f"each of {processes} processes on this machine", size // processes
 
 
 def table(needs: Sequence[Need]) -> str:
@@ -114,19 +117,12 @@ class Budget:
 
         Each is tried on top of those before it that make a difference, from what changes results least.
         """
-        if work == "sampling":
-            rows = self.settings.sampler.batch_size
-            halves = [f"sampler.batch_size={rows >> i}" for i in range(1, int(math.log2(rows)) + 1)]
-            steps = [*halves, "model.dtype=bfloat16"]
-        else:
-            steps = ["training.validate_n=0", "training.gradient_checkpointing=true", "training.micro_batch_size=1"]
-            steps += ["optimizer=adamw_8bit", "adapter=lora", "adapter=qlora"]
         fitting: list[str] = []
         tried: dict[str, str] = {}
         least = self.needs(work)[0].least
-        for step in steps:
+        for step in self._steps(work):
             group, _, option = step.partition("=")
-            kept = {key: value for key, value in tried.items() if (key, group) != ("optimizer", "adapter")}
+            kept = {key: value for key, value in tried.items() if (key, group) not in _REPLACED}
             (found,) = self._with(kept | {group: option}).needs(work)
             if found.least < least:
                 tried, least = kept | {group: option}, found.least
@@ -138,6 +134,22 @@ class Budget:
         if not fitting:
             return "Nothing that this plan knows of fits: choose a smaller model or a larger device."
         return f"These would fit: {'; '.join(fitting)}."
+
+    def _steps(self, work: str) -> list[str]:
+        """Return overrides that lower what one kind of work needs, and that the other settings allow."""
+        settings = self.settings
+        if work == "sampling":
+            rows = settings.sampler.batch_size
+            halves = [f"sampler.batch_size={rows >> i}" for i in range(1, int(math.log2(rows)) + 1)]
+            return [*halves, "model.dtype=bfloat16"]
+        steps = ["training.validate_n=0", "training.gradient_checkpointing=true", "training.micro_batch_size=1"]
+        in_bits = settings.optimizer.name != "adamw" or settings.adapter.quantize is not None
+        match settings.trainer.strategy:  # bitsandbytes takes no model in parts
+            case "fsdp":
+                return [*steps, "adapter=lora"]
+            case "ddp" if not in_bits:
+                steps.append("trainer=fsdp")
+        return [*steps, "optimizer=adamw_8bit", "adapter=lora", "adapter=qlora"]
 
     def _with(self, overrides: dict[str, str]) -> Budget:
         settings = copy.deepcopy(self.settings)
@@ -153,6 +165,8 @@ class Budget:
                     settings.training.gradient_checkpointing = True
                 case "training.micro_batch_size":
                     settings.training.micro_batch_size = int(value)
+                case "trainer":
+                    settings.trainer.strategy = value
                 case "optimizer":
                     settings.optimizer.name = value
                 case "adapter":

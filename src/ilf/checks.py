@@ -12,7 +12,7 @@ from typing import Any
 from ilf.analysis.jobs import job_folders
 from ilf.annotation.answers import Answers
 from ilf.feedback.llm import check_prompts, uses
-from ilf.settings import STAGES, Adapter, Annotate, Data, FeedbackSettings, Settings
+from ilf.settings import STAGES, Adapter, Annotate, Data, FeedbackSettings, Sampling, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
@@ -95,14 +95,7 @@ def check(settings: Settings) -> None:
     Raises:
         InputError: Names the key, the value, what is allowed and what to do.
     """
-    for key in ("llm.url", "sampler.url"):
-        if set("@?") & set(_value(settings, key) or ""):
-            raise InputError(
-                key,
-                "(not shown)",
-                "must hold no user, password or query: results.json would show them",
-                "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ of this run's folder, which has it.",
-            )
+    _check_addresses(settings)
     for key, allowed in _ALLOWED.items():
         if (value := _value(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
@@ -112,6 +105,42 @@ def check(settings: Settings) -> None:
     if settings.mode == "export":
         _check_export(settings.feedback.path, settings.export)
         return
+    _check_numbers(settings)
+    _check_processes(settings)
+    for key, allowed in _LISTS.items():
+        if unknown := [word for word in _value(settings, key) if word not in allowed]:
+            advice = f"Quote the list: '{key}=[{allowed[0]}]'."
+            raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
+    _check_sources(settings)
+    if settings.mode == "annotate":
+        _check_annotate(settings.annotate)
+    _check_study(settings)
+    _check_adapter(settings.adapter)
+    _check_executor(settings)
+    _check_models(settings)
+    _check_sampler(settings.sampler)
+    if settings.logger.wandb and settings.logger.mode == "online" and not _logged_in():
+        raise InputError(
+            "logger.mode",
+            "online",
+            "needs a Weights & Biases login, and none was found",
+            "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.",
+        )
+
+
+def _check_addresses(settings: Settings) -> None:
+    """Check first that no address has a secret, which the message on any other key might show."""
+    for key in ("llm.url", "sampler.url"):
+        if set("@?") & set(_value(settings, key) or ""):
+            raise InputError(
+                key,
+                "(not shown)",
+                "must hold no user, password or query: results.json would show them",
+                "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ of this run's folder, which has it.",
+            )
+
+
+def _check_numbers(settings: Settings) -> None:
     for key in _POSITIVE:
         if (value := _value(settings, key)) <= 0:
             raise InputError(key, value, "must be above 0", "Raise it.")
@@ -122,11 +151,6 @@ def check(settings: Settings) -> None:
     for key in ("training.warmup_steps", "training.validate_n", "llm.shots", "select", "data.limit.prompt"):
         if (value := _value(settings, key)) is not None and value < 0:
             raise InputError(key, value, "must be 0 or more", "Raise it.")
-    _check_processes(settings)
-    for key, allowed in _LISTS.items():
-        if unknown := [word for word in _value(settings, key) if word not in allowed]:
-            advice = f"Quote the list: '{key}=[{allowed[0]}]'."
-            raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
     if not settings.evaluate.k:
         raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
     for k in settings.evaluate.k:
@@ -137,46 +161,6 @@ def check(settings: Settings) -> None:
                 f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
                 f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
             )
-    _check_sources(settings)
-    if settings.mode == "annotate":
-        _check_annotate(settings.annotate)
-    _check_study(settings)
-    _check_adapter(settings.adapter)
-    if settings.model.attention == "flash_attention_2":
-        for key, wrong in (("model.dtype", "float32"), ("trainer.precision", "32-true")):
-            if _value(settings, key) == wrong:
-                reason = "model.attention=flash_attention_2 computes in 16 bits only"
-                raise InputError(key, wrong, reason, "Use bfloat16 and bf16-mixed, or model.attention=sdpa.")
-    _check_executor(settings)
-    if settings.model.path is None and settings.model.hub is None:
-        raise InputError(
-            "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
-        )
-    if settings.mode != "pretrain":
-        _check_model_folder("model.path", settings.model.path)
-    if settings.refiner.name == "local":
-        if settings.refiner.path is None:
-            raise InputError(
-                "refiner.path",
-                None,
-                "refiner=local needs a folder in Hugging Face's layout",
-                "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.",
-            )
-        _check_model_folder("refiner.path", settings.refiner.path)
-    served, url = settings.sampler.name == "openai", settings.sampler.url
-    if served and not str(url).startswith(("http://", "https://")):
-        advice = "Give sampler.url=http://HOST:PORT/v1."
-        raise InputError("sampler.url", url, "sampler=openai needs an OpenAI-compatible server's address", advice)
-    for key, value in (("sampler.url", url), ("sampler.extra", settings.sampler.extra)):
-        if value and not served:
-            raise InputError(key, value, "is for a server, and the sampler is another", "Add sampler=openai.")
-    if settings.logger.wandb and settings.logger.mode == "online" and not _logged_in():
-        raise InputError(
-            "logger.mode",
-            "online",
-            "needs a Weights & Biases login, and none was found",
-            "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.",
-        )
 
 
 def _check_compare(folders: list[str]) -> None:
@@ -418,6 +402,29 @@ def _check_executor(settings: Settings) -> None:
         raise InputError("executor.address", executor.address, "is of a Ray cluster", "Add executor=ray.")
 
 
+def _check_models(settings: Settings) -> None:
+    if settings.model.attention == "flash_attention_2":
+        for key, wrong in (("model.dtype", "float32"), ("trainer.precision", "32-true")):
+            if _value(settings, key) == wrong:
+                reason = "model.attention=flash_attention_2 computes in 16 bits only"
+                raise InputError(key, wrong, reason, "Use bfloat16 and bf16-mixed, or model.attention=sdpa.")
+    if settings.model.path is None and settings.model.hub is None:
+        raise InputError(
+            "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
+        )
+    if settings.mode != "pretrain":
+        _check_model_folder("model.path", settings.model.path)
+    if settings.refiner.name == "local":
+        if settings.refiner.path is None:
+            raise InputError(
+                "refiner.path",
+                None,
+                "refiner=local needs a folder in Hugging Face's layout",
+                "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.",
+            )
+        _check_model_folder("refiner.path", settings.refiner.path)
+
+
 def _check_model_folder(key: str, path: str | None) -> None:
     if path is not None and not (Path(path) / "config.json").is_file():
         raise InputError(
@@ -426,6 +433,18 @@ def _check_model_folder(key: str, path: str | None) -> None:
             "must be a folder with a config.json, in Hugging Face's layout",
             "Check the path; `save_pretrained` writes such a folder.",
         )
+
+
+def _check_sampler(sampler: Sampling) -> None:
+    served = sampler.name == "openai"
+    if served and not str(sampler.url).startswith(("http://", "https://")):
+        advice = "Give sampler.url=http://HOST:PORT/v1."
+        raise InputError(
+            "sampler.url", sampler.url, "sampler=openai needs an OpenAI-compatible server's address", advice
+        )
+    for key, value in (("sampler.url", sampler.url), ("sampler.extra", sampler.extra)):
+        if value and not served:
+            raise InputError(key, value, "is for a server, and the sampler is another", "Add sampler=openai.")
 
 
 def _logged_in() -> bool:

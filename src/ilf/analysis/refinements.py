@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 
@@ -40,7 +41,7 @@ def returns_expected_literal(program: str, tests: Sequence[str]) -> bool:
         program: One that passes, and so parses.
         tests: `assert f(...) == literal` statements; others are ignored.
     """
-    expected = [value for test in tests for value in _literals(_right_sides(ast.parse(test)))]
+    expected = [value for test in tests for value in _expected(test)]
     for node in ast.walk(ast.parse(program)):
         if isinstance(node, ast.If) and any(isinstance(n, ast.Compare) for n in ast.walk(node.test)):
             returned = [n.value for line in node.body for n in ast.walk(line) if isinstance(n, ast.Return) and n.value]
@@ -48,6 +49,11 @@ def returns_expected_literal(program: str, tests: Sequence[str]) -> bool:
             if any(value in expected and not isinstance(value, bool) and value for value in _literals(returned)):
                 return True
     return False
+
+
+@lru_cache(maxsize=4096)  # many programs have the same tests
+def _expected(test: str) -> tuple[Any, ...]:
+    return tuple(_literals(_right_sides(ast.parse(test))))
 
 
 def _right_sides(tree: ast.AST) -> list[ast.expr]:

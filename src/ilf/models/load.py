@@ -73,6 +73,7 @@ def load_model(
     attention: str = "auto",
     quantize: str | None = None,
     device: torch.device | None = None,
+    key: str = "model.path",
 ) -> Any:
     """Return the causal language model of a folder, without the generation settings that it came with.
 
@@ -83,6 +84,7 @@ def load_model(
         quantize: How its linear layers keep their weights, all but the output layer: "nf4", "int8" or None.
         device: Where it will be used. Only quantised weights are put there at once, as bitsandbytes' int8 weights do
             not survive being moved.
+        key: The setting that names the folder.
 
     Raises:
         InputError: Weights are missing or of another shape than config.json says; names them. Or the model has no
@@ -111,7 +113,7 @@ def load_model(
     if wrong:
         names = ", ".join(sorted(wrong)[:10])
         raise InputError(
-            "model.path",
+            key,
             str(folder),
             f"its weights must be those of its config.json, and {len(wrong)} are missing or of another shape: {names}",
             "Copy or fetch the folder again, whole.",

@@ -75,7 +75,9 @@ def draw(
     served = settings.sampler.name == "openai"
     net = None
     if missing and not served:
-        net = load_model(model, sampling_dtype(settings.model.dtype), settings.model.attention)
+        local = settings.refiner.path is not None and model == Path(settings.refiner.path)
+        key = "refiner.path" if local else "model.path"
+        net = load_model(model, sampling_dtype(settings.model.dtype), settings.model.attention, key=key)
     tokenizer = load_tokenizer(model)  # a local refiner may have its own
     sampler = _sampler(settings, model)
     module = kind(net, tokenizer, sampler, settings.training, Phase(), settings.optimizer, settings.seed)
