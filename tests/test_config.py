@@ -25,6 +25,7 @@ NOT_RUN = {
     "data/jsonl": "needs a file of tasks; run by test_own_tasks.py",
     "data/mbpp": "the data is not part of the project; run by tests that have it",
     "experiment/mbpp/smoke": "needs MBPP and a real model",
+    "experiment/mbpp/small": "needs MBPP and a real model, for hours",
     "experiment/mbpp/full": "needs MBPP and a GPU",
     "model/codegen_mono_350m": "lies on the Hub",
     "model/codegen_mono_2b": "lies on the Hub",
@@ -67,6 +68,7 @@ NEEDS = {  # what an option can't be composed without
     "data/jsonl": [f"data.path={SOME_FILE}", f"feedback.path={SOME_FILE}"],
     "data/mbpp": [f"feedback.path={SOME_FILE}"],
     "experiment/mbpp/smoke": [f"feedback.path={SOME_FILE}"],
+    "experiment/mbpp/small": [f"feedback.path={SOME_FILE}"],
     "experiment/mbpp/full": [f"feedback.path={SOME_FILE}"],
 }
 
