@@ -246,7 +246,7 @@ def test_an_extra_that_is_not_there_is_named(monkeypatch):
 @pytest.mark.slow
 def test_a_sweep_by_joblib_is_one_sweep(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install -r requirements-extras.txt")
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "stages=[sample,zero_shot]"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "stages=[sample,zero_shot,annotate]"]
     command = [sys.executable, ROOT / "run.py", "-m", *launcher, "refinements=gold,none,human", "feedback=unit_tests"]
     # Not by the fork server, whose processes end in another order than joblib's workers need.
     done = subprocess.run([*command, *SWEEP], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,13 @@ def test_stages_can_be_done_one_after_the_other(small_stages):
         small_stages("stages=[refine]").run()
     partial = small_stages("stages=[sample,zero_shot]").run()
     assert partial["status"] == "partial" and partial["refiner"] is None and partial["zero_shot"]
+    # Feedback alone is no error where there is none for the refiner to learn from.
+    alone, training = small_stages("stages=[sample,annotate]"), small_stages("stages=[sample,annotate,train_refiner]")
+    for stages in (alone, training):
+        stages.tasks = replace(stages.tasks, refine=())
+    assert alone.run()["status"] == "partial" and (alone.folder / "feedback.jsonl").read_text()
+    with pytest.raises(InputError, match="gives no example on the Refine split"):
+        training.run()
     whole = small_stages().run()
     assert {"sample", "zero_shot"} <= set(whole["seconds"]["reused"]) and whole["status"] == "complete"
 

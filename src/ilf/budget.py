@@ -39,7 +39,8 @@ def check_memory(settings: Settings, folder: Path, prompts: Sequence[str]) -> No
         InputError: A stage needs more than the device has, and `trainer.memory` is "refuse"; says what would fit.
     """
     config, tokenizer = AutoConfig.from_pretrained(folder), load_tokenizer(folder)
-    longest = max((len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts), default=0)
+    encoded = tokenizer(list(prompts), add_special_tokens=False).input_ids if prompts else []
+    longest = max(map(len, encoded), default=0)
     budget = Budget(settings, config, longest)
     device, size = device_memory(settings.trainer)
     needs = budget.needs()

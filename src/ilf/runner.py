@@ -84,7 +84,7 @@ class Runner:
         key = {"stage": stage, "version": VERSIONS[stage], **key}
         # Where settings are to be chosen, not even finished programs on Test are looked at.
         finished = not self.settings.select and self.store.is_done(stage, key, mark)
-        if not (self._requested(stage) or finished):
+        if not (self.requested(stage) or finished):
             raise NotRequested(stage)
         with self.store.entry(stage, key, mark) as entry:
             facts = entry.done
@@ -100,7 +100,8 @@ class Runner:
         self._fresh[stage] = self._fresh.get(stage, False) or not reused
         return entry.path, facts
 
-    def _requested(self, stage: str) -> bool:
+    def requested(self, stage: str) -> bool:
+        """Return whether `stages` names a stage; programs on Refine are drawn with the training that they validate."""
         return ("train_policy" if stage == "validate" else stage) in self.settings.stages
 
     @property
@@ -142,7 +143,7 @@ class Runner:
             tasks: By id, where the draws are on other tasks than the run's.
             module: What the model is.
         """
-        if not draws and not self._requested(stage):
+        if not draws and not self.requested(stage):
             raise NotRequested(stage)
         if not draws:
             raise InputError(

@@ -408,6 +408,8 @@ class Stages:
                 examples.append(RefineModule.example(self.tokenizer, f, task, settings.old_code_tokens, limit))
             except (ValueError, SyntaxError) as error:
                 self.rejected.append(f"task {f.task_id} (refiner): {error}")
+        if not examples and not self.runner.requested("train_refiner"):
+            raise NotRequested("train_refiner")
         if not examples:
             raise InputError(
                 "feedback",
