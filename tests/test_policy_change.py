@@ -166,7 +166,7 @@ def brute_force(base, tuned, tokenizer, program, temperature):
 
 def test_a_policy_does_not_diverge_from_itself(base, tokenizer):
     found = divergence(base, copy.deepcopy(base), tokenizer, GOLD, T, 3)
-    assert found == {task.task_id: 0.0 for task in TASKS}
+    assert found == pytest.approx({task.task_id: 0.0 for task in TASKS}, abs=1e-9)  # rounding differs by memory layout
 
 
 @pytest.mark.parametrize("temperature", [0.5, T, 1.0])

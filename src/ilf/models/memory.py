@@ -8,7 +8,7 @@ context (about 0.5 GB) come on top.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,8 +84,7 @@ def sampling(
     with pretended(model, device), torch.no_grad():
         meter = Meter(model.parameters())
         with meter:
-            ids = torch.ones(prompts, tokens, dtype=torch.long)
-            batch = join([(prefill(model, ids, ids, [tokens] * prompts), [0] * rows)])
+            batch = join([(prefill(model, [[1] * tokens] * prompts, 1), [0] * rows)])
             Sampler(settings)._choose(batch.logits, torch.rand(rows))
             starting = (_kept(batch), meter.most())
             # The last step, in which each layer's room is used up and grows, and all rows are put together anew.
@@ -121,10 +120,7 @@ def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
     paged = how.optimizer.startswith("paged") and device != "cpu"
     pageable = optimizer_bytes(how.optimizer, [p for p in trained if p.numel() >= 1e5]) if paged else 0
     kept, most = _training_step(config, how, device)
-    # torch's AdamW takes all square roots at once on a GPU, one tensor's and a quotient on a CPU.
-    largest = max(map(_bytes, trained))
-    step = {"cuda": sum(map(_bytes, trained)), "cpu": 2 * largest}[device] if how.optimizer == "adamw" else 0
-    activations = max(most + (config.num_hidden_layers - 1) * kept, step)
+    activations = max(most + (config.num_hidden_layers - 1) * kept, _optimizer_step(how, trained, device))
     if quantised:  # each weight is written out in full for its own product
         activations += max(weight.numel() for weight in quantised) * _compute_dtype(how).itemsize
     return Need(
@@ -179,6 +175,17 @@ def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]
             del logits
             loss.backward()
     return live[1] - live[0], meter.most()
+
+
+def _optimizer_step(how: FineTuning, trained: Sequence[torch.Tensor], device: str) -> int:
+    """Return the bytes that come and go while an optimizer takes a step, by the code of torch and of bitsandbytes."""
+    if device == "cuda":  # torch's AdamW takes all square roots at once, bitsandbytes' kernels need nothing
+        return sum(map(_bytes, trained)) if how.optimizer == "adamw" else 0
+    largest = max(trained, key=torch.Tensor.numel)
+    if how.optimizer == "adamw":  # a square root and a quotient
+        return 2 * _bytes(largest)
+    # Both states, the gradient, a square root and a quotient in 32 bits, and the weights where they have fewer.
+    return 4 * largest.numel() * (5 if largest.dtype == torch.float32 else 6)
 
 
 def _layers(model: Any) -> Any:

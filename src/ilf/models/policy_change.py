@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from ilf.models.load import load_model
+from ilf.models.sampling import join, prefill
 from ilf.training.fine_tuning import Example, encode
 from ilf.types import InputError, Program
 
@@ -114,23 +116,22 @@ def _target_logits(
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
     """Yield each example's place, and the logits that each model predicts its target with, (T, V).
 
-    Examples of like length go together, the longest first: memory fails early.
+    A prompt is read once for the targets of it that go together. The longest prompts come first: memory fails early.
     """
-    lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
-    order = sorted(range(len(examples)), key=lambda i: -lengths[i])
+    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt_ids), examples[i].prompt_ids))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        width, device = lengths[batch[0]], models[0].device
-        ids = torch.full((len(batch), width), tokenizer.pad_token_id)  # right-padded
-        mask = torch.zeros_like(ids)
+        prompts = list(dict.fromkeys(tuple(examples[i].prompt_ids) for i in batch))
+        rows = [prompts.index(tuple(examples[i].prompt_ids)) for i in batch]
+        targets = [torch.tensor(examples[i].target_ids) for i in batch]
+        ids = pad_sequence(targets, batch_first=True, padding_value=tokenizer.pad_token_id)  # right-padded
+        mask = pad_sequence([torch.ones_like(target) for target in targets], batch_first=True)
+        first, others = [], []  # logits of the target's first token, and of what comes after each
+        for model in models:
+            seen = join([(prefill(model, prompts, tokenizer.pad_token_id), rows)])
+            first.append(seen.logits)
+            others.append(seen.go_on(model, ids.to(model.device), mask.to(model.device)))
         for row, i in enumerate(batch):
-            ids[row, : lengths[i]] = torch.tensor([*examples[i].prompt_ids, *examples[i].target_ids])
-            mask[row, : lengths[i]] = 1
-        first = min(len(examples[i].prompt_ids) for i in batch) - 1  # logits before it predict only prompt tokens
-        outputs = [
-            model(input_ids=ids.to(device), attention_mask=mask.to(device), logits_to_keep=width - first).logits
-            for model in models
-        ]
-        for row, i in enumerate(batch):
-            end = lengths[i] - 1 - first  # the last token predicts nothing
-            yield i, [logits[row, end - len(examples[i].target_ids) : end] for logits in outputs]
+            last = len(targets[row]) - 1  # after it nothing is predicted
+            pairs = zip(first, others, strict=True)
+            yield i, [torch.cat([one[row : row + 1], rest[row, :last]]) for one, rest in pairs]

@@ -136,15 +136,20 @@ class Batch:
 
     def step(self, model: Any, tokens: torch.Tensor) -> None:
         """Go on by one token a row, (B,)."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         self.lengths = [length + 1 for length in self.lengths]
-        self.logits = model(
-            input_ids=tokens[:, None],
+        self.logits = self.go_on(model, tokens[:, None], self.mask.new_ones(len(tokens), 1))[:, -1]
+
+    def go_on(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Read on, tokens and where they are real (B, T), and return the logits of what comes after each, (B, T, V)."""
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        logits: torch.Tensor = model(
+            input_ids=ids,
             attention_mask=self.mask,
-            position_ids=_positions(self.mask)[:, -1:],
+            position_ids=_positions(self.mask)[:, -ids.shape[1] :],
             past_key_values=self.cache,
             use_cache=True,
-        ).logits[:, -1]
+        ).logits
+        return logits
 
     def row(self, i: int) -> Batch:
         """Return one row as a batch of its own."""
@@ -182,22 +187,21 @@ class _Waiting:
 
     def _prefill(self, prompts: Sequence[str]) -> Batch:
         tokenized = [self.tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
-        lengths = [len(ids) for ids in tokenized]
-        width, pad = max(lengths), self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(t)) + t for t in tokenized], device=self.model.device)
-        mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=self.model.device)
-        return prefill(self.model, ids, mask, lengths)
+        return prefill(self.model, tokenized, self.tokenizer.pad_token_id)
 
 
-def prefill(model: Any, ids: torch.Tensor, mask: torch.Tensor, lengths: list[int]) -> Batch:
+def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
     """Return a batch of prompts.
 
     Args:
         model: A causal language model of transformers.
-        ids: Token ids, left-padded, (P, T).
-        mask: 1 where a prompt is, (P, T).
-        lengths: Of the prompts, in tokens.
+        prompts: Token ids of each.
+        pad: The token to pad with.
     """
+    lengths = [len(tokens) for tokens in prompts]
+    width = max(lengths)
+    ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=model.device)
     # Not the cache that the model would make: one with a sliding window forgets, and can't be put together.
     cache = DynamicCache()
     output = model(
