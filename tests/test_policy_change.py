@@ -165,7 +165,7 @@ def brute_force(base, tuned, tokenizer, program, temperature):
 
 
 def test_a_policy_does_not_diverge_from_itself(base, tokenizer):
-    found = divergence(base, copy.deepcopy(base), tokenizer, GOLD, T, 3)
+    found = divergence(base, copy.deepcopy(base), tokenizer, GOLD, T, 150)
     assert found == pytest.approx({task.task_id: 0.0 for task in TASKS}, abs=1e-9)  # rounding differs by memory layout
 
 
@@ -176,11 +176,11 @@ def test_the_divergence_is_what_its_definition_says(base, tuned, tokenizer, temp
     samples = [program(task, "    return 1"), program(task, GOLD[0].completion, 1)]
     places = [brute_force(base, tuned, tokenizer, sample, temperature) for sample in samples]
     assert len(places[0]) != len(places[1]) and min(map(min, places)) > 0
-    for batch_size in (1, 2):
-        found = divergence(base, tuned, tokenizer, samples, temperature, batch_size)
+    for tokens in (1, 1000):
+        found = divergence(base, tuned, tokenizer, samples, temperature, tokens)
         assert list(found) == [task.task_id]
         assert found[task.task_id] == pytest.approx(sum(map(sum, places)) / sum(map(len, places)), rel=1e-3)
-    other = divergence(tuned, base, tokenizer, samples, temperature, 2)[task.task_id]
+    other = divergence(tuned, base, tokenizer, samples, temperature, 1000)[task.task_id]
     assert other != pytest.approx(found[task.task_id], rel=1e-3)  # it has a direction
 
 
@@ -194,7 +194,7 @@ def test_an_empty_completion_counts_the_place_where_it_ended(base, tuned, tokeni
 def test_batches_decide_nothing_and_the_divergence_is_positive_on_each_task(base, tuned, tokenizer):
     alone = divergence(base, tuned, tokenizer, GOLD, T, 1)
     assert list(alone) == [task.task_id for task in TASKS] and min(alone.values()) > 1e-4
-    assert divergence(base, tuned, tokenizer, GOLD[::-1], T, 3) == pytest.approx(alone, rel=1e-3)
+    assert divergence(base, tuned, tokenizer, GOLD[::-1], T, 150) == pytest.approx(alone, rel=1e-3)
 
 
 # ---- perplexity -------------------------------------------------------------------------------------------------
@@ -206,13 +206,13 @@ def test_perplexity_is_exp_of_the_loss_that_is_trained_on(base, tokenizer):
     examples = [encode(tokenizer, 0, *text, 1024) for text in texts]
     with torch.no_grad():
         losses = [float(module.losses(MBPPDataModule(tokenizer)._collate([e], 1))) for e in examples]
-    assert perplexity(base, tokenizer, texts, 2) == pytest.approx([math.exp(loss) for loss in losses], rel=1e-4)
+    assert perplexity(base, tokenizer, texts, 100) == pytest.approx([math.exp(loss) for loss in losses], rel=1e-4)
 
 
 def test_perplexity_does_not_depend_on_the_batch_and_is_in_the_order_given(base, tokenizer):
     texts = [(p.prompt, p.completion) for p in GOLD] + [("x", "y"), ("x = 1\n" * 40, "")]
     alone = [perplexity(base, tokenizer, [text], 1)[0] for text in texts]
-    for batch_size in (1, 2, 5, 100):
-        assert perplexity(base, tokenizer, texts, batch_size) == pytest.approx(alone, rel=1e-4)
-        assert perplexity(base, tokenizer, texts[::-1], batch_size) == pytest.approx(alone[::-1], rel=1e-4)
+    for tokens in (1, 60, 150, 10_000):
+        assert perplexity(base, tokenizer, texts, tokens) == pytest.approx(alone, rel=1e-4)
+        assert perplexity(base, tokenizer, texts[::-1], tokens) == pytest.approx(alone[::-1], rel=1e-4)
     assert len({round(one, 6) for one in alone}) == len(alone) and min(alone) >= 1

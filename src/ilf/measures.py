@@ -24,7 +24,7 @@ from ilf.store import sha256
 from ilf.types import Outcome, Program, Refinement
 
 _KL_SAMPLES = 4  # of each task: the mean over tasks hardly gains by more
-_LOGITS = 2**25  # of one forward pass at most: 128 MiB
+_LOGITS = 2**26  # of one forward pass at most: 256 MiB in 32 bits
 
 
 def measure(settings: Settings, runner: Runner, outcome: Outcome) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _kl(
 
     def work() -> dict[str, float]:
         base, tuned = (load_model(folder, dtype).to(_device(settings)) for folder in (runner.model, policy))
-        by_task = divergence(base, tuned, load_tokenizer(policy), some, temperature, _rows(settings, base))
+        by_task = divergence(base, tuned, load_tokenizer(policy), some, temperature, _tokens(base))
         return {str(i): value for i, value in by_task.items()}
 
     texts = sha256([(p.prompt, p.completion) for p in some])
@@ -71,7 +71,7 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
     def work() -> list[float]:
         model = load_model(runner.model, dtype).to(_device(settings))
         texts = [(e.prompt, e.target) for e in examples]
-        return perplexity(model, runner.tokenizer, texts, _rows(settings, model))
+        return perplexity(model, runner.tokenizer, texts, _tokens(model))
 
     key = {"base": runner.weights(runner.model), "dtype": str(dtype)}
     values = runner.measure("perplexity", key | {"examples": sha256([asdict(e) for e in examples])}, work)
@@ -82,9 +82,9 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
     return dict(found)
 
 
-def _rows(settings: Settings, model: Any) -> int:
-    """Return how many programs to give to the model at once."""
-    return max(1, _LOGITS // (settings.training.max_length * int(model.config.vocab_size)))
+def _tokens(model: Any) -> int:
+    """Return for how many tokens the model is to give logits at once."""
+    return _LOGITS // int(model.config.vocab_size)
 
 
 def _device(settings: Settings) -> str:

@@ -50,12 +50,12 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
         halvings=runner.halvings,
         seconds={name: runner.seconds.get(name) for name in STAGES},
         reused=runner.reused,
-        rejected=stages.rejected,
+        rejected=runner.rejected,
         fine_tuned=runner.fine_tuned.get("train_policy", {}),
         measured=measured,
         validation=stages.validation,
         transfer_sha256=stages.transfer_sha256,
-        llm_answers={use: dict(counts) for use, counts in stages.llm_answers.items()} or None,
+        llm_answers={use: dict(counts) for use, counts in stages.annotators.llm_answers.items()} or None,
     )
     found = results.of_run(settings, stages.tasks, outcome, record)
     pictures = stages.folder / "plots"

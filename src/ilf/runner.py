@@ -23,7 +23,7 @@ from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.trainer import precision, training_device
 from ilf.training.unit_test_callback import TAKEN
-from ilf.types import Draw, InputError, Program, Task
+from ilf.types import Draw, InputError, Program, Task, derive_seed
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,19 @@ class Runner:
         self._fresh: dict[str, bool] = {}  # whether any part of a stage was done in this run
         self.fine_tuned: dict[str, dict[str, Any]] = {}  # steps and last metrics of the newest training, by stage
         self.halvings = 0
+        self.rejected: list[str] = []  # a line on each row that could not be used
+        self.round = 1  # of the algorithm, counted from 1
+
+    @property
+    def seed(self) -> int:
+        """The run's seed; each round after the first has one of its own."""
+        own = self.settings.seed
+        return own if self.round == 1 else derive_seed(own, "round", self.round)
+
+    @property
+    def suffix(self) -> str:
+        """What tells a round's files and metrics from those of the first."""
+        return f"_round{self.round}" if self.round > 1 else ""
 
     def do(
         self, stage: str, key: dict[str, Any], work: Callable[[Entry], dict[str, Any]], mark: str = "done.json"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
+WRITERS = ("human", "scripted", "unit_tests", "llm")  # of feedback
 
 
 @dataclass

@@ -67,7 +67,7 @@ def _group(name: str) -> str:
 
 
 def divergence(
-    base: Any, tuned: Any, tokenizer: Any, programs: Sequence[Program], temperature: float, batch_size: int
+    base: Any, tuned: Any, tokenizer: Any, programs: Sequence[Program], temperature: float, tokens: int
 ) -> dict[int, float]:
     """Return KL(tuned || base) a token, in nats, of what the two policies sample from, by task.
 
@@ -80,31 +80,31 @@ def divergence(
         tokenizer: Of both.
         programs: Samples of `tuned`: on those of another policy the average is not this divergence.
         temperature: At which they were sampled.
-        batch_size: Programs a forward pass.
+        tokens: Of the programs of a forward pass, with their padding, at most; a longer program goes alone.
     """
     examples = [encode(tokenizer, p.task_id, p.prompt, p.completion, sys.maxsize) for p in programs]
     total: dict[int, float] = defaultdict(float)
-    tokens: dict[int, int] = defaultdict(int)
-    for i, logits in _target_logits([base, tuned], tokenizer, examples, batch_size):
+    places: dict[int, int] = defaultdict(int)
+    for i, logits in _target_logits([base, tuned], tokenizer, examples, tokens):
         q, p = (torch.log_softmax(one.float() / temperature, dim=-1) for one in logits)
         task = examples[i].task_id
         total[task] += float(functional.kl_div(q, p, reduction="sum", log_target=True))
-        tokens[task] += len(p)
-    return {task: total[task] / tokens[task] for task in sorted(total)}
+        places[task] += len(p)
+    return {task: total[task] / places[task] for task in sorted(total)}
 
 
-def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
+def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], tokens: int) -> list[float]:
     """Return exp of the mean negative log-likelihood, in nats a token, of each target and its EOS given its prompt.
 
     Args:
         model: A causal language model of transformers, in eval mode.
         tokenizer: Its tokenizer.
         texts: (prompt, target) for each.
-        batch_size: Targets a forward pass.
+        tokens: Of the targets of a forward pass, with their padding, at most; a longer target goes alone.
     """
     examples = [encode(tokenizer, 0, prompt, target, sys.maxsize) for prompt, target in texts]
     found = [math.nan] * len(texts)
-    for i, (logits,) in _target_logits([model], tokenizer, examples, batch_size):
+    for i, (logits,) in _target_logits([model], tokenizer, examples, tokens):
         targets = torch.tensor(examples[i].target_ids, device=logits.device)
         found[i] = math.exp(float(functional.cross_entropy(logits.float(), targets)))
     return found
@@ -112,15 +112,21 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], bat
 
 @torch.inference_mode()
 def _target_logits(
-    models: Sequence[Any], tokenizer: Any, examples: Sequence[Example], batch_size: int
+    models: Sequence[Any], tokenizer: Any, examples: Sequence[Example], tokens: int
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
     """Yield each example's place, and the logits that each model predicts its target with, (T, V).
 
     A prompt is read once for the targets of it that go together. The longest prompts come first: memory fails early.
     """
     order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt_ids), examples[i].prompt_ids))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    batches: list[list[int]] = []
+    for i in order:
+        both = [*batches[-1], i] if batches else []
+        if both and len(both) * max(len(examples[j].target_ids) for j in both) <= tokens:
+            batches[-1] = both
+        else:
+            batches.append([i])
+    for batch in batches:
         prompts = list(dict.fromkeys(tuple(examples[i].prompt_ids) for i in batch))
         rows = [prompts.index(tuple(examples[i].prompt_ids)) for i in batch]
         targets = [torch.tensor(examples[i].target_ids) for i in batch]

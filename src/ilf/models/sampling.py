@@ -146,7 +146,7 @@ class Batch:
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=_positions(self.mask)[:, -ids.shape[1] :],
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
         ).logits
         return logits
@@ -208,7 +208,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
         input_ids=ids,
         attention_mask=mask,
         position_ids=_positions(mask),
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
         logits_to_keep=1,
     )

@@ -27,7 +27,7 @@ def load(data: Data) -> tuple[list[Task], str]:
     Raises:
         InputError: A row is malformed or repeated, or some rows name a split and others do not.
     """
-    assert data.path is not None  # checked by checks.py
+    assert data.path is not None  # checked with the other settings
     rows = [(where, _checked(where, row)) for where, row in read_json_lines(Path(data.path), COLUMNS)]
     named = [bool(row["split"]) for _, row in rows]
     if any(named) and not all(named):

@@ -1,0 +1,167 @@
+"""What settings must be like, alone and together: checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ilf.analysis.jobs import job_folders
+from ilf.checks.content import check_content
+from ilf.checks.machinery import check_machinery
+from ilf.settings import STAGES, WRITERS, Settings
+from ilf.tasks.prompts import STYLES
+from ilf.types import InputError
+
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "mode": ("run", "annotate", "store", "pretrain", "compare", "checks", "export"),
+    "rounds_from": ("base", "last"),
+    "data.annotator": ("human", "scripted"),
+    "data.prompt": STYLES,
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.attention": ("auto", "eager", "sdpa", "flash_attention_2"),
+    "feedback.name": (*WRITERS, "mixed", "shuffled", "none"),
+    "feedback.source": (*WRITERS, "mixed"),
+    "feedback.apply": ("refine", "train_and_refine"),
+    "feedback.select": ("annotated", "annotated_and_failed"),
+    "refiner.name": ("finetuned", "few_shot", "local", "policy"),
+    "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
+    "refinements.tasks": ("solved", "annotated"),
+    "sampler.name": ("hf", "continuous", "openai"),
+    "executor.name": ("sandbox", "ray"),
+    "executor.tests": ("all", "unseen"),
+    "executor.scoring": ("as_written", "paper"),
+    "executor.compare": ("exact", "approx"),
+    "executor.isolation": ("require", "best", "off"),
+    "adapter.name": ("full", "lora", "qlora"),
+    "optimizer.name": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
+    "trainer.strategy": ("auto", "ddp", "fsdp"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
+    "trainer.memory": ("refuse", "warn"),
+    "logger.mode": ("offline", "online"),
+}
+_LISTS = {
+    "stages": STAGES,
+    "measure": ("weight_change", "kl", "perplexity"),
+    "feedback.transform": ("shuffle", "one_bug", "drop"),
+    "feedback.sources": WRITERS,
+}
+_POSITIVE = (
+    "rounds",
+    "llm.max_tokens",
+    "llm.parallel",
+    "sampler.n",
+    "sampler.temperature",
+    "sampler.max_new_tokens",
+    "sampler.batch_size",
+    "executor.time_limit",
+    "executor.memory_mb",
+    "executor.output_mb",
+    "executor.disk_mb",
+    "executor.workers",
+    "adapter.rank",
+    "training.refiner.lr",
+    "training.refiner.epochs",
+    "training.refiner.batch_size",
+    "training.policy.lr",
+    "training.policy.epochs",
+    "training.policy.batch_size",
+    "training.micro_batch_size",
+    "training.max_length",
+    "training.clip",
+    "refiner.old_code_tokens",
+    "pretrain.vocabulary",
+    "pretrain.layers",
+    "pretrain.lr",
+    "pretrain.batch_size",
+    "pretrain.epochs",
+)
+
+
+def _value(settings: Settings, key: str) -> Any:
+    value: Any = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def check(settings: Settings) -> None:
+    """Check values, files and what must fit together, before anything is loaded.
+
+    Raises:
+        InputError: Names the key, the value, what is allowed and what to do.
+    """
+    _check_addresses(settings)
+    for key, allowed in _ALLOWED.items():
+        if (value := _value(settings, key)) not in allowed:
+            raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
+    if settings.mode == "compare":  # the other settings have no reader then
+        _check_compare(settings.compare)
+        return
+    if settings.mode == "export":
+        _check_export(settings.feedback.path, settings.export)
+        return
+    _check_numbers(settings)
+    for key, allowed in _LISTS.items():
+        if unknown := [word for word in _value(settings, key) if word not in allowed]:
+            advice = f"Quote the list: '{key}=[{allowed[0]}]'."
+            raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
+    check_content(settings)
+    check_machinery(settings)
+
+
+def _check_addresses(settings: Settings) -> None:
+    """Check first that no address has a secret, which the message on any other key might show."""
+    for key in ("llm.url", "sampler.url"):
+        if set("@?") & set(_value(settings, key) or ""):
+            raise InputError(
+                key,
+                "(not shown)",
+                "must hold no user, password or query: results.json would show them",
+                "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ of this run's folder, which has it.",
+            )
+
+
+def _check_numbers(settings: Settings) -> None:
+    for key in _POSITIVE:
+        if (value := _value(settings, key)) <= 0:
+            raise InputError(key, value, "must be above 0", "Raise it.")
+    limits = ["data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"]
+    for key in [*limits, *(["transfer.limit.test"] if settings.transfer else [])]:
+        if (value := _value(settings, key)) is not None and value < 1:
+            raise InputError(key, value, "must be at least 1, or null for all tasks", "Raise it, or leave it out.")
+    for key in ("training.warmup_steps", "training.validate_n", "llm.shots", "select", "data.limit.prompt"):
+        if (value := _value(settings, key)) is not None and value < 0:
+            raise InputError(key, value, "must be 0 or more", "Raise it.")
+    if not settings.evaluate.k:
+        raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
+    for k in settings.evaluate.k:
+        if not 1 <= k <= settings.sampler.n:
+            raise InputError(
+                "evaluate.k",
+                settings.evaluate.k,
+                f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
+                f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
+            )
+
+
+def _check_compare(folders: list[str]) -> None:
+    advice = "Give folders of sweeps or runs: 'compare=[multirun/A,multirun/B]'."
+    if not folders:
+        raise InputError("compare", folders, "mode=compare needs at least one folder", advice)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError("compare", folder, "no such folder", advice)
+        if not job_folders(Path(folder)):
+            raise InputError("compare", folder, "must hold at least one job that has ended", advice)
+
+
+def _check_export(path: str | None, target: str | None) -> None:
+    advice = "Use mode=export feedback.path=IN export=OUT, each a .jsonl or .csv file."
+    for key, file in (("feedback.path", path), ("export", target)):
+        if file is None or Path(file).suffix not in (".jsonl", ".csv"):
+            raise InputError(key, file, "mode=export needs a .jsonl or .csv file here", advice)
+    assert path is not None and target is not None
+    if not Path(path).is_file():
+        raise InputError("feedback.path", path, "no such file", advice)
+    if not Path(target).parent.is_dir() or Path(target).resolve() == Path(path).resolve():
+        raise InputError("export", target, "must be another file, in a folder that exists", advice)

@@ -1,0 +1,129 @@
+"""What does the work: processes, models, samplers, executors, trackers; checked before anything is loaded."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from ilf.settings import Adapter, Sampling, Settings
+from ilf.types import InputError
+
+
+def check_machinery(settings: Settings) -> None:
+    """Check what trains, samples, executes and tracks.
+
+    Raises:
+        InputError: Names the key, the value, what is allowed and what to do.
+    """
+    _check_processes(settings)
+    _check_adapter(settings.adapter)
+    _check_executor(settings)
+    _check_models(settings)
+    _check_sampler(settings.sampler)
+    if settings.logger.wandb and settings.logger.mode == "online" and not _logged_in():
+        raise InputError(
+            "logger.mode",
+            "online",
+            "needs a Weights & Biases login, and none was found",
+            "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.",
+        )
+
+
+def check_model_folder(key: str, path: str | None) -> None:
+    """Raise InputError where a folder that is given holds no model, naming the setting `key`."""
+    if path is not None and not (Path(path) / "config.json").is_file():
+        raise InputError(
+            key,
+            path,
+            "must be a folder with a config.json, in Hugging Face's layout",
+            "Check the path; `save_pretrained` writes such a folder.",
+        )
+
+
+def _check_processes(settings: Settings) -> None:
+    strategy, devices = settings.trainer.strategy, settings.trainer.devices
+    if devices is not None and devices < 1:
+        raise InputError("trainer.devices", devices, "must be at least 1, or null for one a GPU", "Raise it.")
+    if strategy == "auto" and devices is not None:
+        allowed = f"trainer={settings.trainer.name} is one process"
+        raise InputError("trainer.devices", devices, allowed, "Choose trainer=ddp or trainer=fsdp.")
+    if strategy != "auto" and settings.mode == "pretrain":
+        raise InputError("trainer", settings.trainer.name, "mini is pretrained by one process", "Choose trainer=auto.")
+    if strategy == "fsdp" and settings.adapter.quantize is not None:
+        allowed = "bitsandbytes' weights can't be held in parts"
+        raise InputError("adapter", settings.adapter.name, allowed, "Choose adapter=lora, or trainer=ddp.")
+    if strategy == "fsdp" and settings.optimizer.name != "adamw":
+        allowed = "bitsandbytes does not take a model in parts"
+        raise InputError("optimizer", settings.optimizer.name, allowed, "Choose optimizer=adamw, or trainer=ddp.")
+
+
+def _check_adapter(adapter: Adapter) -> None:
+    if adapter.name == "qlora" and adapter.quantize not in ("nf4", "int8"):
+        raise InputError(
+            "adapter.quantize", adapter.quantize, "adapter=qlora takes nf4 or int8", "Choose one of these."
+        )
+    if adapter.name != "qlora" and adapter.quantize is not None:
+        allowed = f"adapter={adapter.name} trains on weights as they are, and takes only null"
+        raise InputError("adapter.quantize", adapter.quantize, allowed, "Leave it out, or choose adapter=qlora.")
+
+
+def _check_executor(settings: Settings) -> None:
+    executor = settings.executor
+    if executor.name == "ray" and find_spec("ray") is None:
+        raise InputError(
+            "executor",
+            "ray",
+            "needs the package ray",
+            "pip install -r requirements-extras.txt, or use executor=sandbox.",
+        )
+    if executor.name != "ray" and executor.address is not None:
+        raise InputError("executor.address", executor.address, "is of a Ray cluster", "Add executor=ray.")
+
+
+def _check_models(settings: Settings) -> None:
+    if settings.model.attention == "flash_attention_2":
+        for key, value, wrong in (
+            ("model.dtype", settings.model.dtype, "float32"),
+            ("trainer.precision", settings.trainer.precision, "32-true"),
+        ):
+            if value == wrong:
+                reason = "model.attention=flash_attention_2 computes in 16 bits only"
+                raise InputError(key, wrong, reason, "Use bfloat16 and bf16-mixed, or model.attention=sdpa.")
+    if settings.model.path is None and settings.model.hub is None:
+        raise InputError(
+            "model.path", None, "model=local needs a folder in Hugging Face's layout", "Give model.path=FOLDER."
+        )
+    if settings.mode != "pretrain":
+        check_model_folder("model.path", settings.model.path)
+    if settings.refiner.name == "local":
+        if settings.refiner.path is None:
+            raise InputError(
+                "refiner.path",
+                None,
+                "refiner=local needs a folder in Hugging Face's layout",
+                "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.",
+            )
+        check_model_folder("refiner.path", settings.refiner.path)
+
+
+def _check_sampler(sampler: Sampling) -> None:
+    served = sampler.name == "openai"
+    if served and not str(sampler.url).startswith(("http://", "https://")):
+        advice = "Give sampler.url=http://HOST:PORT/v1."
+        raise InputError(
+            "sampler.url", sampler.url, "sampler=openai needs an OpenAI-compatible server's address", advice
+        )
+    for key, value in (("sampler.url", sampler.url), ("sampler.extra", sampler.extra)):
+        if value and not served:
+            raise InputError(key, value, "is for a server, and the sampler is another", "Add sampler=openai.")
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
