@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import MINI, ROOT, SMALL, compose_settings
 from test_end_to_end import wandb_records
 
@@ -302,3 +303,38 @@ def test_the_next_run_goes_on_with_the_command_line_of_this_one(cli, tmp_path):
     assert settings.stages == expected.stages and (settings.seed, settings.store.dir) == (5, "store")
     assert settings.sampler == expected.sampler and settings.data == expected.data
     assert "Not done: sample, annotate" in text and "From failing to passing" not in text
+
+
+LOOKUPS = """
+import os
+import sys
+
+
+def hear(event, arguments):
+    if event == "socket.getaddrinfo":
+        os.write(1, f"looked up {arguments[0]}\\n".encode())
+
+
+sys.addaudithook(hear)
+from pathlib import Path
+
+from ilf.settings import Logger
+from ilf.tracking import Tracker
+
+folder = Path(sys.argv[1])
+(folder / "results.json").write_text("{}")
+tracker = Tracker(Logger(wandb=True), folder, {"seed": 0, "study": None}, "ilf", None)
+tracker.programs("zero_shot", [])
+tracker.artifact(folder / "results.json")
+tracker.summary({"zero_shot/pass@1": 0.5}, [])
+print("upload:", tracker.close())
+"""
+
+
+def test_an_offline_run_looks_for_nothing_on_the_network(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+    (tmp_path / "lookups.py").write_text(LOOKUPS)
+    done = warm.run(tmp_path / "lookups.py", [str(tmp_path)], tmp_path)
+    assert done.returncode == 0 and "upload: wandb sync" in done.stdout, done.stderr
+    found = set(re.findall("looked up (.*)", done.stdout))
+    assert found <= {"localhost", "127.0.0.1"}

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from conftest import MINI, wrong_programs
@@ -226,6 +228,36 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
 def test_a_warm_up_longer_than_the_training_is_an_error(folder, tokenizer):
     with pytest.raises(InputError, match=r"training\.warmup_steps"):
         fit(folder, tokenizer, warmup_steps=7)
+
+
+def test_a_long_fine_tuning_says_how_far_it_has_come(folder, tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr("ilf.training.fine_tuning.EVERY", 0.0)
+    with caplog.at_level("INFO"):
+        fit(folder, tokenizer)
+    said = [re.search(r"train_policy: (\d) of (\d) steps, loss \d+\.\d{3}", line) for line in caplog.messages]
+    assert [found.groups() for found in said if found] == [(str(step), "6") for step in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "shares"),
+    [
+        (0, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),
+        (2, [0, 1 / 2, 1, 3 / 4, 1 / 2, 1 / 4, 0]),
+        (6, [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 0]),
+    ],
+)
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_nothing(folder, tokenizer, warmup, shares):
+    training, phase = Training(warmup_steps=warmup), Phase(lr=1e-3)
+    model = load_model(folder, torch.float32)
+    module = ILFModule(model, tokenizer, Sampler(Sampling()), training, phase, Optimizer("adamw"), 0)
+    module.trainer = type("T", (), {"estimated_stepping_batches": 6})()
+    (optimizer,), (schedule,) = module.configure_optimizers()
+    found = []
+    for _ in shares:
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx([1e-3 * share for share in shares])
 
 
 def test_the_refiner_sees_the_old_code_cut_and_writes_the_prompt_again(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ class Tracker:
             self.loggers.append(logger)
             self._tensorboard = logger.experiment
         if settings.wandb:
+            if settings.mode == "offline":  # its client would tell W&B's server how long things took and what failed
+                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             import wandb
             from pytorch_lightning.loggers import WandbLogger
 

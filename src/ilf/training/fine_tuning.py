@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.nn import functional
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ilf.models.continuous import ContinuousSampler
 from ilf.models.sampling import Sampler
@@ -21,6 +23,9 @@ from ilf.models.shards import hold_whole, shard
 from ilf.settings import Optimizer, Phase, Training
 from ilf.types import Draw, InputError, derive_seed
 
+log = logging.getLogger(__name__)
+
+EVERY = 10.0  # seconds between two words on how far long work has come
 AnySampler = Sampler | ContinuousSampler | ServedSampler
 
 
@@ -168,6 +173,7 @@ class FineTuningModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed dropout by the epoch, so that a resumed run draws what an unbroken one draws."""
         torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch, self.global_rank))
+        self._said = time.monotonic()
 
     def training_step(self, batch: list[dict[str, torch.Tensor]], batch_idx: int) -> None:
         """Do one optimizer step on the mean loss of its examples, a micro-batch a pass."""
@@ -185,6 +191,10 @@ class FineTuningModule(pl.LightningModule):
         optimizer.zero_grad()
         schedule.step()
         self.log(f"{self.stage}/loss", mean, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
+        if time.monotonic() > self._said + EVERY:
+            self._said = time.monotonic()
+            steps = int(self.trainer.estimated_stepping_batches)
+            log.info("%s: %d of %d steps, loss %.3f", self.stage, self.trainer.global_step, steps, mean)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss of an example batch; a batch of draws is UnitTestCallback's."""
@@ -201,9 +211,6 @@ class FineTuningModule(pl.LightningModule):
         Raises:
             InputError: The warm-up is longer than the training.
         """
-        # Its module imports peft and bitsandbytes: seconds, for which a run that trains nothing need not wait.
-        from transformers import get_linear_schedule_with_warmup
-
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = make_optimizer(self.optimizer_settings, parameters, self.phase.lr)
         steps, warmup = int(self.trainer.estimated_stepping_batches), self.training_settings.warmup_steps
@@ -214,7 +221,8 @@ class FineTuningModule(pl.LightningModule):
                 f"is longer than the training, {steps} optimizer steps",
                 "Lower it, or raise the epochs.",
             )
-        schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+        # As transformers' get_linear_schedule_with_warmup, whose module imports peft and bitsandbytes: seconds.
+        schedule = LambdaLR(optimizer, lambda t: t / warmup if t < warmup else (steps - t) / max(1, steps - warmup))
         return [optimizer], [schedule]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

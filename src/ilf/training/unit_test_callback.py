@@ -16,12 +16,12 @@ from ilf.analysis.statistics import mean_pass_at_k
 from ilf.sandbox import Job, Sandbox
 from ilf.store import JsonLines
 from ilf.tasks.prompts import as_paper_scores
+from ilf.training.fine_tuning import EVERY
 from ilf.types import Draw, Program, Task, Verdict
 
 log = logging.getLogger(__name__)
 
 TAKEN = "samples.taken.jsonl"  # of a stage's folder: what earlier stages had drawn
-_EVERY = 10.0  # seconds between two words on how far sampling has come
 
 
 def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str, as_paper: bool = False) -> list[Verdict]:
@@ -132,7 +132,7 @@ class UnitTestCallback(pl.Callback):
                 row = {"task_id": d.task_id, "split": d.split, "sample": d.sample, "seed": d.seed, "prompt": d.prompt}
                 rows.append(row | {"completion": text, "program": d.task_prompt + text})
                 drawn += 1
-                if time.monotonic() > then + _EVERY:
+                if time.monotonic() > then + EVERY:
                     then = time.monotonic()
                     log.info("%s: %d of this batch's %d programs are drawn", self.stage, drawn, len(draws))
                     if not whole:
