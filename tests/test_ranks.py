@@ -3,8 +3,11 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +222,55 @@ def test_all_processes_end_where_the_first_has_an_error(launcher, arguments, mes
         assert end(processes, tmp_path) == [1, 1]
     assert f"error: {message}" in (tmp_path / "printed0.err").read_text()
     assert "Traceback" not in (tmp_path / "printed1.err").read_text()
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """Two network namespaces, ilf0 and ilf1, which reach each other by one cable and nothing else."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("machines of its own need root and the command ip")
+    names, ends = ["ilf0", "ilf1"], ["ilfend0", "ilfend1"]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1])
+        for i, (name, cable) in enumerate(zip(names, ends, strict=True), 1):
+            ip("-n", name, "address", "add", f"10.77.0.{i}/24", "dev", cable)
+            ip("-n", name, "link", "set", cable, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_machines_do_what_one_process_does(strategy, machines, alone, tmp_path):
+    """torchrun on each, as the README has it; they share a disk and a network."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launch += ["--master-addr=10.77.0.1", "--master-port=29500"]
+    words = [str(ROOT / "run.py"), *BUDGET, f"trainer={strategy}", "hydra.run.dir=out"]
+    started = []
+    for i, name in enumerate(machines):
+        own = os.environ | {"GLOO_SOCKET_IFNAME": f"ilfend{i}"}
+        command = ["ip", "netns", "exec", name, *launch, f"--node-rank={i}", *words]
+        with (tmp_path / f"printed{i}").open("w") as output:
+            started.append(subprocess.Popen(command, cwd=tmp_path, env=own, stdout=output, stderr=output))
+    try:
+        codes = [process.wait(180) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert codes == [0, 0], (tmp_path / "printed0").read_text()[-3000:]
+    assert programs(tmp_path / "out") == programs(alone / "out")
+    assert results(tmp_path / "out") == results(alone / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["processes"] == 2
+    assert (tmp_path / "printed1").read_text().count("pass@1") == 0  # the first alone reports
 
 
 @pytest.mark.parametrize(
