@@ -1,4 +1,4 @@
-"""comparison*.csv, .md and .png: the arms of one or several sweeps side by side, made anew as each job ends."""
+"""comparison*: the arms of one or several sweeps side by side, made anew as each job ends."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import csv
 import io
 import itertools
 import json
-import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from ilf.analysis.comparison_page import markdown, plot
 from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
-from ilf.analysis.plots import Point, bars
-from ilf.analysis.report import model_name, p_text, percent
 from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, paired, pass_at_k, t_ci95
 from ilf.store import write_atomically
 
 Row = dict[str, Any]  # of a CSV file
 Values = Mapping[int, Mapping[str, float]]  # pass@k by seed and task
-
-_SHOWN_PAIRS = 15  # in comparison.md; more are in comparison_pairs.csv
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +37,10 @@ class Arm:
         k = int(name.removeprefix("pass@"))
         found = [(job["seed"], job[part]) for job in self.jobs if name in (job[part] or {})]
         return {s: {t: pass_at_k(p["n_samples"], c, k) for t, c in p["per_task"].items()} for s, p in found}
+
+    def means(self, part: str, name: str) -> list[float]:
+        """Return pass@k, of a part of results.json, of each seed."""
+        return [float(np.mean(list(tasks.values()))) for tasks in self.values(part, name).values()]
 
     @property
     def data_sha256(self) -> str | None:
@@ -104,8 +104,8 @@ def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
     write_atomically(target / "comparison_arms.csv", _csv(rows))
     write_atomically(target / "comparison_pairs.csv", _csv(pair_rows))
     notes = [*_notes(jobs), *notes]
-    write_atomically(target / "comparison.md", _markdown(jobs, everyone, rows, pair_rows, names, notes))
-    _plot(target, jobs, everyone, rows, names)
+    write_atomically(target / "comparison.md", markdown(jobs, everyone, rows, pair_rows, names, notes))
+    plot(target, jobs, everyone, rows, names)
 
 
 def _arms(jobs: list[Job], notes: list[str]) -> tuple[dict[str, Arm], list[Arm]]:
@@ -127,8 +127,20 @@ def _arms(jobs: list[Job], notes: list[str]) -> tuple[dict[str, Arm], list[Arm]]
     )
 
 
-def _means(values: Values) -> list[float]:
-    return [float(np.mean(list(tasks.values()))) for tasks in values.values()]
+def _notes(jobs: list[Job]) -> list[str]:
+    """Return what of the jobs themselves limits the comparison."""
+    notes = [
+        f"{job['folder']} ended with status {job['status']}."
+        for job in jobs
+        if job["status"] not in ("complete", "failed")
+    ]
+    trained = [job for job in jobs if job["training_task_ids"]]
+    ids = {(job["seed"], json.dumps(job["training_task_ids"])) for job in trained}
+    if not all(job["matched"] for job in jobs if job["status"] != "failed") or len(ids) > len(
+        {seed for seed, _ in ids}
+    ):
+        notes.append("Unmatched: not all arms trained on the same task ids.")
+    return notes
 
 
 def _pairs(arms: Collection[Arm], name: str, notes: list[str]) -> list[Pair]:
@@ -204,15 +216,13 @@ def _arm_row(arm: Arm, names: list[str]) -> Row:
         "training_examples": "-".join(map(str, dict.fromkeys([*examples[:1], *examples[-1:]]))),
     }
     for name in names:
-        for column, values in (
-            (f"refiner_{name}", arm.values("refiner", name) if own else {}),
-            (name, arm.values(arm.part, name)),
-        ):
+        for column, part in ((f"refiner_{name}", "refiner"), (name, arm.part)):
+            values = arm.values(part, name) if own or part == arm.part else {}
             over_tasks = np.array(list(over_seeds(values.values()).values()))
-            nothing = (None, None)
+            means, nothing = arm.means(part, name) if values else [], (None, None)
             row[column] = float(over_tasks.mean()) if values else None
             row[f"{column}_low"], row[f"{column}_high"] = bootstrap_ci95(over_tasks) if values else nothing
-            row[f"{column}_seeds_low"], row[f"{column}_seeds_high"] = t_ci95(_means(values)) or nothing
+            row[f"{column}_seeds_low"], row[f"{column}_seeds_high"] = t_ci95(means) or nothing
     return row
 
 
@@ -236,129 +246,3 @@ def _pair_rows(pairs: list[Pair]) -> list[Row]:
             }
         )
     return rows
-
-
-# ---- comparison.md -------------------------------------------------------------------------------------------------
-
-
-def _notes(jobs: list[Job]) -> list[str]:
-    """Return what of the jobs themselves limits the comparison."""
-    notes = [
-        f"{job['folder']} ended with status {job['status']}."
-        for job in jobs
-        if job["status"] not in ("complete", "failed")
-    ]
-    trained = [job for job in jobs if job["training_task_ids"]]
-    ids = {(job["seed"], json.dumps(job["training_task_ids"])) for job in trained}
-    if not all(job["matched"] for job in jobs if job["status"] != "failed") or len(ids) > len(
-        {seed for seed, _ in ids}
-    ):
-        notes.append("Unmatched: not all arms trained on the same task ids.")
-    return notes
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
-
-
-def _interval(row: Row, name: str) -> str:
-    return "" if row[name] is None else percent(row[name], [row[f"{name}_low"], row[f"{name}_high"]])
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else p_text(value).removeprefix("= ")
-
-
-def _arm_cells(arm: Arm, row: Row, names: list[str], several: bool) -> list[str]:
-    seeds = f"{row['seeds']} ({row['failed']} failed)" if row["failed"] else str(row["seeds"])
-    cells = [arm.label, seeds, row["training_examples"], *(_interval(row, f"refiner_{name}") for name in names[:1])]
-    for name in names:
-        low, high = row[f"{name}_seeds_low"], row[f"{name}_seeds_high"]
-        cells.append(_interval(row, name) or (arm.status if name == names[0] else ""))
-        cells += ["" if low is None else f"[{100 * low:.1f}, {100 * high:.1f}]"] if several else []
-    return cells + [_interval(row, f"delta_{name}") for name in names] + [_p(row[f"p_holm_{name}"]) for name in names]
-
-
-def _markdown(
-    jobs: list[Job], arms: list[Arm], rows: list[Row], pairs: list[Row], names: list[str], notes: list[str]
-) -> str:
-    several = any(row["seeds"] > 1 for row in rows)
-    head = ["run", "seeds", "examples", *(f"refiner {name} (%)" for name in names[:1])]
-    for name in names:
-        head += [f"{name} (%)", *(["over seeds"] if several else [])]
-    head += [*(f"delta {name} (points)" for name in names), *(f"p {name} (Holm)" for name in names)]
-    lines = [
-        *_table(head, (_arm_cells(arm, row, names, several) for arm, row in zip(arms, rows, strict=True))),
-        "",
-        "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds within a task, "
-        "then over tasks, with its 95% interval over tasks"
-        + ("; over seeds: Student's 95% interval" if several else "")
-        + ". delta is paired over tasks against zero-shot; p is a two-sided sign-flip permutation test, Holm-corrected "
-        "over the arms.",
-    ]
-    first = [row for row in pairs if row["metric"] == names[0]]
-    if first:
-        shown = first if len(first) <= _SHOWN_PAIRS else sorted(first, key=lambda row: row["p"])[:_SHOWN_PAIRS]
-        lines += [
-            "",
-            f"Every two arms on the tasks and seeds that both have, {names[0]}"
-            + (f": the {_SHOWN_PAIRS} smallest p of {len(first)} pairs" if len(first) > _SHOWN_PAIRS else "")
-            + " (Holm-corrected over all pairs):",
-            "",
-            *_table(
-                ["arm", "against", "difference (points)", "p", "p (Holm)", "smallest detectable"],
-                (_pair_cells(row) for row in shown),
-            ),
-        ]
-    failed = [job for job in jobs if job["status"] == "failed"]
-    if failed:
-        cells = [[job["folder"], job["label"], str(job["seed"]), job["error"]] for job in failed]
-        lines += ["", "Failed jobs:", "", *_table(["job", "run", "seed", "error"], cells)]
-    return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes), ""])
-
-
-def _pair_cells(row: Row) -> list[str]:
-    smallest = row["smallest_detectable_points"]
-    return [
-        row["arm"],
-        row["against"],
-        f"{row['points']:+.1f} [{row['points_low']:+.1f}, {row['points_high']:+.1f}]",
-        _p(row["p"]),
-        _p(row["p_holm"]),
-        "unknown" if smallest is None else f"{smallest:.1f}",
-    ]
-
-
-# ---- comparison.png ------------------------------------------------------------------------------------------------
-
-
-def _plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names: list[str]) -> None:
-    def points(column: str) -> list[Point]:
-        return [
-            row[column] if row[column] is None else (row[column], row[f"{column}_low"], row[f"{column}_high"])
-            for row in rows
-        ]
-
-    # An arm without any figure has its status there: "failed", or how far it was to go.
-    states = [
-        None if any(row[name] is not None for name in names) else arm.status
-        for arm, row in zip(arms, rows, strict=True)
-    ]
-    series: dict[str, list[Point]] = {
-        name: [point or state for point, state in zip(points(name), states, strict=True)] for name in names
-    } or {"pass@k": list(states)}
-    seeds = {name: [_means(arm.values(arm.part, name)) for arm in arms] for name in names}
-    for name in names[:1]:
-        refiners = points(f"refiner_{name}")
-        if len({point for point in refiners if point}) > 1:  # else it is the same for all
-            series[f"refiner {name}"] = refiners
-            seeds[f"refiner {name}"] = [
-                [] if arm.part == "zero_shot" else _means(arm.values("refiner", name)) for arm in arms
-            ]
-    known = [job for job in jobs if job["status"] != "failed"]
-    data, models = (", ".join(dict.fromkeys(found)) for found in ([j["data"] for j in known], map(model_name, known)))
-    scratch = target / f".comparison.{os.getpid()}.png"
-    title = f"data {data}, model {models}" if known else "no job has figures"
-    bars(scratch, [arm.label for arm in arms], series, title, seeds)
-    scratch.replace(target / "comparison.png")
