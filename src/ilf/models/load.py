@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ilf.settings import Adapter
 from ilf.types import InputError
+
+# What users can do nothing about: bitsandbytes misses kernels that no run uses, peft asks transformers by an old name.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 if not sys.stderr.isatty():
     transformers.utils.logging.disable_progress_bar()
