@@ -216,3 +216,14 @@ def test_perplexity_does_not_depend_on_the_batch_and_is_in_the_order_given(base,
         assert perplexity(base, tokenizer, texts, tokens) == pytest.approx(alone, rel=1e-4)
         assert perplexity(base, tokenizer, texts[::-1], tokens) == pytest.approx(alone[::-1], rel=1e-4)
     assert len({round(one, 6) for one in alone}) == len(alone) and min(alone) >= 1
+
+
+def test_what_was_measured_before_memory_ran_out_is_in_the_results(small_stages, monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("no room for a second policy")
+
+    monkeypatch.setattr("ilf.measures.divergence", fail)
+    found = small_stages("refinements=gold", "refinements.tasks=annotated", "training.epochs=1").run()
+    assert found["status"] == "complete" and found["finetuned"] and found["kl"] is None
+    assert found["weight_change"]["all"] > 0
+    assert found["measure_error"] == "OutOfMemoryError: no room for a second policy"

@@ -1,4 +1,4 @@
-"""The commands of the README and of docs/ compose and pass the checks; the README names what there is."""
+"""The commands of the README, docs/ and conf/ compose and pass the checks; the README names what there is."""
 
 import re
 import shlex
@@ -11,6 +11,8 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+COMMENTS = [re.findall(r"^# (python run\.py.*)", file.read_text(), re.M) for file in (ROOT / "conf").rglob("*.yaml")]
+COMMANDS += [command for found in COMMENTS for command in found[:1]]
 RUNS = sorted({c.split("python run.py")[1].strip() for c in COMMANDS if "python run.py" in c})
 
 
@@ -18,12 +20,12 @@ RUNS = sorted({c.split("python run.py")[1].strip() for c in COMMANDS if "python 
 def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
     from conftest import compose_settings
 
-    for name in ("mbpp.jsonl", "annotations.jsonl", "llm_feedback.jsonl", "FOLDER/config.json"):
+    for name in ("tasks.jsonl", "mbpp.jsonl", "annotations.jsonl", "llm_feedback.jsonl", "FOLDER/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     words = [w for w in shlex.split(arguments) if w != "-m"]
     words = [
-        re.sub(r"=(mbpp.jsonl|annotations.jsonl|llm_feedback.jsonl|FOLDER)$", rf"={tmp_path}/\1", word)
+        re.sub(r"=(tasks.jsonl|mbpp.jsonl|annotations.jsonl|llm_feedback.jsonl|FOLDER)$", rf"={tmp_path}/\1", word)
         for word in words
     ]
     words = [word.replace("=docs/", f"={ROOT}/docs/") for word in words]

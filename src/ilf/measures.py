@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,25 +27,23 @@ _KL_SAMPLES = 4  # of each task: the mean over tasks hardly gains by more
 _LOGITS = 2**26  # of one forward pass at most: 256 MiB in 32 bits
 
 
-def measure(settings: Settings, runner: Runner, outcome: Outcome) -> dict[str, Any]:
-    """Return what `settings.measure` asks for and the run has come to; each absent part is None.
+def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of each measure that `settings.measure` asks for and the run has come to.
 
     `weight_change`: ||tuned - base|| / ||base|| of each group of layers. `kl`: KL(tuned || base) in nats a token, at
     the sampling temperature, on the tuned policy's samples on Test, with its interval over tasks. `perplexity`: of the
     programs of each arm under the base, by source and task.
     """
-    found: dict[str, Any] = {"weight_change": None, "kl": None, "perplexity": None}
     base, last = runner.model, outcome.last
     if outcome.policy is not None:
         key = {"base": runner.weights(base), "tuned": runner.weights(outcome.policy)}
         if "weight_change" in settings.measure:
             tuned: Path = outcome.policy
-            found["weight_change"] = runner.measure("weight_change", key, lambda: weight_change(base, tuned))
+            yield "weight_change", runner.measure("weight_change", key, lambda: weight_change(base, tuned))
         if "kl" in settings.measure and last.finetuned:
-            found["kl"] = _kl(settings, runner, outcome.policy, last.finetuned, key)
+            yield "kl", _kl(settings, runner, outcome.policy, last.finetuned, key)
     if "perplexity" in settings.measure and last.expressed:
-        found["perplexity"] = _perplexity(settings, runner, last.expressed)
-    return found
+        yield "perplexity", _perplexity(settings, runner, last.expressed)
 
 
 def _kl(

@@ -33,12 +33,13 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
     start, settings, runner = time.monotonic(), stages.settings, stages.runner
     # A run that broke off has something to say, which a second failure here must not hide.
     asked = settings if status != "failed" else replace(settings, measure=[])
+    measured: dict[str, Any] = {"weight_change": None, "kl": None, "perplexity": None, "measure_error": None}
     try:
-        measured = measure(asked, runner, outcome) | {"measure_error": None}
+        for name, found in measure(asked, runner, outcome):
+            measured[name] = found
     except Exception as error:  # such as memory: the run itself is whole
         log.exception("measuring failed; the other results are written. To repeat it, run the same command again")
-        nothing = measure(replace(asked, measure=[]), runner, outcome)
-        measured = nothing | {"measure_error": f"{type(error).__name__}: {error}"}
+        measured["measure_error"] = f"{type(error).__name__}: {error}"
     record = results.Record(
         status=status,
         data_sha256=stages.data_sha256,
