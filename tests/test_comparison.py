@@ -4,16 +4,21 @@ import csv
 import json
 import random
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from conftest import compose_settings
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 from ilf.analysis.comparison import write_comparison
+from ilf.analysis.jobs import FIELDS
 from ilf.analysis.results import metrics
 from ilf.analysis.statistics import paired, pass_at_k, t_ci95
+from ilf.config import ComparisonCallback
 from ilf.types import InputError, Program, Verdict
 
 N = 10  # samples a task
@@ -423,3 +428,42 @@ def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tm
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [row["status"] for row in rows] == ["partial", "partial"]
     assert not list((tmp_path / "out").glob("*/failed.json"))
+
+
+def test_a_failed_job_leaves_nothing_of_what_it_held(tmp_path):
+    """Hydra keeps the errors of all jobs of a sweep: the next one needs the memory of a model that ran out of it."""
+
+    class Model:
+        pass
+
+    def train(model, held):
+        held.append(weakref.ref(model))
+        raise RuntimeError("out of memory")
+
+    def job(held):
+        try:
+            train(Model(), held)
+        except RuntimeError as error:
+            raise ValueError("the run failed") from error
+
+    held = []
+    try:
+        job(held)
+    except ValueError as error:
+        failed = JobReturn()
+        failed.status, failed.return_value = JobStatus.FAILED, error
+    config = OmegaConf.create(
+        {
+            "mode": "run",
+            "arm": "gold",
+            "seed": 0,
+            "hydra": {"runtime": {"output_dir": str(tmp_path)}, "mode": "MULTIRUN", "sweep": {"dir": str(tmp_path)}},
+            "feedback": {"source": "scripted"},
+            **{group: {"name": "mini"} for group in FIELDS.values() if group != "feedback"},
+        }
+    )
+    config.feedback.name = "scripted"
+    assert held[0]() is not None
+    ComparisonCallback().on_job_end(config, failed)
+    assert held[0]() is None
+    assert json.loads((tmp_path / "failed.json").read_text())["error"] == "the run failed"

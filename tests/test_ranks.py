@@ -21,9 +21,12 @@ from conftest import MINI, ROOT, SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from ilf import ranks
 from ilf.models.load import load_tokenizer
+from ilf.tasks import mini
+from ilf.tasks.mbpp import tasks_from
 from ilf.training.fine_tuning import Example
 from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
 from ilf.types import Draw, InputError, Task
@@ -271,6 +274,19 @@ def test_two_machines_do_what_one_process_does(strategy, machines, alone, tmp_pa
     assert results(tmp_path / "out") == results(alone / "out")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["processes"] == 2
     assert (tmp_path / "printed1").read_text().count("pass@1") == 0  # the first alone reports
+
+
+@pytest.mark.slow
+def test_an_error_that_one_process_alone_meets_ends_all(tmp_path):
+    """Only the longest prompt leaves too few positions, and the first process has it."""
+    tasks = tasks_from(mini.rows()[10:14], None, "paper")[0]
+    lengths = sorted(len(TOKENIZER(task.prompt, add_special_tokens=False).input_ids) for task in tasks)
+    assert lengths[-1] > lengths[-2]
+    limit = AutoConfig.from_pretrained(MINI).max_position_embeddings - lengths[-1] + 1
+    words = [*BUDGET, "trainer=ddp", f"sampler.max_new_tokens={limit}", "stages=[zero_shot]", "hydra.run.dir=out"]
+    with two(ROOT / "run.py", words, tmp_path) as processes:
+        assert end(processes, tmp_path) == [1, 1]
+    assert f"error: sampler.max_new_tokens={limit}" in (tmp_path / "printed0.err").read_text()
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,33 @@ def test_what_was_drawn_before_an_error_is_kept_where_it_can_be_gone_on_from(who
     callback = UnitTestCallback("s", {}, None, "all", [1], tmp_path)
     module = SimpleNamespace(sample=sample, sampler=SimpleNamespace(whole_plans=whole))
     callback.on_test_epoch_start(None, module)
-    with pytest.raises(InputError, match="ends"):
-        callback.on_test_batch_end(None, module, None, PLAN[:5], 0)
+    callback.on_test_batch_end(None, module, None, PLAN[:5], 0)
+    callback.on_test_batch_end(None, module, None, PLAN[5:9], 1)  # nothing more is asked for
+    with pytest.raises(InputError, match="ends"):  # where the other processes raise it, too
+        callback.on_test_epoch_end(None, module)
     kept = (tmp_path / "samples.jsonl").read_text().splitlines() if not whole else []
     assert len(kept) == (0 if whole else 2) and (tmp_path / "samples.jsonl").exists() == (not whole)
+
+
+def test_a_program_that_is_kept_is_never_drawn_over_though_its_plan_is_drawn_again(tmp_path):
+    """Other processes had drawn part of the plan; its text may stand beside its verdict already."""
+    old = {"task_id": 11, "split": "test", "sample": 1, "seed": 0, "prompt": "p", "completion": "old", "program": "old"}
+    (tmp_path / "samples.1.jsonl").write_text(json.dumps(old) + "\n")
+    sampler = SimpleNamespace(whole_plans=True)
+    module = SimpleNamespace(sampler=sampler, sample=lambda draws: ((draw, "new") for draw in draws))
+    callback = UnitTestCallback("s", {}, None, "all", [1], tmp_path)
+    callback.on_test_epoch_start(None, module)
+    callback._draw(module, PLAN[:3])
+    drawn = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["sample"] for row in drawn] == [0, 2]
+    callback.on_test_epoch_start(None, module)  # as after a kill
+    assert [callback._samples[11, i]["completion"] for i in range(3)] == ["new", "old", "new"]
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_an_error(mini):
+    model, tokenizer = mini
+    length, places = len(tokenizer(PROMPT, add_special_tokens=False).input_ids), model.config.max_position_embeddings
+    too_many = Sampler(Sampling(temperature=0.8, max_new_tokens=places - length + 1))
+    with pytest.raises(InputError, match=rf"max_new_tokens={places - length + 1}.*Use at most {places - length}\."):
+        list(too_many.sample(model, tokenizer, PLAN[:1]))
+    assert len(list(Sampler(Sampling(max_new_tokens=places - length)).sample(model, tokenizer, PLAN[:1]))) == 1

@@ -1,4 +1,6 @@
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,6 +230,33 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
 def test_a_warm_up_longer_than_the_training_is_an_error(folder, tokenizer):
     with pytest.raises(InputError, match=r"training\.warmup_steps"):
         fit(folder, tokenizer, warmup_steps=7)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(folder, tokenizer, tmp_path, monkeypatch):
+    fit(folder, tokenizer, epochs=1, checkpoints=tmp_path)
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def half(checkpoint, file):
+        Path(file).write_bytes(before[:1000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(SystemExit):  # what Lightning makes of it
+        fit(folder, tokenizer, epochs=2, checkpoints=tmp_path, resume=str(tmp_path / "last.ckpt"))
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_training_in_16_bits_rounds_no_rotary_frequencies(folder, tokenizer):
+    """They are read in 32 bits by whoever evaluates the model."""
+    model = load_model(folder, torch.float32)
+    expected = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    module = ILFModule(model, tokenizer, Sampler(Sampling()), Training(), Phase(epochs=1), Optimizer("adamw"), seed=0)
+    data = MBPPDataModule(tokenizer, training=examples(tokenizer, 2), batch_size=2)
+    trainer = make_trainer(replace(CPU, precision="bf16-true"), callbacks=[], loggers=[])
+    trainer.fit(module, data)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    found = dict(model.named_buffers())
+    assert expected and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_long_fine_tuning_says_how_far_it_has_come(folder, tokenizer, monkeypatch, caplog):

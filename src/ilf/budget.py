@@ -18,7 +18,7 @@ from ilf import ranks
 from ilf.models.load import load_tokenizer, sampling_dtype
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
 from ilf.settings import Settings, TrainerSettings
-from ilf.training.trainer import precision
+from ilf.training.trainer import precision, training_device
 from ilf.types import InputError
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Budget:
 
     def __init__(self, settings: Settings, config: Any, prompt: int) -> None:
         self.settings, self.config, self.prompt = settings, config, prompt
-        self.device = "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        self.device = training_device(settings.trainer).type
 
     def needs(self, only: str | None = None) -> list[Need]:
         """Return a need for each kind of work among the requested stages, or for one kind only."""
@@ -100,7 +100,8 @@ class Budget:
         found = []
         drawing = stages & {"sample", "zero_shot", "refine", "evaluate"} and settings.sampler.name != "openai"
         if drawing and only in (None, "sampling"):
-            found.append(self._sampling(sampling_dtype(settings.model.dtype), settings.sampler.batch_size))
+            dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer))
+            found.append(self._sampling(dtype, settings.sampler.batch_size))
         phases = []
         if "train_refiner" in stages and settings.refiner.name == "finetuned":
             phases.append(("fine-tuning the refiner", settings.training.refiner))

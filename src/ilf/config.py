@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -244,6 +245,16 @@ def _run_chosen(folder: Path, target: Path, overrides: list[str]) -> None:
         stages.tracker.close()
 
 
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what was held where an error came through: Hydra keeps the errors of all jobs, and so a whole model."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()  # without a GPU it does nothing
+
+
 class ComparisonCallback(Callback):
     """Writes a sweep's comparison.* as each job ends, so that a failed or killed job costs no results."""
 
@@ -255,6 +266,7 @@ class ComparisonCallback(Callback):
 
         file = Path(config.hydra.runtime.output_dir) / "failed.json"
         if job_return.status is JobStatus.FAILED:
+            _forget_frames(job_return._return_value)
             # One that failed early leaves no results.json: what that would say of its arm is said here.
             facts = {
                 "error": str(job_return._return_value) or repr(job_return._return_value),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ilf.analysis.statistics import bootstrap_ci95
 from ilf.models.load import load_model, load_tokenizer, sampling_dtype
@@ -21,6 +20,7 @@ from ilf.models.policy_change import divergence, perplexity, weight_change
 from ilf.runner import Runner
 from ilf.settings import Settings
 from ilf.store import sha256
+from ilf.training.trainer import training_device
 from ilf.types import Outcome, Program, Refinement
 
 _KL_SAMPLES = 4  # of each task: the mean over tasks hardly gains by more
@@ -49,11 +49,12 @@ def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tu
 def _kl(
     settings: Settings, runner: Runner, policy: Path, programs: Sequence[Program], key: dict[str, str]
 ) -> dict[str, Any]:
-    temperature, dtype = settings.sampler.temperature, sampling_dtype(settings.model.dtype)
+    temperature, device = settings.sampler.temperature, training_device(settings.trainer)
+    dtype = sampling_dtype(settings.model.dtype, device)
     some = [p for p in programs if p.sample < _KL_SAMPLES]
 
     def work() -> dict[str, float]:
-        base, tuned = (load_model(folder, dtype).to(_device(settings)) for folder in (runner.model, policy))
+        base, tuned = (load_model(folder, dtype).to(device) for folder in (runner.model, policy))
         by_task = divergence(base, tuned, load_tokenizer(policy), some, temperature, _tokens(base))
         return {str(i): value for i, value in by_task.items()}
 
@@ -64,10 +65,11 @@ def _kl(
 
 
 def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinement]) -> dict[str, dict[str, float]]:
-    dtype = sampling_dtype(settings.model.dtype)
+    device = training_device(settings.trainer)
+    dtype = sampling_dtype(settings.model.dtype, device)
 
     def work() -> list[float]:
-        model = load_model(runner.model, dtype).to(_device(settings))
+        model = load_model(runner.model, dtype).to(device)
         texts = [(e.prompt, e.target) for e in examples]
         return perplexity(model, runner.tokenizer, texts, _tokens(model))
 
@@ -83,7 +85,3 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
 def _tokens(model: Any) -> int:
     """Return for how many tokens the model is to give logits at once."""
     return _LOGITS // int(model.config.vocab_size)
-
-
-def _device(settings: Settings) -> str:
-    return "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"

@@ -14,6 +14,7 @@ from ilf.measures import measure
 from ilf.models.load import sampling_dtype
 from ilf.settings import STAGES
 from ilf.store import write_atomically
+from ilf.training.trainer import training_device
 from ilf.types import Outcome
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
         status=status,
         data_sha256=stages.data_sha256,
         weights_sha256=runner.weights(stages.model),
-        dtype=str(sampling_dtype(settings.model.dtype)),
+        dtype=str(sampling_dtype(settings.model.dtype, training_device(settings.trainer))),
         scoring=runner.scoring,
         isolation=asdict(stages.sandbox.isolation),
         processes=ranks.count(),

@@ -7,6 +7,7 @@ it. Every other module but those that divide work may think that there is one pr
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -169,6 +170,8 @@ def _follow() -> int:
             function(*args)
         except InputError:
             pass  # the first has raised it, too
+        del function, args, message
+        gc.collect()  # a Trainer and its model hold each other, and what they have of a GPU
     return message
 
 

@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 # Raised by one where a stage's code changes what it gives for the same key.
 VERSIONS = {
-    "sample": 2,
-    "zero_shot": 2,
+    "sample": 3,
+    "zero_shot": 3,
     "annotate": 2,
     "train_refiner": 2,
-    "refine": 2,
+    "refine": 3,
     "train_policy": 2,
-    "evaluate": 2,
-    "validate": 2,
+    "evaluate": 3,
+    "validate": 3,
 }
 _RUN_FILES = {
     "sample": "sample",
@@ -168,7 +168,7 @@ class Runner:
         by_id = tasks or self.tasks
         scoring = self.verdicts_of(stage, (by_id[draw.task_id] for draw in draws))
         settings = self.settings.sampler
-        dtype = sampling_dtype(self.settings.model.dtype)
+        dtype = sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer))
         key = {
             "weights": self.weights(model),
             "draws": [asdict(draw) for draw in draws],

@@ -153,11 +153,10 @@ class Store:
     def prune(self, days: float) -> int:
         """Remove entries that were not used for `days`; return how many. An entry in use is left."""
         removed = 0
-        for row in self.describe():
-            path = self.root / row["stage"] / row["folder"]
-            with contextlib.suppress(TimeoutError), FileLock(path / ".lock", timeout=0):
-                if row["days"] >= days:
-                    shutil.rmtree(path)
+        for key in sorted(self.root.glob("*/*/key.json")):
+            with contextlib.suppress(TimeoutError, FileNotFoundError), FileLock(key.parent / ".lock", timeout=0):
+                if (time.time() - key.stat().st_mtime) / 86400 >= days:
+                    shutil.rmtree(key.parent)
                     removed += 1
         return removed
 

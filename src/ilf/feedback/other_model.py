@@ -42,7 +42,11 @@ class OtherModel:
         if self.folder is not None:
             from ilf.models.load import sampling_dtype
 
-            return own | {"weights": weights, "batch_size": settings.parallel, "dtype": str(sampling_dtype("auto"))}
+            return own | {
+                "weights": weights,
+                "batch_size": settings.parallel,
+                "dtype": str(sampling_dtype("auto", self.device)),
+            }
         own |= {"url": settings.url, "model": settings.model}
         return own | ({"extra": settings.extra} if settings.extra else {})
 

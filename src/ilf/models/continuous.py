@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from ilf.models.sampling import end_ids, function_ended
@@ -52,13 +51,14 @@ class ContinuousSampler:
         batching = ContinuousBatchingConfig(
             max_requests_per_batch=self.settings.batch_size, seed=draws[0].seed % 2**31, page_size=_PAGE
         )
-        if not torch.cuda.is_available():
+        on_gpu = model.device.type == "cuda"
+        if not on_gpu:
             pages = -(-(max(map(len, ids.values())) + limit) // _PAGE)
             batching.num_blocks, batching.max_batch_tokens = self.settings.batch_size * pages + 1, _TOKENS
         with model.continuous_batching_context_manager(
             generation_config=generation,
             continuous_batching_config=batching,
-            warmup=torch.cuda.is_available(),
+            warmup=on_gpu,
             timeout=10,
         ) as manager:
             waiting = {manager.add_request(ids[draw.prompt], streaming=True): draw for draw in draws}

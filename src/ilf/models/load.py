@@ -56,11 +56,15 @@ def resolve(path: str | None, hub: str | None, revision: str | None, key: str = 
         ) from error
 
 
-def sampling_dtype(name: str) -> torch.dtype:
+def has_bfloat16(device: torch.device | None) -> bool:
+    """Return whether a device is a GPU that computes in bfloat16: older ones only emulate it."""
+    return device is not None and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def sampling_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of weights while sampling: "auto" is bfloat16 on a GPU that has it, else float32."""
     if name == "auto":
-        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if on_gpu else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     return _DTYPES[name]
 
 
@@ -135,8 +139,7 @@ def load_model(
 
 def compute_dtype(device: torch.device | None) -> torch.dtype:
     """Return the dtype that NF4 weights are multiplied in: bfloat16 on a GPU that has it, else float32."""
-    on_gpu = device is not None and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if on_gpu else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def _quantization(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:

@@ -94,7 +94,7 @@ def sampling(
             batch.mask = torch.ones(rows, last - 1, dtype=torch.long)
             del layer
             meter.forget()
-            batch.step(model, torch.ones(rows, dtype=torch.long))
+            batch.step(model, torch.ones(rows, dtype=torch.long), torch.ones(rows, dtype=torch.long))
             Sampler(settings)._choose(batch.logits, torch.rand(rows))
             batch = join([(batch, list(range(rows)))])
             ending = (_kept(batch), meter.most())

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut, function_end
-from ilf.types import Draw
+from ilf.types import Draw, InputError
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Sampler:
 
         Raises:
             torch.OutOfMemoryError: Memory runs out for a single program.
+            InputError: A prompt and the new tokens are more than the model has positions for.
         """
         left = dict.fromkeys(draws)
         size = min(self.settings.batch_size, len(draws))
@@ -75,7 +76,7 @@ class Sampler:
     def _decode(self, model: Any, tokenizer: Any, draws: Sequence[Draw], size: int) -> Iterator[tuple[Draw, str]]:
         """Draw with at most `size` rows at once."""
         limit, ends = self.settings.max_new_tokens, end_ids(model, tokenizer)
-        waiting = _Waiting(model, tokenizer, draws)
+        waiting = _Waiting(model, tokenizer, draws, limit)
         rows: list[_Row] = []
         batch: Batch | None = None
         while True:
@@ -101,7 +102,7 @@ class Sampler:
                 if row.done:
                     yield row.draw, cut(tokenizer.decode(row.tokens, skip_special_tokens=True))
             if not all(row.done for row in rows):
-                batch.step(model, chosen)
+                batch.step(model, chosen, torch.tensor([not row.done for row in rows], device=model.device))
 
     def _choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """Return a token id for each row of `logits` (B, V), drawn with the numbers of `uniform` (B,) in [0, 1)."""
@@ -134,10 +135,10 @@ class Batch:
     logits: torch.Tensor  # of what comes next, (B, V)
     lengths: list[int]  # of the texts, in tokens
 
-    def step(self, model: Any, tokens: torch.Tensor) -> None:
-        """Go on by one token a row, (B,)."""
+    def step(self, model: Any, tokens: torch.Tensor, going: torch.Tensor) -> None:
+        """Go on by one token a row, (B,), where `going`, (B,): the others stay, and come to no later position."""
         self.lengths = [length + 1 for length in self.lengths]
-        self.logits = self.go_on(model, tokens[:, None], self.mask.new_ones(len(tokens), 1))[:, -1]
+        self.logits = self.go_on(model, tokens[:, None], going[:, None].to(self.mask.dtype))[:, -1]
 
     def go_on(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Read on, tokens and where they are real (B, T), and return the logits of what comes after each, (B, T, V)."""
@@ -163,8 +164,8 @@ class Batch:
 class _Waiting:
     """Draws that have no row yet, and the prompts that have been prefilled for them."""
 
-    def __init__(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, draws: Sequence[Draw], limit: int) -> None:
+        self.model, self.tokenizer, self.limit = model, tokenizer, limit
         self.draws = list(draws)
         self._open: dict[str, tuple[Batch, int]] = {}  # prompts that more draws wait for: where they were prefilled
 
@@ -187,6 +188,11 @@ class _Waiting:
 
     def _prefill(self, prompts: Sequence[str]) -> Batch:
         tokenized = [self.tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+        places, longest = getattr(self.model.config, "max_position_embeddings", None), max(map(len, tokenized))
+        if places is not None and longest + self.limit > places:
+            allowed = f"with a prompt of {longest} tokens passes the model's {places} positions"
+            advice = f"Use at most {places - longest}." if longest < places else "Choose a model that reads more."
+            raise InputError("sampler.max_new_tokens", self.limit, allowed, advice)
         return prefill(self.model, tokenized, self.tokenizer.pad_token_id)
 
 

@@ -77,14 +77,17 @@ def draw(
     if missing and not served:
         local = settings.refiner.path is not None and model == Path(settings.refiner.path)
         key = "refiner.path" if local else "model.path"
-        net = load_model(model, sampling_dtype(settings.model.dtype), settings.model.attention, key=key)
+        dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer))
+        net = load_model(model, dtype, settings.model.attention, key=key)
     tokenizer = load_tokenizer(model)  # a local refiner may have its own
     sampler = _sampler(settings, model)
     module = kind(net, tokenizer, sampler, settings.training, Phase(), settings.optimizer, settings.seed)
     size = settings.sampler.batch_size
     data = MBPPDataModule(tokenizer, test_draws=missing, kept_draws=kept, sampling_batch_size=size)
-    # Each process samples from a whole model, also where one is trained in parts.
-    trainer = make_trainer(replace(settings.trainer, strategy="ddp"), callbacks=[callback], loggers=list(loggers))
+    # Each process samples from a whole model, also where one is trained in parts, and as it was loaded: another
+    # precision of Lightning's would change the type of its weights.
+    sampling = replace(settings.trainer, strategy="ddp", precision="32-true")
+    trainer = make_trainer(sampling, callbacks=[callback], loggers=list(loggers))
     trainer.test(module, data, verbose=False)
     return callback.programs, sum(ranks.gather([sampler.halvings]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import shutil
 import time
@@ -107,6 +108,7 @@ class PretrainModule(pl.LightningModule):
     def __init__(self, model: Any, settings: Pretraining) -> None:
         super().__init__()
         self.model, self.settings = model, settings
+        self.loss = math.nan  # of the last epoch, in nats a learnt token
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """Return the mean loss of a batch (2, B, T), in nats a learnt token."""
@@ -116,13 +118,25 @@ class PretrainModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Say how far it is."""
-        loss = float(self.trainer.callback_metrics["pretrain/loss"])
-        log.info("epoch %d of %d, loss %.4f", self.current_epoch + 1, self.settings.epochs, loss)
+        self.loss = float(self.trainer.callback_metrics["pretrain/loss"])
+        log.info("epoch %d of %d, loss %.4f", self.current_epoch + 1, self.settings.epochs, self.loss)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the epoch's loss, for the card of a run that was killed after its last epoch."""
+        checkpoint["loss"] = self.loss
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.loss = checkpoint["loss"]
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with warm-up and cosine decay."""
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.settings.lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+            self.parameters(),
+            lr=self.settings.lr,
+            betas=(0.9, 0.95),
+            weight_decay=0.05,
+            fused=self.trainer.precision == "32-true",  # in mixed precision Lightning clips no gradients of a fused one
         )
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
@@ -179,7 +193,7 @@ def pretrain(settings: Pretraining, trainer_settings: TrainerSettings, seed: int
         "seed": seed,
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "steps": trainer.global_step,
-        "loss": float(trainer.callback_metrics["pretrain/loss"]),
+        "loss": module.loss,
         "minutes": (time.monotonic() - start) / 60,
     }
 

@@ -13,9 +13,11 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from ilf import ranks
+from ilf.models.load import has_bfloat16
 from ilf.settings import TrainerSettings
 
 
@@ -23,14 +25,29 @@ def precision(settings: TrainerSettings) -> str:
     """Return Lightning's precision: "auto" is bf16-mixed on a GPU that has it, else 32-true."""
     if settings.precision != "auto":
         return settings.precision
-    gpu = settings.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if gpu else "32-true"
+    return "bf16-mixed" if has_bfloat16(training_device(settings)) else "32-true"
+
+
+class _Checkpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the one before, and then in its place.
+
+    Lightning's own goes through memory and the system's folder for temporary files, from which another file system gets
+    a copy: a kill in the middle of it would leave half a checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(path.name + ".unfinished")
+        torch.save(checkpoint, scratch)
+        scratch.replace(path)
 
 
 def _processes(settings: TrainerSettings) -> dict[str, Any]:
     """Return Lightning's arguments for the processes of this run. Which batches each takes, the datamodule says."""
     if settings.strategy == "auto" or ranks.count() == 1:
-        return {"devices": 1}
+        return {"devices": 1, "plugins": [_Checkpoints()]}
     strategy: Any = settings.strategy
     if strategy == "fsdp":  # a checkpoint is one file, which any number of processes goes on from
         strategy = ModelParallelStrategy(ranks.count(), 1, save_distributed_checkpoint=False)
@@ -38,7 +55,8 @@ def _processes(settings: TrainerSettings) -> dict[str, Any]:
         "strategy": strategy,
         "devices": ranks.local_count(),
         "num_nodes": ranks.count() // ranks.local_count(),
-        "plugins": [TorchElasticEnvironment()],  # the processes are there, and their environment is as torchrun's
+        # The processes are there, and their environment is as torchrun's.
+        "plugins": [TorchElasticEnvironment(), _Checkpoints()],
         "use_distributed_sampler": False,
     }
 

@@ -17,7 +17,7 @@ from ilf.sandbox import Job, Sandbox
 from ilf.store import JsonLines
 from ilf.tasks.prompts import as_paper_scores
 from ilf.training.fine_tuning import EVERY
-from ilf.types import Draw, Program, Task, Verdict
+from ilf.types import Draw, InputError, Program, Task, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,14 @@ class UnitTestCallback(pl.Callback):
         self.tests, self.as_paper = tests, as_paper
         self.folder, self.verdicts_name = folder, f"verdicts-{scoring}"
         self.programs: list[Program] = []
+        self._error: InputError | None = None  # of this process, until all have come to where they tell each other
+
+    def _raise_together(self) -> None:
+        """Raise in every process what was raised in one: the others would wait for it."""
+        errors = ranks.gather([self._error] if self._error else [])
+        self._error = None
+        if errors:
+            raise errors[0]
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Read back what an earlier run of this stage has finished, in however many processes."""
@@ -99,6 +107,13 @@ class UnitTestCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Draw and execute one planned batch, unless that was done before."""
+        if self._error is None:
+            try:
+                self._take(trainer, pl_module, batch, batch_idx)
+            except InputError as error:
+                self._error = error
+
+    def _take(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         keys = [(draw.task_id, draw.sample) for draw in batch]
         if missing := [draw for draw, key in zip(batch, keys, strict=True) if key not in self._samples]:
             self._draw(pl_module, batch if pl_module.sampler.whole_plans else missing)
@@ -143,12 +158,15 @@ class UnitTestCallback(pl.Callback):
                 self._keep(rows)
 
     def _keep(self, rows: list[dict[str, Any]]) -> None:
+        # A plan that is drawn again whole may hold programs that are kept, perhaps with their verdicts: these stay.
+        rows = [row for row in rows if (row["task_id"], row["sample"]) not in self._samples]
         if self._samples_file:
             self._samples_file.append(rows)
         self._samples |= {(row["task_id"], row["sample"]): row for row in rows}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k over all tasks, those of the other processes too."""
+        self._raise_together()
         self.programs = ranks.gather(self.programs)
         self.programs.sort(key=lambda program: (program.task_id, program.sample))
         passed = [(p.task_id, p.verdict.passed) for p in self.programs]
@@ -162,14 +180,20 @@ class UnitTestCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Draw and execute one batch of draws; a batch of examples is the module's."""
-        if isinstance(batch, dict) or not batch:
+        if isinstance(batch, dict) or not batch or self._error is not None:
             return
-        draws, texts = zip(*pl_module.sample(batch), strict=True)
+        try:
+            with trainer.precision_plugin.forward_context():  # weights in 32 bits may be for passes in 16
+                draws, texts = zip(*pl_module.sample(batch), strict=True)
+        except InputError as error:
+            self._error = error
+            return
         verdicts = self._score([d.task_prompt + text for d, text in zip(draws, texts, strict=True)], draws)
         self._validation += [(d.task_id, v.passed) for d, v in zip(draws, verdicts, strict=True)]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k of the validation programs."""
+        self._raise_together()
         self._validation = ranks.gather(self._validation)
         if self._validation:
             pl_module.log_dict(self._pass_at_k(self._validation, f"{self.stage}/validation_"))
