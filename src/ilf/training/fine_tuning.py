@@ -127,16 +127,17 @@ class FineTuningModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold only what is trained
         self.automatic_optimization = False  # a batch is an optimizer step of as many passes as its lengths ask for
         # Compiled is a function and not the model: names in checkpoints and saved folders stay as they are.
-        self._tables = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
         self._training_forward = torch.compile(_logits, dynamic=True) if training.compile else _logits
 
     def setup(self, stage: str) -> None:
-        """Switch gradient checkpointing on where it is asked for."""
-        if stage == "fit" and self.training_settings.gradient_checkpointing:
-            self.model.activation_checkpointing_enable()
+        """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
+        if stage == "fit":
+            self._tables = {n: b.clone() for n, b in self.model.named_buffers() if b.is_floating_point()}
+            if self.training_settings.gradient_checkpointing:
+                self.model.activation_checkpointing_enable()
 
     def on_fit_start(self) -> None:
-        """Give the model its tables back, such as rotary frequencies, where bf16-true has rounded them."""
+        """Give the model its tables back, where bf16-true has rounded them."""
         for name, buffer in self.model.named_buffers():
             if name in self._tables:
                 buffer.data = self._tables[name].to(buffer.device)
