@@ -11,6 +11,8 @@ from transformers import (
     CodeGenConfig,
     CodeGenForCausalLM,
     GenerationConfig,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -190,9 +192,9 @@ def test_implementations_of_attention_agree_and_one_that_a_model_lacks_is_named(
         other = load_model(folder, torch.float32, attention)
         assert other.config._attn_implementation == attention
         assert torch.allclose(other(**tokenized).logits[tokenized.attention_mask.bool()], expected, atol=1e-4)
-    codegen, *_ = models()
-    codegen.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"model\.attention='sdpa'.*CodeGen.*model\.attention=auto"):
+    config = GPTNeoConfig(vocab_size=64, hidden_size=8, num_layers=2, attention_types=[[["global"], 2]], num_heads=2)
+    GPTNeoForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"model\.attention='sdpa'.*GPTNeo.*model\.attention=auto"):
         load_model(tmp_path, torch.float32, "sdpa")
 
 
