@@ -189,8 +189,9 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     title = "What fine-tuning did to the policy"
 
     def draw(file: Path, caption: str) -> None:
-        with canvas(file, caption, panels=2, width=5.6) as (left, right):
-            shown = [name for name in layers if name != "all"]
+        shown = [name for name in layers if name != "all"]
+        height = max(4.2, 1.6 + 0.2 * len(shown))
+        with canvas(file, caption, panels=2, width=5.6, height=height) as (left, right):
             for colour, (arm, found) in zip(cycle(COLOURS), weights.items(), strict=False):
                 values = [100 * found[name] for name in shown]
                 left.plot(values, range(len(shown)), "o-", color=colour, label=arm_label(arm, jobs))
