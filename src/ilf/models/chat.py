@@ -36,10 +36,8 @@ def answers(
     """
     if not batches:
         return
-    tokenizer, model = (
-        load_tokenizer(folder),
-        load_model(folder, sampling_dtype("auto", device), key="llm.model").to(device),
-    )
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, sampling_dtype("auto", device), key="llm.model").to(device)
     template = tokenizer.chat_template is not None
     ends = end_ids(model, tokenizer)
     config = GenerationConfig(
