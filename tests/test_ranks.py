@@ -111,7 +111,6 @@ def alone(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_run_that_loses_a_process_ends_and_goes_on_as_one_that_did_not(alone, tmp_path):
     arguments = [*BUDGET, "trainer=ddp", "hydra.run.dir=killed"]
     with two(ROOT / "run.py", arguments, tmp_path) as (first, other):
@@ -183,7 +182,6 @@ ranks.lead(program)
 """
 
 
-@pytest.mark.slow
 def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp_path):
     program, names = tmp_path / "training.py", ["ddp_full", "fsdp_lora"]
     program.write_text(TRAINING)
@@ -207,7 +205,6 @@ def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp
         assert not (tmp_path / name / "checkpoints").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "arguments", "message"),
     [
@@ -276,7 +273,6 @@ def test_two_machines_do_what_one_process_does(strategy, machines, alone, tmp_pa
     assert (tmp_path / "printed1").read_text().count("pass@1") == 0  # the first alone reports
 
 
-@pytest.mark.slow
 def test_an_error_that_one_process_alone_meets_ends_all(tmp_path):
     """Only the longest prompt leaves too few positions, and the first process has it."""
     tasks = tasks_from(mini.rows()[10:14], None, "paper")[0]
