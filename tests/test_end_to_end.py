@@ -394,3 +394,14 @@ def test_the_store_can_be_listed_and_pruned(cli, small_stages):
     assert "removed 0" in kept.stdout
     gone = cli("mode=store", "store.dir=store", "store.prune_days=0", "hydra.run.dir=c")
     assert "removed 1" in gone.stdout and "zero_shot" not in gone.stdout
+
+
+def test_what_is_sampled_does_not_depend_on_the_precision_that_is_trained_in(small_stages, tmp_path):
+    """The weights' type while sampling is model.dtype: by that the store keeps what was drawn."""
+    drawn = []
+    for precision in ("32-true", "bf16-true"):
+        own = [f"trainer.precision={precision}", f"store.dir={tmp_path / precision}", "stages=[zero_shot]"]
+        stages = small_stages(*own, "trainer.accelerator=cpu")
+        stages.run()
+        drawn.append([row["program"] for row in read_jsonl(stages.folder / "programs" / "zero_shot.jsonl")])
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 32
