@@ -33,7 +33,9 @@ class Arm:
     part: str  # of results.json: "zero_shot" or "finetuned"
 
     def values(self, part: str, name: str) -> Values:
-        """Return pass@k, of a part of results.json, by seed and task."""
+        """Return pass@k, of a part of results.json, by seed and task; zero-shot has no refiner."""
+        if part == "refiner" and self.part == "zero_shot":
+            return {}
         k = int(name.removeprefix("pass@"))
         found = [(job["seed"], job[part]) for job in self.jobs if name in (job[part] or {})]
         return {s: {t: pass_at_k(p["n_samples"], c, k) for t, c in p["per_task"].items()} for s, p in found}
@@ -207,7 +209,7 @@ def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
 
 
 def _arm_row(arm: Arm, names: list[str]) -> Row:
-    own = arm.part == "finetuned"  # zero-shot has neither refiner nor examples
+    own = arm.part == "finetuned"  # zero-shot has no examples
     examples = sorted({n for job in arm.jobs if own and (n := job["counts"]["training_examples"]) is not None})
     row: Row = {
         "arm": arm.label,
@@ -217,12 +219,12 @@ def _arm_row(arm: Arm, names: list[str]) -> Row:
     }
     for name in names:
         for column, part in ((f"refiner_{name}", "refiner"), (name, arm.part)):
-            values = arm.values(part, name) if own or part == arm.part else {}
+            values = arm.values(part, name)
             over_tasks = np.array(list(over_seeds(values.values()).values()))
-            means, nothing = arm.means(part, name) if values else [], (None, None)
+            nothing = (None, None)
             row[column] = float(over_tasks.mean()) if values else None
             row[f"{column}_low"], row[f"{column}_high"] = bootstrap_ci95(over_tasks) if values else nothing
-            row[f"{column}_seeds_low"], row[f"{column}_seeds_high"] = t_ci95(means) or nothing
+            row[f"{column}_seeds_low"], row[f"{column}_seeds_high"] = t_ci95(arm.means(part, name)) or nothing
     return row
 
 

@@ -122,7 +122,7 @@ def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names:
         refiners = points(f"refiner_{name}")
         if len({point for point in refiners if point}) > 1:  # else it is the same for all
             series[f"refiner {name}"] = refiners
-            seeds[f"refiner {name}"] = [[] if arm.part == "zero_shot" else arm.means("refiner", name) for arm in arms]
+            seeds[f"refiner {name}"] = [arm.means("refiner", name) for arm in arms]
     known = [job for job in jobs if job["status"] != "failed"]
     data, models = (", ".join(dict.fromkeys(found)) for found in ([j["data"] for j in known], map(model_name, known)))
     scratch = target / f".comparison.{os.getpid()}.png"
