@@ -12,14 +12,18 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 # Where the jobs of a launcher, which unpickle what they do, find it too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
 
+# Errors come to the last line of this file, which says what they mean, instead of being printed by Hydra.
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ilf import ranks
-from ilf.config import build, check_arm, check_device, register, settings_from
-from ilf.types import InputError, NoTrainingExamples
+from ilf import ending, ranks
+from ilf.config import check_arm, check_device, check_hydra, explain, opened, register, settings_from
+from ilf.settings import Settings
+from ilf.types import InputError
 
 if sys.platform == "win32":
     sys.exit("ILF executes programs under POSIX limits: run it under WSL, Linux or macOS.")
@@ -29,45 +33,29 @@ register()
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> float | None:
     """Compose, check, hand over; return what a sweeper that searches for settings maximises: pass@1 on Refine."""
+    ending.listen()  # a launcher's job is no child of this file's last lines
+    hydra_config = HydraConfig.get()
+    overrides, sweep = list(hydra_config.overrides.task), hydra_config.mode is RunMode.MULTIRUN
+    check_hydra(hydra_config)
+    settings = settings_from(config, overrides, sweep)
+    check_arm(hydra_config.runtime.choices.get("arm"), overrides, Path(__file__).parent / "conf")
+    if sweep:
+        settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
     try:
-        settings = settings_from(config)
-        hydra_config = HydraConfig.get()
-        check_arm(hydra_config.runtime.choices.arm, list(hydra_config.overrides.task), Path(__file__).parent / "conf")
-        settings.overrides = list(hydra_config.overrides.task)
-        if hydra_config.mode is RunMode.MULTIRUN:
-            settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
-        if settings.mode == "store":
-            _show_store(settings)
-            return None
-        if settings.mode == "pretrain":
-            _pretrain(settings)
-            return None
-        if settings.mode == "checks":
-            _check_gpu(settings)
-            return None
-        if settings.mode == "annotate":
-            _annotate(settings)
-            return None
-        if settings.mode == "compare":
-            _compare(settings)
-            return None
-        if settings.mode == "export":
-            from ilf.feedback.human import export
+        return _MODES[settings.mode](settings)
+    except ending.Interrupted:
+        if sweep:  # Hydra ends without a word to its callbacks
+            from ilf.analysis.comparison import write_comparison
 
-            print(f"{export(settings.feedback.path, settings.export)} annotations: {settings.export}")
-            return None
-        stages = build(settings)
-        try:
-            results = stages.run()
-        finally:
-            upload = stages.tracker.close()
-        _show_results(results, Path(settings.output_dir), upload)
-        return results["validation"] and results["validation"]["pass@1"]
-    except (InputError, NoTrainingExamples) as error:
-        # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise
-        sys.exit(f"error: {error}")
+            write_comparison(Path(hydra_config.sweep.dir), [Path(hydra_config.sweep.dir)])
+        raise
+
+
+def _run(settings: Settings) -> float | None:
+    with opened(settings) as stages:
+        results = stages.run()
+    _show_results(results, Path(settings.output_dir), stages.tracker.upload)
+    return results["validation"] and results["validation"]["pass@1"]
 
 
 def _show_results(results: dict, folder: Path, upload: str | None) -> None:  # type: ignore[type-arg]
@@ -81,33 +69,27 @@ def _show_results(results: dict, folder: Path, upload: str | None) -> None:  # t
         print(f"upload to Weights & Biases: {upload}")
 
 
-def _pretrain(settings) -> None:  # type: ignore[no-untyped-def]
+def _pretrain(settings: Settings) -> None:
     """Pretrain the mini model, measure it by the stages that need only the policy, and write both on its card."""
     from ilf.training.pretraining import pretrain, write_card
 
     folder = Path(settings.pretrain.folder)
     facts = pretrain(settings.pretrain, settings.trainer, settings.seed, folder)
     settings.mode, settings.model.path, settings.stages = "run", str(folder), ["zero_shot", "sample"]
-    stages = build(settings)
-    try:
+    with opened(settings) as stages:
         results = stages.run()
-    finally:
-        stages.tracker.close()
     write_card(folder, settings.pretrain, facts, results)
     print(f"\n{folder / 'README.md'}")
 
 
-def _check_gpu(settings) -> None:  # type: ignore[no-untyped-def]
+def _check_gpu(settings: Settings) -> None:
     check_device(settings)
     from ilf.training.gpu_checks import run_checks
 
     def study():  # type: ignore[no-untyped-def]
         settings.mode = "run"
-        stages = build(settings)
-        try:
+        with opened(settings) as stages:
             return stages.run()
-        finally:
-            stages.tracker.close()
 
     folder = Path(settings.output_dir)
     page, passed = run_checks(Path(settings.model.path), folder, study)
@@ -116,7 +98,7 @@ def _check_gpu(settings) -> None:  # type: ignore[no-untyped-def]
         sys.exit("error: not all checks passed")
 
 
-def _annotate(settings) -> None:  # type: ignore[no-untyped-def]
+def _annotate(settings: Settings) -> None:
     """Serve the page for feedback on the programs that fail, of a run with these settings."""
     from ilf.annotation.answers import Answers
     from ilf.annotation.server import bind, serve
@@ -125,23 +107,25 @@ def _annotate(settings) -> None:  # type: ignore[no-untyped-def]
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         raise InputError("mode", "annotate", "is for one run, and this is a sweep", "Leave out -m and the study.")
     settings.stages, settings.logger.wandb = ["sample"], False
-    with bind(settings.annotate) as listener:
-        stages = build(settings)
-        try:
-            answers = Answers(Path(settings.annotate.path))
-            work = Work(stages.failing(), stages.tasks.by_id, answers, stages.sandbox, settings.executor.tests)
-            own = [one for one in settings.overrides if not one.startswith(("mode=", "annotate.", "feedback"))]
-            trained = shlex.join([*own, "feedback=human", f"feedback.path={settings.annotate.path}"])
-            print(f"\n{len(work.tasks)} tasks without a correct program, {len(work.answered())} of them answered")
-            print(f"answers:  {settings.annotate.path}\ntrain:    python run.py {trained}")
-            host = f"[{settings.annotate.host}]" if ":" in settings.annotate.host else settings.annotate.host
-            print(f"page:     http://{host}:{settings.annotate.port}  (Ctrl-C ends it; nothing is lost)", flush=True)
-            serve(work, settings.annotate, listener)
-        finally:
-            stages.tracker.close()
+    with bind(settings.annotate) as listener, opened(settings) as stages:
+        answers = Answers(Path(settings.annotate.path))
+        work = Work(stages.failing(), stages.tasks.by_id, answers, stages.sandbox, settings.executor.tests)
+        own = [one for one in settings.overrides if not one.startswith(("mode=", "annotate.", "feedback"))]
+        trained = shlex.join([*own, "feedback=human", f"feedback.path={settings.annotate.path}"])
+        print(f"\n{len(work.tasks)} tasks without a correct program, {len(work.answered())} of them answered")
+        print(f"answers:  {settings.annotate.path}\ntrain:    python run.py {trained}")
+        host = f"[{settings.annotate.host}]" if ":" in settings.annotate.host else settings.annotate.host
+        print(f"page:     http://{host}:{settings.annotate.port}  (Ctrl-C ends it; nothing is lost)", flush=True)
+        serve(work, settings.annotate, listener)
 
 
-def _compare(settings) -> None:  # type: ignore[no-untyped-def]
+def _export(settings: Settings) -> None:
+    from ilf.feedback.human import export
+
+    print(f"{export(settings.feedback.path, settings.export)} annotations: {settings.export}")
+
+
+def _compare(settings: Settings) -> None:
     from ilf.analysis.comparison import write_comparison
     from ilf.analysis.studies import write_study
 
@@ -152,7 +136,7 @@ def _compare(settings) -> None:  # type: ignore[no-untyped-def]
         print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")
 
 
-def _show_store(settings) -> None:  # type: ignore[no-untyped-def]
+def _show_store(settings: Settings) -> None:
     from ilf.store import Store
 
     store = Store(Path(settings.store.dir))
@@ -163,5 +147,15 @@ def _show_store(settings) -> None:  # type: ignore[no-untyped-def]
         print(f"{row['stage']:14} {row['folder']}  {row['mib']:9.1f} MiB  {row['days']:6.1f} days  {state}")
 
 
+_MODES = {
+    "run": _run,
+    "annotate": _annotate,
+    "store": _show_store,
+    "pretrain": _pretrain,
+    "compare": _compare,
+    "checks": _check_gpu,
+    "export": _export,
+}
+
 if __name__ == "__main__":
-    ranks.lead(main)
+    ending.command(lambda: ranks.lead(main), explain)

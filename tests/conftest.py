@@ -85,7 +85,7 @@ def compose_settings(*overrides: str) -> Settings:
     """Compose as run.py does, outside a Hydra job."""
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return settings_from(compose("config", overrides=["output_dir=unused", *overrides]))
+        return settings_from(compose("config", overrides=["output_dir=unused", *overrides]), overrides)
 
 
 def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:

@@ -13,9 +13,9 @@ from conftest import MINI, SMALL, compose_settings
 
 from ilf.feedback import llm
 from ilf.feedback.other_model import OtherModel
+from ilf.files import JsonLines
 from ilf.models.load import load_model, load_tokenizer
 from ilf.settings import LLM
-from ilf.store import JsonLines
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.types import Feedback, InputError, Program, Verdict

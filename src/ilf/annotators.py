@@ -9,10 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ilf.feedback import from_tests, human, llm, scripted, transforms
+from ilf.code_digest import code_sha256
+from ilf.feedback import from_tests, human, llm, other_model, scripted, transforms
 from ilf.feedback.other_model import OtherModel
+from ilf.files import JsonLines
+from ilf.models import chat, endpoint, load, sampling
 from ilf.runner import NotRequested, Runner
-from ilf.store import Entry, JsonLines
+from ilf.store import Entry
 from ilf.tasks import mini
 from ilf.training.trainer import training_device
 from ilf.training.unit_test_callback import score
@@ -192,7 +195,12 @@ class Annotators:
     def _llm_key(self, use: str, queries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return everything that decides the other model's answers."""
         folder = self.other.folder
-        return {"llm": self.other.key(use, self.runner.weights(folder) if folder else None), "queries": queries}
+        code = code_sha256(llm, other_model, endpoint, *([chat, load, sampling] if folder else []))
+        return {
+            "code": code,
+            "llm": self.other.key(use, self.runner.weights(folder) if folder else None),
+            "queries": queries,
+        }
 
     def _take_answers(self, use: str, path: Path, name: str) -> list[dict[str, Any]]:
         """Put a stage's answers of the other model into the run's folder, count them, and return them."""

@@ -6,29 +6,34 @@ The only module besides run.py that knows of Hydra. Imports no torch until `buil
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import shutil
 import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from ilf import ranks
+from ilf import ending, ranks
 from ilf.analysis.jobs import FIELDS, job_folders, setting_of
 from ilf.checks import check
+from ilf.checks.keys import check_known, check_overrides, known_keys, unknown_key
+from ilf.files import check_writable, read_json, to_json, write_atomically
+from ilf.run_folder import FolderTaken, check_settled, claimed
 from ilf.settings import STAGES, Settings
-from ilf.store import write_atomically
 from ilf.types import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +43,16 @@ log = logging.getLogger(__name__)
 
 # On import: all that a launcher's job, in another process or on another machine, does here before it composes.
 OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent / file), replace=True)
+OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
+
+
+def _run_folder() -> str:
+    """Return the folder that Hydra has made for this job, or, where it only shows a configuration, would make."""
+    hydra = HydraConfig.get()
+    return str(hydra.runtime.output_dir or hydra.run.dir)
+
+
+OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
 def register() -> None:
@@ -47,16 +62,58 @@ def register() -> None:
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 
-def settings_from(config: DictConfig) -> Settings:
+def settings_from(config: DictConfig, overrides: Sequence[str] = (), sweep: bool = False) -> Settings:
     """Return the composed configuration as checked settings.
 
+    Args:
+        config: As Hydra composes it, or as an earlier run has saved it.
+        overrides: What the command line set, in Hydra's syntax.
+        sweep: Whether this is a job of a sweep.
+
     Raises:
-        InputError: A value can't be used; see `check`.
+        InputError: A value can't be used; see `checks`.
     """
+    if OmegaConf.get_type(config) is not Settings:  # a saved one has lost its types
+        config = OmegaConf.merge(OmegaConf.structured(Settings), config)  # type: ignore[assignment]
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
+    check_known(settings)
+    check_overrides(settings, overrides, sweep)
     check(settings)
+    settings.overrides = list(overrides)
     return settings
+
+
+def check_hydra(hydra: DictConfig) -> None:
+    """Check what the command line says to Hydra itself.
+
+    Raises:
+        InputError: A key is none of Hydra's, or asks for what would mix or lose results.
+    """
+    for override in hydra.overrides.hydra:
+        key, _, value = override.lstrip("+~").partition("=")
+        parent, _, name = key.removeprefix("hydra.").rpartition(".")
+        kind = OmegaConf.get_type(OmegaConf.select(hydra, parent) if parent else hydra)
+        if is_dataclass(kind) and name not in {field.name for field in fields(kind)}:
+            raise InputError(key, value, "is no setting of Hydra's", "`python run.py --cfg hydra` shows all keys.")
+    if hydra.job.chdir:
+        allowed = "store.dir and all paths of files would be sought in each run's folder"
+        raise InputError("hydra.job.chdir", True, allowed, "Leave it out: a run writes into its folder anyway.")
+    if hydra.mode is RunMode.MULTIRUN and "${" not in str(hydra.sweep._get_node("subdir")._value()):
+        allowed = "all jobs of the sweep would write into this one folder"
+        advice = "Leave it out, or name the job in it: 'hydra.sweep.subdir=${hydra.job.num}'."
+        raise InputError("hydra.sweep.subdir", hydra.sweep._get_node("subdir")._value(), allowed, advice)
+
+
+def explain(error: Exception) -> str | None:
+    """Return what an error means to a user in a line or two, None where only a traceback tells."""
+    cause = error.__cause__ if isinstance(error, HydraException) else error
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        known = cause.full_key.startswith("hydra.") or cause.full_key in known_keys()
+        return str(error) if known else str(unknown_key(cause.full_key, "(given)"))
+    if isinstance(cause, OmegaConfBaseException):
+        return "\n".join(dict.fromkeys([str(error), str(cause)]))
+    return str(error) if isinstance(error, HydraException) else ending.explain(error)
 
 
 def check_device(settings: Settings) -> None:
@@ -144,7 +201,7 @@ def build(settings: Settings) -> Stages:
         name = str(settings.llm.model)
         llm_folder = Path(name) if Path(name).is_dir() else resolve(None, name, None, "llm.model")
     ranks.join(settings.trainer.strategy, settings.trainer.devices)
-    store = Store(Path(settings.store.dir), settings.store.reuse)
+    store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.any_code)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
     check_memory(settings, model, [task.prompt for task in splits.by_id.values()])
     limits = Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)})
@@ -166,6 +223,21 @@ def build(settings: Settings) -> Stages:
     )
     known = annotations or []
     return Stages(settings, splits, data_sha256, transfer_sha256, known, model, store, sandbox, tracker, llm_folder)
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Stages]:
+    """Hold the run's folder, build the run, and close its tracker at the end.
+
+    Raises:
+        InputError: See `run_folder.claimed` and `build`.
+    """
+    with claimed(settings):
+        stages = build(settings)
+        try:
+            yield stages
+        finally:
+            stages.tracker.close()
 
 
 def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:
@@ -203,7 +275,7 @@ def select_and_report(sweep: Path) -> list[str]:
     tried = []  # results, folder, setting
     for folder in job_folders(sweep):
         if not (folder / "failed.json").exists():
-            found = json.loads((folder / "results.json").read_text())
+            found = read_json(folder / "results.json")
             if found["validation"]:
                 tried.append((found, folder, str(setting_of(found["overrides"]))))
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -227,7 +299,7 @@ def select_and_report(sweep: Path) -> list[str]:
             except Exception as error:  # the other arms' runs are worth as much as before
                 log.exception("%s: evaluating the chosen setting failed", target)
                 failures.append(f"{target.name}: {error}")
-                write_atomically(target / "failed.json", json.dumps({"error": str(error)}, indent=1))
+                write_atomically(target / "failed.json", to_json({"error": str(error)}, indent=1))
     return failures
 
 
@@ -236,13 +308,19 @@ def _run_chosen(folder: Path, target: Path, overrides: list[str]) -> None:
     target.mkdir(parents=True)
     saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
     saved.merge_with({"output_dir": str(target), "stages": list(STAGES), "select": 0})
-    settings = settings_from(OmegaConf.merge(OmegaConf.structured(Settings), saved))  # type: ignore[arg-type]
+    settings = settings_from(saved)  # type: ignore[arg-type]
     settings.overrides = [one for one in overrides if setting_of([one]) or one.startswith(("arm=", "refinements="))]
-    stages = build(settings)
-    try:
+    with opened(settings) as stages:
         stages.run()
-    finally:
-        stages.tracker.close()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn an error of input into the command's end: an exception of a callback would only be a warning of Hydra's."""
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 def _forget_frames(error: BaseException | None) -> None:
@@ -258,6 +336,26 @@ def _forget_frames(error: BaseException | None) -> None:
 class ComparisonCallback(Callback):
     """Writes a sweep's comparison.* as each job ends, so that a failed or killed job costs no results."""
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the folder before Hydra writes its configuration into it."""
+        HydraConfig.instance().set_config(config)
+        with _told():
+            check_hydra(config.hydra)
+            check_writable("hydra.run.dir", Path(config.hydra.run.dir))
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            own.output_dir = config.hydra.run.dir
+            check_settled(settings_from(own, config.hydra.overrides.task))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check what would cost a whole sweep."""
+        with _told():
+            check_hydra(config.hydra)
+            check_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+            if "optuna" in str(config.hydra.sweeper._target_) and not config.select:
+                allowed = "hydra/sweeper=optuna chooses settings by programs on Refine, and none would be drawn"
+                advice = "Add select=4 'stages=[sample,annotate,train_refiner,refine,train_policy]'."
+                raise InputError("select", 0, allowed, advice)
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Leave word of a job that failed, and compare the jobs of a sweep that have ended so far."""
         if config.mode != "run":
@@ -265,6 +363,8 @@ class ComparisonCallback(Callback):
         from ilf.analysis.studies import write_study
 
         file = Path(config.hydra.runtime.output_dir) / "failed.json"
+        if isinstance(job_return._return_value, FolderTaken):
+            return
         if job_return.status is JobStatus.FAILED:
             _forget_frames(job_return._return_value)
             # One that failed early leaves no results.json: what that would say of its arm is said here.
@@ -275,7 +375,7 @@ class ComparisonCallback(Callback):
                 "annotator": config.feedback.source,
                 **{field: config[group].name for field, group in FIELDS.items()},
             }
-            write_atomically(file, json.dumps(facts, indent=1))
+            write_atomically(file, to_json(facts, indent=1))
         else:
             file.unlink(missing_ok=True)
         if "MULTIRUN" in str(config.hydra.mode):

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ilf.analysis.statistics import bootstrap_ci95
+from ilf.files import sha256
 from ilf.models.load import load_model, load_tokenizer, sampling_dtype
 from ilf.models.policy_change import divergence, perplexity, weight_change
 from ilf.runner import Runner
 from ilf.settings import Settings
-from ilf.store import sha256
 from ilf.training.trainer import training_device
 from ilf.types import Outcome, Program, Refinement
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import asdict, replace
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ilf import ranks
 from ilf.analysis import report, results
+from ilf.files import to_json, write_atomically
 from ilf.measures import measure
 from ilf.models.load import sampling_dtype
 from ilf.settings import STAGES
-from ilf.store import write_atomically
 from ilf.training.trainer import training_device
 from ilf.types import Outcome
 
@@ -29,14 +28,16 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
     Args:
         stages: Of the run.
         outcome: What it has found.
-        status: "complete", "partial", "no_training_examples" or "failed".
+        status: "complete", "partial", "no_training_examples", "interrupted" or "failed".
     """
     start, settings, runner = time.monotonic(), stages.settings, stages.runner
-    # A run that broke off has something to say, which a second failure here must not hide.
-    asked = settings if status != "failed" else replace(settings, measure=[])
+    # A run that broke off has something to say, which a second failure here must not hide, nor a signal's patience end.
+    broken_off = status in ("failed", "interrupted")
+    asked = replace(settings, measure=[]) if broken_off else settings
     measured: dict[str, Any] = {"weight_change": None, "kl": None, "perplexity": None, "measure_error": None}
     try:
         for name, found in measure(asked, runner, outcome):
+            to_json(found)  # a figure that is no number would be in results.json
             measured[name] = found
     except Exception as error:  # such as memory: the run itself is whole
         log.exception("measuring failed; the other results are written. To repeat it, run the same command again")
@@ -52,6 +53,7 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
         halvings=runner.halvings,
         seconds={name: runner.seconds.get(name) for name in STAGES},
         reused=runner.reused,
+        entries=runner.entries,
         rejected=runner.rejected,
         fine_tuned=runner.fine_tuned.get("train_policy", {}),
         measured=measured,
@@ -62,10 +64,11 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
     found = results.of_run(settings, stages.tasks, outcome, record)
     pictures = stages.folder / "plots"
     pictures.mkdir(parents=True, exist_ok=True)
-    report.plot(found, pictures)
+    if not broken_off:
+        report.plot(found, pictures)
     plots = sorted(pictures.glob("*.png"))
     runner.seconds["report"] = found["seconds"]["report"] = round(time.monotonic() - start, 2)
-    write_atomically(stages.folder / "results.json", json.dumps(found, indent=1))
+    write_atomically(stages.folder / "results.json", to_json(found, indent=1))
     shown = report.mended(outcome, stages.tasks)
     write_atomically(stages.folder / "summary.md", report.summary(found, shown, [plot.name for plot in plots]))
     stages.tracker.artifact(stages.folder / "results.json")

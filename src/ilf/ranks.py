@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ilf.ending import Interrupted
 from ilf.types import InputError
 
 T = TypeVar("T")
@@ -70,6 +72,9 @@ def lead(program: Callable[[], object]) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    except Interrupted as stop:
+        code = stop.code
         raise
     finally:
         if count() > 1 and not _group.calling:
@@ -161,6 +166,8 @@ def follow_parent() -> None:
 
 def _follow() -> int:
     """Do what the first process calls, and return the exit code that it sends at its end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also while it waits for another one's message
+        signal.signal(number, signal.SIG_DFL)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -4,40 +4,49 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ilf import ranks
+from ilf.code_digest import Part, code_sha256
+from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
+from ilf.models import continuous, endpoint, load, policy_change, sampling, served, shards
 from ilf.models.load import compute_dtype, load_tokenizer, sampling_dtype
-from ilf.sandbox import Sandbox
+from ilf.sandbox import Sandbox, executor, worker
 from ilf.settings import Phase, Settings
-from ilf.store import Entry, JsonLines, Store, sha256, weights_sha256
+from ilf.store import Entry, Store
+from ilf.tasks import prompts
 from ilf.tracking import Tracker
-from ilf.training import loops
+from ilf.training import fine_tuning, loops, mbpp_datamodule, trainer
 from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.trainer import precision, training_device
-from ilf.training.unit_test_callback import TAKEN
+from ilf.training.unit_test_callback import TAKEN, UnitTestCallback, score
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
 log = logging.getLogger(__name__)
 
-# Raised by one where a stage's code changes what it gives for the same key.
-VERSIONS = {
-    "sample": 3,
-    "zero_shot": 3,
-    "annotate": 2,
-    "train_refiner": 2,
-    "refine": 3,
-    "train_policy": 2,
-    "evaluate": 3,
-    "validate": 3,
+# The code that makes what a stage stores, besides its settings. Verdicts and samplers have their own.
+_DRAWING: tuple[Part, ...] = (
+    loops.draw,
+    UnitTestCallback._draw,
+    FineTuningModule.sample,
+    mbpp_datamodule,
+    load,
+    prompts,
+)
+_SAMPLERS: dict[str, tuple[ModuleType, ...]] = {
+    "hf": (sampling,),
+    "continuous": (continuous, sampling),
+    "openai": (served, endpoint),
 }
+_TRAINING: tuple[Part, ...] = (loops.fine_tune, fine_tuning, mbpp_datamodule, load, trainer, shards)
+_JUDGING: tuple[Part, ...] = (score, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",
@@ -70,10 +79,11 @@ class Runner:
         self.store, self.sandbox, self.tracker = store, sandbox, tracker
         self.folder = Path(settings.output_dir)
         self.tokenizer = load_tokenizer(model)
-        executor = settings.executor
-        self.scoring = {k: v for k, v in asdict(executor).items() if k not in ("name", "address", "workers")}
+        aside = ("name", "address", "workers")  # what no verdict depends on
+        self.scoring = {k: v for k, v in asdict(settings.executor).items() if k not in aside}
         self.seconds: dict[str, float] = {}  # a stage, all its rounds together
         self._fresh: dict[str, bool] = {}  # whether any part of a stage was done in this run
+        self.entries: dict[str, list[str]] = {}  # of the store, by stage: what the run is made of
         self.fine_tuned: dict[str, dict[str, Any]] = {}  # steps and last metrics of the newest training, by stage
         self.halvings = 0
         self.rejected: list[str] = []  # a line on each row that could not be used
@@ -94,7 +104,7 @@ class Runner:
         self, stage: str, key: dict[str, Any], work: Callable[[Entry], dict[str, Any]], mark: str = "done.json"
     ) -> tuple[Path, dict[str, Any]]:
         """Do a stage, or take it from the store; return its folder and what it was finished with."""
-        key = {"stage": stage, "version": VERSIONS[stage], **key}
+        key = {"stage": stage, **key}
         # Where settings are to be chosen, not even finished programs on Test are looked at.
         finished = not self.settings.select and self.store.is_done(stage, key, mark)
         if not (self.requested(stage) or finished):
@@ -111,6 +121,7 @@ class Runner:
             log.info("%s: %s", stage, "reused" if reused else f"done in {facts['seconds']:.1f} s")
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + facts["seconds"], 2)
         self._fresh[stage] = self._fresh.get(stage, False) or not reused
+        self.entries.setdefault(stage, []).append(entry.path.name)
         return entry.path, facts
 
     def requested(self, stage: str) -> bool:
@@ -124,7 +135,8 @@ class Runner:
 
     def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
         """Return what is measured on the results of stages, from the store where that was done before."""
-        with self.store.entry("measure", {"measure": name, "version": 1, **key}) as entry:
+        code = code_sha256(policy_change, load, sampling)
+        with self.store.entry("measure", {"measure": name, "code": code, **key}) as entry:
             done = entry.done or entry.finish({"found": work()})
         return done["found"]
 
@@ -135,7 +147,7 @@ class Runner:
     def verdicts_of(self, stage: str, tasks: Iterable[Task]) -> str:
         """Return in 12 characters all that verdicts depend on besides the programs: settings, and the tasks' tests."""
         tests = {task.task_id: (task.tests, task.setup, task.code) for task in tasks}
-        return sha256([self.scoring_of(stage), sorted(tests.items())])[:12]
+        return sha256([self.scoring_of(stage), sorted(tests.items()), code_sha256(*_JUDGING)])[:12]
 
     def draw(
         self,
@@ -170,6 +182,7 @@ class Runner:
         settings = self.settings.sampler
         dtype = sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer))
         key = {
+            "code": code_sha256(*_DRAWING, *_SAMPLERS[settings.name]),
             "weights": self.weights(model),
             "draws": [asdict(draw) for draw in draws],
             "dtype": str(dtype),
@@ -245,6 +258,7 @@ class Runner:
         settings, training = self.settings, self.settings.training
         device, quantize = training_device(settings.trainer), settings.adapter.quantize
         key = {
+            "code": code_sha256(*_TRAINING, kind, *([sampling] if draws else [])),
             "weights": self.weights(base),
             "examples": sha256([asdict(e) for e in examples]),
             "phase": asdict(phase),
@@ -279,18 +293,10 @@ class Runner:
         path, facts = self.do(kind.stage, key, work)
         self.fine_tuned[kind.stage] = facts
         shutil.rmtree(self.folder / name, ignore_errors=True)
-        shutil.copytree(path / "model", self.folder / name, copy_function=_link_or_copy)
+        shutil.copytree(path / "model", self.folder / name, copy_function=link_or_copy)
         self.tracker.artifact(self.folder / name)
         return path / "model"
 
     def weights(self, folder: Path) -> str:
         """Return the hash of a model folder."""
-        return weights_sha256(folder, self.store.root / "weights.json")
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Hard-link a file: large weights lie on the disk once, and pruning the store leaves the run's copy."""
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
+        return weights_sha256(folder, self.store.cache)

@@ -190,11 +190,11 @@ class Phase:
 
 @dataclass
 class Training:
-    """Settings that both fine-tunings share."""
+    """Settings that both fine-tunings share; the first three are the defaults of `refiner` and `policy`."""
 
-    lr: float = 5e-6
-    epochs: int = 2
-    batch_size: int = 32
+    lr: float | None = 5e-6  # null where the model's file has one for each
+    epochs: int | None = 2
+    batch_size: int | None = 32
     micro_batch_size: int = 1  # examples a forward pass, at most; batch_size is cut by length into such passes
     max_length: int = 1024  # tokens of prompt, target and EOS; a longer row is rejected and named
     warmup_steps: int = 0  # optimizer steps of linear warm-up, before linear decay to 0
@@ -229,8 +229,8 @@ class Evaluate:
 class Logger:
     """Where metrics go besides the local files."""
 
-    name: str = "wandb"
-    wandb: bool = True
+    name: str = "none"
+    wandb: bool = False
     csv: bool = False
     tensorboard: bool = False
     mode: str = "offline"  # of W&B: offline | online
@@ -243,6 +243,7 @@ class StoreSettings:
 
     dir: str = ".ilf"
     reuse: bool = True
+    any_code: bool = False  # true: what other code has made is taken; you say that the edit changes nothing
     prune_days: float | None = None  # with mode=store: remove what was not used for so many days
 
 

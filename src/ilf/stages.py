@@ -12,11 +12,13 @@ from typing import Any
 from ilf import algorithm
 from ilf.algorithm import Candidate
 from ilf.annotators import Annotators
+from ilf.ending import Interrupted
+from ilf.files import JsonLines
 from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
 from ilf.sandbox import Sandbox
 from ilf.settings import STAGES, Settings
-from ilf.store import JsonLines, Store
+from ilf.store import Store
 from ilf.tasks.prompts import completion_of, few_shot_prompt
 from ilf.tracking import Tracker
 from ilf.training.fine_tuning import FineTuningModule
@@ -111,6 +113,9 @@ class Stages:
                 status = "partial"
         except NotRequested as stop:
             status, missing = "partial", str(stop)
+        except Interrupted:
+            status = "interrupted"
+            raise
         finally:
             found = write_outputs(self, outcome, status)
         order = list(STAGES)

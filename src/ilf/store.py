@@ -8,60 +8,27 @@ stage goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
-import platform
+import logging
+import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from ilf.files import JsonLines, digests, link_or_copy, read_json, sha256, to_json, write_atomically
+from ilf.types import InputError
 
-def canonical(value: Any) -> str:
-    """Return the one JSON text of `value`: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+log = logging.getLogger(__name__)
 
-
-def sha256(value: Any) -> str:
-    """Return the SHA-256 of the canonical JSON of `value`, in hexadecimal."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a kill, sees the old text or the new one."""
-    scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")  # another machine may have such a process
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
-
-
-class JsonLines:
-    """An append-only file of JSON objects that survives a kill in the middle of a write."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append `rows` in one write, on disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the whole rows, and remove what a kill left of an unfinished one."""
-        if not self.path.exists():
-            return []
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        return [json.loads(line) for line in whole.decode().split("\n") if line]
+_ABOUT = re.compile(r"(.*/)?\..*|key\.json|done.*\.json|verdicts.*")  # no results: of the entry itself, of work so far
+_OF_A_PART = re.compile(r"programs(-.*)\.jsonl")  # the verdicts of one way of scoring
+_DRAWN = ("samples*.jsonl", "answers.jsonl")  # what cost most, and depends on no other file of its entry
+_HIDDEN = shutil.ignore_patterns(".*")
 
 
 @dataclass
@@ -70,37 +37,86 @@ class Entry:
 
     path: Path
     mark: str  # name of the file that marks it as finished
+    cache: Path  # of the digests of files
 
     @property
     def done(self) -> dict[str, Any] | None:
         """What `finish` was given, None while the stage is unfinished."""
         file = self.path / self.mark
-        return json.loads(file.read_text()) if file.exists() else None
+        return {k: v for k, v in read_json(file).items() if k != "files"} if file.exists() else None
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Mark the stage as finished and keep `facts` with it."""
-        write_atomically(self.path / self.mark, json.dumps(facts, indent=1))
+        """Mark the stage as finished and keep `facts` with it, and the digests of its files."""
+        files = {
+            file.relative_to(self.path).as_posix(): one for file, one in digests(self._files(), self.cache).items()
+        }
+        write_atomically(self.path / self.mark, to_json(facts | {"files": files}, indent=1))
         return facts
+
+    def _files(self) -> Iterator[Path]:
+        """Yield what this part of the stage was finished with; other parts may still be at work on theirs."""
+        own = self.mark.removeprefix("done").removesuffix(".json")
+        for file in self.path.rglob("*"):
+            name = file.relative_to(self.path).as_posix()
+            of_a_part = _OF_A_PART.fullmatch(name)
+            if file.is_file() and not _ABOUT.fullmatch(name) and (not of_a_part or of_a_part[1] == own):
+                yield file
+
+    def finished_with(self) -> dict[Path, str]:
+        """Return the digest of each file with which the stage, or a part of it, was finished.
+
+        Raises:
+            InputError: A mark is damaged.
+        """
+        found: dict[Path, str] = {}
+        for mark in self.path.glob("done*.json"):
+            try:
+                found |= {self.path / name: digest for name, digest in read_json(mark)["files"].items()}
+            except (KeyError, TypeError, AttributeError):
+                raise InputError("file", str(mark), "is damaged: it names no files", "Remove the entry.") from None
+        return found
+
+    def problem(self) -> str | None:
+        """Return what is damaged, None where nothing is: finished parts have the files that they were finished with.
+
+        Of an unfinished one, the rows so far must be readable.
+        """
+        try:
+            expected = self.finished_with()
+            there = digests(filter(Path.is_file, expected), self.cache)
+            for file in [] if expected else self.path.glob("*.jsonl"):
+                JsonLines(file).read()
+        except InputError as error:
+            return str(error)
+        wrong = [file for file, digest in expected.items() if there.get(file) != digest]
+        return f"{wrong[0]} {'has changed' if wrong[0] in there else 'is missing'}" if wrong else None
 
 
 class Store:
     """The folder of all stages.
 
+    A finished stage is taken only with the files that it was finished with. One that is damaged is named, moved to
+    `damaged/`, and done again from the samples and answers in it that are whole.
+
     Args:
         root: The folder; made when first written.
         reuse: False removes what a key has and does the stage again.
+        any_code: True takes what other code has made, where nothing else of the key differs: the edit changes nothing.
     """
 
-    def __init__(self, root: Path, reuse: bool = True) -> None:
-        self.root = root
-        self.reuse = reuse
+    def __init__(self, root: Path, reuse: bool = True, any_code: bool = False) -> None:
+        self.root, self.reuse, self.any_code = root, reuse, any_code
+        self.cache = root / "digests.json"
 
     def _path(self, stage: str, key: dict[str, Any]) -> Path:
         return self.root / stage / sha256(key)[:24]
 
     def is_done(self, stage: str, key: dict[str, Any], mark: str = "done.json") -> bool:
-        """Return whether a finished result lies under `key` and may be used."""
-        return self.reuse and (self._path(stage, key) / mark).exists()
+        """Return whether a finished result lies under `key`, whole, and may be used."""
+        if not self.reuse:
+            return False
+        entry = Entry(self._path(stage, key), mark, self.cache)
+        return _is_whole(entry) or self._of_other_code(entry, key) is not None
 
     @contextlib.contextmanager
     def entry(self, stage: str, key: dict[str, Any], mark: str = "done.json") -> Iterator[Entry]:
@@ -108,31 +124,67 @@ class Store:
 
         Args:
             stage: Its name.
-            key: Everything that decides its result.
+            key: Everything that decides its result; `code` in it is the digest of the code.
             mark: Name of the file that `finish` writes. A stage that finishes in parts has one for each.
         """
         path = self._path(stage, key)
         path.mkdir(parents=True, exist_ok=True)
+        entry = Entry(path, mark, self.cache)
         with FileLock(path / ".lock"):
             if not self.reuse:
                 for item in path.iterdir():
                     if item.name != ".lock":
                         shutil.rmtree(item) if item.is_dir() else item.unlink()
-            write_atomically(path / "key.json", json.dumps(key, indent=1, sort_keys=True, ensure_ascii=False))
-            yield Entry(path, mark)
+            elif problem := entry.problem():
+                self._set_aside(entry, problem)
+            elif not (path / mark).exists() and (other := self._of_other_code(entry, key)):
+                log.warning("%s: taken from %s, which other code has made (store.any_code=true)", stage, other)
+                shutil.copytree(other, path, copy_function=link_or_copy, ignore=_HIDDEN, dirs_exist_ok=True)
+            write_atomically(path / "key.json", to_json(key, indent=1, sort_keys=True))
+            yield entry
+
+    def _of_other_code(self, entry: Entry, key: dict[str, Any]) -> Path | None:
+        if self.any_code:
+            for other in self._like(entry.path, key, "code"):
+                if _is_whole(Entry(other, entry.mark, self.cache)):
+                    return other
+        return None
+
+    def _set_aside(self, entry: Entry, problem: str) -> None:
+        """Move a damaged result away, all but samples and answers that are whole: nothing else can replace them."""
+        target = self.root / "damaged" / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
+        log.warning("%s. The entry is damaged: it is kept in %s, and computed anew", problem, target)
+        drawn = [file for pattern in _DRAWN for file in entry.path.glob(pattern)]
+        try:
+            expected = entry.finished_with()
+            kept = {file for file, now in digests(drawn, self.cache).items() if expected.get(file) == now}
+        except InputError:
+            kept = set()
+        target.mkdir(parents=True)
+        for item in list(entry.path.iterdir()):
+            if item.name != ".lock" and item not in kept:
+                item.rename(target / item.name)
 
     def like(self, entry: Entry, but: str) -> Iterator[Path]:
-        """Yield the folders of other finished results whose key differs from that of `entry` only in the part `but`."""
+        """Yield the folders of other finished results, whole ones, whose key differs only in the part `but`."""
+        key = read_json(entry.path / "key.json")
+        for other in self._like(entry.path, key, but) if self.reuse else ():
+            if any(_is_whole(Entry(other, mark.name, self.cache)) for mark in other.glob("done*.json")):
+                yield other
 
-        def rest(folder: Path) -> dict[str, Any]:
-            key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+    def _like(self, path: Path, key: dict[str, Any], but: str) -> Iterator[Path]:
+        """Yield the folders of other results whose key differs only in the part `but`, the newest first."""
+
+        def rest(key: dict[str, Any]) -> dict[str, Any]:
             return {name: part for name, part in key.items() if name != but}
 
-        own = rest(entry.path)
-        for file in sorted(entry.path.parent.glob("*/key.json")) if self.reuse else ():
-            other = file.parent
-            if other != entry.path and any(other.glob("done*.json")) and rest(other) == own:
-                yield other
+        own, found = rest(json.loads(to_json(key))), sorted(path.parent.glob("*/key.json"))
+        for file in sorted(found, key=lambda file: -file.stat().st_mtime):
+            try:
+                if file.parent != path and rest(read_json(file)) == own:
+                    yield file.parent
+            except (InputError, AttributeError) as error:
+                log.warning("%s: %s; it is left out", file.parent, error)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return stage, folder, MiB, days since last use and whether finished, for every entry."""
@@ -161,25 +213,10 @@ class Store:
         return removed
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_sha256(folder: Path, cache: Path) -> str:
-    """Return one SHA-256 over a model folder's weights, config and tokenizer files.
-
-    Hashes of large files are kept in `cache` under the file's size and time of change.
-    """
-    known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
-    files = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".bin", ".json", ".txt", ".model"})
-    parts = {}
-    for file in files:
-        state = file.stat()
-        name = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-        known[name] = known.get(name) or file_sha256(file)
-        parts[file.name] = known[name]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(cache, json.dumps(known))
-    return sha256(parts)
+def _is_whole(entry: Entry) -> bool:
+    """Return whether a result is finished and undamaged; says what is wrong where it is not."""
+    if not (entry.path / entry.mark).exists():
+        return False
+    if problem := entry.problem():
+        log.warning("%s. It is not used", problem)
+    return problem is None

@@ -41,6 +41,7 @@ class Tracker:
 
     def __init__(self, settings: Logger, folder: Path, config: dict[str, Any], arm: str, group: str | None) -> None:
         self.loggers: list[Any] = []
+        self.upload: str | None = None  # the command, after `close`
         self._run: Any = None
         self._tensorboard: Any = None
         self._attached: dict[str, Any] = {}  # artifacts by name
@@ -126,10 +127,10 @@ class Tracker:
             logger.log_metrics(figures)
             logger.finalize("success")  # writes what is held back; each Trainer has done so before
 
-    def close(self) -> str | None:
-        """End the run; return the command that uploads it, None where there is nothing to upload."""
+    def close(self) -> None:
+        """End the run, and note the command that uploads it where there is something to upload."""
         if self._run is None:
-            return None
+            return
         folder, offline = Path(self._run.dir).parent, self._run.settings.mode == "offline"
         self._run.finish()
-        return shlex.join(["wandb", "sync", str(folder)]) if offline else None
+        self.upload = shlex.join(["wandb", "sync", str(folder)]) if offline else None

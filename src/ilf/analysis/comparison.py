@@ -18,7 +18,7 @@ from filelock import FileLock
 from ilf.analysis.comparison_page import markdown, plot
 from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
 from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, paired, pass_at_k, t_ci95
-from ilf.store import write_atomically
+from ilf.files import write_atomically
 
 Row = dict[str, Any]  # of a CSV file
 Values = Mapping[int, Mapping[str, float]]  # pass@k by seed and task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ilf.files import read_json
 from ilf.types import InputError
 
 Job = dict[str, Any]  # results.json, with the additions of `_read` and `read_jobs`
@@ -83,8 +83,7 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
 def read_job(folder: Path) -> tuple[str, Job, dict[str, Any]]:
     """Return what became of a job, its results.json, and what is known of its failure; absent files are empty."""
     results, failed = (
-        json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        for file in (folder / "results.json", folder / "failed.json")
+        read_json(file) if file.exists() else {} for file in (folder / "results.json", folder / "failed.json")
     )
     status = results.get("status", "failed")
     if failed and status != "no_training_examples":  # that one has figures: the refiner's, and none is a finding

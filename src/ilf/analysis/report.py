@@ -182,7 +182,7 @@ def next_runs(results: dict[str, Any]) -> list[tuple[str, str]]:
 
     found = []
     n, seed, tests = results["sampling"]["n"], results["seed"], results["counts"]["test_tasks"]
-    if results["status"] in ("partial", "failed"):
+    if results["status"] in ("partial", "failed", "interrupted"):
         missing = [stage for stage, seconds in results["seconds"].items() if seconds is None]
         found.append((command(), f"Not done: {', '.join(missing)}. What is finished is reused."))
     if results["status"] == "no_training_examples":

@@ -81,7 +81,7 @@ def versions() -> dict[str, str]:
 class Record:
     """What the stages noted on their way, besides what the algorithm found."""
 
-    status: str  # "complete", "partial", "no_training_examples" or "failed"
+    status: str  # "complete", "partial", "no_training_examples", "interrupted" or "failed"
     data_sha256: str
     weights_sha256: str  # of the policy before fine-tuning
     dtype: str  # of the weights while sampling
@@ -91,6 +91,7 @@ class Record:
     halvings: int  # how often a batch of samples did not fit into memory
     seconds: dict[str, float | None]  # a stage
     reused: list[str]  # stages that were taken from the store
+    entries: dict[str, list[str]]  # of the store, by stage
     rejected: list[str]  # one line a row
     fine_tuned: dict[str, Any]  # optimizer steps and last metrics of the policy's fine-tuning; empty without one
     measured: dict[str, Any]  # see measures.py
@@ -251,6 +252,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         },
         "rejected": record.rejected,
         "llm_answers": record.llm_answers,
+        "entries": record.entries,
         "seconds": {**record.seconds, "reused": record.reused},
         "versions": versions(),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf.feedback.human import COLUMNS
-from ilf.store import JsonLines
+from ilf.files import JsonLines
 from ilf.tasks.rows import read_json_lines
 
 

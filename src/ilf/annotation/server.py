@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from pygments.token import Token
 
 from ilf.analysis.refinements import edit_distance
 from ilf.annotation.work import Refused, Work
+from ilf.ending import Interrupted
 from ilf.settings import Annotate
 from ilf.types import InputError
 
@@ -102,8 +104,11 @@ def serve(work: Work, settings: Annotate, listener: socket.socket) -> None:
     server = uvicorn.Server(uvicorn.Config(application(work, settings.host), log_config=None, log_level="warning"))
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # how it is ended
+    except KeyboardInterrupt:  # how it is ended, where run.py does not listen for signals
         pass
+    except Interrupted as stop:
+        if stop.number != signal.SIGINT:
+            raise
 
 
 def application(work: Work, host: str) -> FastAPI:

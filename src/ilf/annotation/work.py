@@ -12,8 +12,8 @@ from typing import Any
 
 from ilf.analysis.refinements import edit_distance
 from ilf.annotation.answers import Answers
+from ilf.files import sha256
 from ilf.sandbox import Sandbox
-from ilf.store import sha256
 from ilf.tasks.prompts import normalise_newlines
 from ilf.training.unit_test_callback import score
 from ilf.types import Program, Task, Verdict

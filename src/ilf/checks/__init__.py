@@ -7,6 +7,7 @@ from typing import Any
 
 from ilf.analysis.jobs import job_folders
 from ilf.checks.content import check_content
+from ilf.checks.keys import check_texts
 from ilf.checks.machinery import check_machinery
 from ilf.settings import STAGES, WRITERS, Settings
 from ilf.tasks.prompts import STYLES
@@ -15,6 +16,7 @@ from ilf.types import InputError
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "mode": ("run", "annotate", "store", "pretrain", "compare", "checks", "export"),
     "rounds_from": ("base", "last"),
+    "data.name": ("mini", "mbpp", "jsonl", "humaneval"),
     "data.annotator": ("human", "scripted"),
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -91,6 +93,7 @@ def check(settings: Settings) -> None:
         InputError: Names the key, the value, what is allowed and what to do.
     """
     _check_addresses(settings)
+    check_texts(settings)
     for key, allowed in _ALLOWED.items():
         if (value := _value(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
@@ -105,6 +108,8 @@ def check(settings: Settings) -> None:
         if unknown := [word for word in _value(settings, key) if word not in allowed]:
             advice = f"Quote the list: '{key}=[{allowed[0]}]'."
             raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
+    if not settings.stages:
+        raise InputError("stages", [], "must name at least one stage", f"Use 'stages=[{','.join(STAGES)}]'.")
     check_content(settings)
     check_machinery(settings)
 

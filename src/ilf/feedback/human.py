@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import math
 from collections.abc import Container, Mapping, Sequence
@@ -15,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ilf.store import write_atomically
+from ilf.files import to_json, write_atomically
 from ilf.tasks.prompts import normalise_newlines
 from ilf.tasks.rows import Row, read_json_lines
 from ilf.types import Feedback, InputError, Program
@@ -125,7 +124,7 @@ def export(path: str, target: str) -> int:
         writer.writerows(row | {"categories": ";".join(row["categories"])} for row in rows)
         write_atomically(Path(target), text.getvalue())
     else:
-        write_atomically(Path(target), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_atomically(Path(target), "".join(to_json(row) + "\n" for row in rows))
     return len(rows)
 
 

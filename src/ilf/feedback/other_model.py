@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ilf.files import JsonLines
 from ilf.models import endpoint
 from ilf.settings import LLM
-from ilf.store import JsonLines
 from ilf.tasks.rows import read_json_lines
 from ilf.types import InputError
 

@@ -54,23 +54,22 @@ def answers(
         return ask(client, request)
 
     failure: Exception | None = None
-    with ThreadPoolExecutor(parallel) as pool:
-        asked = {pool.submit(ask_again, request): request for request in requests}
-        try:
-            for one in as_completed(asked):
-                if one.cancelled():
-                    continue
-                try:
-                    reply = one.result()
-                except (openai.OpenAIError, httpx.TransportError) as error:  # what is on its way is still taken
-                    failure = failure or error
-                    for other in asked:
-                        other.cancel()
-                    continue
-                yield asked[one], reply
-        finally:  # also where nobody takes the rest
-            for other in asked:
-                other.cancel()
+    pool = ThreadPoolExecutor(parallel)
+    asked = {pool.submit(ask_again, request): request for request in requests}
+    try:
+        for one in as_completed(asked):
+            if one.cancelled():
+                continue
+            try:
+                reply = one.result()
+            except (openai.OpenAIError, httpx.TransportError) as error:  # what is on its way is still taken
+                failure = failure or error
+                for other in asked:
+                    other.cancel()
+                continue
+            yield asked[one], reply
+    finally:  # also where nobody takes the rest, or a signal ends the run, which must not wait for the server
+        pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
         text = str(failure).replace(secret or "\0", f"${KEY}")  # a server may echo what it was sent
         raise InputError(

@@ -96,6 +96,13 @@ class Sampler:
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if row.done:
                     continue
+                if token < 0:
+                    raise InputError(
+                        "model.path",
+                        getattr(model, "name_or_path", None),
+                        "the model gives logits that are no numbers, from which nothing can be sampled",
+                        "Its weights are damaged or diverged; or model.dtype can't hold them: try model.dtype=float32.",
+                    )
                 if token not in ends:
                     row.tokens.append(token)
                 row.done = token in ends or len(row.tokens) == limit or function_ended(tokenizer, row.tokens)
@@ -105,11 +112,15 @@ class Sampler:
                 batch.step(model, chosen, torch.tensor([not row.done for row in rows], device=model.device))
 
     def _choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """Return a token id for each row of `logits` (B, V), drawn with the numbers of `uniform` (B,) in [0, 1)."""
+        """Return a token id for each row of `logits` (B, V), drawn with the numbers of `uniform` (B,) in [0, 1).
+
+        It is -1 where the logits are no numbers.
+        """
         cumulative = torch.softmax(logits.float() / self.settings.temperature, dim=-1).cumsum(dim=-1)
         # Scaled by the total, which rounding leaves a little off 1, so that no token past the last is chosen.
         target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+        chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+        return chosen.masked_fill(cumulative[:, -1].isnan(), -1)
 
 
 @dataclass

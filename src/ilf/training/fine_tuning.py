@@ -194,20 +194,39 @@ class FineTuningModule(pl.LightningModule):
             with strategy.block_backward_sync() if early and isinstance(strategy, ParallelStrategy) else nullcontext():
                 self.manual_backward(loss)
             mean += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.parameters(), self.training_settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.training_settings.clip)
+        mean = strategy.reduce(mean, reduce_op="mean")  # so that all processes see what one of them has
+        for what, value in (("loss", mean), ("norm of its gradient", norm)):
+            if not torch.isfinite(value):
+                raise self._diverged(f"the {what} of optimizer step {self.trainer.global_step + 1} is {float(value)}")
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        self.log(f"{self.stage}/loss", mean, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
+        self.log(f"{self.stage}/loss", mean, on_step=True, on_epoch=False, prog_bar=True)
         if time.monotonic() > self._said + EVERY:
             self._said = time.monotonic()
             steps = int(self.trainer.estimated_stepping_batches)
             log.info("%s: %d of %d steps, loss %.3f", self.stage, self.trainer.global_step, steps, mean)
 
+    def _diverged(self, what: str) -> InputError:
+        key = f"training.{self.stage.removeprefix('train_')}.lr"
+        advice = "Lower it, add training.warmup_steps, or use trainer.precision=32-true."
+        return InputError(key, self.phase.lr, f"the training diverged: {what}", advice)
+
+    def on_train_end(self) -> None:
+        """Raise InputError where the last step has left a weight that is no finite number."""
+        wrong = [name for name, p in self.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+        if wrong:
+            raise self._diverged(f"after the last step, {len(wrong)} weights are not finite, {wrong[0]} among them")
+
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss of an example batch; a batch of draws is UnitTestCallback's."""
         if isinstance(batch, dict):
             losses = self.losses(batch)
+            if not torch.isfinite(losses).all():
+                raise self._diverged(
+                    f"after {self.trainer.global_step} steps a loss on held-out examples is not finite"
+                )
             self.log(f"{self.stage}/validation_loss", losses.mean(), batch_size=len(losses), add_dataloader_idx=False)
 
     def test_step(self, batch: list[Draw], batch_idx: int) -> None:

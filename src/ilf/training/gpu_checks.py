@@ -23,11 +23,11 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from transformers import AutoModelForCausalLM, CodeGenConfig
 
+from ilf.files import write_atomically
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
 from ilf.models.sampling import Sampler
 from ilf.settings import Adapter, Optimizer, Phase, Sampling, TrainerSettings, Training
-from ilf.store import write_atomically
 from ilf.training.fine_tuning import Example
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from ilf import ranks
+from ilf.files import JsonLines
 from ilf.models.continuous import ContinuousSampler
 from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
 from ilf.models.sampling import Sampler
@@ -19,7 +21,6 @@ from ilf.models.served import ServedSampler
 from ilf.models.shards import gathered
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
-from ilf.store import JsonLines
 from ilf.training.fine_tuning import AnySampler, Example, FineTuningModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.training.trainer import make_trainer, training_device
@@ -150,10 +151,7 @@ def fine_tune(
     trainer = make_trainer(
         settings.trainer, callbacks=[callback], loggers=list(loggers), epochs=phase.epochs, checkpoints=checkpoints
     )
-    last = checkpoints / "last.ckpt"
-    if last.exists():
-        log.info("%s: resuming from %s", kind.stage, last)
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
+    trainer.fit(module, data, ckpt_path=_last_checkpoint(checkpoints / "last.ckpt", kind.stage))
     weights = gathered(net)
     if ranks.rank() == 0:
         if weights is not None:
@@ -165,3 +163,15 @@ def fine_tune(
         "optimizer_steps": trainer.global_step,
         "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
     }
+
+
+def _last_checkpoint(file: Path, stage: str) -> str | None:
+    """Return the checkpoint to go on from; a damaged one is named and moved aside."""
+    if not file.exists():
+        return None
+    if not zipfile.is_zipfile(file):  # its directory is at its end
+        log.warning("%s: %s is damaged, and is kept as %s.damaged; training starts anew", stage, file, file.name)
+        file.rename(file.with_name(f"{file.name}.damaged"))
+        return None
+    log.info("%s: resuming from %s", stage, file)
+    return str(file)

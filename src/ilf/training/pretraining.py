@@ -16,9 +16,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
+from ilf.files import write_atomically
 from ilf.models.load import load_tokenizer, save
 from ilf.settings import Pretraining, TrainerSettings
-from ilf.store import write_atomically
 from ilf.training.mini_corpus import REVISIONS, SHORT, Text, draw_document, wrong_share
 from ilf.training.trainer import make_trainer
 from ilf.types import derive_seed

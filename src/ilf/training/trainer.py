@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from ilf import ranks
+from ilf import ending, ranks
 from ilf.models.load import has_bfloat16
 from ilf.settings import TrainerSettings
 
@@ -99,7 +99,7 @@ def make_trainer(
             *callbacks,
             ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
         ]
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=settings.accelerator,
         **_processes(settings),
         precision=precision(settings),  # type: ignore[arg-type]
@@ -114,3 +114,7 @@ def make_trainer(
         log_every_n_steps=1,
         reload_dataloaders_every_n_epochs=1,
     )
+    if ending.listening() or ranks.rank() > 0:
+        # Lightning's handlers would only note a signal, and end a fit with exit code 0 and a test never.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer

@@ -13,8 +13,8 @@ import pytorch_lightning as pl
 
 from ilf import ranks
 from ilf.analysis.statistics import mean_pass_at_k
+from ilf.files import JsonLines
 from ilf.sandbox import Job, Sandbox
-from ilf.store import JsonLines
 from ilf.tasks.prompts import as_paper_scores
 from ilf.training.fine_tuning import EVERY
 from ilf.types import Draw, InputError, Program, Task, Verdict

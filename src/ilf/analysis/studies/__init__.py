@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from ilf.analysis.studies import figures, tables
 from ilf.analysis.studies.job import Job, Study, read_jobs
-from ilf.store import write_atomically
+from ilf.files import write_atomically
 
 STUDIES: dict[str, Callable[[Sequence[Job]], Study]] = {
     "paper/table1": tables.table1,

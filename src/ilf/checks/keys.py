@@ -1,0 +1,139 @@
+"""Checks that something reads every key that a user gives."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from ilf.feedback.llm import uses
+from ilf.settings import Phase, Settings
+from ilf.types import InputError
+
+# Keys that not every run reads: what reads them, and whether this run does.
+_READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
+    "adapter.rank": ("adapter=lora and adapter=qlora", lambda s: s.adapter.name != "full"),
+    "adapter.alpha": ("adapter=lora and adapter=qlora", lambda s: s.adapter.name != "full"),
+    "adapter.dropout": ("adapter=lora and adapter=qlora", lambda s: s.adapter.name != "full"),
+    "data.revision": ("data=mbpp without data.path", lambda s: s.data.name == "mbpp" and s.data.path is None),
+    "data.split": ("data=jsonl", lambda s: s.data.name == "jsonl"),
+    "model.hub": ("a model without model.path", lambda s: s.model.path is None),
+    "model.revision": ("a model without model.path", lambda s: s.model.path is None),
+    "feedback.path": (
+        "feedback=human and, for its worked examples, feedback=llm",
+        lambda s: bool({"human", "llm"} & set(s.feedback.writers)) or "llm" in uses(s),
+    ),
+    "feedback.apply": ("feedback=shuffled", lambda s: "shuffle" in s.feedback.transform),
+    "feedback.select": ("feedback=human", lambda s: "human" in s.feedback.writers),
+    "refiner.path": ("refiner=local", lambda s: s.refiner.name == "local"),
+    "refiner.shots": ("refiner=few_shot", lambda s: s.refiner.name == "few_shot"),
+    "refiner.old_code_tokens": ("every refiner but refiner=policy", lambda s: s.refiner.name != "policy"),
+    "refinements.tasks": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
+    "refinements.limit": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
+    "rounds_from": ("rounds above 1", lambda s: s.rounds > 1),
+    "llm": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
+    "training.refiner": ("refiner=finetuned", lambda s: s.refiner.name == "finetuned"),
+    "training.policy": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
+    "logger.mode": ("logger=wandb", lambda s: s.logger.wandb),
+    "logger.project": ("logger=wandb", lambda s: s.logger.wandb),
+    "store.prune_days": ("mode=store", lambda s: s.mode == "store"),
+    "pretrain": ("mode=pretrain", lambda s: s.mode == "pretrain"),
+    "annotate": ("mode=annotate", lambda s: s.mode == "annotate"),
+    "compare": ("mode=compare", lambda s: s.mode == "compare"),
+    "export": ("mode=export", lambda s: s.mode == "export"),
+}
+
+
+def check_known(settings: Settings) -> None:
+    """Check that every key is one of the schema's.
+
+    Hydra refuses an unknown key that a file or the command line sets, but not one that is added with `+`.
+
+    Raises:
+        InputError: Names the key and the nearest known one.
+    """
+    for parent, node in _nodes(settings):
+        known = {field.name for field in fields(node)}
+        for name, value in vars(node).items():
+            if name not in known:
+                raise unknown_key(f"{parent}{name}", value)
+
+
+def unknown_key(key: str, value: object) -> InputError:
+    """Return the error for a key that is none, with the nearest that is one."""
+    parent, _, _ = key.rpartition(".")
+    own = [one for one in known_keys() if one.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(key, own, 1, 0.75) or difflib.get_close_matches(key, known_keys(), 1, 0.6)
+    listed = f"; {parent} has {', '.join(one.rpartition('.')[2] for one in own)}" if parent and own else ""
+    advice = f"Use {near[0]}." if near else "`python run.py --cfg job` shows all keys."
+    return InputError(key, value, f"is no setting, so that nothing would read it{listed}", advice)
+
+
+def known_keys() -> list[str]:
+    """Return every key of the schema, those of groups too."""
+
+    def walk(kind: type, prefix: str) -> Iterator[str]:
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            yield f"{prefix}{field.name}"
+            options = getattr(hints[field.name], "__args__", ())  # of an optional group
+            for one in (hints[field.name], *options):
+                if is_dataclass(one):
+                    yield from walk(one, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+
+    return list(walk(Settings, ""))
+
+
+def check_texts(settings: Settings) -> None:
+    """Check that no text is empty where the schema's default is not: `key=` on a command line gives an empty one.
+
+    Raises:
+        InputError: Names the key.
+    """
+    for parent, node in _nodes(settings):
+        for field in fields(node):
+            default = None if field.default is MISSING else field.default
+            if getattr(node, field.name) == "" != default:
+                advice = "Leave it out for the default, or give null for none."
+                raise InputError(f"{parent}{field.name}", "", "must not be empty", advice)
+
+
+def check_overrides(settings: Settings, overrides: Sequence[str], sweep: bool = False) -> None:
+    """Check that what the command line says is what runs.
+
+    Args:
+        settings: As composed.
+        overrides: Of the command line, in Hydra's syntax.
+        sweep: Whether this is a job of a sweep, of whose arms some may read what others don't. Where no job reads what
+            is swept, the comparison says so.
+
+    Raises:
+        InputError: A key that is given is read by nothing in this run, names an option apart from its file, or is
+            kept by a file from reaching what it is the default of.
+    """
+    given = {key: value for key, _, value in (one.lstrip("+~").partition("=") for one in overrides)}
+    for key, value in given.items():
+        group, _, name = key.rpartition(".")
+        if name == "name" and group in {field.name for field in fields(settings)}:
+            raise InputError(key, value, "says which option was chosen, and chooses none", f"Use {group}={value}.")
+        for prefix, (reader, read) in _READ_BY.items() if not sweep and settings.mode == "run" else ():
+            if (key == prefix or key.startswith(f"{prefix}.")) and not read(settings):
+                advice = "Leave it out, or choose what reads it."
+                raise InputError(key, value, f"is read only by {reader}, so that it would change nothing", advice)
+    for field in fields(Phase):
+        key = f"training.{field.name}"
+        for part in ("refiner", "policy"):
+            own, wanted = (getattr(node, field.name) for node in (getattr(settings.training, part), settings.training))
+            if key in given and f"training.{part}.{field.name}" not in given and own != wanted:
+                allowed = f"does not reach the {part}: a file sets training.{part}.{field.name}={own}"
+                advice = f"Give training.{part}.{field.name} too."
+                raise InputError(key, wanted, allowed, advice)
+
+
+def _nodes(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the prefix and the instance of each group of settings."""
+    yield prefix, node
+    for name, value in vars(node).items():
+        if is_dataclass(value):
+            yield from _nodes(value, f"{prefix}{name}.")

@@ -1,0 +1,164 @@
+"""How a command ends: by itself, by an error that is one line, or by a signal.
+
+SIGTERM, SIGINT (Ctrl-C) and SIGHUP end a run within seconds: what is finished is in the store, the run's files are
+written from it, no child process is left, and the exit code is 128 + the signal's number, so that no supervisor takes
+the run for a success. In a Slurm job SIGUSR1 does the same and puts the job back into the queue
+(`#SBATCH --requeue --signal=USR1@120`); the same command then goes on from there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from ilf.types import InputError, NoTrainingExamples
+
+log = logging.getLogger(__name__)
+
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_REQUEUES = signal.SIGUSR1
+_PATIENCE = 8.0  # seconds for a run to write its files; Docker kills after 10, Slurm after 30
+
+
+class Interrupted(BaseException):
+    """A signal has asked this process to end. Not an `Exception`, so that nothing takes it for an error of a job."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def code(self) -> int:
+        """The exit code, as a shell gives it for a process that a signal has ended."""
+        return 128 + self.number
+
+
+def listen() -> None:
+    """Have signals raise `Interrupted` in the main thread, and end the process where that leads to nothing in time.
+
+    A signal that is ignored stays so: `nohup` does that with SIGHUP, and a shell with SIGINT for background jobs. Does
+    nothing where it was called before, or in another thread than the main one.
+    """
+    if threading.current_thread() is not threading.main_thread() or listening():
+        return
+    for number in (*_ENDS, *([_REQUEUES] if "SLURM_JOB_ID" in os.environ else [])):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    # The handler runs between two Python instructions. In a long call of a library, such as one that waits for other
+    # processes, it does not: there this thread hears of the signal.
+    hears, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_insist, args=(hears,), name="signals", daemon=True).start()
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    """Leave signals to the system in a child: one that is sent to it alone must not end its parent."""
+    if listening():
+        signal.set_wakeup_fd(-1)
+        for number in (*_ENDS, _REQUEUES):
+            if signal.getsignal(number) in (_interrupt, _again):
+                signal.signal(number, signal.SIG_DFL)
+
+
+def listening() -> bool:
+    """Return whether `listen` was called in this process."""
+    return not {_interrupt, _again}.isdisjoint(map(signal.getsignal, (*_ENDS, _REQUEUES)))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    for other in (*_ENDS, _REQUEUES):  # one is enough: a second one would break off what the first has begun
+        if signal.getsignal(other) is _interrupt:
+            signal.signal(other, _again)
+    raise Interrupted(number)
+
+
+def _again(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the end has begun. Not SIG_IGN, which children would inherit."""
+
+
+def _insist(hears: int) -> None:
+    """End the process where a signal has not done so in time."""
+    while number := os.read(hears, 1)[0]:
+        if number in _ENDS or (number == _REQUEUES and "SLURM_JOB_ID" in os.environ):
+            time.sleep(_PATIENCE)
+            _leave(Interrupted(number))
+
+
+def command(program: Callable[[], object], explain: Callable[[Exception], str | None]) -> NoReturn:
+    """Run a program to its end and exit.
+
+    Args:
+        program: What to run; it may raise SystemExit.
+        explain: Says in a line or a few what an error means to a user, None where only a traceback tells.
+    """
+    try:
+        listen()
+        program()
+    except Interrupted as stop:
+        atexit._run_exitfuncs()
+        _leave(stop)
+    except Exception as error:
+        if (said := explain(error)) is None:
+            raise
+        sys.exit(f"error: {said}")
+    sys.exit(0)
+
+
+def explain(error: Exception) -> str | None:
+    """Return what an error of input, or of the system on a file, means to a user; None for others."""
+    if isinstance(error, InputError | NoTrainingExamples):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}. What is finished is kept; the same command goes on from here."
+    return None
+
+
+def _leave(stop: Interrupted) -> NoReturn:
+    """Exit at once, without waiting for threads, and leave no child process behind."""
+    name = signal.Signals(stop.number).name
+    try:
+        sys.stdout.flush()
+        print(
+            f"\nended by {name}: what is finished is kept, and the same command goes on from here",
+            file=sys.stderr,
+            flush=True,
+        )
+        _end_children()
+        if stop.number == _REQUEUES:
+            _requeue()
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(stop.code)
+
+
+def _end_children() -> None:
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass
+
+
+def _requeue() -> None:
+    """Put this Slurm job back into the queue; of its processes the first does it."""
+    if int(os.environ.get("SLURM_PROCID", 0)) == 0:
+        job = os.environ.get("SLURM_ARRAY_JOB_ID")
+        job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ["SLURM_JOB_ID"]
+        assert re.fullmatch(r"\d+(_\d+)?", job)
+        subprocess.run(["scontrol", "requeue", job], check=True)

@@ -1,0 +1,77 @@
+"""A run's folder has one writer at a time, and holds the files of one configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ilf.files import read_json, to_json, write_atomically
+from ilf.settings import Settings
+from ilf.types import InputError
+
+_SETTINGS = "settings.json"
+# What another run in the same folder may have otherwise: it goes on with the same figures.
+_FREE = {
+    *("mode", "stages", "measure", "store", "logger", "group", "overrides", "output_dir"),
+    *("pretrain", "annotate", "compare", "export", "llm.parallel", "executor.workers", "executor.address"),
+    *("trainer.devices", "trainer.memory"),
+}
+_ADVICE = "Choose another folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=... and hydra.sweep.subdir=...)"
+
+
+class FolderTaken(InputError):
+    """A run's folder is another run's; nothing was written into it."""
+
+
+@contextmanager
+def claimed(settings: Settings) -> Iterator[None]:
+    """Hold the folder of a run for it alone, and leave its settings there as settings.json.
+
+    Raises:
+        FolderTaken: Another run is writing into the folder, or it holds the results of other settings.
+    """
+    folder = Path(settings.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderTaken(
+            "output_dir", str(folder), "another run is writing into this folder", f"{_ADVICE}, or wait for its end."
+        ) from None
+    with lock:
+        check_settled(settings)
+        write_atomically(folder / _SETTINGS, to_json(asdict(settings), indent=1))
+        yield
+    (folder / ".lock").unlink(missing_ok=True)
+
+
+def check_settled(settings: Settings) -> None:
+    """Raise FolderTaken where a run's folder holds the results of other settings."""
+    file = Path(settings.output_dir) / _SETTINGS
+    if not file.exists():
+        return
+    before, now = (dict(_flat(one)) for one in (read_json(file), json.loads(to_json(asdict(settings)))))
+    other = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if other:
+        changed = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in other[:3])
+        more = f"; and {len(other) - 3} more" if len(other) > 3 else ""
+        allowed = f"holds the results of other settings ({changed}{more}), which this run would mix with its own"
+        raise FolderTaken("output_dir", settings.output_dir, allowed, f"{_ADVICE}, or move this one away.")
+
+
+def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings by their whole names, but for those that are free."""
+    if key in _FREE:
+        return
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from _flat(value, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, node
