@@ -33,16 +33,21 @@ register()
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> float | None:
     """Compose, check, hand over; return what a sweeper that searches for settings maximises: pass@1 on Refine."""
-    ending.listen()  # a launcher's job is no child of this file's last lines
+    ending.listen()  # the jobs of a launcher don't come to this file's last lines
     hydra_config = HydraConfig.get()
     overrides, sweep = list(hydra_config.overrides.task), hydra_config.mode is RunMode.MULTIRUN
-    check_hydra(hydra_config)
-    settings = settings_from(config, overrides, sweep)
-    check_arm(hydra_config.runtime.choices.get("arm"), overrides, Path(__file__).parent / "conf")
-    if sweep:
-        settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
     try:
+        check_hydra(hydra_config)
+        settings = settings_from(config, overrides, sweep)
+        check_arm(hydra_config.runtime.choices.get("arm"), overrides, Path(__file__).parent / "conf")
+        if sweep:
+            settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
         return _MODES[settings.mode](settings)
+    except Exception as error:
+        # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
+        if sweep or (said := explain(error)) is None:
+            raise
+        sys.exit(f"error: {said}")
     except ending.Interrupted:
         if sweep:  # Hydra ends without a word to its callbacks
             from ilf.analysis.comparison import write_comparison

@@ -18,7 +18,7 @@ from ilf.analysis.comparison import write_comparison
 from ilf.analysis.jobs import FIELDS
 from ilf.analysis.results import metrics
 from ilf.analysis.statistics import paired, pass_at_k, t_ci95
-from ilf.config import ComparisonCallback
+from ilf.config import JobCallback
 from ilf.types import InputError, Program, Verdict
 
 N = 10  # samples a task
@@ -464,6 +464,6 @@ def test_a_failed_job_leaves_nothing_of_what_it_held(tmp_path):
     )
     config.feedback.name = "scripted"
     assert held[0]() is not None
-    ComparisonCallback().on_job_end(config, failed)
+    JobCallback().on_job_end(config, failed)
     assert held[0]() is None
     assert json.loads((tmp_path / "failed.json").read_text())["error"] == "the run failed"

@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from ilf import ending, ranks
 from ilf.analysis.jobs import FIELDS, job_folders, setting_of
@@ -49,7 +49,8 @@ OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values
 def _run_folder() -> str:
     """Return the folder that Hydra has made for this job, or, where it only shows a configuration, would make."""
     hydra = HydraConfig.get()
-    return str(hydra.runtime.output_dir or hydra.run.dir)
+    known = not OmegaConf.is_missing(hydra.runtime, "output_dir")
+    return str(hydra.runtime.output_dir if known else hydra.run.dir)
 
 
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
@@ -92,10 +93,12 @@ def check_hydra(hydra: DictConfig) -> None:
     """
     for override in hydra.overrides.hydra:
         key, _, value = override.lstrip("+~").partition("=")
+        if "/" in key:  # a group
+            continue
         parent, _, name = key.removeprefix("hydra.").rpartition(".")
         kind = OmegaConf.get_type(OmegaConf.select(hydra, parent) if parent else hydra)
         if is_dataclass(kind) and name not in {field.name for field in fields(kind)}:
-            raise InputError(key, value, "is no setting of Hydra's", "`python run.py --cfg hydra` shows all keys.")
+            raise _unknown_to_hydra(key, value)
     if hydra.job.chdir:
         allowed = "store.dir and all paths of files would be sought in each run's folder"
         raise InputError("hydra.job.chdir", True, allowed, "Leave it out: a run writes into its folder anyway.")
@@ -105,14 +108,21 @@ def check_hydra(hydra: DictConfig) -> None:
         raise InputError("hydra.sweep.subdir", hydra.sweep._get_node("subdir")._value(), allowed, advice)
 
 
+def _unknown_to_hydra(key: str, value: str) -> InputError:
+    return InputError(key, value, "is no setting of Hydra's", "`python run.py --cfg hydra` shows all keys.")
+
+
 def explain(error: Exception) -> str | None:
-    """Return what an error means to a user in a line or two, None where only a traceback tells."""
+    """Return what an error means to a user, None where only a traceback tells."""
     cause = error.__cause__ if isinstance(error, HydraException) else error
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
-        known = cause.full_key.startswith("hydra.") or cause.full_key in known_keys()
-        return str(error) if known else str(unknown_key(cause.full_key, "(given)"))
-    if isinstance(cause, OmegaConfBaseException):
-        return "\n".join(dict.fromkeys([str(error), str(cause)]))
+    if isinstance(cause, OmegaConfBaseException) and (key := cause.full_key):
+        given = (one.lstrip("+").removeprefix(f"{key}=") for one in sys.argv if one.lstrip("+").startswith(f"{key}="))
+        value, parent = next(given, "(given)"), key.rpartition(".")[0]
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key not in known_keys():
+            return str(_unknown_to_hydra(key, value) if key.startswith("hydra.") else unknown_key(key, value))
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{parent}: no option of this group is chosen. Choose one: `python run.py --help` lists them."
+        return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `python run.py --cfg job` shows all keys and values."
     return str(error) if isinstance(error, HydraException) else ending.explain(error)
 
 
@@ -319,8 +329,10 @@ def _told() -> Iterator[None]:
     """Turn an error of input into the command's end: an exception of a callback would only be a warning of Hydra's."""
     try:
         yield
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        if (said := explain(error)) is None:
+            raise
+        sys.exit(f"error: {said}")
 
 
 def _forget_frames(error: BaseException | None) -> None:
@@ -333,8 +345,11 @@ def _forget_frames(error: BaseException | None) -> None:
         sys.modules["torch"].cuda.empty_cache()  # without a GPU it does nothing
 
 
-class ComparisonCallback(Callback):
-    """Writes a sweep's comparison.* as each job ends, so that a failed or killed job costs no results."""
+class JobCallback(Callback):
+    """Checks a run's or sweep's folder before its start, and writes a sweep's comparison.* as each of its jobs ends.
+
+    A failed or killed job so costs no results.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the folder before Hydra writes its configuration into it."""
@@ -366,6 +381,8 @@ class ComparisonCallback(Callback):
         if isinstance(job_return._return_value, FolderTaken):
             return
         if job_return.status is JobStatus.FAILED:
+            error = job_return._return_value
+            log.error("%s", explain(error) or "the job failed", exc_info=None if explain(error) else error)
             _forget_frames(job_return._return_value)
             # One that failed early leaves no results.json: what that would say of its arm is said here.
             facts = {

@@ -62,11 +62,12 @@ def check_known(settings: Settings) -> None:
 
 def unknown_key(key: str, value: object) -> InputError:
     """Return the error for a key that is none, with the nearest that is one."""
-    parent, _, _ = key.rpartition(".")
-    own = [one for one in known_keys() if one.rpartition(".")[0] == parent]
-    near = difflib.get_close_matches(key, own, 1, 0.75) or difflib.get_close_matches(key, known_keys(), 1, 0.6)
-    listed = f"; {parent} has {', '.join(one.rpartition('.')[2] for one in own)}" if parent and own else ""
-    advice = f"Use {near[0]}." if near else "`python run.py --cfg job` shows all keys."
+    parent, _, name = key.rpartition(".")
+    own = [one.rpartition(".")[2] for one in known_keys() if one.rpartition(".")[0] == parent]
+    near = [f"{parent}.{one}".lstrip(".") for one in difflib.get_close_matches(name, own, 1, 0.6)]
+    near = near or difflib.get_close_matches(key, known_keys(), 1, 0.75)
+    listed = f"; {parent} has {', '.join(own)}" if parent and own else ""
+    advice = f"Did you mean {near[0]}?" if near else "`python run.py --cfg job` shows all keys."
     return InputError(key, value, f"is no setting, so that nothing would read it{listed}", advice)
 
 
@@ -95,7 +96,7 @@ def check_texts(settings: Settings) -> None:
         for field in fields(node):
             default = None if field.default is MISSING else field.default
             if getattr(node, field.name) == "" != default:
-                advice = "Leave it out for the default, or give null for none."
+                advice = "Leave it out." if default is None else f"Leave it out for the default, {default!r}."
                 raise InputError(f"{parent}{field.name}", "", "must not be empty", advice)
 
 
