@@ -1,15 +1,16 @@
 """Whole runs through the command line on the mini model: results, sweeps, tracking, kill and resume."""
 
+import contextlib
 import csv
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import warm
 from conftest import MINI, ROOT, SMALL
@@ -332,11 +333,11 @@ BUDGET = [
 ]
 
 
-def kill_at(folder: Path, mark: str, number: int) -> None:
-    """Start the run and end it by SIGKILL as soon as it has come to `mark`."""
+def end_at(folder: Path, mark: str, number: int, by: int = signal.SIGKILL) -> int | None:
+    """Start the run, end it by a signal as soon as it has come to `mark`, and return its exit code."""
     log = folder / f"killed{number}" / "run.log"
     arguments = [*BUDGET, f"hydra.run.dir=killed{number}"]
-    process = warm.start(ROOT / "run.py", arguments, folder, folder / "killed")
+    process = warm.start(ROOT / "run.py", arguments, folder, folder / f"killed{number}")
     deadline = time.monotonic() + 240
     try:
         while time.monotonic() < deadline and process.is_alive():
@@ -348,32 +349,75 @@ def kill_at(folder: Path, mark: str, number: int) -> None:
                 break
             time.sleep(0.005)
         assert process.is_alive(), f"the run ended before {mark}: {log.read_text()[-2000:]}"
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, by)
+        process.join(20)
+        _, left = psutil.wait_procs(children, timeout=20)
+        assert not left, f"{left} outlive the run"
+        return process.exitcode
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
 
 
-def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, tmp_path):
-    whole = cli(*BUDGET, "hydra.run.dir=unbroken")
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    whole = warm.run(ROOT / "run.py", [*BUDGET, "hydra.run.dir=run"], folder)
     assert whole.returncode == 0, whole.stderr[-2000:]
-    shutil.rmtree(tmp_path / "store")
+    return folder / "run"
+
+
+def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, unbroken, tmp_path):
     for number, (stage, mark) in enumerate(KILLS):
-        kill_at(tmp_path, mark, number)
+        end_at(tmp_path, mark, number)
         assert not list((tmp_path / "store" / stage).glob("*/done*.json")), f"{stage} was done before the kill"
+    ends_as(unbroken, cli, tmp_path)
+    assert not list((tmp_path / "store").rglob("*.ckpt"))
+
+
+def test_a_signal_in_any_stage_ends_a_run_with_its_code_and_nothing_lost(cli, unbroken, tmp_path):
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number, (stage, mark) in enumerate(KILLS):
+        by = signals[number % len(signals)]
+        assert end_at(tmp_path, mark, number, by) == 128 + by, stage
+        said = (tmp_path / f"killed{number}.err").read_text()
+        assert said.count("the same command goes on from here") == 1 and "Traceback" not in said
+        found = json.loads((tmp_path / f"killed{number}" / "results.json").read_text())
+        assert found["status"] == "interrupted" and found["finetuned"] is None
+        assert not list((tmp_path / "store" / stage).glob("*/done*.json")), f"{stage} was done before the signal"
+    ends_as(unbroken, cli, tmp_path)
+
+
+def ends_as(unbroken: Path, cli, folder: Path) -> None:
+    """Run the command that was broken off to its end, and hold it against the unbroken one."""
     last = cli(*BUDGET, "hydra.run.dir=resumed")
     assert last.returncode == 0, last.stderr[-2000:]
-    assert programs(tmp_path / "unbroken") == programs(tmp_path / "resumed")
-    assert figures(tmp_path / "unbroken") == figures(tmp_path / "resumed")
-    assert read_jsonl(tmp_path / "unbroken" / "training.jsonl") == read_jsonl(tmp_path / "resumed" / "training.jsonl")
-    log = "".join(
-        (tmp_path / name / "run.log").read_text() for name in [f"killed{i}" for i in range(len(KILLS))] + ["resumed"]
-    )
+    assert programs(unbroken) == programs(folder / "resumed")
+    assert figures(unbroken) == figures(folder / "resumed")
+    assert read_jsonl(unbroken / "training.jsonl") == read_jsonl(folder / "resumed" / "training.jsonl")
+    log = "".join(file.read_text() for file in folder.glob("*/run.log"))
     assert log.count("samples were drawn before and are kept") >= 4
     assert log.count("resuming from") >= 2
     for name in ("policy", "refiner"):
-        weights = [(tmp_path / run / name / "model.safetensors").read_bytes() for run in ("unbroken", "resumed")]
+        weights = [(run / name / "model.safetensors").read_bytes() for run in (unbroken, folder / "resumed")]
         assert weights[0] == weights[1]
-    assert not list((tmp_path / "store").rglob("*.ckpt"))
+
+
+def test_a_signal_ends_a_whole_sweep_and_leaves_its_comparison(tmp_path):
+    few = ["sampler.n=4", "evaluate.k=[1]", "data.limit.test=4", "data.limit.refine=12", "data.limit.train=12"]
+    arguments = ["-m", "refinements=gold,model,human", *few, "logger=none", *DIRS]
+    process = warm.start(ROOT / "run.py", arguments, tmp_path, tmp_path / "printed")
+    second = tmp_path / "out" / "1_model_seed0" / "run.log"
+    while process.is_alive() and not (second.exists() and "train_policy: started" in second.read_text()):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode == 128 + signal.SIGTERM
+    rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
+    assert [row["status"] for row in rows] == ["complete", "interrupted"]
+    assert not (tmp_path / "out" / "2_human_seed0").exists()
 
 
 def test_the_real_run_traces_algorithm_1_through_its_only_caller(small_stages, monkeypatch):

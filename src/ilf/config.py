@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import shutil
 import sys
 import traceback
@@ -79,8 +80,8 @@ def settings_from(config: DictConfig, overrides: Sequence[str] = (), sweep: bool
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
     check_known(settings)
-    check_overrides(settings, overrides, sweep)
     check(settings)
+    check_overrides(settings, overrides, sweep)
     settings.overrides = list(overrides)
     return settings
 
@@ -123,6 +124,10 @@ def explain(error: Exception) -> str | None:
         if isinstance(cause, MissingMandatoryValue):
             return f"{parent}: no option of this group is chosen. Choose one: `python run.py --help` lists them."
         return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `python run.py --cfg job` shows all keys and values."
+    if in_a_file := re.match(r"In '(.+)': .*\n.*\n *full_key: (\S+)", str(error)):
+        file, key = in_a_file.groups()
+        if key not in known_keys():
+            return str(unknown_key(key, f"(in {file}.yaml)"))
     return str(error) if isinstance(error, HydraException) else ending.explain(error)
 
 

@@ -22,11 +22,11 @@ from ilf.settings import Phase, Settings
 from ilf.store import Entry, Store
 from ilf.tasks import prompts
 from ilf.tracking import Tracker
-from ilf.training import fine_tuning, loops, mbpp_datamodule, trainer
+from ilf.training import fine_tuning, loops, mbpp_datamodule, trainer, unit_test_callback
 from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.trainer import precision, training_device
-from ilf.training.unit_test_callback import TAKEN, UnitTestCallback, score
+from ilf.training.unit_test_callback import TAKEN, UnitTestCallback
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ _SAMPLERS: dict[str, tuple[ModuleType, ...]] = {
     "openai": (served, endpoint),
 }
 _TRAINING: tuple[Part, ...] = (loops.fine_tune, fine_tuning, mbpp_datamodule, load, trainer, shards)
-_JUDGING: tuple[Part, ...] = (score, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
+_JUDGING: tuple[Part, ...] = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",

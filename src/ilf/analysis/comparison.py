@@ -136,6 +136,12 @@ def _notes(jobs: list[Job]) -> list[str]:
         for job in jobs
         if job["status"] not in ("complete", "failed")
     ]
+    for one, other in itertools.combinations(jobs, 2):
+        if one["seed"] == other["seed"] and one.get("entries", {}) == other.get("entries") != {}:
+            notes.append(
+                f"{one['label']} and {other['label']}, seed {one['seed']}, are the same result: nothing in these "
+                "runs reads what sets them apart."
+            )
     trained = [job for job in jobs if job["training_task_ids"]]
     ids = {(job["seed"], json.dumps(job["training_task_ids"])) for job in trained}
     if not all(job["matched"] for job in jobs if job["status"] != "failed") or len(ids) > len(

@@ -32,14 +32,14 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "refinements.tasks": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
     "refinements.limit": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
     "rounds_from": ("rounds above 1", lambda s: s.rounds > 1),
-    "llm": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
-    "training.refiner": ("refiner=finetuned", lambda s: s.refiner.name == "finetuned"),
-    "training.policy": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
+    "llm.": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
+    "training.refiner.": ("refiner=finetuned", lambda s: s.refiner.name == "finetuned"),
+    "training.policy.": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
     "logger.mode": ("logger=wandb", lambda s: s.logger.wandb),
     "logger.project": ("logger=wandb", lambda s: s.logger.wandb),
     "store.prune_days": ("mode=store", lambda s: s.mode == "store"),
-    "pretrain": ("mode=pretrain", lambda s: s.mode == "pretrain"),
-    "annotate": ("mode=annotate", lambda s: s.mode == "annotate"),
+    "pretrain.": ("mode=pretrain", lambda s: s.mode == "pretrain"),
+    "annotate.": ("mode=annotate", lambda s: s.mode == "annotate"),
     "compare": ("mode=compare", lambda s: s.mode == "compare"),
     "export": ("mode=export", lambda s: s.mode == "export"),
 }
@@ -119,7 +119,7 @@ def check_overrides(settings: Settings, overrides: Sequence[str], sweep: bool = 
         if name == "name" and group in {field.name for field in fields(settings)}:
             raise InputError(key, value, "says which option was chosen, and chooses none", f"Use {group}={value}.")
         for prefix, (reader, read) in _READ_BY.items() if not sweep and settings.mode == "run" else ():
-            if (key == prefix or key.startswith(f"{prefix}.")) and not read(settings):
+            if (key == prefix or key.startswith(f"{prefix.rstrip('.')}.")) and not read(settings):
                 advice = "Leave it out, or choose what reads it."
                 raise InputError(key, value, f"is read only by {reader}, so that it would change nothing", advice)
     for field in fields(Phase):

@@ -1,0 +1,160 @@
+"""What is stored is kept under the code that made it: an edit or a patch asks for it anew, a comment does not."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from types import FrameType, ModuleType
+
+import pytest
+import torch
+
+from ilf import runner
+from ilf.code_digest import code_sha256
+from ilf.models import sampling
+from ilf.runner import Runner
+from ilf.training import fine_tuning
+from ilf.training.fine_tuning import FineTuningModule
+from ilf.training.ilf_module import ILFModule
+
+SOURCE = '''"""A module."""
+
+LIMIT = 3
+
+
+class Part:
+    """Of a run."""
+
+    def work(self, x: int) -> int:
+        """Return more."""
+        return x + LIMIT  # by a constant
+'''
+NOTHING = {
+    "a comment": ("  # by a constant", "  # as the paper does"),
+    "a docstring": ('"""Return more."""', '"""Return x and the limit."""'),
+    "no docstring": ('        """Return more."""\n', ""),
+    "blank lines": ("LIMIT = 3\n", "LIMIT = 3\n\n\n"),
+    "brackets": ("return x + LIMIT", "return (x + LIMIT)"),
+}
+SOMETHING = {
+    "a constant": ("LIMIT = 3", "LIMIT = 4"),
+    "an operator": ("x + LIMIT", "x - LIMIT"),
+    "a default": ("x: int)", "x: int = 1)"),
+    "a decorator": ("    def work(self, x", "    @staticmethod\n    def work(x"),
+    "another base": ("class Part:", "class Part(dict):"),
+}
+
+
+@pytest.mark.parametrize("edit", [*NOTHING, *SOMETHING])
+def test_only_what_may_change_a_result_changes_the_digest(edit, tmp_path):
+    old, new = (NOTHING | SOMETHING)[edit]
+    assert old in SOURCE
+    before, after = tmp_path / "before.py", tmp_path / "after.py"
+    before.write_text(SOURCE)
+    after.write_text(SOURCE.replace(old, new))
+    assert (code_sha256(before) == code_sha256(after)) == (edit in NOTHING)
+
+
+def mine(self):
+    return [torch.optim.SGD(self.parameters(), lr=0.1)]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parts"),
+    [
+        (FineTuningModule, "configure_optimizers", (fine_tuning,)),
+        (FineTuningModule, "configure_optimizers", (ILFModule,)),
+        (ILFModule, "configure_optimizers", (ILFModule,)),  # in place of an inherited one
+        (ILFModule, "example", (ILFModule,)),
+        (fine_tuning, "make_optimizer", (fine_tuning,)),
+        (sampling.Sampler, "_choose", (sampling,)),
+        (sampling, "join", (sampling,)),
+    ],
+)
+def test_what_is_replaced_while_the_program_runs_changes_the_digest(owner, name, parts, monkeypatch):
+    before = code_sha256(*parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, mine, raising=False)
+        patched = code_sha256(*parts)
+        assert patched != before
+        patch.setattr(owner, name, eval("lambda self: None"), raising=False)
+        assert code_sha256(*parts) not in (before, patched)
+    assert code_sha256(*parts) == before
+
+
+def test_a_policy_that_another_optimizer_trained_is_not_taken(small_stages, monkeypatch):
+    few = ["data.limit.test=3", "data.limit.refine=12", "data.limit.train=12", "measure=[]"]
+    first = small_stages(*few)
+    first.run()
+    again = small_stages(*few)
+    assert "train_policy" in again.run()["seconds"]["reused"]
+    monkeypatch.setattr(
+        fine_tuning, "make_optimizer", lambda settings, parameters, lr: torch.optim.SGD(parameters, lr=lr)
+    )
+    patched = small_stages(*few)
+    assert not {"train_refiner", "train_policy"} & set(patched.run()["seconds"]["reused"])
+    runs = [one.runner.weights(one.folder / "policy") for one in (first, again, patched)]
+    assert runs[0] == runs[1] != runs[2]
+    told = small_stages(*few, "store.any_code=true", "training.policy.epochs=1")  # nothing there to take
+    assert "train_policy" not in told.run()["seconds"]["reused"]
+
+
+def test_an_edit_that_changes_nothing_can_be_said_to(small_stages, monkeypatch):
+    few = ["stages=[zero_shot,sample]", "data.limit.test=3", "data.limit.refine=4", "data.limit.train=4"]
+    small_stages(*few).run()
+    monkeypatch.setattr(sampling, "_edited", mine, raising=False)
+    monkeypatch.setattr(sampling.Sampler, "_edited", mine, raising=False)
+    told = small_stages(*few, "store.any_code=true").run()
+    assert set(told["seconds"]["reused"]) == {"zero_shot", "sample"}
+    # It needs to be said once: the results are kept under the new code too.
+    assert set(small_stages(*few).run()["seconds"]["reused"]) == {"zero_shot", "sample"}
+
+
+# What runs within a stage and decides nothing of what it stores: records, files, processes, logs, the sandbox's own
+# side of a job, and what is part of a stage's key as a value.
+NEUTRAL = {
+    *("types.py", "settings.py", "files.py", "store.py", "ranks.py", "tracking.py", "ending.py", "code_digest.py"),
+    *("runner.py", "stages.py", "annotators.py", "measures.py", "training/trainer.py", "analysis/statistics.py"),
+    *("sandbox/executor.py", "sandbox/probe.py", "sandbox/worker/isolation.py"),
+}
+
+
+def test_a_stage_runs_no_code_that_its_digest_leaves_out(small_stages, monkeypatch):
+    ran: dict[str, set[str]] = defaultdict(set)
+    root = Path(runner.__file__).parent
+    do = Runner.do
+
+    def profiled(stage: str, frame: FrameType, event: str, arg: object) -> None:
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.is_relative_to(root):
+            ran[stage].add(file.relative_to(root).as_posix())
+
+    def traced(self, stage, key, work, *rest):
+        def watched(entry):
+            sys.setprofile(partial(profiled, stage))
+            try:
+                return work(entry)
+            finally:
+                sys.setprofile(None)
+
+        return do(self, stage, key, watched, *rest)
+
+    monkeypatch.setattr(Runner, "do", traced)
+    small_stages("data.limit.test=2", "data.limit.refine=10", "data.limit.train=10", "training.validate_n=1").run()
+    drawing = (*runner._DRAWING, *runner._SAMPLERS["hf"], *runner._JUDGING)
+    training = (*runner._TRAINING, *runner._SAMPLERS["hf"], ILFModule, *runner._JUDGING)
+    for stage, parts in (
+        *((stage, drawing) for stage in ("zero_shot", "sample", "refine", "evaluate")),
+        *((stage, training) for stage in ("train_refiner", "train_policy")),
+    ):
+        assert len(ran[stage]) > 3
+        known = {p if isinstance(p, Path) else Path(_file(p)) for p in parts}
+        names = {file.relative_to(root).as_posix() for file in known if file.is_relative_to(root)}
+        assert ran[stage] <= names | NEUTRAL, stage
+
+
+def _file(part: object) -> str:
+    return str(inspect.getsourcefile(inspect.unwrap(part) if not isinstance(part, ModuleType) else part))

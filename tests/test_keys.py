@@ -1,0 +1,164 @@
+"""What a command line says is what runs: every key is known and read, or named with what to do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import MINI, ROOT, compose_settings
+
+from ilf.checks.keys import _READ_BY, known_keys
+from ilf.settings import Settings
+from ilf.types import InputError
+
+GROUPS = sorted({key.rpartition(".")[0] for key in known_keys()} - {"transfer.split", "transfer.limit", "transfer"})
+OPEN = ("llm.extra", "sampler.extra")  # fields of a request, which are the server's
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_an_added_key_that_nothing_reads_is_an_error_in_every_group(group):
+    key = f"{group}.nosuch".lstrip(".")
+    with pytest.raises(InputError, match=rf"{re.escape(key)}=3: is no setting"):
+        compose_settings(f"+{key}=3")
+    with pytest.raises(InputError, match=re.escape(key)):
+        compose_settings(f"++{key}=3")
+
+
+CLOSE = ("model", "feedback.sources", "transfer", *OPEN)  # to another known key, by a letter
+
+
+@pytest.mark.parametrize("key", [key for key in known_keys() if key not in CLOSE and not key.startswith("transfer.")])
+def test_a_misspelt_key_is_named_with_the_one_that_was_meant(key):
+    group, _, name = key.rpartition(".")
+    if len(name) < 4:
+        pytest.skip("too short to be told from others by one letter")
+    wrong = f"{group}.{name[:-2]}{name[-1]}{name[-2]}x".lstrip(".")
+    with pytest.raises(InputError) as error:
+        compose_settings(f"+{wrong}=3")
+    assert f"Did you mean {key}?" in str(error.value)
+
+
+def test_fields_of_a_servers_requests_are_free():
+    settings = compose_settings("sampler=openai", "sampler.url=http://localhost:1/v1", "+sampler.extra.top_k=-1")
+    assert settings.sampler.extra == {"top_k": -1}
+
+
+# For each key that not every run reads, a value that the schema takes.
+VALUES = {
+    "adapter.rank": "8",
+    "adapter.alpha": "8",
+    "adapter.dropout": "0.1",
+    "data.revision": "abc",
+    "data.split": "{prompt: 0, test: 0.5, refine: 0.25, train: 0.25}",
+    "model.hub": "a/b",
+    "model.revision": "abc",
+    "feedback.path": str(ROOT / "README.md"),
+    "feedback.apply": "train_and_refine",
+    "feedback.select": "annotated_and_failed",
+    "refiner.path": str(MINI),
+    "refiner.shots": "2",
+    "refiner.old_code_tokens": "100",
+    "refinements.tasks": "annotated",
+    "refinements.limit": "3",
+    "rounds_from": "last",
+    "llm.": "model=x",
+    "training.refiner.": "lr=1e-3",
+    "training.policy.": "lr=1e-3",
+    "logger.mode": "offline",
+    "logger.project": "x",
+    "store.prune_days": "3",
+    "pretrain.": "epochs=3",
+    "annotate.": "port=8766",
+    "compare": "[x]",
+    "export": "x.csv",
+}
+# Runs that don't read what the default run reads.
+RUNS = {
+    "refiner.old_code_tokens": ["refiner=policy"],
+    "refinements.tasks": ["refinements=none"],
+    "refinements.limit": ["refinements=none"],
+    "training.refiner.": ["refiner=few_shot"],
+    "training.policy.": ["refinements=none"],
+    "logger.mode": ["logger=none"],
+    "logger.project": ["logger=none"],
+}
+
+
+@pytest.mark.parametrize("key", _READ_BY)
+def test_a_key_that_this_run_does_not_read_is_an_error(key):
+    override = f"{key}{VALUES[key]}" if key.endswith(".") else f"{key}={VALUES[key]}"
+    with pytest.raises(InputError, match=rf"{re.escape(key)}.* is read only by .*, so that it would change nothing"):
+        compose_settings(*RUNS.get(key, []), override)
+
+
+def test_where_they_are_read_they_are_taken():
+    settings = compose_settings("adapter=lora", "adapter.rank=8", "refiner=few_shot", "refiner.shots=2", "rounds=2")
+    assert (settings.adapter.rank, settings.refiner.shots) == (8, 2)
+    assert compose_settings("mode=compare", f"compare=[{ROOT / 'tests'}]", "mode=store").mode == "store"
+
+
+@pytest.mark.parametrize("group", [g for g in GROUPS if hasattr(getattr(Settings(), g.split(".")[0], None), "name")])
+def test_the_name_of_an_option_chooses_none(group):
+    if "." in group:
+        pytest.skip("part of a group")
+    with pytest.raises(InputError, match=rf"{group}\.name='?\w+'?: (says which option|must be one of)"):
+        compose_settings(f"{group}.name=foo")
+
+
+@pytest.mark.parametrize("name", ["lr=0.003", "epochs=5", "batch_size=7"])
+def test_a_setting_of_both_fine_tunings_reaches_both(name):
+    key, _, value = name.partition("=")
+    training = compose_settings(f"training.{name}").training
+    assert getattr(training.refiner, key) == getattr(training.policy, key) == float(value)
+    apart = compose_settings(f"training.{name}", f"training.refiner.{key}=3").training
+    assert (getattr(apart.refiner, key), getattr(apart.policy, key)) == (3, float(value))
+
+
+def test_the_miniature_has_its_own_settings_for_each():
+    training = compose_settings().training
+    assert (training.refiner.lr, training.refiner.epochs) == (1e-4, 3)
+    assert (training.policy.lr, training.policy.epochs) == (2e-4, 2)
+
+
+def test_a_file_can_not_keep_a_setting_of_the_command_line_from_its_reader(cli, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    file = tmp_path / "mine" / "experiment" / "mine.yaml"
+    file.write_text("# @package _global_\ntraining:\n  refiner:\n    epochs: 3\n")
+    done = cli("--config-dir", "mine", "experiment=mine", "training.epochs=2")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "training.epochs=2: does not reach the refiner: a file sets training.refiner.epochs=3" in done.stderr
+    file.write_text("# @package _global_\ntrainer:\n  presicion: 32-true\n")
+    done = cli("--config-dir", "mine", "experiment=mine")
+    assert done.returncode == 1 and "Did you mean trainer.precision?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["+trainer.max_steps=10"], "trainer.max_steps=10: is no setting"),
+        (["sampler.temprature=1"], "Did you mean sampler.temperature?"),
+        (["-m", "+sampler.top_p=0.5,0.9"], "sampler.top_p=0.5: is no setting"),
+        (["+hydra.foo=1"], "hydra.foo='1': is no setting of Hydra's"),
+        (["hydra.job.nmae=x"], "hydra.job.nmae='x': is no setting of Hydra's"),
+        (["~data"], "data: no option of this group is chosen"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir=True"),
+        (["-m", "hydra.sweep.subdir=same", "seed=0,1"], "hydra.sweep.subdir='same'"),
+        (["hydra.run.dir=/proc/nosuch"], "hydra.run.dir='/proc/nosuch': can't be written to"),
+        (["store.dir="], "store.dir='': must not be empty"),
+        (["stages=[]"], "stages=[]: must name at least one stage"),
+        (["sampler.n=many"], "sampler.n: Value 'many'"),
+    ],
+)
+def test_a_command_that_can_not_be_what_was_meant_is_one_line_and_exits_non_zero(cli, arguments, message):
+    done = cli(*arguments)
+    assert done.returncode == 1 and message in done.stderr
+    assert "Traceback" not in done.stderr and "warn" not in done.stderr
+
+
+def test_no_logger_is_none():
+    assert not compose_settings("~logger").logger.wandb
+
+
+def test_a_configuration_can_be_shown_resolved(cli):
+    done = cli("--cfg", "job", "--resolve")
+    assert done.returncode == 0 and "output_dir: outputs/" in done.stdout and "${" not in done.stdout

@@ -1,0 +1,233 @@
+"""The store and the run's folder: what is damaged is named and computed anew, and nothing is mixed or overwritten."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, compose_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ilf.config import opened
+from ilf.files import JsonLines, canonical, read_json, to_json
+from ilf.run_folder import FolderTaken, claimed
+from ilf.store import Store
+from ilf.types import InputError
+
+FEW = ["data.limit.test=3", "data.limit.refine=12", "data.limit.train=12", "training.policy.epochs=1"]
+KINDS = {
+    "programs": "*/*/programs-*.jsonl",
+    "samples": "*/*/samples.jsonl",
+    "marks": "*/*/done*.json",
+    "keys": "*/*/key.json",
+    "weights": "*/*/model/model.safetensors",
+    "configurations": "*/*/model/*.json",
+    "digests": "digests.json",
+}
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "emptied": lambda file: file.write_bytes(b""),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "removed": Path.unlink,
+    "changed": lambda file: file.write_bytes(file.read_bytes().replace(b"0", b"1").replace(b"passed", b"failed")),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, dict]:
+    """A store with a whole run in it, and its results."""
+    folder = tmp_path_factory.mktemp("whole")
+    own = [f"store.dir={folder / 'store'}", f"output_dir={folder / 'run'}", "logger=none"]
+    with opened(compose_settings(*SMALL, *own, *FEW)) as stages:
+        return folder / "store", stages.run()
+
+
+def figures(results: dict) -> dict:
+    return {name: value for name, value in results.items() if name not in ("seconds", "entries")}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_damaged_is_named_set_aside_and_computed_anew(
+    kind, damage, whole, store, small_stages, caplog, tmp_path
+):
+    if damage == "changed" and kind in ("marks", "keys"):
+        pytest.skip("these are not under a digest; a changed key is another entry's")
+    shutil.copytree(whole[0], store)
+    for folder in store.glob("*/*"):  # a copy has other times, and so no digests that are known
+        assert folder.is_dir()
+    files = sorted(file for file in store.glob(KINDS[kind]) if file.parent.name != "damaged")
+    assert files
+    content = {file: file.read_bytes() for file in files}
+    for file in files:
+        DAMAGES[damage](file)
+    changed = {file for file in files if not file.exists() or file.read_bytes() != content[file]}
+    assert changed
+    results = small_stages(*FEW).run()
+    assert figures(results) == figures(whole[1])
+    aside = {file.name.rsplit("-", 2)[0] for file in store.glob("damaged/*")}
+    if kind in ("keys", "digests"):  # made again at each use
+        assert not aside and len(results["seconds"]["reused"]) >= 7
+    elif not (kind == "marks" and damage == "removed"):  # that is an unfinished entry
+        assert aside == {file.relative_to(store).parts[0] for file in changed}
+        assert all(
+            any(str(file) in line for line in caplog.messages) for file in changed if file.name != "digests.json"
+        )
+    assert small_stages(*FEW).run()["seconds"]["reused"], "what was computed anew is there"
+
+
+def test_samples_that_are_whole_outlive_the_damage_of_their_verdicts(whole, store, small_stages, caplog):
+    shutil.copytree(whole[0], store)
+    (file,) = store.glob("evaluate/*/programs-*.jsonl")
+    file.write_bytes(b"")
+    before = (file.parent / "samples.jsonl").read_bytes()
+    caplog.set_level("INFO")
+    small_stages(*FEW).run()
+    assert (file.parent / "samples.jsonl").read_bytes() == before
+    assert "evaluate: 12 samples were drawn before and are kept" in caplog.text
+
+
+def test_rows_of_a_damaged_unfinished_stage_are_set_aside(whole, store, small_stages, caplog):
+    shutil.copytree(whole[0], store)
+    (mark,) = store.glob("zero_shot/*/done*.json")
+    mark.unlink()
+    file = mark.parent / "samples.jsonl"
+    lines = file.read_bytes().split(b"\n")
+    lines[2] = lines[2][:20]
+    file.write_bytes(b"\n".join(lines))
+    assert figures(small_stages(*FEW).run()) == figures(whole[1])
+    assert "samples.jsonl:3" in caplog.text and len(list(store.glob("damaged/zero_shot-*"))) == 1
+
+
+def test_a_damaged_entry_of_a_stage_that_is_not_asked_for_is_no_result(whole, store, small_stages, caplog):
+    shutil.copytree(whole[0], store)
+    for file in store.glob("sample/*/programs-*.jsonl"):
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"annotate needs sample, which is not finished"):
+        small_stages(*FEW, "stages=[annotate]").run()
+    assert "has changed. It is not used" in caplog.text
+
+
+def test_other_parts_of_an_entry_may_be_unfinished(tmp_path):
+    """Two ways of scoring share the samples; what one of them has half written is no damage of the other."""
+    store, key = Store(tmp_path), {"a": 1}
+    with store.entry("sample", key, "done-one.json") as entry:
+        JsonLines(entry.path / "samples.jsonl").append([{"x": 1}])
+        JsonLines(entry.path / "verdicts-two.jsonl").append([{"x": 1}])
+        JsonLines(entry.path / "programs-two.jsonl").append([{"x": 1}])
+        JsonLines(entry.path / "programs-one.jsonl").append([{"x": 1}])
+        entry.finish({})
+    with store.entry("sample", key, "done-two.json") as entry:
+        JsonLines(entry.path / "verdicts-two.jsonl").append([{"x": 2}])
+        JsonLines(entry.path / "programs-two.jsonl").append([{"x": 2}])
+        entry.finish({})
+    for part in ("one", "two"):
+        assert store.is_done("sample", key, f"done-{part}.json")
+    assert not list(tmp_path.glob("damaged/*"))
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------------------
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+
+
+@given(VALUES)
+def test_what_is_written_is_read_back(value):
+    assert json.loads(to_json(value)) == value
+    assert json.loads(to_json(value, indent=1).encode()) == value
+
+
+@given(st.text(st.characters(), min_size=1))
+def test_any_text_that_a_program_may_hold_can_be_stored(tmp_path_factory, text):
+    file = JsonLines(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+    file.append([{"text": text}, {"text": text + "\ud800"}])
+    assert file.read() == [{"text": text}, {"text": text + "\ud800"}]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("write", [to_json, canonical])
+def test_no_number_that_is_none_is_written(bad, write):
+    with pytest.raises(ValueError, match=r"kl\.per_task\.1 = -?(nan|inf)"):
+        write({"kl": {"mean": 1.0, "per_task": [2.0, bad]}})
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "results.json").write_text('{"a": 1')
+    with pytest.raises(InputError, match=r"results\.json.*is damaged"):
+        read_json(tmp_path / "results.json")
+
+
+# ---- the run's folder ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_another_runs(tmp_path):
+    settings = compose_settings(f"output_dir={tmp_path / 'run'}")
+    refused = []
+
+    def other() -> None:
+        try:
+            with claimed(settings):
+                refused.append(False)
+        except FolderTaken:
+            refused.append(True)
+
+    with claimed(settings):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    other()
+    assert refused == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("changed", "taken"),
+    [
+        ("seed=1", True),
+        ("sampler.n=12", True),
+        ("refinements=gold", True),
+        ("executor.compare=approx", True),
+        ("stages=[sample]", False),
+        ("logger=csv", False),
+        ("executor.workers=3", False),
+        ("store.dir=elsewhere", False),
+    ],
+)
+def test_a_folder_holds_the_results_of_one_configuration(changed, taken, tmp_path):
+    own = f"output_dir={tmp_path / 'run'}"
+    with claimed(compose_settings(own)):
+        pass
+    before = (tmp_path / "run" / "settings.json").read_bytes()
+    if not taken:
+        with claimed(compose_settings(own, changed)):
+            return
+    key = "refinements.name" if changed.startswith("refinements") else changed.partition("=")[0]
+    with pytest.raises(FolderTaken, match=rf"output_dir=.*{key} was .* and is .*hydra\.run\.dir"):
+        claimed(compose_settings(own, changed)).__enter__()
+    assert (tmp_path / "run" / "settings.json").read_bytes() == before
+
+
+def test_hydra_writes_nothing_into_another_runs_folder(cli, tmp_path):
+    few = ["data.limit.test=2", "stages=[zero_shot]", "logger=none", "store.dir=store", "hydra.run.dir=run"]
+    assert cli(*few).returncode == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    second = cli(*few, "seed=1")
+    assert second.returncode == 1 and "seed was 0 and is 1" in second.stderr and "Traceback" not in second.stderr
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    assert cli(*few).returncode == 0, "the same command goes on"
+
+
+def test_a_saved_configuration_runs_again(cli, tmp_path):
+    few = ["data.limit.test=2", "stages=[zero_shot]", "logger=none", "store.dir=store", "sampler.n=10"]
+    assert cli(*few, "hydra.run.dir=run").returncode == 0
+    again = cli("--config-path", str(tmp_path / "run" / ".hydra"), "--config-name", "config", "hydra.run.dir=again")
+    assert again.returncode == 0, again.stderr[-2000:]
+    first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "again"))
+    assert first["zero_shot"] == second["zero_shot"] and second["seconds"]["reused"] == ["zero_shot"]
+    wrong = cli("--config-path", str(tmp_path / "run" / ".hydra"), "--config-name", "config", "+sampler.m=1")
+    assert wrong.returncode == 1 and "sampler.m='1': is no setting" in wrong.stderr
