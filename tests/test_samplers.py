@@ -165,3 +165,11 @@ def test_more_tokens_than_the_model_has_positions_for_are_an_error(mini):
     with pytest.raises(InputError, match=rf"max_new_tokens={places - length + 1}.*Use at most {places - length}\."):
         list(too_many.sample(model, tokenizer, PLAN[:1]))
     assert len(list(Sampler(Sampling(max_new_tokens=places - length)).sample(model, tokenizer, PLAN[:1]))) == 1
+
+
+def test_nothing_is_sampled_from_logits_that_are_no_numbers():
+    net, tokenizer = load_model(MINI, torch.float32), load_tokenizer(MINI)
+    with torch.no_grad():
+        net.get_output_embeddings().weight[5] = torch.nan
+    with pytest.raises(InputError, match=r"model\.path=.*logits that are no numbers.*float32"):
+        list(Sampler(Sampling()).sample(net, tokenizer, PLAN[:2]))

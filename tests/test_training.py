@@ -53,12 +53,13 @@ def fit(
     resume=None,
     optimizer="adamw",
     adapter=FULL,
+    lr=1e-3,
     **training,
 ):
     torch.manual_seed(0)
     model = adapt(load_model(folder, torch.float32, quantize=adapter.quantize), adapter)
     settings = Training(micro_batch_size=micro, **training)
-    phase = Phase(lr=1e-3, epochs=epochs, batch_size=batch_size)
+    phase = Phase(lr=lr, epochs=epochs, batch_size=batch_size)
     module = ILFModule(model, tokenizer, Sampler(Sampling()), settings, phase, Optimizer(optimizer), seed=0).train()
     data = MBPPDataModule(tokenizer, training=examples(tokenizer, n), batch_size=batch_size, micro_batch_size=micro)
     trainer = make_trainer(CPU, callbacks=[], loggers=[], epochs=epochs, checkpoints=checkpoints)
@@ -230,6 +231,20 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
 def test_a_warm_up_longer_than_the_training_is_an_error(folder, tokenizer):
     with pytest.raises(InputError, match=r"training\.warmup_steps"):
         fit(folder, tokenizer, warmup_steps=7)
+
+
+@pytest.mark.parametrize(
+    ("lr", "epochs", "what"),
+    [
+        (1e30, 2, r"the (loss|norm of its gradient) of optimizer step \d+ is (nan|inf)"),
+        (1e39, 1, r"after the last step, \d+ weights are not finite"),  # which no step is left to notice
+    ],
+)
+def test_a_training_that_diverges_is_an_error_with_its_step_and_rate(folder, tokenizer, lr, epochs, what):
+    with pytest.raises(
+        InputError, match=rf"training\.policy\.lr={re.escape(str(lr))}: the training diverged: {what}.*Lower"
+    ):
+        fit(folder, tokenizer, n=4, epochs=epochs, lr=lr)
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(folder, tokenizer, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ class Entry:
         except InputError as error:
             return str(error)
         wrong = [file for file, digest in expected.items() if there.get(file) != digest]
-        return f"{wrong[0]} {'has changed' if wrong[0] in there else 'is missing'}" if wrong else None
+        return "; ".join(f"{f} {'has changed' if f in there else 'is missing'}" for f in wrong) or None
 
 
 class Store:
