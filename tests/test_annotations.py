@@ -74,6 +74,7 @@ def test_cells_are_checked_like_values_and_lines_are_those_of_the_file(column, t
         ("task_id,Feedback\n311,f\n", r"a\.csv:1=.*original_model_completion"),
         ("task_id;Feedback;original_model_completion\n", r"a\.csv:1=.*task_id once. Separate columns by commas"),
         ("task_id,task_id,Feedback,original_model_completion\n", r"a\.csv:1=.*task_id once"),
+        ("task_id,Feedback,original_model_completion,bugs,bugs\n", r"a\.csv:1=.*bugs once"),
         ("task_id,Feedback,original_model_completion\n311,f,x\n312,a, b,x\n", r"a\.csv:3=.*4 cells.*Quote"),
         ('task_id,Feedback,original_model_completion\n311,f,x\n312,"f,x\n\n', r"a\.csv:3=.*CSV"),
         ("task_id,Feedback,original_model_completion\n311,f,\n", r"a\.csv:2: original_model_completion"),
@@ -89,7 +90,8 @@ def test_what_is_no_table_is_named(text, message, tmp_path):
 
 
 def test_what_a_spreadsheet_saves_is_read(tmp_path):
-    text = '\ufefftask_id,seconds,Feedback,original_model_completion,notes\r\n311,4.5,"a\r\nb",x0,mine\r\n,,,,\r\n'
+    head = "\ufefftask_id,seconds,Feedback,original_model_completion,notes,unedited_annotator_completion,,"
+    text = f'{head}\r\n311,4.5,"a\r\nb",x0,mine\r\n,,,,\r\n'
     (tmp_path / "a.csv").write_text(text, newline="")
     ((where, row),) = read_annotations(tmp_path / "a.csv")
     assert where.endswith("a.csv:2") and list(row) == list(FIELDS)
@@ -163,7 +165,7 @@ ROWS = st.lists(
     min_size=1,
     max_size=4,
     unique_by=lambda row: row["task_id"],
-)
+).map(lambda rows: [{"unedited_annotator_completion": None, **rows[0]}, *rows[1:]])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

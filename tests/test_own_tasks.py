@@ -46,7 +46,7 @@ BAD = {
     "a program that does not parse": ({**ROW, "task_id": 3, "code": "def f(: pass"}, "code=.*parse"),
     "a program without the function": ({**ROW, "task_id": 3, "code": "g = 1"}, "code=.*define"),
     "neither program nor signature": ({**ROW, "task_id": 3, "code": None}, "code=None.*signature"),
-    "both": ({**ROW, "task_id": 3, "signature": "def f(x):"}, "code=.*signature"),
+    "both": ({**ROW, "task_id": 3, "signature": "def f(x):"}, "signature='def f.*without a gold program.*code"),
     "a signature with a body": ({**BARE, "signature": "def f(x):\n  return x"}, "signature=.*colon"),
     "a signature without a colon": ({**BARE, "signature": "def f(x)"}, "signature=.*colon"),
     "a signature of nothing": ({**BARE, "signature": "import math"}, "signature=.*colon"),
@@ -124,24 +124,53 @@ def test_gold_programs_that_do_not_pass_are_named_with_what_came_of_it(tmp_path)
     check_gold(str(file), tasks, Sandbox(Limits()))
 
 
+SELECTING = "stages=[sample,annotate,train_refiner,refine,train_policy]"
 UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, what the error says
     "no file": (["data.path=null"], None, None, r"data\.path=None.*data=jsonl needs a file"),
     "shares that are no whole": (["data.split.test=0.5"], None, None, r"data\.split=.*together 1"),
     "a share below 0": (["data.split={prompt:-0.5,test:0.5,refine:0.5,train:0.5}"], None, None, r"data\.split="),
     "a script": (["feedback=scripted"], None, None, r"feedback='scripted'.*data=mini"),
-    "no Test task": ([], {"split": {"test": "train"}}, None, "no task of the Test split.*column `split`"),
-    "no Train task": ([], {"split": {"train": "test"}}, None, "refinements='model'.*Train split.*column `split`"),
+    "no Test task": ([], {"split": {"test": "train"}}, None, r"data\.path='.*tasks\.jsonl'.*Test split.*`split`"),
+    "no Train task": ([], {"split": {"train": "test"}}, None, r"data\.path=.*Train split.*`split`.*refinements=model"),
+    "no Refine task": ([], {"split": {"refine": "test"}}, None, r"data\.path=.*Refine split.*refiner=finetuned"),
+    "no Refine task to choose by": (
+        ["select=1", "feedback=unit_tests", "refinements=gold", "refinements.tasks=annotated", SELECTING],
+        {"split": {"refine": "test"}},
+        None,
+        r"data\.path=.*Refine split.*select chooses",
+    ),
+    "nothing to sample": (
+        ["stages=[sample]", "feedback=unit_tests"],
+        {"split": {"refine": "test", "train": "test"}},
+        None,
+        r"data\.path=.*Prompt or Refine or Train split.*stage sample",
+    ),
     "no gold program": (["refinements=gold"], {"code": None}, None, "refinements='gold'.*column `code`"),
     "nothing to teach a refiner": (["feedback=unit_tests"], {"code": None}, None, "refiner='finetuned'.*Refine"),
-    "no refinement to teach a refiner": ([], {"code": None}, {"refine": None}, "refiner='finetuned'.*Refine"),
-    "people without refinements": (["refinements=human"], {}, {"train": None}, "refinements='human'.*Train"),
-    "no worked example": (["refiner=few_shot"], {}, {}, r"refiner\.shots=1.*there are 0"),
+    "no refinement to teach a refiner": (
+        [],
+        {"code": None},
+        {"refine": "no refinement"},
+        r"refiner='finetuned'.*Refine.*annotations\.jsonl",
+    ),
+    "people without refinements": (
+        ["refinements=human"],
+        {},
+        {"train": "no refinement"},
+        r"refinements='human'.*Train.*annotations\.jsonl",
+    ),
+    "no worked example": (["refiner=few_shot"], {}, {}, r"refiner\.shots=1.*there are 0 in .*annotations\.jsonl"),
+    "no annotation of Train": ([], {}, {"train": "no row"}, r"feedback\.path='.*annotations\.jsonl'.*Train split"),
+    "no annotation of Refine": ([], {}, {"refine": "no row"}, r"feedback\.path='.*annotations\.jsonl'.*Refine split"),
     "a task that is not there": ([], {"task_id": {7: 70}}, {}, r"annotations\.jsonl:4: task_id=7.*data's tasks"),
 }
 
 
 def changed(folder, tasks, annotations):
-    """Write the tutorial's files with other tasks (a column's new value, or old ones with new) and annotations."""
+    """Write the tutorial's files with other tasks (a column's new value, or old ones with new) and annotations.
+
+    Of the latter, what those of a split lack: "no refinement" or "no row".
+    """
     rows = [json.loads(line) for line in (TUTORIAL / "tasks.jsonl").read_text().splitlines()]
     splits = {row["task_id"]: row["split"] for row in rows}
     for column, new in (tasks or {}).items():
@@ -150,9 +179,11 @@ def changed(folder, tasks, annotations):
                 row["signature"] = row.pop("code").partition("\n")[0]
             elif isinstance(new, dict):
                 row[column] = new.get(row[column], row[column])
+    lacks = {i: (annotations or {}).get(split) for i, split in splits.items()}
     feedback = [json.loads(line) for line in (TUTORIAL / "annotations.jsonl").read_text().splitlines()]
+    feedback = [row for row in feedback if lacks[row["task_id"]] != "no row"]
     for row in feedback:
-        if splits[row["task_id"]] in (annotations or {}):
+        if lacks[row["task_id"]] == "no refinement":
             del row["unedited_annotator_completion"]
     write(folder / "tasks.jsonl", *rows)
     write(folder / "annotations.jsonl", *feedback)

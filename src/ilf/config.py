@@ -203,11 +203,11 @@ def build(settings: Settings) -> Stages:
         elif "human" not in sources:
             annotations = [a for a in annotations if a.split == "prompt"]
     splits = split_tasks(tasks, asdict(data.limit), only)
-    check_tasks(settings, splits, annotations)
+    check_tasks(settings, splits, annotations, {task.split for task in tasks})
     transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
-        others, transfer_sha256 = load(settings.transfer)
+        others, transfer_sha256 = load(settings.transfer, "transfer")
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
     llm_folder = None
     if settings.llm.path is not None:
@@ -226,9 +226,9 @@ def build(settings: Settings) -> Stages:
         sandbox: Sandbox = ClusterSandbox(limits, executor.address)
     else:
         sandbox = Sandbox(limits)
-    for one, own in ((data, tasks), (settings.transfer, splits.transfer)):
+    for key, one, own in (("data", data, tasks), ("transfer", settings.transfer, splits.transfer)):
         if one is not None and one.name == "jsonl":
-            jsonl.check_gold(str(one.path), own, sandbox)
+            jsonl.check_gold(str(one.path), own, sandbox, key)
     tracker = Tracker(
         settings.logger,
         Path(settings.output_dir),

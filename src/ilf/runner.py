@@ -171,11 +171,14 @@ class Runner:
         if not draws and not self.requested(stage):
             raise NotRequested(stage)
         if not draws:
+            # Only `refine` comes to this: the checks found tasks for the other stages.
+            limit = self.settings.data.limit.train
+            cut = limit is not None and limit <= sum(task.split == "train" for task in self.tasks.values())
             raise InputError(
-                "data.limit",
-                asdict(self.settings.data.limit),
-                f"leaves {stage} no task",
-                "Raise the limits, or add annotations.",
+                "data.limit.train" if cut else "feedback",
+                limit if cut else self.settings.feedback.name,
+                f"leaves {stage} no task: the policy solves those of Train, or what was said of them was rejected",
+                f"See `rejected` in results.json. {'Raise the limit' if cut else 'Add tasks'}, or add annotations.",
             )
         by_id = tasks or self.tasks
         scoring = self.verdicts_of(stage, (by_id[draw.task_id] for draw in draws))

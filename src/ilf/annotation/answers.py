@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ilf.feedback.human import COLUMNS
+from ilf.feedback.human import FILE
 from ilf.files import JsonLines
 from ilf.tasks.rows import read_json_lines
 
@@ -36,7 +36,7 @@ class Answers:
             return []
         stat = self.path.stat()
         if (stat.st_size, stat.st_mtime_ns) != self._state:
-            self._rows = [row for _, row in read_json_lines(self.path, COLUMNS, growing=True)]
+            self._rows = [row for _, row in read_json_lines(self.path, FILE, growing=True)]
             self._state = stat.st_size, stat.st_mtime_ns  # as before reading: what came since is read next time
         return self._rows
 

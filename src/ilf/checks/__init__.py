@@ -9,6 +9,7 @@ from ilf.analysis.jobs import job_folders
 from ilf.checks.content import check_content
 from ilf.checks.keys import check_texts
 from ilf.checks.machinery import check_machinery
+from ilf.paths import check_path, check_target
 from ilf.settings import STAGES, WRITERS, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
@@ -154,8 +155,7 @@ def _check_compare(folders: list[str]) -> None:
     if not folders:
         raise InputError("compare", folders, "mode=compare needs at least one folder", advice)
     for folder in folders:
-        if not Path(folder).is_dir():
-            raise InputError("compare", folder, "no such folder", advice)
+        check_path("compare", folder, "folder", advice)
         if not job_folders(Path(folder)):
             raise InputError("compare", folder, "must hold at least one job that has ended", advice)
 
@@ -166,7 +166,7 @@ def _check_export(path: str | None, target: str | None) -> None:
         if file is None or Path(file).suffix not in (".jsonl", ".csv"):
             raise InputError(key, file, "mode=export needs a .jsonl or .csv file here", advice)
     assert path is not None and target is not None
-    if not Path(path).is_file():
-        raise InputError("feedback.path", path, "no such file", advice)
-    if not Path(target).parent.is_dir() or Path(target).resolve() == Path(path).resolve():
-        raise InputError("export", target, "must be another file, in a folder that exists", advice)
+    check_path("feedback.path", path, "file", advice)
+    check_target("export", target, advice)
+    if Path(target).resolve() == Path(path).resolve():
+        raise InputError("export", target, "must be another file than feedback.path", advice)

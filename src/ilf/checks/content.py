@@ -8,6 +8,7 @@ from pathlib import Path
 from ilf.annotation.answers import Answers
 from ilf.checks.machinery import check_model_folder
 from ilf.feedback.llm import check_prompts, uses
+from ilf.paths import check_path, check_target
 from ilf.settings import WRITERS, Annotate, Data, FeedbackSettings, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
@@ -31,9 +32,9 @@ def _check_data(key: str, data: Data) -> None:
     if data.path is not None and data.name not in ("mbpp", "jsonl"):
         allowed = f"{group}={data.name} reads no file"
         raise InputError(f"{key}.path", data.path, allowed, f"Add {group}=mbpp or {group}=jsonl.")
-    if data.path is not None and not Path(data.path).is_file():
+    if data.path is not None:
         advice = "Give MBPP's mbpp.jsonl, or leave it out to use the Hub." if data.name == "mbpp" else "Check the path."
-        raise InputError(f"{key}.path", data.path, "no such file", advice)
+        check_path(f"{key}.path", data.path, "file", advice)
     if data.name == "jsonl" and data.path is None:
         advice = f"Give {key}.path=tasks.jsonl; docs/tutorial.md has an example."
         raise InputError(f"{key}.path", None, f"{group}=jsonl needs a file of tasks", advice)
@@ -50,9 +51,10 @@ def _check_annotate(annotate: Annotate) -> None:
     if path.suffix != ".jsonl":
         advice = "Use annotate.path=annotations.jsonl; mode=export makes a table of it."
         raise InputError("annotate.path", annotate.path, "answers are appended as JSON lines, to a .jsonl file", advice)
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise InputError("annotate.path", annotate.path, reason, "Give a file in a folder that is there.")
+    advice = "Give a file in a folder that is there, or one of earlier answers."
+    check_target("annotate.path", annotate.path, advice)
+    if path.exists():
+        check_path("annotate.path", annotate.path, "file", advice)
     Answers(path).rows()  # a file that is there must be answers
 
 
@@ -89,9 +91,8 @@ def _check_sources(settings: Settings) -> None:
             f"scripted needs data=mini, not {data.name}: the script knows what mini's tasks ask for",
             "Choose human or unit_tests, or data=mini.",
         )
-    if {"human", "llm"} & set(sources) and feedback.path is not None and not Path(feedback.path).is_file():
-        advice = "Give a .jsonl or .csv file of annotations."
-        raise InputError("feedback.path", feedback.path, "no such file", advice)
+    if {"human", "llm"} & set(sources) and feedback.path is not None:
+        check_path("feedback.path", feedback.path, "file", "Give a .jsonl or .csv file of annotations.")
     if "human" in sources and feedback.path is not None:
         return
     heard = set(settings.stages) & {"annotate", "train_refiner", "refine", "train_policy"}
@@ -178,9 +179,9 @@ def _check_llm(settings: Settings) -> None:
     """Check where another model's answers come from, and what it is told."""
     llm, feedback = settings.llm, settings.feedback
     check_prompts(llm)
-    if llm.path is not None and not Path(llm.path).is_file():
+    if llm.path is not None:
         advice = "Give an earlier run's programs/llm_answers.jsonl, or llm_feedback.jsonl for feedback=llm."
-        raise InputError("llm.path", llm.path, "no such file", advice)
+        check_path("llm.path", llm.path, "file", advice)
     if not uses(settings):
         return
     if llm.path is None and llm.model is None:

@@ -7,6 +7,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from ilf.paths import check_path
 from ilf.settings import Adapter, Sampling, Settings
 from ilf.types import InputError
 
@@ -33,13 +34,12 @@ def check_machinery(settings: Settings) -> None:
 
 def check_model_folder(key: str, path: str | None) -> None:
     """Raise InputError where a folder that is given holds no model, naming the setting `key`."""
-    if path is not None and not (Path(path) / "config.json").is_file():
-        raise InputError(
-            key,
-            path,
-            "must be a folder with a config.json, in Hugging Face's layout",
-            "Check the path; `save_pretrained` writes such a folder.",
-        )
+    if path is None:
+        return
+    advice = "Check the path; `save_pretrained` writes such a folder."
+    check_path(key, path, "folder", advice)
+    if not (Path(path) / "config.json").is_file():
+        raise InputError(key, path, "must be a folder with a config.json, in Hugging Face's layout", advice)
 
 
 def _check_processes(settings: Settings) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ilf.files import to_json, write_atomically
+from ilf.paths import check_path
 from ilf.tasks.prompts import normalise_newlines
-from ilf.tasks.rows import Row, read_json_lines
+from ilf.tasks.rows import Columns, Row, check_rows, check_spelling, read_json_lines
 from ilf.types import Feedback, InputError, Program
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,12 @@ FIELDS = (
     "seconds",
     "saved",
 )
+FILE = Columns(
+    COLUMNS,
+    tuple(name for name in FIELDS if name not in COLUMNS),
+    unread=("worker_id", "test", "completion", "result", "passed"),  # of the paper's file
+    expected=("unedited_annotator_completion",),
+)
 
 
 def read_annotations(path: Path) -> list[Row]:
@@ -46,10 +53,13 @@ def read_annotations(path: Path) -> list[Row]:
     Of several rows on one task that the page saved, the last stands.
 
     Raises:
-        InputError: The file is of another kind, or a row is malformed, empty or repeated; names the file and line.
+        InputError: The file is empty or of another kind, no row has a column for refinements, or a row is malformed,
+            empty or repeated; names the file and line.
     """
+    rows = _read_csv(path) if path.suffix == ".csv" else read_json_lines(path, FILE, growing=True)
+    check_rows("feedback.path", str(path), rows, FILE)
     found: dict[int, Row] = {}
-    for where, row in _read_csv(path) if path.suffix == ".csv" else read_json_lines(path, COLUMNS, growing=True):
+    for where, row in rows:
         row = _checked(where, row)
         if row["task_id"] in found and row["saved"] is None:
             advice = "Keep one annotation a task; only what the page saves, with the column `saved`, corrects another."
@@ -69,9 +79,7 @@ def load_annotations(path: str, splits: Mapping[int, str], others: Container[int
     Raises:
         InputError: The file is missing, or a row is malformed or on an unknown task; names the file and line.
     """
-    if not Path(path).is_file():
-        advice = f"Give a .jsonl or .csv file with the columns {', '.join(COLUMNS)}."
-        raise InputError("feedback.path", path, "no such file", advice)
+    check_path("feedback.path", path, "file", f"Give a .jsonl or .csv file with the columns {', '.join(COLUMNS)}.")
     found, left_out = [], 0
     for where, row in read_annotations(Path(path)):
         task_id = row["task_id"]
@@ -129,7 +137,7 @@ def export(path: str, target: str) -> int:
 
 
 def _read_csv(path: Path) -> list[Row]:
-    """Return (FILE:LINE, row) for each row of a CSV file, LINE its first; empty cells are left out."""
+    """Return (FILE:LINE, row) for each row of a CSV file, LINE its first; empty cells are None."""
     try:
         text = normalise_newlines(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -140,22 +148,29 @@ def _read_csv(path: Path) -> list[Row]:
         for cells in reader:
             where, line = f"{path}:{line}", reader.line_num + 1
             if not head:
-                head = cells
-                if wrong := [name for name in COLUMNS if head.count(name) != 1]:
-                    allowed = f"the first line must name the column {wrong[0]} once"
-                    raise InputError(where, ",".join(head), allowed, "Separate columns by commas.")
+                head = _checked_head(where, cells)
             elif len(cells) > len(head):
                 allowed = f"has {len(cells)} cells, and the first line names {len(head)} columns"
                 raise InputError(where, cells[-1], allowed, "Quote cells that hold commas.")
             elif any(cells):
-                rows.append((where, _typed(where, {k: v for k, v in zip(head, cells, strict=False) if v})))
+                filled = {name: cell for name, cell in zip(head, cells, strict=False) if cell}
+                rows.append((where, dict.fromkeys(head) | _typed(where, filled)))
     except csv.Error as error:
         raise InputError(f"{path}:{line}", "(a row)", f"must be CSV ({error})", "Mend the row.") from None
     return rows
 
 
+def _checked_head(where: str, head: list[str]) -> list[str]:
+    """Return the columns that a table's first line names; a nameless one may be there several times."""
+    check_spelling(where, head, FILE)
+    if wrong := [name for name in (*COLUMNS, *filter(None, head)) if head.count(name) != 1]:
+        allowed = f"the first line must name the column {wrong[0]} once"
+        raise InputError(where, ",".join(head), allowed, "Separate columns by commas.")
+    return head
+
+
 def _typed(where: str, cells: dict[str, str]) -> dict[str, Any]:
-    """Return the cells of a row as what their columns hold."""
+    """Return the filled cells of a row as what their columns hold."""
     row: dict[str, Any] = dict(cells)
     for name in ("task_id", *_NUMBERS):
         if name in cells:

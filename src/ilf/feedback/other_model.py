@@ -11,12 +11,18 @@ from typing import Any
 from ilf.files import JsonLines
 from ilf.models import endpoint
 from ilf.settings import LLM
-from ilf.tasks.rows import read_json_lines
+from ilf.tasks.rows import Columns, Row, check_rows, read_json_lines
 from ilf.types import InputError
 
 log = logging.getLogger(__name__)
 
 COLUMNS = {"task_id": int, "sample": int, "parent": str, "answer": str}
+USES = ("feedback", "refinement")
+FILE = Columns(
+    COLUMNS,
+    optional=("use", "finish_reason", "usage"),
+    unread=("model", "temperature", "max_tokens", "shots", "seed", "messages"),
+)
 
 
 @dataclass(frozen=True)
@@ -124,9 +130,20 @@ class OtherModel:
             ]
 
 
-def _stored_rows(path: str, use: str) -> list[tuple[str, dict[str, Any]]]:
+def _stored_rows(path: str, use: str) -> list[Row]:
     """Return a file's answers of one use, each with its place; those that say none are refinements."""
-    return [found for found in read_json_lines(Path(path), COLUMNS) if found[1].get("use", "refinement") == use]
+    found: dict[tuple[int, int], Row] = {}
+    for where, row in read_json_lines(Path(path), FILE):
+        own = row.get("use", "refinement")
+        if own not in USES:
+            raise InputError(f"{where}: use", own, f"must be one of {', '.join(USES)}, or left out", "Mend the row.")
+        if own != use:
+            continue
+        if (which := (row["task_id"], row["sample"])) in found:
+            allowed = f"with sample {row['sample']} and use {use}, it is answered already by {found[which][0]}"
+            raise InputError(f"{where}: task_id", row["task_id"], allowed, "Remove one of them.")
+        found[which] = where, row
+    return list(found.values())
 
 
 def check_stored(path: str, wanted: Sequence[str]) -> None:
@@ -135,6 +152,8 @@ def check_stored(path: str, wanted: Sequence[str]) -> None:
     Raises:
         InputError: A row is malformed, or there is none of what is wanted.
     """
+    if wanted:
+        check_rows("llm.path", path, read_json_lines(Path(path), FILE), FILE)
     for use in wanted:
         if not _stored_rows(path, use):
             allowed = f"must hold answers of the use {use!r}"

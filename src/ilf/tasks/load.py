@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from ilf.settings import Data, Settings
 from ilf.tasks import humaneval, jsonl, mbpp, mini
 from ilf.types import Feedback, InputError, Splits, Task
 
+_PLACES = {name: f"{ids[0]} to {ids[-1]}" for name, ids in mbpp.SPLIT_IDS.items()}  # in MBPP
 
-def load(data: Data) -> tuple[list[Task], str]:
+
+def load(data: Data, key: str = "data") -> tuple[list[Task], str]:
     """Return all tasks in order of id, and the SHA-256 of their content.
 
+    Args:
+        data: Its settings.
+        key: Their group, for errors: "data" or "transfer".
+
     Raises:
-        InputError: The data can't be found, or a row is malformed.
+        InputError: The data can't be found, a row is malformed, or none is of Test.
     """
     if data.name == "humaneval":
-        return humaneval.load()
+        return humaneval.load(key)
     if data.name == "jsonl":
-        return jsonl.load(data)
-    rows = mini.rows() if data.name == "mini" else mbpp.read_rows(data.path, data.revision)
-    return mbpp.tasks_from(rows, data.sha256, data.prompt)
+        tasks, sha256 = jsonl.load(data, key)
+    else:
+        rows = mini.rows() if data.name == "mini" else mbpp.read_rows(data.path, data.revision, key)
+        tasks, sha256 = mbpp.tasks_from(rows, data.sha256, data.prompt, key)
+    if not any(task.split == "test" for task in tasks):
+        place = "column `split`" if data.name == "jsonl" else f"ids {_PLACES['test']}"
+        allowed = f"holds no task of the Test split ({place})"
+        raise InputError(f"{key}.path", data.path, allowed, "Add Test tasks: every figure is reported on them.")
+    return tasks, sha256
+
+
+def _of(data: Data, *splits: str) -> str:
+    """Return the name of splits, with what makes a task one of theirs."""
+    names = f"the {' or '.join(name.title() for name in splits)} split"
+    if data.name == "jsonl":
+        return f"{names} (column `split`, or data.split)"
+    return f"{names} (ids {', '.join(_PLACES[name] for name in splits)})"
 
 
 def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: set[int] | None = None) -> Splits:
@@ -30,61 +50,54 @@ def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: se
         tasks: All tasks.
         limit: Of a split by its name: how many tasks to keep, the first ids; None for all.
         only: Ids that Refine and Train keep (the annotated ones when feedback comes from a file), before the limit.
-
-    Raises:
-        InputError: Test is left empty.
     """
     groups: dict[str, list[Task]] = {name: [] for name in mbpp.SPLIT_IDS}
     for task in tasks:
         if only is None or task.split in ("prompt", "test") or task.task_id in only:
             groups[task.split].append(task)
     cut = {name: tuple(group[: limit.get(name)]) for name, group in groups.items()}
-    if not cut["test"]:
-        raise InputError(
-            "data.path",
-            "(its rows)",
-            "hold no task of the Test split (MBPP: ids 11 to 110; own tasks: column `split`, or data.split.test)",
-            "Add Test tasks: every figure is reported on them.",
-        )
     return Splits(test=cut["test"], refine=cut["refine"], train=cut["train"], prompt=cut["prompt"])
 
 
-def check_tasks(settings: Settings, tasks: Splits, annotations: Sequence[Feedback] | None) -> None:
+def check_tasks(
+    settings: Settings, tasks: Splits, annotations: Sequence[Feedback] | None, there: Container[str]
+) -> None:
     """Check that the tasks have what the requested stages need.
 
     Args:
         settings: Of the run.
         tasks: By split, restricted and limited.
         annotations: What people wrote; None without a file of theirs.
+        there: The splits of which the data have tasks, before any is left out.
 
     Raises:
         InputError: An arm, the refiner or worked examples lack tasks, or programs to learn from.
     """
-    arm, asked, own = settings.refinements.name, set(settings.stages), settings.data.name == "jsonl"
+    _check_splits(settings, tasks, there)
+    arm, asked = settings.refinements.name, set(settings.stages)
     refined = {a.task_id for a in annotations or [] if a.refinement is not None}
     source, said = settings.feedback.source, {a.task_id for a in annotations or []}
     alone = annotations is not None and source == "human"  # nobody else speaks
+    people = f" in {settings.feedback.path}"
     taught = [t for t in tasks.by_id.values() if (t.code or t.task_id in refined) and (not alone or t.task_id in said)]
-    more = "give it more tasks by the column `split` or by data.split" if own else "raise data.limit"
-    if arm != "none" and asked & {"refine", "train_policy"} and not tasks.train:
-        advice = f"Annotate some of them, or {more}."
-        raise InputError("refinements", arm, "needs tasks of the Train split, and there are none", advice)
     if "train_policy" in asked:
         programs = {
             "gold": ("gold programs (column `code`)", any(t.code for t in tasks.train)),
             "human": ("people's refinements", not alone or any(t.task_id in refined for t in tasks.train)),
         }
-        what, there = programs.get(arm, ("", True))
-        if not there:
+        what, there_are = programs.get(arm, ("", True))
+        if not there_are:
             allowed = f"needs {what} of tasks of the Train split, and there are none"
-            raise InputError("refinements", arm, allowed, "Write some, or choose another arm.")
-    refines = arm in ("model", "self") or (arm != "none" and settings.refinements.tasks == "solved")
+            allowed += people if arm == "human" else ""
+            advice = f"Write some, {_or_raise(settings, 'train')}or choose another arm."
+            raise InputError("refinements", arm, allowed, advice)
     # Another source may bring refinements of its own.
     lacking = source in ("human", "unit_tests") and not any(t.split == "refine" for t in taught)
-    if refines and settings.refiner.name == "finetuned" and "train_refiner" in asked and lacking:
+    if _learns_to_refine(settings) and lacking:
         allowed = "learns from refinements or gold programs of tasks of the Refine split, and there are none"
-        advice = f"Annotate some with refinements, {more}, or choose refiner=local or refiner=few_shot."
-        raise InputError("refiner", "finetuned", allowed, advice)
+        more = _or_raise(settings, "refine")
+        advice = f"Annotate some with refinements, {more}or choose refiner=local or refiner=few_shot."
+        raise InputError("refiner", "finetuned", allowed + (people if alone else ""), advice)
     shots = sum(t.split == "prompt" and t.task_id in said for t in taught)
     for key, wanted, count in (
         ("refiner.shots", alone and settings.refiner.name == "few_shot", settings.refiner.shots),
@@ -92,4 +105,38 @@ def check_tasks(settings: Settings, tasks: Splits, annotations: Sequence[Feedbac
     ):  # those of a script or of tests come later
         if annotations is not None and wanted and shots < count:
             allowed = f"needs as many annotations of the Prompt split (MBPP: ids 1 to 10), and there are {shots}"
-            raise InputError(key, count, allowed, "Lower it, raise data.limit.prompt, or annotate more of them.")
+            advice = f"Lower it, {_or_raise(settings, 'prompt')}or annotate more of them."
+            raise InputError(key, count, allowed + people, advice)
+
+
+def _check_splits(settings: Settings, tasks: Splits, there: Container[str]) -> None:
+    """Check that the splits that the requested stages go over have tasks: in the data, and among the annotated ones."""
+    arm, asked, data = settings.refinements.name, set(settings.stages), settings.data
+    drawn = ["refine", "train"] if data.limit.prompt == 0 else ["prompt", "refine", "train"]
+    sampled = "sample" in asked and (arm != "none" or settings.mode == "annotate")
+    for needed, splits, use in (
+        (arm != "none" and asked & {"refine", "train_policy"}, ["train"], f"refinements={arm} trains on these"),
+        (_learns_to_refine(settings), ["refine"], "refiner=finetuned learns from these"),
+        (settings.select, ["refine"], "select chooses by these"),
+        (sampled, drawn, "stage sample draws programs for these"),
+    ):
+        if not needed or any(getattr(tasks, split) for split in splits):
+            continue
+        if any(split in there for split in splits):  # limits leave a task at least, so that annotations lack them
+            key, path, verb = "feedback.path", settings.feedback.path, "annotates"
+        else:
+            key, path, verb = "data.path", data.path, "holds"
+        allowed = f"{verb} no task of {_of(data, *splits)}, and {use}"
+        raise InputError(key, path, allowed, "Add some, or ask for other stages.")
+
+
+def _learns_to_refine(settings: Settings) -> bool:
+    """Return whether a run is to train a refiner."""
+    arm = settings.refinements.name
+    refines = arm in ("model", "self") or (arm != "none" and settings.refinements.tasks == "solved")
+    return refines and settings.refiner.name == "finetuned" and "train_refiner" in settings.stages
+
+
+def _or_raise(settings: Settings, split: str) -> str:
+    """Return the advice to raise a split's limit, where there is one."""
+    return f"raise data.limit.{split}, " if getattr(settings.data.limit, split) is not None else ""

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ilf.paths import check_path
 from ilf.tasks import rows as rows_of
-from ilf.tasks.rows import Row, read_json_lines, task_of
+from ilf.tasks.rows import Columns, Row, check_rows, read_json_lines, task_of
 from ilf.types import InputError, Task
 
 HUB = ("google-research-datasets/mbpp", "full")
 SPLIT_IDS = {"prompt": range(1, 11), "test": range(11, 111), "refine": range(111, 311), "train": range(311, 975)}
 IDS = range(1, 975)
 COLUMNS = {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str}
+FILE = Columns(COLUMNS, unread=("challenge_test_list",))
 
 
 def split_of(task_id: int) -> str:
@@ -24,43 +26,50 @@ def split_of(task_id: int) -> str:
     return next(name for name, ids in SPLIT_IDS.items() if task_id in ids)
 
 
-def read_rows(path: str | None, revision: str) -> list[Row]:
+def read_rows(path: str | None, revision: str, key: str = "data") -> list[Row]:
     """Return (place, row) for each of MBPP's rows.
 
     Args:
         path: A JSON-lines file in MBPP's columns; None loads the Hub.
         revision: The Hub's commit, used where `path` is None.
+        key: The setting's group, for errors: "data" or "transfer".
 
     Raises:
-        InputError: The file is missing or a row is malformed, or the Hub can't be reached.
+        InputError: The file is missing or empty, or a row is malformed, or the Hub can't be reached.
     """
-    if path is not None and not Path(path).is_file():
-        raise InputError("data.path", path, "no such file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub.")
-    return read_json_lines(Path(path), COLUMNS) if path is not None else _hub_rows(revision)
+    if path is None:
+        return _hub_rows(revision, key)
+    check_path(f"{key}.path", path, "file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub.")
+    rows = read_json_lines(Path(path), FILE)
+    check_rows(f"{key}.path", path, rows, FILE)
+    return rows
 
 
-def _hub_rows(revision: str) -> list[Row]:
+def _hub_rows(revision: str, key: str) -> list[Row]:
     from datasets import concatenate_datasets, load_dataset
 
     try:
         parts = load_dataset(*HUB, revision=revision)
     except Exception as error:  # the client has no one class for "not reachable": each layer raises its own
         raise InputError(
-            "data.path",
+            f"{key}.path",
             None,
             f"MBPP could not be loaded from the Hugging Face Hub ({HUB[0]} at {revision}: {type(error).__name__})",
-            "Without a network, give a local copy: data.path=mbpp.jsonl.",
+            f"Without a network, give a local copy: {key}.path=mbpp.jsonl.",
         ) from error
     return [(f"{HUB[0]}:{row['task_id']}", row) for row in concatenate_datasets(list(parts.values()))]
 
 
-def tasks_from(rows: Sequence[Row], expected_sha256: str | None, prompt_style: str) -> tuple[list[Task], str]:
+def tasks_from(
+    rows: Sequence[Row], expected_sha256: str | None, prompt_style: str, key: str = "data"
+) -> tuple[list[Task], str]:
     """Return all tasks in order of id, and the SHA-256 of their content.
 
     Args:
         rows: (place, row) for each, in MBPP's columns.
         expected_sha256: What the content must hash to, None for any.
         prompt_style: See `prompts.task_prompt`.
+        key: The setting's group, for errors: "data" or "transfer".
 
     Raises:
         InputError: A row is malformed or repeated, or the content is not what was expected.
@@ -72,4 +81,4 @@ def tasks_from(rows: Sequence[Row], expected_sha256: str | None, prompt_style: s
             raise InputError(f"{where}: task_id", row["task_id"], allowed, "Mend the row.")
         return task_of(where, row, split_of(row["task_id"]), prompt_style)
 
-    return rows_of.tasks_from(rows, COLUMNS, expected_sha256, task)
+    return rows_of.tasks_from(rows, COLUMNS, expected_sha256, task, key)

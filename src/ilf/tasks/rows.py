@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,31 @@ log = logging.getLogger(__name__)
 Row = tuple[str, dict[str, Any]]  # where it stands, such as FILE:LINE, and its columns
 
 
-def read_json_lines(path: Path, columns: dict[str, type], growing: bool = False) -> list[Row]:
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one kind of file."""
+
+    required: Mapping[str, type]  # in every row, of this type
+    optional: Collection[str] = ()  # may be left out of a row
+    unread: Collection[str] = ()  # of published files, or of those that runs write: known, and nobody reads them
+    expected: Collection[str] = ()  # of the optional ones: in one row at least, null or empty where there is nothing
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Return those of `names` that no reader knows."""
+        return [name for name in names if name not in {*self.required, *self.optional, *self.unread}]
+
+
+def read_json_lines(path: Path, columns: Columns, growing: bool = False) -> list[Row]:
     """Return (FILE:LINE, row) for each row of a JSON-lines file, its columns checked.
 
     Args:
         path: The file.
-        columns: What every row must have, and of what type; others may be there too.
+        columns: Those of its kind; others may be there too, see `check_rows`.
         growing: Whether somebody may be writing it: a last line without its end is left out, with a warning.
 
     Raises:
-        InputError: A line is no JSON object, or a column is missing or of another type; names the file and line.
+        InputError: A line is no JSON object, or a column is missing, misspelt, given twice or of another type; names
+            the file and line.
     """
     rows = []
     lines = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
@@ -34,24 +51,102 @@ def read_json_lines(path: Path, columns: dict[str, type], growing: bool = False)
         where = f"{path}:{number}"
         if not line.strip():
             continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair, escaped, is no text
-        except ValueError as error:  # no JSON, or not to be written in UTF-8
-            if growing and number == len(lines):
-                log.warning("%s: an unfinished line is left out", where)
-                continue
-            shown = line[:60].decode(errors="replace")
-            raise InputError(where, shown, f"each line must be a JSON object ({error})", "Mend the line.") from None
-        if not isinstance(row, dict):
-            shown = line[:60].decode(errors="replace")
-            raise InputError(where, shown, "each line must be a JSON object", "Mend the line.")
-        for name, kind in columns.items():
-            if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
-                given = row.get(name, "(missing)")
-                raise InputError(f"{where}: {name}", given, f"must be of type {kind.__name__}", "Mend the row.")
+        row = _parsed(where, line, growing and number == len(lines))
+        if row is None:
+            log.warning("%s: an unfinished line is left out", where)
+            continue
+        check_spelling(where, row, columns)
+        for name, kind in columns.required.items():
+            if name not in row:
+                allowed = f"every row must have this column, and this one has {', '.join(row) or 'none'}"
+                raise InputError(f"{where}: {name}", "(missing)", allowed, "Mend the row.")
+            if not isinstance(row[name], kind) or isinstance(row[name], bool):
+                raise InputError(f"{where}: {name}", row[name], f"must be of type {kind.__name__}", "Mend the row.")
         rows.append((where, row))
     return rows
+
+
+def _parsed(where: str, line: bytes, last: bool) -> dict[str, Any] | None:
+    """Return a line's JSON object; None where it is the `last` one and has no end yet."""
+    shown = line[:60].decode(errors="replace")
+    if b"\0" in line:  # what UTF-16 has between the letters: no line that is only unfinished
+        raise InputError(
+            where, shown, "each line must be UTF-8, and this one has null bytes", "Save the file as UTF-8."
+        )
+    try:
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_once)
+        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair, escaped, is no text
+    except UnicodeDecodeError as error:
+        if last and error.reason == "unexpected end of data":
+            return None
+        raise InputError(where, shown, f"each line must be UTF-8 ({error})", "Save the file as UTF-8.") from None
+    except (ValueError, RecursionError) as error:  # no JSON, or not to be written in UTF-8
+        if last and isinstance(error, json.JSONDecodeError):
+            return None
+        raise InputError(where, shown, f"each line must be a JSON object ({error})", "Mend the line.") from None
+    if not isinstance(row, dict):
+        raise InputError(where, shown, "each line must be a JSON object", "Mend the line.")
+    for name, value in row.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            allowed = "must be finite: JSON has neither NaN nor Infinity"
+            raise InputError(f"{where}: {name}", value, allowed, "Mend the row; null stands for none.") from None
+    return row
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object of which no name stands twice: the last one would win without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return found
+
+
+def check_spelling(where: str, names: Collection[str], columns: Columns) -> None:
+    """Check that no unknown column is spelt like one that is read and that is not there.
+
+    Args:
+        where: The row's place, or that of the line that names a table's columns.
+        names: The columns that are there.
+        columns: Those of the file's kind.
+
+    Raises:
+        InputError: Names the column and the one that is read.
+    """
+    absent = {name.casefold(): name for name in (*columns.required, *columns.optional) if name not in names}
+    for name in columns.unknown(names):
+        # 0.77 takes `category` for `categories`, and leaves alone `mode` beside `code`.
+        if close := get_close_matches(name.casefold(), absent, 1, 0.77):
+            meant = absent[close[0]]
+            own = "" if meant in columns.required else f", or add {meant}, empty, where both are meant"
+            allowed = f"is no column that is read, and {meant}, which is spelt like it, is missing"
+            raise InputError(where, name, allowed, f"Rename it{own}.")
+
+
+def check_rows(key: str, path: str, rows: Sequence[Row], columns: Columns) -> None:
+    """Check a file as a whole, and name the columns that nothing reads in a warning.
+
+    Args:
+        key: The setting that names the file.
+        path: The file.
+        rows: All of its rows.
+        columns: Those of its kind.
+
+    Raises:
+        InputError: There is no row, or no row has a column that is expected.
+    """
+    if not rows:
+        advice = "Check that it is the right file."
+        raise InputError(key, path, f"has no row, and each is to have {', '.join(columns.required)}", advice)
+    for name in columns.expected:
+        if not any(name in row for _, row in rows):
+            advice = f"Rename the column that is meant; where there is none, add {name}, null or empty, to say so."
+            raise InputError(key, path, f"has the column {name} in no row", advice)
+    filled = dict.fromkeys(name for _, row in rows for name, value in row.items() if value not in (None, ""))
+    if unknown := columns.unknown(filled):
+        log.warning("%s: nothing reads these columns: %s", path, ", ".join(map(repr, unknown)))
 
 
 def content_sha256(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> str:
@@ -95,6 +190,7 @@ def tasks_from(
     columns: Iterable[str],
     expected_sha256: str | None,
     task: Callable[[str, dict[str, Any]], Task],
+    key: str = "data",
 ) -> tuple[list[Task], str]:
     """Return all tasks in order of id, and the SHA-256 of their content.
 
@@ -103,6 +199,7 @@ def tasks_from(
         columns: What a task is made from.
         expected_sha256: What the content must hash to, None for any.
         task: Makes one from a place and a row.
+        key: The setting's group, for errors: "data" or "transfer".
 
     Raises:
         InputError: A row is malformed or repeated, or the content is not what was expected.
@@ -116,9 +213,9 @@ def tasks_from(
     sha256 = content_sha256((row for _, row in rows), columns)
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise InputError(
-            "data.sha256",
+            f"{key}.sha256",
             expected_sha256,
             f"the rows hash to {sha256}",
-            "Use the published file, or set data.sha256=null to run on other rows.",
+            f"Use the published file, or set {key}.sha256=null to run on other rows.",
         )
     return [tasks[i] for i in sorted(tasks)], sha256

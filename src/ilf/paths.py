@@ -1,0 +1,54 @@
+"""Files and folders that settings name, told apart: absent, of the other kind, or not to be read or written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Literal
+
+from ilf.types import InputError
+
+
+def check_path(key: str, path: str, kind: Literal["file", "folder"], advice: str) -> None:
+    """Check that a setting names a file that can be read, or a folder that can be listed.
+
+    Args:
+        key: The setting.
+        path: Its value.
+        kind: What it must be.
+        advice: What to do where it is not.
+
+    Raises:
+        InputError: It is absent, of another kind, or can't be opened.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+        found = "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "device or pipe"
+        reason = f"is a {found}, and must be a {kind}"
+        if found == kind:
+            os.close(os.open(path, os.O_RDONLY))
+            return
+    except (FileNotFoundError, NotADirectoryError):  # the latter: a part of the path is a file
+        reason = f"no such {kind}"
+    except OSError as error:
+        reason = f"can't be read ({error.strerror})"
+    raise InputError(key, path, reason, advice)
+
+
+def check_target(key: str, path: str, advice: str) -> None:
+    """Check that a setting names a file that can be written, whether or not it is there already.
+
+    Raises:
+        InputError: It is a folder, its folder is absent, or one of them is not to be written.
+    """
+    there, folder = os.path.exists(path), Path(path).parent
+    reason = None
+    if there and not Path(path).is_file():
+        reason = f"is a {'folder' if Path(path).is_dir() else 'device or pipe'}, and must be a file"
+    elif not os.path.isdir(folder):
+        reason = f"there is no folder {folder}"
+    elif not os.access(path if there else folder, os.W_OK):
+        reason = "can't be written (Permission denied)"
+    if reason is not None:
+        raise InputError(key, path, reason, advice)

@@ -1,0 +1,361 @@
+"""Files that users give, of every kind: misspelt columns, text that is no text, paths that are something else."""
+
+import csv
+import io
+import json
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import MINI, ROOT, compose_settings
+
+from ilf.annotation.answers import Answers
+from ilf.config import build
+from ilf.feedback import human, other_model
+from ilf.feedback.human import read_annotations
+from ilf.feedback.other_model import OtherModel, check_stored
+from ilf.settings import LLM, Data
+from ilf.store import JsonLines
+from ilf.tasks import jsonl, mbpp
+from ilf.tasks.load import load
+from ilf.types import InputError
+
+TUTORIAL = ROOT / "docs" / "tutorial"
+ANNOTATION = dict.fromkeys(human.FIELDS) | {
+    "task_id": 311,
+    "Feedback": "f",
+    "original_model_completion": "x0",
+    "unedited_annotator_completion": "x1",
+}
+TASK = {"task_id": 11, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
+ANSWER = {"task_id": 311, "sample": 0, "parent": "p", "answer": "a", "use": "feedback", "finish_reason": "stop"}
+
+
+def write_csv(file, rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    file.write_text(text.getvalue(), newline="")
+
+
+def write_jsonl(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# Of each kind of file: its name, a good row with all columns, these, how it is written and read, and the setting.
+KINDS = {
+    "annotations": ("a.jsonl", ANNOTATION, human.FILE, write_jsonl, read_annotations, "feedback.path"),
+    "a table of annotations": ("a.csv", ANNOTATION, human.FILE, write_csv, read_annotations, "feedback.path"),
+    "answers of the page": ("a.jsonl", ANNOTATION, human.FILE, write_jsonl, lambda f: Answers(f).rows(), None),
+    "own tasks": (
+        "a.jsonl",
+        {**TASK, "signature": "", "test_setup_code": "", "split": "test"},
+        jsonl.FILE,
+        write_jsonl,
+        lambda file: load(Data(name="jsonl", path=str(file))),
+        "data.path",
+    ),
+    "MBPP": (
+        "a.jsonl",
+        {**TASK, "test_setup_code": ""},
+        mbpp.FILE,
+        write_jsonl,
+        lambda file: load(Data(name="mbpp", path=str(file))),
+        "data.path",
+    ),
+    "another model's answers": (
+        "a.jsonl",
+        {**ANSWER, "usage": None},
+        other_model.FILE,
+        write_jsonl,
+        lambda file: check_stored(str(file), ["feedback"]),
+        "llm.path",
+    ),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, tmp_path):
+    name, row, columns, write, read, key = KINDS[request.param]
+    return tmp_path / name, row, columns, write, read, key
+
+
+# ---- columns ---------------------------------------------------------------------------------------------------------
+
+
+def misspelt(name):
+    """Spellings of a column that a hand or a spreadsheet may give it."""
+    middle = len(name) // 2
+    found = [
+        name.upper(),
+        name.swapcase(),
+        name.title(),
+        f" {name}",
+        name[:middle] + name[middle + 1 :],
+        name[:middle] + name[middle] + name[middle:],
+        name + ("" if name.endswith("s") else "s"),
+        name.replace("_", " "),
+        name.replace("_", "-"),
+        name.replace("_", ""),
+        name[: middle - 1] + name[middle] + name[middle - 1] + name[middle + 1 :] if len(name) > 5 else name.upper(),
+    ]
+    return sorted({one for one in found if one != name})
+
+
+def test_a_column_spelt_like_one_that_is_missing_is_an_error_that_names_both(kind):
+    file, row, columns, write, read, _ = kind
+    write(file, [row])
+    read(file)
+    line = 1 if file.suffix == ".csv" else 2
+    for name in (*columns.required, *columns.optional):
+        for wrong in misspelt(name):
+            renamed = {wrong if key == name else key: value for key, value in row.items()}
+            rows = [renamed] if file.suffix == ".csv" else [row, renamed]
+            write(file, rows)
+            where = re.escape(f"{file}:{line}={wrong!r}: ")
+            with pytest.raises(InputError, match=rf"{where}.* {name}, which is spelt like it"):
+                read(file)
+
+
+def test_no_column_is_taken_for_one_that_the_row_has_too(kind, caplog):
+    file, row, columns, write, read, key = kind
+    for name in (*columns.required, *columns.optional):
+        wrong = name + "x"
+        write(file, [{**row, wrong: "mine"}])
+        caplog.clear()
+        read(file)
+        said = [one.getMessage() for one in caplog.records]
+        # The page only appends: what it does not know stays, and a run on the file names it.
+        assert said == ([] if key is None else [f"{file}: nothing reads these columns: {wrong!r}"])
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(kind):
+    file, row, columns, write, read, _ = kind
+    for name in columns.required:
+        write(file, [{key if key != name else "wholly_other": value for key, value in row.items()}])
+        with pytest.raises(InputError, match=rf"{name}\b.*wholly_other|wholly_other.*{name}\b"):
+            read(file)
+
+
+def test_each_unknown_column_that_holds_something_is_named_once_a_file(kind, caplog):
+    file, row, _, write, read, key = kind
+    if key is None:
+        return
+    other = {"task_id": row["task_id"] + 1, **({"code": "def f(y):\n  return y"} if "code" in row else {})}
+    write(file, [{**row, "mine": "a", "blank": None}, {**row, **other, "mine": "b", "blank": None}])
+    read(file)
+    assert [one.getMessage() for one in caplog.records] == [f"{file}: nothing reads these columns: 'mine'"]
+
+
+def test_published_files_and_those_that_we_write_give_no_warning(mbpp_file, annotations_file, tmp_path, caplog):
+    load(Data(name="mbpp", path=str(mbpp_file)))
+    load(Data(name="jsonl", path=str(mbpp_file)))
+    load(Data(name="jsonl", path=str(TUTORIAL / "tasks.jsonl")))
+    read_annotations(annotations_file)
+    read_annotations(TUTORIAL / "annotations.jsonl")
+    for name in ("a.csv", "a.jsonl"):
+        human.export(str(annotations_file), str(tmp_path / name))
+        read_annotations(tmp_path / name)
+    query = {"task_id": 1, "sample": 0, "parent": "p", "seed": 1, "messages": [{"role": "user", "content": "q"}]}
+    reply = {"answer": "a", "finish_reason": "stop", "usage": None, "model": "m"}
+    JsonLines(tmp_path / "b.jsonl").append([OtherModel(LLM(), 1.0)._row("feedback", query, reply)])
+    check_stored(str(tmp_path / "b.jsonl"), ["feedback"])
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_annotations_without_the_column_of_refinements_say_so_on_purpose(name, tmp_path):
+    file, write = tmp_path / name, write_csv if name.endswith("csv") else write_jsonl
+    column = "unedited_annotator_completion"
+    whole = [{**ANNOTATION, "task_id": i} for i in (311, 312)]
+    write(file, [{key: value for key, value in row.items() if key != column} for row in whole])
+    with pytest.raises(InputError, match=rf"feedback\.path='{file}'.*{column} in no row.*add {column}, null or empty"):
+        read_annotations(file)
+    for none in (None, ""):
+        write(file, [{**row, column: none} for row in whole])
+        assert [row[column] for _, row in read_annotations(file)] == ["", ""]
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+JSON_KINDS = [name for name, kind in KINDS.items() if kind[0].endswith("jsonl")]
+
+
+@pytest.mark.parametrize("name", JSON_KINDS)
+def test_what_json_lets_pass_without_a_word_is_an_error_with_its_line(name, tmp_path):
+    _, row, _, _, read, _ = KINDS[name]
+    file, text = tmp_path / "a.jsonl", json.dumps(row)
+    for end in ("", "\n"):
+        for own, message in (
+            ('"task_id": 2', "'task_id' stands in it twice"),
+            ('"mine": {"a": 1, "a": 2}', "'a' stands in it twice"),
+            ('"mine": NaN', "mine=nan: must be finite"),
+            ('"mine": [1, -Infinity]', "mine=.*must be finite"),
+            ('"mine": 1e999', "mine=inf: must be finite"),
+            ('"mine": ' + "[" * 100_000, "JSON object"),
+        ):
+            file.write_text(f"{text}\n{text[:-1]}, {own}}}{end}")
+            with pytest.raises(InputError, match=rf"^{file}:2.*{message}"):
+                read(file)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_another_encoding_is_named_with_its_file(kind, encoding):
+    file, row, _, write, read, _ = kind
+    for letters in ("größer", "plain"):
+        if (letters, encoding) == ("plain", "latin-1"):
+            continue  # the same bytes as in UTF-8
+        write(file, [{**row, "mine": letters}])
+        text = file.read_text().replace("\\u00f6", "ö").replace("\\u00df", "ß").rstrip()
+        for end in ("", "\n", "\r\n"):  # without an end, it is no line that somebody is writing either
+            file.write_bytes((text + end).encode(encoding))
+            with pytest.raises(InputError, match=re.escape(str(file))) as error:
+                read(file)
+            assert "UTF-8" in str(error.value) or (letters == "plain" and file.suffix == ".csv")
+
+
+NOTHING = {"no byte": "", "blank lines": "\n \n\n", "a byte-order mark": "\ufeff", "a broken line": '{"task_id": '}
+
+
+@pytest.mark.parametrize("content", NOTHING)
+def test_a_file_without_a_row_is_named_with_its_setting(kind, content):
+    file, row, _, write, read, key = kind
+    file.write_text(NOTHING[content])
+    if key is None:
+        assert read(file) == []  # nobody has answered yet
+        return
+    with pytest.raises(InputError) as error:
+        read(file)
+    assert str(file) in str(error.value) and "limit" not in str(error.value)
+    if file.suffix == ".csv":
+        write(file, [row])
+        file.write_text(file.read_text().splitlines()[0] + "\n")
+        with pytest.raises(InputError, match=rf"^{key}='{file}': has no row"):
+            read(file)
+
+
+def test_stored_answers_of_no_use_or_given_twice_are_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    write_jsonl(file, [ANSWER, {**ANSWER, "sample": 1, "use": "feedbck"}])
+    with pytest.raises(InputError, match=rf"^{file}:2: use='feedbck'.*feedback, refinement"):
+        check_stored(str(file), ["feedback"])
+    write_jsonl(file, [ANSWER, {**ANSWER, "use": "refinement"}, {**ANSWER, "answer": "b"}])
+    with pytest.raises(InputError, match=rf"^{file}:3: task_id=311.*already by {file}:1"):
+        check_stored(str(file), ["feedback"])
+
+
+# ---- paths -----------------------------------------------------------------------------------------------------------
+
+FILES = {
+    "data.path": ["data=jsonl", "stages=[zero_shot]"],
+    "data.path of MBPP": ["data=mbpp", "stages=[zero_shot]"],
+    "transfer.path": ["data@transfer=jsonl"],
+    "transfer.path of MBPP": ["data@transfer=mbpp"],
+    "feedback.path": ["feedback=human"],
+    "feedback.path of worked examples": ["feedback=llm", "llm.model=m"],
+    "feedback.path to export": ["mode=export", "export=b.csv"],
+    "llm.path": ["refinements=llm"],
+    "annotate.path": ["mode=annotate"],
+    "export": ["mode=export", f"feedback.path={TUTORIAL}/annotations.jsonl"],
+}
+FOLDERS = {
+    "model.path": ["model=local"],
+    "refiner.path": ["refiner=local"],
+    "llm.model": ["feedback=llm"],
+    "compare": ["mode=compare"],
+}
+
+
+def refused(key, path, overrides):
+    key = key.partition(" ")[0]
+    value = f"{key}=[{path}]" if key == "compare" else f"{key}={path}"
+    with pytest.raises(InputError, match=rf"^{re.escape(key)}=") as error:
+        compose_settings(*overrides, value)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("key", FILES)
+def test_a_path_that_is_no_file_says_what_it_is(key, tmp_path):
+    target = key in ("annotate.path", "export")
+    own = FILES[key]
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "file.jsonl").write_text("x")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    absent = "there is no folder" if target else "no such file"
+    assert "is a folder, and must be a file" in refused(key, tmp_path / "folder.jsonl", own)
+    assert "is a device or pipe, and must be a file" in refused(key, tmp_path / "pipe.jsonl", own)
+    assert absent in refused(key, tmp_path / "none" / "a.jsonl", own)
+    assert absent in refused(key, tmp_path / "file.jsonl" / "a.jsonl", own)
+    if not target:
+        assert "no such file" in refused(key, tmp_path / "a.jsonl", own)
+        assert "can't be read (" in refused(key, tmp_path / "loop.jsonl", own)
+        assert "can't be read (" in refused(key, tmp_path / ("a" * 300 + ".jsonl"), own)
+    (tmp_path / "file.jsonl").chmod(0)
+    if not os.access(tmp_path / "file.jsonl", os.R_OK):  # root may do all
+        said = refused(key, tmp_path / "file.jsonl", own)
+        assert ("can't be written (" if target else "can't be read (Permission denied)") in said
+        tmp_path.chmod(0o500)
+        if target:
+            assert "can't be written (" in refused(key, tmp_path / "new.jsonl", own)
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("key", FOLDERS)
+def test_a_path_that_is_no_folder_says_what_it_is(key, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert "is a file, and must be a folder" in refused(key, tmp_path / "file", FOLDERS[key])
+    assert "is a file, and must be a folder" in refused(key, MINI / "config.json", FOLDERS[key])
+    assert "no such folder" in refused(key, tmp_path / "none", FOLDERS[key])
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert key == "llm.model" or "can't be read (" in refused(key, tmp_path / "loop", FOLDERS[key])
+    (tmp_path / "shut").mkdir(0)
+    if not os.access(tmp_path / "shut", os.R_OK):
+        assert "can't be read (Permission denied)" in refused(key, tmp_path / "shut", FOLDERS[key])
+
+
+# ---- Test ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["data", "transfer"])
+@pytest.mark.parametrize(
+    ("name", "rows", "key", "message"),
+    [
+        ("jsonl", [{**TASK, "split": "train"}], "path", "Test split.*column `split`"),
+        ("jsonl", [TASK], "split", r"none of the 1 tasks of .*a\.jsonl to Test"),
+        ("mbpp", [{**TASK, "task_id": 311, "test_setup_code": ""}], "path", "Test split.*ids 11 to 110"),
+        ("jsonl", [], "path", "has no row"),
+        ("mbpp", [], "path", "has no row"),
+    ],
+)
+def test_tasks_of_which_none_is_for_test_are_named_by_their_setting(group, name, rows, key, message, tmp_path):
+    file = tmp_path / "a.jsonl"
+    write_jsonl(file, rows)
+    option = f"data={name}" if group == "data" else f"data@transfer={name}"
+    own = [option, f"{group}.path={file}", "stages=[zero_shot]", f"output_dir={tmp_path}/run", "logger=none"]
+    if name == "mbpp" and rows:
+        own.append(f"{group}.sha256=null")
+    with pytest.raises(InputError, match=rf"^{group}\.{key}=") as error:
+        build(compose_settings(*own, f"store.dir={tmp_path}/store"))
+    assert re.search(message, str(error.value)) and str(file) in str(error.value)
+
+
+def test_shares_that_leave_none_for_test_are_named(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{**TASK, "task_id": i} for i in range(1, 9)])
+    data = Data(name="jsonl", path=str(tmp_path / "a.jsonl"))
+    data.split.test, data.split.train = 0.0, 0.7
+    with pytest.raises(InputError, match=r"^data\.split=.*none of the 8 tasks.*Raise data\.split\.test") as error:
+        load(data)
+    assert str(asdict(data.split)) in str(error.value)
+
+
+def test_what_keeps_a_stage_from_its_tasks_is_named(small_stages):
+    """A limit is blamed only where it leaves tasks out."""
+    for limit, key in (("2", r"^data\.limit\.train=2.*Raise the limit"), ("null", r"^feedback='scripted'.*Add tasks")):
+        stages = small_stages("stages=[refine]", f"data.limit.train={limit}")
+        with pytest.raises(InputError, match=key):
+            stages.refine(Path(MINI), [])
