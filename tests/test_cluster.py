@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -261,3 +262,26 @@ def test_a_sweep_by_slurm_is_one_sweep(slurm, cli, tmp_path):
     check_sweep(tmp_path, ["gold", "none"], "human", "complete")
     scripts = list((tmp_path / "sweep" / ".submitit").glob("*/*submission.sh"))
     assert scripts and "#SBATCH" in scripts[0].read_text()
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_is_told_to_make_room_goes_on_when_it_is_its_turn_again(slurm, tmp_path):
+    arguments = [*SWEEP[:-1], "logger=none", "hydra.run.dir=run", "sampler.n=10", "data.limit.train=300"]
+    script = tmp_path / "job.sh"
+    command = " ".join([sys.executable, str(ROOT / "run.py"), *map(shlex.quote, arguments)])
+    script.write_text(f"#!/bin/sh\n#SBATCH --requeue --open-mode=append --output=job.out\nexec {command}\n")
+    done = subprocess.run(["sbatch", "--parsable", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    job = done.stdout.strip()
+    log, output = tmp_path / "run" / "run.log", tmp_path / "job.out"
+    wait_until(lambda: log.exists() and "sample: 1 of" in log.read_text(), 200)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+    wait_until(lambda: "ended by SIGUSR1" in output.read_text() and "PENDING" in state(job), 30)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "interrupted"
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)  # else in two minutes
+    wait_until(lambda: "COMPLETED" in state(job), 300)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "complete"
+    assert "zero_shot: reused" in log.read_text() and "samples were drawn before and are kept" in log.read_text()
+
+
+def state(job: str) -> str:
+    return subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout

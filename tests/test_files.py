@@ -16,8 +16,8 @@ from ilf.config import build
 from ilf.feedback import human, other_model
 from ilf.feedback.human import read_annotations
 from ilf.feedback.other_model import OtherModel, check_stored
-from ilf.settings import LLM, Data
 from ilf.files import JsonLines
+from ilf.settings import LLM, Data
 from ilf.tasks import jsonl, mbpp
 from ilf.tasks.load import load
 from ilf.types import InputError
