@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import psutil
 import pytest
 import torch
 import warm
@@ -99,7 +100,7 @@ def programs(folder: Path) -> dict[str, list[tuple]]:
 def results(folder: Path) -> dict:
     """results.json, without what has to differ."""
     found = json.loads((folder / "results.json").read_text())
-    return {k: v for k, v in found.items() if k not in ("seconds", "overrides", "processes")}
+    return {k: v for k, v in found.items() if k not in ("seconds", "overrides", "processes", "entries")}
 
 
 @pytest.fixture(scope="module")
@@ -332,3 +333,43 @@ def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, 
     assert len({len(batches) for batches in sampled}) == 1
     assert sorted(d.sample for one in sampled for batch in one for d in batch) == list(range(len(lengths)))
     assert all(isinstance(d, Draw) for one in sampled for batch in one for d in batch)
+
+
+def test_a_signal_ends_all_processes_that_a_run_has_started(tmp_path):
+    arguments = [*BUDGET, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=run"]
+    process = warm.start(ROOT / "run.py", arguments, tmp_path, tmp_path / "printed")
+    log = tmp_path / "run" / "run.log"
+    while process.is_alive() and not (log.exists() and "train_refiner: started" in log.read_text()):
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("follow_parent" in " ".join(child.cmdline()) for child in children)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode == 128 + signal.SIGTERM, (tmp_path / "printed.err").read_text()[-2000:]
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert not left
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "interrupted"
+
+
+def test_a_signal_ends_a_process_that_waits_for_another_in_a_call_of_a_library(tmp_path):
+    """Python's handlers don't run there: a thread ends the process."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        "from ilf import ending, ranks\n"
+        "def main():\n"
+        "    if ranks.rank():\n"
+        "        time.sleep(60)\n"
+        "    print('waiting', flush=True)\n"
+        "    ranks.gather([1])\n"
+        "ending.command(main, ending.explain)\n"
+    )
+    with two(program, [], tmp_path) as (first, _):
+        printed = tmp_path / "printed0.out"
+        while first.is_alive() and not (printed.exists() and "waiting" in printed.read_text()):
+            time.sleep(0.01)
+        time.sleep(2)
+        os.kill(first.pid, signal.SIGTERM)
+        assert end([first], tmp_path) == [128 + signal.SIGTERM]
+        assert "the same command goes on from here" in (tmp_path / "printed0.err").read_text()

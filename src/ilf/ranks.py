@@ -73,8 +73,8 @@ def lead(program: Callable[[], object]) -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
-    except Interrupted as stop:
-        code = stop.code
+    except Interrupted:
+        _group.calling = True  # the others may be anywhere, and end as their connection to this process does
         raise
     finally:
         if count() > 1 and not _group.calling:
