@@ -98,10 +98,12 @@ def build(settings: Settings) -> Stages:
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     from ilf.analysis.jobs import arm_name
-    from ilf.budget import check_memory
+    from ilf.budget import check_plan
+    from ilf.disk import check_writable
     from ilf.feedback import llm
     from ilf.feedback.human import load_annotations
     from ilf.feedback.other_model import check_stored
+    from ilf.models.folder import check_model
     from ilf.models.load import resolve
     from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
@@ -109,8 +111,11 @@ def build(settings: Settings) -> Stages:
     from ilf.tasks import jsonl, mbpp
     from ilf.tasks.load import check_tasks, load, split_tasks
     from ilf.tracking import Tracker
+    from ilf.training.trial import check_training, trainings
 
     check_device(settings)
+    check_writable("store.dir", Path(settings.store.dir))
+    check_writable("output_dir", Path(settings.output_dir))
     if settings.model.attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise InputError(
             "model.attention",
@@ -143,10 +148,17 @@ def build(settings: Settings) -> Stages:
     elif asked and settings.llm.url is None:
         name = str(settings.llm.model)
         llm_folder = Path(name) if Path(name).is_dir() else resolve(None, name, None, "llm.model")
+        check_model("llm.model", llm_folder)
+    model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
+    local = settings.sampler.name != "openai"  # else a server may hold the only weights
+    key = "model.path" if settings.model.path is not None else "model.hub"
+    config, tokenizer = check_model(key, model, local or bool(trainings(settings)))
+    if settings.refiner.name == "local":
+        check_model("refiner.path", Path(str(settings.refiner.path)), local)
+    check_training(settings, config, splits)
     ranks.join(settings.trainer.strategy, settings.trainer.devices)
     store = Store(Path(settings.store.dir), settings.store.reuse)
-    model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
-    check_memory(settings, model, [task.prompt for task in splits.by_id.values()])
+    check_plan(settings, config, tokenizer, splits)
     limits = Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)})
     if executor.name == "ray":
         from ilf.sandbox.cluster import ClusterSandbox

@@ -21,6 +21,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from ilf.disk import naming
+
 
 def canonical(value: Any) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces."""
@@ -35,7 +37,8 @@ def sha256(value: Any) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader, or a kill, sees the old text or the new one."""
     scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")  # another machine may have such a process
-    scratch.write_text(text, encoding="utf-8")
+    with naming(path):
+        scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
 
 
@@ -47,7 +50,7 @@ class JsonLines:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append `rows` in one write, on disk when this returns."""
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
