@@ -56,13 +56,16 @@ def naming(path: Path) -> Iterator[None]:
         path: What is written.
 
     Raises:
-        OSError: With `path`. That safetensors' and tokenizers' errors are of the system, only their text says.
+        OSError: With `path`, whatever the library that writes makes of the system's error.
     """
     try:
         yield
     except Exception as error:
-        rust = re.search(r"\(os error (\d+)\)", str(error))
-        number = error.errno if isinstance(error, OSError) else int(rust[1]) if rust else None
-        if number is None or (isinstance(error, OSError) and error.filename is not None):
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, OSError):  # torch raises another while it handles one
+            found = found.__context__
+        rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers only say so
+        number = found.errno if found is not None else int(rust[1]) if rust else None
+        if number is None or (found is not None and found.filename is not None):
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
