@@ -89,6 +89,8 @@ BAD = {
     "more than all dropped": (["adapter.dropout=2"], "adapter.dropout"),
     "no alpha": (["adapter=lora", "adapter.alpha=0"], "adapter.alpha"),
     "an unknown accelerator": (["trainer.accelerator=foo"], "trainer.accelerator"),
+    "more bytes than there are": (["executor.memory_mb=100000000000000"], "executor.memory_mb"),
+    "a program that never ends": (["executor.time_limit=1e12"], "executor.time_limit"),
     "one phase's rate": (["training.policy.lr=0"], "training.policy.lr"),
 }
 

@@ -21,9 +21,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "sampler.n",
             "sampler.max_new_tokens",
             "sampler.batch_size",
-            "executor.memory_mb",
-            "executor.output_mb",
-            "executor.disk_mb",
             "executor.workers",
             "adapter.rank",
             "adapter.alpha",
@@ -46,6 +43,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "pretrain.epochs",
         ),
     ),
+    "from 1 to 1e9": (  # the system counts bytes in 64 bits
+        lambda value: 1 <= value <= 1e9,
+        ("executor.memory_mb", "executor.output_mb", "executor.disk_mb"),
+    ),
     "at least 1, or null for all tasks": (
         lambda value: value >= 1,
         ("data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"),
@@ -54,7 +55,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda value: value > 0,
         (
             "sampler.temperature",
-            "executor.time_limit",
             "optimizer.eps",
             "training.lr",
             "training.refiner.lr",
@@ -63,6 +63,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "pretrain.lr",
         ),
     ),
+    "above 0 and at most 3600": (lambda value: 0 < value <= 3600, ("executor.time_limit",)),
     "0 or more": (
         lambda value: value >= 0,
         (
