@@ -278,7 +278,7 @@ def test_stages_can_be_done_one_after_the_other(small_stages):
 
 def test_an_empty_training_set_ends_the_run_after_its_results(cli, tmp_path):
     local = ["refiner=local", f"refiner.path={MINI}"]
-    done = cli(*SMALL, "store.dir=store", "logger=csv", "training.max_length=20", *local, "hydra.run.dir=out")
+    done = cli(*SMALL, "store.dir=store", "logger=csv", "training.max_length=50", *local, "hydra.run.dir=out")
     assert done.returncode != 0 and "no program is left to fine-tune on" in done.stderr, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (found["status"], found["finetuned"]) == ("no_training_examples", None)

@@ -116,10 +116,11 @@ def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, ca
     fitting = re.findall(r"(?:fit: |; )(.+?) \([\d.]+ GB\)", str(error.value))
     assert fitting, error.value
     settings = compose_settings(*overrides, *fitting[0].split())
-    check_memory(settings, MINI, ["def f(x):\n"])  # advice that is followed is enough
+    config = AutoConfig.from_pretrained(MINI)
+    check_memory(Budget(settings, config, 8))  # advice that is followed is enough
     if work == "sampling":
         with caplog.at_level("WARNING"):
-            check_memory(compose_settings(*overrides, "trainer.memory=warn"), MINI, ["def f(x):\n"])
+            check_memory(Budget(compose_settings(*overrides, "trainer.memory=warn"), config, 8))
         assert f"{work} needs" in caplog.text
 
 
@@ -145,7 +146,7 @@ def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned(monkeyp
 
     whole = needs()
     assert list(whole) == ["sampling", "fine-tuning the refiner", "fine-tuning the policy"]
-    assert list(needs("stages=[sample]")) == ["sampling"] and list(needs("refinements=none")) == list(whole)[:2]
+    assert list(needs("stages=[sample]")) == ["sampling"] and list(needs("refinements=none")) == ["sampling"]
     small = needs("training.gradient_checkpointing=true", "optimizer=adamw_8bit", "sampler.batch_size=20")
     assert all(small[work] < whole[work] for work in whole)
     assert list(needs("sampler=openai", "sampler.url=http://localhost:1/v1")) == list(whole)[1:]

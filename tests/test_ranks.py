@@ -206,13 +206,18 @@ def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp
         assert not (tmp_path / name / "checkpoints").exists()
 
 
+# As many steps as the policy's training could have, were there an example on every task.
+LONG_WARMUP = ["training.warmup_steps=8", "training.refiner.epochs=1"]
+LONG_WARMUP += ["training.refiner.batch_size=1", "training.policy.batch_size=1"]
+
+
 @pytest.mark.parametrize(
     ("launcher", "arguments", "message"),
     [
         (as_torchrun, ["sampler.n=0"], "sampler.n=0"),  # before there is a group
         (as_srun, ["trainer=auto"], "trainer.strategy='auto': is one process, and 2 were started"),
-        (as_srun, ["trainer=ddp", "training.warmup_steps=99"], "training.warmup_steps=99"),  # in both
-        (as_torchrun, ["trainer=ddp", "training.max_length=9", f"refiner.path={MINI}"], "no program is left"),
+        (as_srun, ["trainer=ddp", *LONG_WARMUP], "training.warmup_steps=8: is longer than the training"),  # in both
+        (as_torchrun, ["trainer=ddp", "training.max_length=53", f"refiner.path={MINI}"], "no program is left"),
     ],
 )
 def test_all_processes_end_where_the_first_has_an_error(launcher, arguments, message, alone, tmp_path):

@@ -1,4 +1,4 @@
-"""Does a run fit its device? Logged as a table before any work, refused where it can't, with what would fit."""
+"""Does a run fit its device and its disk? Logged before any work, refused where it can't, with what would fit."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import copy
 import logging
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from ilf import ranks
-from ilf.models.load import load_tokenizer, sampling_dtype
-from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
+from ilf.disk import nearest
+from ilf.models.load import sampling_dtype
+from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
 from ilf.settings import Settings, TrainerSettings
 from ilf.training.trainer import precision, training_device
-from ilf.types import InputError
+from ilf.training.trial import check_lengths, trainings
+from ilf.types import InputError, Splits
 
 log = logging.getLogger(__name__)
 
@@ -27,31 +29,70 @@ _FEEDBACK_TOKENS = 128  # allowed for a feedback in a refine prompt
 _REPLACED = {("optimizer", "adapter"), ("trainer", "optimizer"), ("trainer", "adapter")}  # by the later of the two
 
 
-def check_memory(settings: Settings, folder: Path, prompts: Sequence[str]) -> None:
-    """Log what the run needs of its device's memory.
+def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -> None:
+    """Check that a run fits: its rows, its device's memory and its disk. What it needs of these is logged.
 
     Args:
         settings: Checked.
-        folder: The policy's.
-        prompts: Of all tasks.
+        config: The policy's, of transformers.
+        tokenizer: The policy's.
+        tasks: By split, restricted and limited.
 
     Raises:
-        InputError: A stage needs more than the device has, and `trainer.memory` is "refuse"; says what would fit.
+        InputError: No row fits `training.max_length`; or a stage needs more memory than the device has, or all together
+            more than the disk has free, and `trainer.memory` is "refuse"; says what would fit.
     """
-    config, tokenizer = AutoConfig.from_pretrained(folder), load_tokenizer(folder)
-    encoded = tokenizer(list(prompts), add_special_tokens=False).input_ids if prompts else []
-    longest = max(map(len, encoded), default=0)
-    budget = Budget(settings, config, longest)
+    prompts = [task.prompt for task in tasks.by_id.values()]
+    encoded = tokenizer(prompts, add_special_tokens=False).input_ids if prompts else []
+    tokens = {task_id: len(ids) for task_id, ids in zip(tasks.by_id, encoded, strict=True)}
+    check_lengths(settings, tasks, tokens)
+    budget = Budget(settings, config, max(tokens.values(), default=0))
+    check_memory(budget)
+    check_disk(budget)
+
+
+def check_memory(budget: Budget) -> None:
+    """Log what a run needs of its device's memory; refuse what can't fit, or warn, as `trainer.memory` says."""
+    settings = budget.settings
     device, size = device_memory(settings.trainer)
     needs = budget.needs()
     log.info("memory at the peak, of %s's %.1f GB\n%s", device, size / 1e9, table(needs))
     for need in needs:
         if need.least > size:
             problem = f"{need.work} needs {need.least / 1e9:.1f} GB at its peak, and {device} has {size / 1e9:.1f} GB"
-            advice = f"{budget.advice(need.work, size)} trainer.memory=warn goes on all the same."
-            if settings.trainer.memory == "refuse":
-                raise InputError("trainer.memory", "refuse", problem, advice)
-            log.warning("%s. %s", problem, advice)
+            _refuse(settings, "trainer.memory", "refuse", problem, budget.advice(need.work, size))
+
+
+def check_disk(budget: Budget) -> None:
+    """Log what a run writes at the peak; refuse what can't fit, or warn, as `trainer.memory` says.
+
+    Counted are model folders, adapters and checkpoints, as if no stage were finished. Where the store holds trainings
+    already, some of these may be this run's, which only their samples will show: then it is a warning.
+    """
+    settings = budget.settings
+    store, output = Path(settings.store.dir), Path(settings.output_dir)
+    stored, copied = budget.disk()
+    if not stored:
+        return
+    places = [("store.dir", store, stored)]  # on one file system, the run's models are hard links to the store's
+    if nearest(store).stat().st_dev != nearest(output).stat().st_dev:
+        places.append(("output_dir", output, copied))
+    for key, folder, size in places:
+        free = shutil.disk_usage(nearest(folder)).free
+        log.info("disk at the peak: %s=%s needs %.3f GB of %.1f GB", key, folder, size / 1e9, free / 1e9)
+        if size > free:
+            problem = f"models and checkpoints need {size / 1e9:.3f} GB at the peak, and {free / 1e9:.3f} GB are free"
+            advice = f"Give {key}=FOLDER on a larger disk, or free space: mode=store store.prune_days=30 does."
+            reusable = settings.store.reuse and any(store.glob("train_*/*"))
+            _refuse(settings, key, str(folder), problem, advice, only_warn=reusable)
+
+
+def _refuse(settings: Settings, key: str, value: str, problem: str, advice: str, only_warn: bool = False) -> None:
+    """Raise InputError, or warn where that is all that `trainer.memory` asks for."""
+    advice = f"{advice} trainer.memory=warn goes on all the same."
+    if settings.trainer.memory == "refuse" and not only_warn:
+        raise InputError(key, value, problem, advice)
+    log.warning("%s=%s: %s. %s", key, value, problem, advice)
 
 
 def device_memory(settings: TrainerSettings) -> tuple[str, int]:
@@ -102,11 +143,7 @@ class Budget:
         if drawing and only in (None, "sampling"):
             dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer))
             found.append(self._sampling(dtype, settings.sampler.batch_size))
-        phases = []
-        if "train_refiner" in stages and settings.refiner.name == "finetuned":
-            phases.append(("fine-tuning the refiner", settings.training.refiner))
-        if "train_policy" in stages and settings.refinements.name != "none":
-            phases.append(("fine-tuning the policy", settings.training.policy))
+        phases = [(f"fine-tuning the {name}", phase) for name, phase in trainings(settings).items()]
         done: dict[int, Need] = {}  # by rows a forward pass: the two fine-tunings differ in nothing else
         for work, phase in [pair for pair in phases if only in (None, pair[0])]:
             rows = min(settings.training.micro_batch_size, phase.batch_size)
@@ -190,10 +227,20 @@ class Budget:
         drawing = replace(settings.sampler, batch_size=rows)
         return sampling(self.config, drawing, dtype, tokens, settings.model.attention, self.device)
 
-    def _training(self, rows: int) -> Need:
-        """Return what a fine-tuning needs, the programs that it samples after each epoch included."""
+    def disk(self) -> tuple[int, int]:
+        """Return the bytes that the run puts into the store at the peak, and those of its own models."""
+        settings, phases = self.settings, trainings(self.settings)
+        if not phases:
+            return 0, 0
+        folder, checkpoint = written(self.config, self._how(1), settings.trainer.strategy == "fsdp")
+        # The last training's checkpoint is there beside all models, or beside the one that it replaces.
+        several = any(phase.epochs > 1 for phase in phases.values())
+        before = (settings.rounds * len(phases) - 1) * folder
+        return before + checkpoint + max(folder, several * checkpoint), len(phases) * folder
+
+    def _how(self, rows: int) -> FineTuning:
         settings, training = self.settings, self.settings.training
-        how = FineTuning(
+        return FineTuning(
             settings.adapter,
             settings.optimizer.name,
             precision(settings.trainer),
@@ -202,6 +249,10 @@ class Budget:
             training.gradient_checkpointing,
             settings.model.attention,
         )
+
+    def _training(self, rows: int) -> Need:
+        """Return what a fine-tuning needs, the programs that it samples after each epoch included."""
+        settings, training, how = self.settings, self.settings.training, self._how(rows)
         need = fine_tuning(self.config, how, self.device)
         if settings.trainer.strategy == "fsdp":  # what is trained is held in parts, but for the block that runs
             parameters, gradients, optimizer = (

@@ -32,7 +32,8 @@ from ilf import ending, ranks
 from ilf.analysis.jobs import FIELDS, job_folders, setting_of
 from ilf.checks import check
 from ilf.checks.keys import check_known, check_overrides, known_keys, unknown_key
-from ilf.files import check_writable, read_json, to_json, write_atomically
+from ilf.disk import check_writable
+from ilf.files import read_json, to_json, write_atomically
 from ilf.run_folder import FolderTaken, check_settled, claimed
 from ilf.settings import STAGES, Settings
 from ilf.types import InputError
@@ -170,10 +171,11 @@ def build(settings: Settings) -> Stages:
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     from ilf.analysis.jobs import arm_name
-    from ilf.budget import check_memory
+    from ilf.budget import check_plan
     from ilf.feedback import llm
     from ilf.feedback.human import load_annotations
     from ilf.feedback.other_model import check_stored
+    from ilf.models.folder import check_model
     from ilf.models.load import resolve
     from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
@@ -181,8 +183,11 @@ def build(settings: Settings) -> Stages:
     from ilf.tasks import jsonl, mbpp
     from ilf.tasks.load import check_tasks, load, split_tasks
     from ilf.tracking import Tracker
+    from ilf.training.trial import check_training, trainings
 
     check_device(settings)
+    check_writable("store.dir", Path(settings.store.dir))
+    check_writable("output_dir", Path(settings.output_dir))
     if settings.model.attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise InputError(
             "model.attention",
@@ -215,10 +220,17 @@ def build(settings: Settings) -> Stages:
     elif asked and settings.llm.url is None:
         name = str(settings.llm.model)
         llm_folder = Path(name) if Path(name).is_dir() else resolve(None, name, None, "llm.model")
+        check_model("llm.model", llm_folder)
+    model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
+    local = settings.sampler.name != "openai"  # else a server may hold the only weights
+    key = "model.path" if settings.model.path is not None else "model.hub"
+    config, tokenizer = check_model(key, model, local or bool(trainings(settings)))
+    if settings.refiner.name == "local":
+        check_model("refiner.path", Path(str(settings.refiner.path)), local)
+    check_training(settings, config, splits)
     ranks.join(settings.trainer.strategy, settings.trainer.devices)
     store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.any_code)
-    model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
-    check_memory(settings, model, [task.prompt for task in splits.by_id.values()])
+    check_plan(settings, config, tokenizer, splits)
     limits = Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)})
     if executor.name == "ray":
         from ilf.sandbox.cluster import ClusterSandbox

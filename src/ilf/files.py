@@ -9,11 +9,11 @@ import math
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ilf.disk import naming
 from ilf.types import InputError
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def sha256(value: Any) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader, or a kill, sees the old text or the new one."""
     scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")  # another machine may have such a process
-    scratch.write_text(text, encoding="utf-8")
+    with naming(path):
+        scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
 
 
@@ -88,7 +89,7 @@ class JsonLines:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append `rows` in one write, on disk when this returns."""
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             file.write("".join(to_json(row) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -156,14 +157,3 @@ def weights_sha256(folder: Path, cache: Path) -> str:
     """Return one SHA-256 over a model folder's weights, config and tokenizer files; `cache` as of `digests`."""
     files = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".bin", ".json", ".txt", ".model"})
     return sha256({file.name: digest for file, digest in digests(files, cache).items()})
-
-
-def check_writable(key: str, folder: Path) -> None:
-    """Raise InputError, naming the setting `key`, where a folder can't be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        advice = "Choose a folder that this user may write to."
-        raise InputError(key, str(folder), f"can't be written to ({error.strerror})", advice) from None

@@ -215,7 +215,7 @@ class TrainerSettings:
     strategy: str = "auto"  # auto: one process | ddp: a copy of the model in each | fsdp: a part of it in each
     devices: int | None = None  # processes on this machine, where no launcher started them; null for one a GPU
     precision: str = "auto"  # auto: bf16-mixed on a GPU that has it, else 32-true
-    memory: str = "refuse"  # what to do where a run needs more memory than the device has: refuse | warn
+    memory: str = "refuse"  # where a run needs more memory than its device has, or disk than is free: refuse | warn
 
 
 @dataclass

@@ -9,6 +9,7 @@ from ilf.analysis.jobs import job_folders
 from ilf.checks.content import check_content
 from ilf.checks.keys import check_texts
 from ilf.checks.machinery import check_machinery
+from ilf.checks.numbers import check_finite, check_numbers
 from ilf.paths import check_path, check_target
 from ilf.settings import STAGES, WRITERS, Settings
 from ilf.tasks.prompts import STYLES
@@ -37,6 +38,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "executor.isolation": ("require", "best", "off"),
     "adapter.name": ("full", "lora", "qlora"),
     "optimizer.name": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
+    "trainer.accelerator": ("auto", "cpu", "gpu"),
     "trainer.strategy": ("auto", "ddp", "fsdp"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
     "trainer.memory": ("refuse", "warn"),
@@ -48,36 +50,6 @@ _LISTS = {
     "feedback.transform": ("shuffle", "one_bug", "drop"),
     "feedback.sources": WRITERS,
 }
-_POSITIVE = (
-    "rounds",
-    "llm.max_tokens",
-    "llm.parallel",
-    "sampler.n",
-    "sampler.temperature",
-    "sampler.max_new_tokens",
-    "sampler.batch_size",
-    "executor.time_limit",
-    "executor.memory_mb",
-    "executor.output_mb",
-    "executor.disk_mb",
-    "executor.workers",
-    "adapter.rank",
-    "training.refiner.lr",
-    "training.refiner.epochs",
-    "training.refiner.batch_size",
-    "training.policy.lr",
-    "training.policy.epochs",
-    "training.policy.batch_size",
-    "training.micro_batch_size",
-    "training.max_length",
-    "training.clip",
-    "refiner.old_code_tokens",
-    "pretrain.vocabulary",
-    "pretrain.layers",
-    "pretrain.lr",
-    "pretrain.batch_size",
-    "pretrain.epochs",
-)
 
 
 def _value(settings: Settings, key: str) -> Any:
@@ -95,6 +67,7 @@ def check(settings: Settings) -> None:
     """
     _check_addresses(settings)
     check_texts(settings)
+    check_finite(settings)
     for key, allowed in _ALLOWED.items():
         if (value := _value(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
@@ -104,7 +77,7 @@ def check(settings: Settings) -> None:
     if settings.mode == "export":
         _check_export(settings.feedback.path, settings.export)
         return
-    _check_numbers(settings)
+    check_numbers(settings)
     for key, allowed in _LISTS.items():
         if unknown := [word for word in _value(settings, key) if word not in allowed]:
             advice = f"Quote the list: '{key}=[{allowed[0]}]'."
@@ -124,29 +97,6 @@ def _check_addresses(settings: Settings) -> None:
                 "(not shown)",
                 "must hold no user, password or query: results.json would show them",
                 "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ of this run's folder, which has it.",
-            )
-
-
-def _check_numbers(settings: Settings) -> None:
-    for key in _POSITIVE:
-        if (value := _value(settings, key)) <= 0:
-            raise InputError(key, value, "must be above 0", "Raise it.")
-    limits = ["data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"]
-    for key in [*limits, *(["transfer.limit.test"] if settings.transfer else [])]:
-        if (value := _value(settings, key)) is not None and value < 1:
-            raise InputError(key, value, "must be at least 1, or null for all tasks", "Raise it, or leave it out.")
-    for key in ("training.warmup_steps", "training.validate_n", "llm.shots", "select", "data.limit.prompt"):
-        if (value := _value(settings, key)) is not None and value < 0:
-            raise InputError(key, value, "must be 0 or more", "Raise it.")
-    if not settings.evaluate.k:
-        raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
-    for k in settings.evaluate.k:
-        if not 1 <= k <= settings.sampler.n:
-            raise InputError(
-                "evaluate.k",
-                settings.evaluate.k,
-                f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
-                f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
             )
 
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
+from ilf.disk import naming
 from ilf.settings import Adapter
 from ilf.types import InputError
 
@@ -120,13 +122,7 @@ def load_model(
     parameters = {name for name, _ in model.named_parameters()}
     wrong = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])} & parameters
     if wrong:
-        names = ", ".join(sorted(wrong)[:10])
-        raise InputError(
-            key,
-            str(folder),
-            f"its weights must be those of its config.json, and {len(wrong)} are missing or of another shape: {names}",
-            "Copy or fetch the folder again, whole.",
-        )
+        raise wrong_weights(key, folder, wrong)
     for module in model.modules() if quantize == "nf4" else ():
         # In evaluation mode on a CPU with AVX512-BF16, bitsandbytes would repack and round the weights that training
         # goes on with.
@@ -135,6 +131,17 @@ def load_model(
     # A publisher's top-k or repetition penalty would change the distribution that is sampled.
     model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id)
     return model.eval()
+
+
+def wrong_weights(key: str, folder: Path, wrong: Collection[str]) -> InputError:
+    """Return the error that a folder lacks weights."""
+    names = ", ".join(sorted(wrong)[:10])
+    return InputError(
+        key,
+        str(folder),
+        f"its weights must be those of its config.json, and {len(wrong)} are missing or of another shape: {names}",
+        "Copy or fetch the folder again, whole.",
+    )
 
 
 def compute_dtype(device: torch.device | None) -> torch.dtype:
@@ -179,6 +186,13 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """
     scratch = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(scratch, ignore_errors=True)
+    with naming(scratch):
+        _save(model, tokenizer, scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+def _save(model: Any, tokenizer: Any, scratch: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(scratch / "adapter")
         if hasattr(model, "hf_quantizer"):
@@ -189,5 +203,3 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         model = model.merge_and_unload()
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)

@@ -78,6 +78,12 @@ def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter], lr
     return optimizer
 
 
+def make_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> LRScheduler:
+    """Return linear warm-up and linear decay to 0, in optimizer steps."""
+    # As transformers' get_linear_schedule_with_warmup, whose module imports peft and bitsandbytes: seconds.
+    return LambdaLR(optimizer, lambda t: t / warmup if t < warmup else (steps - t) / max(1, steps - warmup))
+
+
 def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
     """Return the logits of the last `keep` positions, (B, keep, V)."""
     logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
@@ -248,9 +254,7 @@ class FineTuningModule(pl.LightningModule):
                 f"is longer than the training, {steps} optimizer steps",
                 "Lower it, or raise the epochs.",
             )
-        # As transformers' get_linear_schedule_with_warmup, whose module imports peft and bitsandbytes: seconds.
-        schedule = LambdaLR(optimizer, lambda t: t / warmup if t < warmup else (steps - t) / max(1, steps - warmup))
-        return [optimizer], [schedule]
+        return [optimizer], [make_schedule(optimizer, warmup, steps)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: the rest of the weights lies in the base model's folder."""

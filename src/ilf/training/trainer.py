@@ -17,6 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from ilf import ending, ranks
+from ilf.disk import naming
 from ilf.models.load import has_bfloat16
 from ilf.settings import TrainerSettings
 
@@ -40,7 +41,8 @@ class _Checkpoints(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(path.name + ".unfinished")
-        torch.save(checkpoint, scratch)
+        with naming(path), scratch.open("wb") as file:  # torch itself does not say that a disk is full
+            torch.save(checkpoint, file)
         scratch.replace(path)
 
 

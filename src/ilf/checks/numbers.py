@@ -1,0 +1,128 @@
+"""Numbers among the settings: each is finite, and in the range that what it means allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ilf.settings import Settings
+from ilf.types import InputError
+
+# What each number must be; a setting that may be null is not looked at where it is.
+RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "at least 1": (
+        lambda value: value >= 1,
+        (
+            "rounds",
+            "llm.max_tokens",
+            "llm.parallel",
+            "sampler.n",
+            "sampler.max_new_tokens",
+            "sampler.batch_size",
+            "executor.workers",
+            "adapter.rank",
+            "adapter.alpha",
+            "training.epochs",
+            "training.batch_size",
+            "training.refiner.epochs",
+            "training.refiner.batch_size",
+            "training.policy.epochs",
+            "training.policy.batch_size",
+            "training.micro_batch_size",
+            "training.max_length",
+            "refiner.old_code_tokens",
+            "pretrain.vocabulary",
+            "pretrain.hidden",
+            "pretrain.intermediate",
+            "pretrain.layers",
+            "pretrain.heads",
+            "pretrain.key_value_heads",
+            "pretrain.batch_size",
+            "pretrain.epochs",
+        ),
+    ),
+    "from 1 to 1e9": (  # the system counts bytes in 64 bits
+        lambda value: 1 <= value <= 1e9,
+        ("executor.memory_mb", "executor.output_mb", "executor.disk_mb"),
+    ),
+    "at least 1, or null for all tasks": (
+        lambda value: value >= 1,
+        ("data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"),
+    ),
+    "above 0": (
+        lambda value: value > 0,
+        (
+            "sampler.temperature",
+            "optimizer.eps",
+            "training.lr",
+            "training.refiner.lr",
+            "training.policy.lr",
+            "training.clip",
+            "pretrain.lr",
+        ),
+    ),
+    "above 0 and at most 3600": (lambda value: 0 < value <= 3600, ("executor.time_limit",)),
+    "0 or more": (
+        lambda value: value >= 0,
+        (
+            "data.limit.prompt",
+            "refiner.shots",
+            "llm.shots",
+            "training.warmup_steps",
+            "training.validate_n",
+            "optimizer.weight_decay",
+            "select",
+            "store.prune_days",
+        ),
+    ),
+    "from 0 to below 1": (lambda value: 0 <= value < 1, ("adapter.dropout",)),
+    "two numbers from 0 to below 1": (
+        lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
+        ("optimizer.betas",),
+    ),
+}
+
+
+def check_finite(settings: Settings) -> None:
+    """Raise InputError where a number of any setting is infinite or none at all (nan)."""
+    for key, value in _floats("", settings):
+        if not math.isfinite(value):
+            raise InputError(key, value, "must be a finite number", "Give one.")
+
+
+def _floats(key: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Yield every float in settings with its key, of lists and free fields too."""
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _floats(f"{key}.{name}" if key else str(name), inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _floats(key, inner)
+    elif isinstance(value, float):
+        yield key, value
+
+
+def check_numbers(settings: Settings) -> None:
+    """Raise InputError where a number is outside its range."""
+    for allowed, (fits, keys) in RANGES.items():
+        of_transfer = [key.replace("data", "transfer", 1) for key in keys if key.startswith("data.")]
+        for key in [*keys, *(of_transfer if settings.transfer else [])]:
+            value: Any = settings
+            for part in key.split("."):
+                value = getattr(value, part)
+            if value is not None and not fits(value):
+                raise InputError(key, value, f"must be {allowed}", "Choose such a value, or leave it out.")
+    if not settings.evaluate.k:
+        raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
+    for k in settings.evaluate.k:
+        if not 1 <= k <= settings.sampler.n:
+            raise InputError(
+                "evaluate.k",
+                settings.evaluate.k,
+                f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
+                f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
+            )

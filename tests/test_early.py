@@ -1,0 +1,187 @@
+"""What would go wrong only after hours of sampling is refused at the start, and names the setting."""
+
+import subprocess
+import sys
+import typing
+from dataclasses import is_dataclass
+
+import pytest
+from conftest import MINI, ROOT, compose_settings
+from transformers import AutoConfig
+
+from ilf.checks import check
+from ilf.checks.numbers import RANGES
+from ilf.settings import Data, Settings
+from ilf.tasks.load import load, split_tasks
+from ilf.training.trial import check_training
+from ilf.types import InputError
+
+# Numbers that any value suits, or that are checked with what they belong to.
+ELSEWHERE = {"seed", "trainer.devices", "annotate.port", "evaluate.k", "feedback.shares"}
+ELSEWHERE |= {
+    f"{data}.split.{split}" for data in ("data", "transfer") for split in ("prompt", "test", "refine", "train")
+}
+# Of another data set, only how many tasks to evaluate on is read; it is checked as that of `data`.
+WITH_TRANSFER = "data@transfer=humaneval"
+
+
+def numbers(kind=Settings, key=""):
+    """Every setting that holds numbers, with its type."""
+    for name, hint in typing.get_type_hints(kind).items():
+        own = f"{key}.{name}" if key else name
+        parts = {hint, *typing.get_args(hint)}
+        if found := next((part for part in parts if is_dataclass(part)), None):
+            yield from numbers(found, own)
+        elif parts & {int, float}:
+            yield own, float in parts, typing.get_origin(hint) is list
+
+
+NUMBERS = list(numbers())
+FLOATS = [(key, is_list) for key, is_float, is_list in NUMBERS if is_float]
+
+
+def put(settings, key, value):
+    *path, last = key.split(".")
+    for part in path:
+        settings = getattr(settings, part)
+    setattr(settings, last, value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("key", "is_list"), FLOATS)
+def test_every_float_must_be_finite(key, is_list, value):
+    settings = compose_settings(WITH_TRANSFER)
+    put(settings, key, [0.5, value] if is_list else value)
+    with pytest.raises(InputError) as error:
+        check(settings)
+    assert error.value.args[0] == key and "finite" in str(error.value)
+
+
+def test_free_fields_of_requests_must_be_finite():
+    with pytest.raises(InputError, match=r"llm\.extra\.one\.two=nan"):
+        compose_settings("+llm.extra.one.two=nan")
+
+
+@pytest.mark.parametrize("key", sorted({key for key, *_ in NUMBERS} - ELSEWHERE))
+def test_every_number_has_a_range(key):
+    settings = compose_settings(WITH_TRANSFER)
+    put(settings, key, -1)
+    if key == "optimizer.betas":
+        settings.optimizer.betas = [-1.0, 0.9]
+    with pytest.raises(InputError) as error:
+        check(settings)
+    name, _, allowed, _ = error.value.args
+    assert name == key and allowed.startswith("must be")
+
+
+def test_no_range_is_of_a_setting_that_is_not_there():
+    listed = {key for _, keys in RANGES.values() for key in keys}
+    assert listed <= {key for key, *_ in NUMBERS} and not listed & ELSEWHERE
+
+
+BAD = {
+    "one beta": (["optimizer.betas=[0.9]"], "optimizer.betas"),
+    "three betas": (["optimizer.betas=[0.9,0.9,0.9]"], "optimizer.betas"),
+    "a beta of 1": (["optimizer.betas=[1,0.9]"], "optimizer.betas"),
+    "a second beta above 1": (["optimizer.betas=[0.9,1.5]"], "optimizer.betas"),
+    "no eps": (["optimizer.eps=0"], "optimizer.eps"),
+    "all dropped": (["adapter=lora", "adapter.dropout=1"], "adapter.dropout"),
+    "more than all dropped": (["adapter.dropout=2"], "adapter.dropout"),
+    "no alpha": (["adapter=lora", "adapter.alpha=0"], "adapter.alpha"),
+    "an unknown accelerator": (["trainer.accelerator=foo"], "trainer.accelerator"),
+    "more bytes than there are": (["executor.memory_mb=100000000000000"], "executor.memory_mb"),
+    "a program that never ends": (["executor.time_limit=1e12"], "executor.time_limit"),
+    "one phase's rate": (["training.policy.lr=0"], "training.policy.lr"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_values_that_a_training_refuses_are_refused_before_anything_loads(name):
+    overrides, key = BAD[name]
+    with pytest.raises(InputError) as error:
+        compose_settings(*overrides)
+    assert error.value.args[0] == key
+
+
+TASKS = split_tasks(load(Data("mini"))[0], {})
+MINI_CONFIG = AutoConfig.from_pretrained(MINI)
+# Past the ranges: what only the libraries know. As settings, so that the trial itself is what is tested.
+REFUSED = {
+    "optimizer.betas": [[0.9], [1.5, 0.9], [0.9, -1.0]],
+    "optimizer.eps": [-1.0, 1e-60],  # the second is 0 in 32 bits: 0/0 where a gradient is 0
+    "optimizer.weight_decay": [-1.0],
+    "training.refiner.lr": [1e300],
+    "training.policy.lr": [-1.0, 1e300],
+    "adapter.dropout": [2.0],
+    "adapter.rank": [0],
+    "trainer.accelerator": ["foo"],
+    "trainer.precision": ["8-bit"],
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in REFUSED.items() for value in values])
+def test_what_a_library_refuses_is_tried_and_named(key, value, optimizer):
+    settings = compose_settings("adapter=lora", f"optimizer={optimizer}")
+    put(settings, key, value)
+    with pytest.raises(InputError, match="is refused") as error:
+        check_training(settings, MINI_CONFIG, TASKS)
+    name, shown, _, advice = error.value.args
+    assert (name, shown) == (key, value) and f"{key}=" in advice
+    settings.stages = ["zero_shot", "sample"]  # it is not used then
+    check_training(settings, MINI_CONFIG, TASKS)
+
+
+def test_where_no_setting_alone_is_guilty_the_group_is_named():
+    settings = compose_settings()
+    settings.optimizer.eps, settings.optimizer.weight_decay = -1.0, -1.0
+    with pytest.raises(InputError, match=r"^optimizer=\{.*'optimizer\.eps': -1\.0.*is refused"):
+        check_training(settings, MINI_CONFIG, TASKS)
+
+
+def test_a_run_without_adapters_or_8_bits_imports_neither(tmp_path):
+    """Start-up time matters, and they take a second each."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT / "src")!r}]
+from hydra import compose, initialize_config_dir
+from ilf.config import build, register, settings_from
+register()
+own = ["logger=none", "output_dir={tmp_path}/run", "store.dir={tmp_path}/store"]
+with initialize_config_dir({str(ROOT / "conf")!r}, version_base="1.3"):
+    build(settings_from(compose("config", overrides=own)))
+print("HEAVY", sorted({{"peft", "bitsandbytes"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert "HEAVY []" in done.stdout, done.stderr
+
+
+WARMUPS = {  # 30 tasks of each split, of which the refiner learns on 24
+    "the refiner's": (["training.refiner.batch_size=5", "training.policy.batch_size=1"], 2 * 5, "refiner"),
+    "the policy's": (["training.refiner.batch_size=1", "training.policy.batch_size=7"], 2 * 5, "policy"),
+    "of a few tasks": (["training.batch_size=2", "refinements.limit=5"], 2 * 3, "policy"),
+    "without a refiner": (["training.batch_size=2", "refinements=gold", "refinements.tasks=annotated"], 30, "policy"),
+}
+
+
+@pytest.mark.parametrize("name", WARMUPS)
+def test_a_warm_up_that_no_training_can_reach_is_refused_at_the_start(name, small_stages):
+    own, most, phase = WARMUPS[name]
+    own = [*own, "training.refiner.epochs=2", "training.policy.epochs=2"]
+    small_stages(*own, f"training.warmup_steps={most}")
+    with pytest.raises(InputError, match=rf"training\.warmup_steps={most + 1}.*{phase}'s training, {most} optimizer"):
+        small_stages(*own, f"training.warmup_steps={most + 1}")
+    small_stages(*own, f"training.warmup_steps={most + 1}", "stages=[sample]")
+
+
+def test_a_row_too_short_for_any_prompt_is_refused_with_the_shortest(small_stages):
+    stages = small_stages()
+    lengths = {
+        name: min(len(stages.tokenizer(task.prompt).input_ids) for task in getattr(stages.tasks, name))
+        for name in ("refine", "train")
+    }
+    for limit in (1, max(lengths.values()) + 1):
+        with pytest.raises(InputError, match=rf"training\.max_length={limit}.*shortest task prompt has \d+ tokens"):
+            small_stages(f"training.max_length={limit}")
+    small_stages(f"training.max_length={max(lengths.values()) + 2}")
+    small_stages("training.max_length=1", "stages=[sample]")
