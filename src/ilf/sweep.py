@@ -1,0 +1,178 @@
+"""Jobs of Hydra: what is checked before one starts, and the comparison and selection over those of a sweep.
+
+Beside config.py the only module that knows of Hydra.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+import sys
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from ilf.analysis.jobs import FIELDS, job_folders, setting_of
+from ilf.config import check_hydra, explain, opened, settings_from
+from ilf.disk import check_writable
+from ilf.files import read_json, to_json, write_atomically
+from ilf.run_folder import FolderTaken, check_settled
+from ilf.settings import STAGES
+from ilf.types import InputError
+
+log = logging.getLogger(__name__)
+
+
+def select_and_report(sweep: Path) -> list[str]:
+    """Evaluate on Test, once, the setting of each arm that did best on Refine: runs in the sweep's folder `chosen`.
+
+    A setting is everything that a job overrides but its arm and seed; seeds are averaged. ILF takes gold's best
+    setting where gold was swept too, as in the paper's appendix A.1.
+
+    Returns:
+        A line on each run that failed, or that there is no job for.
+    """
+    tried = []  # results, folder, setting
+    for folder in job_folders(sweep):
+        if not (folder / "failed.json").exists():
+            found = read_json(folder / "results.json")
+            if found["validation"]:
+                tried.append((found, folder, str(setting_of(found["overrides"]))))
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for found, _, setting in tried:
+        scores[found["arm"]][setting].append(found["validation"]["pass@1"])
+    best = {}
+    for arm, by_setting in scores.items():
+        means = {setting: fmean(own) for setting, own in by_setting.items()}
+        best[arm] = max(means, key=means.__getitem__)  # the first of equals
+    failures = []
+    shutil.rmtree(sweep / "chosen", ignore_errors=True)
+    for arm in best:
+        setting = best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]
+        jobs = [(found, folder) for found, folder, own in tried if (found["arm"], own) == (arm, setting)]
+        if not jobs:
+            failures.append(f"{arm}: no job with gold's best setting has ended well, so that it was not evaluated")
+        for found, folder in jobs:
+            target = sweep / "chosen" / f"{arm}_seed{found['seed']}"
+            try:
+                _run_chosen(folder, target, found["overrides"])
+            except Exception as error:  # the other arms' runs are worth as much as before
+                log.exception("%s: evaluating the chosen setting failed", target)
+                failures.append(f"{target.name}: {error}")
+                write_atomically(target / "failed.json", to_json({"error": str(error)}, indent=1))
+    return failures
+
+
+def _run_chosen(folder: Path, target: Path, overrides: list[str]) -> None:
+    """Run a job of a search to its end, in a folder of its own."""
+    target.mkdir(parents=True)
+    saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    saved.merge_with({"output_dir": str(target), "stages": list(STAGES), "select": 0})
+    settings = settings_from(saved)  # type: ignore[arg-type]
+    settings.overrides = [one for one in overrides if setting_of([one]) or one.startswith(("arm=", "refinements="))]
+    with opened(settings) as stages:
+        stages.run()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn an error of input into the command's end: an exception of a callback would only be a warning of Hydra's."""
+    try:
+        yield
+    except Exception as error:
+        if (said := explain(error)) is None:
+            raise
+        sys.exit(f"error: {said}")
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what was held where an error came through: Hydra keeps the errors of all jobs, and so a whole model."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()  # without a GPU it does nothing
+
+
+class JobCallback(Callback):
+    """Checks a run's or sweep's folder before its start, and writes a sweep's comparison.* as each of its jobs ends.
+
+    A failed or killed job so costs no results.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the folder before Hydra writes its configuration into it."""
+        HydraConfig.instance().set_config(config)
+        with _told():
+            check_hydra(config.hydra)
+            check_writable("hydra.run.dir", Path(config.hydra.run.dir))
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            own.output_dir = config.hydra.run.dir
+            check_settled(settings_from(own, config.hydra.overrides.task))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check what would cost a whole sweep."""
+        with _told():
+            check_hydra(config.hydra)
+            check_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+            if "optuna" in str(config.hydra.sweeper._target_) and not config.select:
+                allowed = "hydra/sweeper=optuna chooses settings by programs on Refine, and none would be drawn"
+                advice = "Add select=4 'stages=[sample,annotate,train_refiner,refine,train_policy]'."
+                raise InputError("select", 0, allowed, advice)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Leave word of a job that failed, and compare the jobs of a sweep that have ended so far."""
+        if config.mode != "run":
+            return
+        from ilf.analysis.studies import write_study
+
+        file = Path(config.hydra.runtime.output_dir) / "failed.json"
+        if isinstance(job_return._return_value, FolderTaken):
+            return
+        if job_return.status is JobStatus.FAILED:
+            error = job_return._return_value
+            log.error("%s", explain(error) or "the job failed", exc_info=None if explain(error) else error)
+            _forget_frames(job_return._return_value)
+            # One that failed early leaves no results.json: what that would say of its arm is said here.
+            facts = {
+                "error": str(job_return._return_value) or repr(job_return._return_value),
+                "arm": config.arm,
+                "seed": config.seed,
+                "annotator": config.feedback.source,
+                **{field: config[group].name for field, group in FIELDS.items()},
+            }
+            write_atomically(file, to_json(facts, indent=1))
+        else:
+            file.unlink(missing_ok=True)
+        if "MULTIRUN" in str(config.hydra.mode):
+            from ilf.analysis.comparison import write_comparison
+
+            sweep = Path(config.hydra.sweep.dir)
+            write_comparison(sweep, [sweep])
+            write_study(sweep, [sweep])
+        elif study := write_study(file.parent, [file.parent]):
+            print(f"{study}\n{study.with_suffix('.png')}")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Evaluate the chosen settings where a sweep is to choose, and say what it came to."""
+        from ilf.analysis.studies import write_study
+
+        folder = Path(config.hydra.sweep.dir)
+        failures = select_and_report(folder) if config.select else []
+        study = write_study(folder, [folder, folder / "chosen"])
+        for file in (folder / "comparison.md", study):
+            if file is not None and file.exists():
+                print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")
+        if failures:
+            sys.exit("error: " + "; ".join(failures))  # an exception would only be a warning of Hydra's
