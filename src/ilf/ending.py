@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ilf.types import InputError, NoTrainingExamples
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _REQUEUES = signal.SIGUSR1
+_before: dict[int, Any] = {}  # the handlers that were there, while this module's are
 _PATIENCE = 8.0  # seconds for a run to write its files; Docker kills after 10, Slurm after 30
 
 
@@ -54,7 +55,7 @@ def listen() -> None:
         return
     for number in (*_ENDS, *([_REQUEUES] if "SLURM_JOB_ID" in os.environ else [])):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+            _before[number] = signal.signal(number, _interrupt)
     # The handler runs between two Python instructions. In a long call of a library, such as one that waits for other
     # processes, it does not: there this thread hears of the signal.
     hears, told = os.pipe()
@@ -65,23 +66,22 @@ def listen() -> None:
 
 
 def _forget() -> None:
-    """Leave signals to the system in a child: one that is sent to it alone must not end its parent."""
-    if listening():
+    """Give signals back to whoever had them: after the command, and in a child, whose end must not be its parent's."""
+    if _before:
         signal.set_wakeup_fd(-1)
-        for number in (*_ENDS, _REQUEUES):
-            if signal.getsignal(number) in (_interrupt, _again):
-                signal.signal(number, signal.SIG_DFL)
+    for number, handler in _before.items():
+        signal.signal(number, handler)
+    _before.clear()
 
 
 def listening() -> bool:
     """Return whether `listen` was called in this process."""
-    return not {_interrupt, _again}.isdisjoint(map(signal.getsignal, (*_ENDS, _REQUEUES)))
+    return bool(_before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    for other in (*_ENDS, _REQUEUES):  # one is enough: a second one would break off what the first has begun
-        if signal.getsignal(other) is _interrupt:
-            signal.signal(other, _again)
+    for other in _before:  # one is enough: a second one would break off what the first has begun
+        signal.signal(other, _again)
     raise Interrupted(number)
 
 
@@ -97,8 +97,8 @@ def _insist(hears: int) -> None:
             _leave(Interrupted(number))
 
 
-def command(program: Callable[[], object], explain: Callable[[Exception], str | None]) -> NoReturn:
-    """Run a program to its end and exit.
+def command(program: Callable[[], object], explain: Callable[[Exception], str | None]) -> None:
+    """Run a program to its end, and exit with a code and a line where an error or a signal ends it.
 
     Args:
         program: What to run; it may raise SystemExit.
@@ -114,7 +114,8 @@ def command(program: Callable[[], object], explain: Callable[[Exception], str | 
         if (said := explain(error)) is None:
             raise
         sys.exit(f"error: {said}")
-    sys.exit(0)
+    finally:
+        _forget()
 
 
 def explain(error: Exception) -> str | None:

@@ -131,7 +131,8 @@ class Stages:
         if status == "no_training_examples":
             raise NoTrainingExamples(
                 f"no program is left to fine-tune on (refinements={settings.refinements.name}); counts: "
-                f"{found['counts']}. Raise sampler.n or data.limit.train; see {self.folder}"
+                f"{found['counts']}. More programs a task (sampler.n) or more tasks may give some; `rejected` in "
+                f"{self.folder}/results.json says why rows were left out."
             )
         return found
 
@@ -253,7 +254,7 @@ class Stages:
                 "feedback",
                 self.settings.feedback.name,
                 "gives no example on the Refine split",
-                "Raise data.limit.refine, or give annotations of that split (MBPP: ids 111 to 310).",
+                "Give annotations of that split (MBPP: ids 111 to 310), or raise data.limit.refine where it is set.",
             )
         # By task, as several rounds may have feedback on the same one.
         found = list(dict.fromkeys(e.task_id for e in examples))
