@@ -214,6 +214,27 @@ def test_an_arm_whose_first_job_failed_keeps_its_others(tmp_path):
     assert (rows["model"]["seeds"], rows["model"]["failed"]) == ("1", "1") and float(rows["model"]["pass@1"]) > 0.7
 
 
+def test_a_job_whose_results_are_damaged_is_in_the_table_as_failed(tmp_path):
+    for i, arm in enumerate(("gold", "model")):
+        write_job(tmp_path / "s" / f"{i}_{arm}", [f"refinements={arm}"], draw(0.5, i))
+    file = tmp_path / "s" / "0_gold" / "results.json"
+    file.write_bytes(file.read_bytes()[:100])
+    write_comparison(tmp_path / "s", [tmp_path / "s"])
+    rows = list(csv.DictReader((tmp_path / "s" / "comparison.csv").open()))
+    assert [(row["arm"], row["status"]) for row in rows] == [("gold", "failed"), ("model", "complete")]
+    assert "results.json" in rows[0]["error"] and "is damaged" in rows[0]["error"]
+
+
+def test_arms_that_are_the_same_result_are_named(tmp_path):
+    same, other = {"evaluate": ["a"]}, {"evaluate": ["b"]}
+    for i, (rank, entries) in enumerate([(4, same), (8, same), (16, other)]):
+        write_job(tmp_path / "s" / str(i), [f"adapter.rank={rank}"], draw(0.5, 1), entries=entries)
+    write_comparison(tmp_path / "s", [tmp_path / "s"])
+    page = (tmp_path / "s" / "comparison.md").read_text()
+    assert page.count("are the same result") == 1
+    assert "model, adapter.rank=4 and model, adapter.rank=8, seed 0, are the same result" in page
+
+
 def test_failed_jobs_are_in_all_tables_and_change_no_other_figure(tmp_path):
     sweep = write_sweep(tmp_path / "s", list(CHANCES), [0, 1])
     before = compare(sweep)

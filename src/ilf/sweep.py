@@ -117,9 +117,10 @@ class JobCallback(Callback):
         with _told():
             check_hydra(config.hydra)
             check_writable("hydra.run.dir", Path(config.hydra.run.dir))
-            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            own.output_dir = config.hydra.run.dir
-            check_settled(settings_from(own, config.hydra.overrides.task))
+            if config.mode == "run":
+                own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+                own.output_dir = config.hydra.run.dir
+                check_settled(settings_from(own, config.hydra.overrides.task))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check what would cost a whole sweep."""

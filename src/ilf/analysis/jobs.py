@@ -81,10 +81,16 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
 
 
 def read_job(folder: Path) -> tuple[str, Job, dict[str, Any]]:
-    """Return what became of a job, its results.json, and what is known of its failure; absent files are empty."""
-    results, failed = (
-        read_json(file) if file.exists() else {} for file in (folder / "results.json", folder / "failed.json")
-    )
+    """Return what became of a job, its results.json, and what is known of its failure; absent files are empty.
+
+    One whose files are damaged has failed, and its row says so.
+    """
+    try:
+        results, failed = (
+            read_json(file) if file.exists() else {} for file in (folder / "results.json", folder / "failed.json")
+        )
+    except InputError as error:
+        results, failed = {}, {"error": str(error)}
     status = results.get("status", "failed")
     if failed and status != "no_training_examples":  # that one has figures: the refiner's, and none is a finding
         status = "failed"
