@@ -43,17 +43,17 @@ def main(config: DictConfig) -> float | None:
         if sweep:
             settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
         return _MODES[settings.mode](settings)
-    except Exception as error:
+    except BaseException as error:
+        if (stop := ending.pending()) is not None:
+            if sweep:  # Hydra ends without a word to its callbacks
+                from ilf.analysis.comparison import write_comparison
+
+                write_comparison(Path(hydra_config.sweep.dir), [Path(hydra_config.sweep.dir)])
+            raise stop from error
         # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
-        if sweep or (said := explain(error)) is None:
+        if sweep or not isinstance(error, Exception) or (said := explain(error)) is None:
             raise
         sys.exit(f"error: {said}")
-    except ending.Interrupted:
-        if sweep:  # Hydra ends without a word to its callbacks
-            from ilf.analysis.comparison import write_comparison
-
-            write_comparison(Path(hydra_config.sweep.dir), [Path(hydra_config.sweep.dir)])
-        raise
 
 
 def _run(settings: Settings) -> float | None:

@@ -81,11 +81,11 @@ def chat_model() -> Path:
     return MODELS / "smollm2-135m"
 
 
-def compose_settings(*overrides: str) -> Settings:
+def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
     """Compose as run.py does, outside a Hydra job."""
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return settings_from(compose("config", overrides=["output_dir=unused", *overrides]), overrides)
+        return settings_from(compose("config", overrides=["output_dir=unused", *overrides]), overrides, sweep)
 
 
 def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:

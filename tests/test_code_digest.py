@@ -116,9 +116,19 @@ def test_an_edit_that_changes_nothing_can_be_said_to(small_stages, monkeypatch):
 # What runs within a stage and decides nothing of what it stores: records, files, processes, logs, the sandbox's own
 # side of a job, and what is part of a stage's key as a value.
 NEUTRAL = {
-    *("types.py", "settings.py", "files.py", "store.py", "ranks.py", "tracking.py", "ending.py", "code_digest.py"),
-    *("runner.py", "stages.py", "annotators.py", "measures.py", "training/trainer.py", "analysis/statistics.py"),
-    *("sandbox/executor.py", "sandbox/probe.py", "sandbox/worker/isolation.py"),
+    *(
+        "types.py",
+        "settings.py",
+        "files.py",
+        "store.py",
+        "ranks.py",
+        "tracking.py",
+        "ending.py",
+        "code_digest.py",
+        "disk.py",
+    ),
+    *("runner.py", "stages.py", "annotators.py", "measures.py", "training/trainer.py"),
+    *("analysis/statistics.py", "sandbox/executor.py", "sandbox/probe.py", "sandbox/worker/isolation.py"),
 }
 
 

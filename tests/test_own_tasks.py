@@ -194,8 +194,11 @@ def changed(folder, tasks, annotations):
 @pytest.mark.parametrize("name", UNFIT)
 def test_what_tasks_or_annotations_lack_is_named_before_the_model_loads(name, tmp_path):
     overrides, tasks, annotations, message = UNFIT[name]
+    given = changed(tmp_path, tasks, annotations)
+    if "feedback=unit_tests" in overrides:  # which reads no annotations
+        given.pop()
     with pytest.raises(InputError, match=message):
-        build(compose_settings(*changed(tmp_path, tasks, annotations), *overrides, f"store.dir={tmp_path}/store"))
+        build(compose_settings(*given, *overrides, f"store.dir={tmp_path}/store"))
 
 
 # ---- the tutorial --------------------------------------------------------------------------------------------------

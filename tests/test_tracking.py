@@ -44,8 +44,8 @@ def ran(tmp_path_factory):
         try:
             results = stages.run()
         finally:
-            upload = stages.tracker.close()
-    return Ran(stages, results, shown, upload)
+            stages.tracker.close()
+    return Ran(stages, results, shown, stages.tracker.upload)
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +327,8 @@ tracker = Tracker(Logger(wandb=True), folder, {"seed": 0, "study": None}, "ilf",
 tracker.programs("zero_shot", [])
 tracker.artifact(folder / "results.json")
 tracker.summary({"zero_shot/pass@1": 0.5}, [])
-print("upload:", tracker.close())
+tracker.close()
+print("upload:", tracker.upload)
 """
 
 

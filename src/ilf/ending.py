@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _REQUEUES = signal.SIGUSR1
 _before: dict[int, Any] = {}  # the handlers that were there, while this module's are
+_pending: list[Interrupted] = []  # one at most
 _PATIENCE = 8.0  # seconds for a run to write its files; Docker kills after 10, Slurm after 30
 
 
@@ -82,7 +83,16 @@ def listening() -> bool:
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     for other in _before:  # one is enough: a second one would break off what the first has begun
         signal.signal(other, _again)
-    raise Interrupted(number)
+    _pending.append(Interrupted(number))
+    raise _pending[0]
+
+
+def pending() -> Interrupted | None:
+    """Return the signal that this process ends by, once it has come.
+
+    What it breaks off may be half done, and cleaning that up may raise an error in its place.
+    """
+    return _pending[0] if _pending else None
 
 
 def _again(number: int, frame: FrameType | None) -> None:
@@ -107,11 +117,11 @@ def command(program: Callable[[], object], explain: Callable[[Exception], str | 
     try:
         listen()
         program()
-    except Interrupted as stop:
-        atexit._run_exitfuncs()
-        _leave(stop)
-    except Exception as error:
-        if (said := explain(error)) is None:
+    except BaseException as error:
+        if (stop := pending()) is not None:
+            atexit._run_exitfuncs()
+            _leave(stop)
+        if not isinstance(error, Exception) or (said := explain(error)) is None:
             raise
         sys.exit(f"error: {said}")
     finally:

@@ -9,10 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ilf import algorithm
+from ilf import algorithm, ending
 from ilf.algorithm import Candidate
 from ilf.annotators import Annotators
-from ilf.ending import Interrupted
 from ilf.files import JsonLines
 from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
@@ -113,10 +112,9 @@ class Stages:
                 status = "partial"
         except NotRequested as stop:
             status, missing = "partial", str(stop)
-        except Interrupted:
-            status = "interrupted"
-            raise
         finally:
+            if ending.pending():
+                status = "interrupted"
             found = write_outputs(self, outcome, status)
         order = list(STAGES)
         undone = [s for s in settings.stages if s not in self.runner.seconds]

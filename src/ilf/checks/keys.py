@@ -113,7 +113,8 @@ def check_overrides(settings: Settings, overrides: Sequence[str], sweep: bool = 
         InputError: A key that is given is read by nothing in this run, names an option apart from its file, or is
             kept by a file from reaching what it is the default of.
     """
-    given = {key: value for key, _, value in (one.lstrip("+~").partition("=") for one in overrides)}
+    pairs = (one.lstrip("+").partition("=") for one in overrides if not one.startswith("~"))
+    given = {key: value for key, _, value in pairs if value != "null"}
     for key, value in given.items():
         group, _, name = key.rpartition(".")
         if name == "name" and group in {field.name for field in fields(settings)}:
