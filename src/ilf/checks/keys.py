@@ -114,7 +114,8 @@ def check_overrides(settings: Settings, overrides: Sequence[str], sweep: bool = 
             kept by a file from reaching what it is the default of.
     """
     pairs = (one.lstrip("+").partition("=") for one in overrides if not one.startswith("~"))
-    given = {key: value for key, _, value in pairs if value != "null"}
+    given = {key: value for key, _, value in pairs}  # of a key that is given twice, the last
+    given = {key: value for key, value in given.items() if value != "null"}
     for key, value in given.items():
         group, _, name = key.rpartition(".")
         if name == "name" and group in {field.name for field in fields(settings)}:
