@@ -378,3 +378,30 @@ def test_a_signal_ends_a_process_that_waits_for_another_in_a_call_of_a_library(t
         os.kill(first.pid, signal.SIGTERM)
         assert end([first], tmp_path) == [128 + signal.SIGTERM]
         assert "the same command goes on from here" in (tmp_path / "printed0.err").read_text()
+
+
+def test_a_signal_that_comes_where_python_drops_exceptions_ends_the_process_too(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        "from ilf import ending\n"
+        "class Slow:\n"
+        "    def __del__(self):\n"
+        "        print('deleting', flush=True)\n"
+        "        time.sleep(1)\n"
+        "def main():\n"
+        "    Slow()\n"
+        "    print('deleted', flush=True)\n"
+        "    time.sleep(30)\n"
+        "    print('whole', flush=True)\n"
+        "ending.command(main, ending.explain)\n"
+    )
+    process = warm.start(program, [], tmp_path, tmp_path / "printed")
+    printed = tmp_path / "printed.out"
+    while process.is_alive() and not (printed.exists() and "deleting" in printed.read_text()):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode == 128 + signal.SIGTERM and "whole" not in printed.read_text()
+    assert "Exception ignored" not in (tmp_path / "printed.err").read_text()

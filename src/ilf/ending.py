@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
@@ -80,7 +81,15 @@ def listening() -> bool:
     return bool(_before)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or code.co_filename == weakref.__file__:  # where Python drops every exception
+            main = threading.main_thread().ident
+            assert main is not None
+            threading.Timer(0.05, signal.pthread_kill, (main, number)).start()
+            return
+        frame = frame.f_back
     for other in _before:  # one is enough: a second one would break off what the first has begun
         signal.signal(other, _again)
     _pending.append(Interrupted(number))
@@ -117,6 +126,8 @@ def command(program: Callable[[], object], explain: Callable[[Exception], str | 
     try:
         listen()
         program()
+        if (stop := pending()) is not None:  # what the signal raised was dropped on the way
+            raise stop
     except BaseException as error:
         if (stop := pending()) is not None:
             atexit._run_exitfuncs()
