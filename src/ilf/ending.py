@@ -104,6 +104,11 @@ def pending() -> Interrupted | None:
     return _pending[0] if _pending else None
 
 
+def dismiss() -> None:
+    """Take the signal that has come for the normal end of what it ended, as Ctrl-C is of a server."""
+    _pending.clear()
+
+
 def _again(number: int, frame: FrameType | None) -> None:
     """Do nothing: the end has begun. Not SIG_IGN, which children would inherit."""
 

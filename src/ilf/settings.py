@@ -6,6 +6,7 @@ them as ordinary arguments.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -308,3 +309,8 @@ class Settings:
     output_dir: str = "???"
     group: str | None = None  # of W&B: the study or sweep
     overrides: list[str] = field(default_factory=list)  # what the command line said, set by run.py
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    """Return the value of a key such as "sampler.n"."""
+    return functools.reduce(getattr, key.split("."), settings)

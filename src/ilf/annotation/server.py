@@ -21,7 +21,7 @@ from pygments.token import Token
 
 from ilf.analysis.refinements import edit_distance
 from ilf.annotation.work import Refused, Work
-from ilf.ending import Interrupted
+from ilf.ending import Interrupted, dismiss
 from ilf.settings import Annotate
 from ilf.types import InputError
 
@@ -109,6 +109,7 @@ def serve(work: Work, settings: Annotate, listener: socket.socket) -> None:
     except Interrupted as stop:
         if stop.number != signal.SIGINT:
             raise
+        dismiss()
 
 
 def application(work: Work, host: str) -> FastAPI:

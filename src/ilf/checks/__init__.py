@@ -11,7 +11,7 @@ from ilf.checks.keys import check_texts
 from ilf.checks.machinery import check_machinery
 from ilf.checks.numbers import check_finite, check_numbers
 from ilf.paths import check_path, check_target
-from ilf.settings import STAGES, WRITERS, Settings
+from ilf.settings import STAGES, WRITERS, Settings, value_of
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
@@ -52,13 +52,6 @@ _LISTS = {
 }
 
 
-def _value(settings: Settings, key: str) -> Any:
-    value: Any = settings
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def check(settings: Settings) -> None:
     """Check values, files and what must fit together, before anything is loaded.
 
@@ -69,7 +62,7 @@ def check(settings: Settings) -> None:
     check_texts(settings)
     check_finite(settings)
     for key, allowed in _ALLOWED.items():
-        if (value := _value(settings, key)) not in allowed:
+        if (value := value_of(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
     if settings.mode == "compare":  # the other settings have no reader then
         _check_compare(settings.compare)
@@ -79,7 +72,7 @@ def check(settings: Settings) -> None:
         return
     check_numbers(settings)
     for key, allowed in _LISTS.items():
-        if unknown := [word for word in _value(settings, key) if word not in allowed]:
+        if unknown := [word for word in value_of(settings, key) if word not in allowed]:
             advice = f"Quote the list: '{key}=[{allowed[0]}]'."
             raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
     if not settings.stages:
@@ -91,7 +84,7 @@ def check(settings: Settings) -> None:
 def _check_addresses(settings: Settings) -> None:
     """Check first that no address has a secret, which the message on any other key might show."""
     for key in ("llm.url", "sampler.url"):
-        if set("@?") & set(_value(settings, key) or ""):
+        if set("@?") & set(value_of(settings, key) or ""):
             raise InputError(
                 key,
                 "(not shown)",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ilf.settings import Settings
+from ilf.settings import Settings, value_of
 from ilf.types import InputError
 
 # What each number must be; a setting that may be null is not looked at where it is.
@@ -111,9 +111,7 @@ def check_numbers(settings: Settings) -> None:
     for allowed, (fits, keys) in RANGES.items():
         of_transfer = [key.replace("data", "transfer", 1) for key in keys if key.startswith("data.")]
         for key in [*keys, *(of_transfer if settings.transfer else [])]:
-            value: Any = settings
-            for part in key.split("."):
-                value = getattr(value, part)
+            value = value_of(settings, key)
             if value is not None and not fits(value):
                 raise InputError(key, value, f"must be {allowed}", "Choose such a value, or leave it out.")
     if not settings.evaluate.k:

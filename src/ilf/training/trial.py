@@ -15,7 +15,7 @@ import torch
 
 from ilf.models.load import adapt
 from ilf.models.storageless import empty_model, with_one_layer
-from ilf.settings import Phase, Settings
+from ilf.settings import Phase, Settings, value_of
 from ilf.training.fine_tuning import make_optimizer, make_schedule
 from ilf.training.trainer import make_trainer, precision, training_device
 from ilf.types import InputError, Splits, Task
@@ -92,13 +92,13 @@ def _try(settings: Settings, group: str, keys: Sequence[str], make: Callable[[Se
     except Exception as error:  # each library raises its own
         refusal = error
     reason = f"is refused ({type(refusal).__name__}: {' '.join(str(refusal).split())[:300]})"
-    values = {key: _get(settings, key) for key in keys}
+    values = {key: value_of(settings, key) for key in keys}
     for key, value in values.items():
-        default = _get(Settings(), key)
+        default = value_of(Settings(), key)
         default = {"optimizer.name": "adamw", "adapter.name": "full"}.get(key, default)
         mended = copy.deepcopy(settings)
         parent, _, field = key.rpartition(".")
-        setattr(_get(mended, parent), field, default)
+        setattr(value_of(mended, parent), field, default)
         try:
             make(mended)
         except Exception:  # it is not this one alone
@@ -106,13 +106,6 @@ def _try(settings: Settings, group: str, keys: Sequence[str], make: Callable[[Se
         key = key.removesuffix(".name")
         raise InputError(key, value, reason, f"{key}={default} is accepted.") from refusal
     raise InputError(group, values, reason, "Leave these settings at their defaults.") from refusal
-
-
-def _get(settings: Settings, key: str) -> Any:
-    value: Any = settings
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _check_warmup(settings: Settings, name: str, phase: Phase, tasks: int) -> None:
