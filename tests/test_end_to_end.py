@@ -333,24 +333,40 @@ BUDGET = [
 ]
 
 
+# Runs run.py, and stops as soon as a line of its log has the mark: the test ends it there, however busy the machine is.
+STOPS = """
+import logging, os, runpy, signal, sys
+program, mark = sys.argv.pop(1), sys.argv.pop(1)
+emit = logging.FileHandler.emit
+def emit_and_stop(handler, record):
+    emit(handler, record)
+    if mark in record.getMessage():
+        os.kill(os.getpid(), signal.SIGSTOP)
+logging.FileHandler.emit = emit_and_stop
+sys.argv[0] = program
+runpy.run_path(program, run_name="__main__")
+"""
+
+
 def end_at(folder: Path, mark: str, number: int, by: int = signal.SIGKILL) -> int | None:
     """Start the run, end it by a signal as soon as it has come to `mark`, and return its exit code."""
-    log = folder / f"killed{number}" / "run.log"
-    arguments = [*BUDGET, f"hydra.run.dir=killed{number}"]
-    process = warm.start(ROOT / "run.py", arguments, folder, folder / f"killed{number}")
+    (folder / "stops.py").write_text(STOPS)
+    arguments = [str(ROOT / "run.py"), mark, *BUDGET, f"hydra.run.dir=killed{number}"]
+    process = warm.start(folder / "stops.py", arguments, folder, folder / f"killed{number}")
+    running = psutil.Process(process.pid)
     deadline = time.monotonic() + 240
     try:
         while time.monotonic() < deadline and process.is_alive():
-            if mark.startswith("CHECKPOINT"):
-                reached = any(folder.glob(f"store/{mark.split()[1]}/*/checkpoints/last.ckpt"))
-            else:
-                reached = log.exists() and mark in log.read_text()
-            if reached:
+            if running.status() == psutil.STATUS_STOPPED:
+                break
+            if mark.startswith("CHECKPOINT") and any(folder.glob(f"store/{mark.split()[1]}/*/checkpoints/last.ckpt")):
                 break
             time.sleep(0.005)
+        log = folder / f"killed{number}" / "run.log"
         assert process.is_alive(), f"the run ended before {mark}: {log.read_text()[-2000:]}"
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = running.children(recursive=True)
         os.kill(process.pid, by)
+        os.kill(process.pid, signal.SIGCONT)
         process.join(20)
         _, left = psutil.wait_procs(children, timeout=20)
         assert not left, f"{left} outlive the run"
