@@ -18,6 +18,7 @@ from ilf import ranks
 from ilf.disk import nearest
 from ilf.models.load import sampling_dtype
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
+from ilf.models.tokens import encode_prompts
 from ilf.settings import Settings, TrainerSettings
 from ilf.training.trainer import precision, training_device
 from ilf.training.trial import check_lengths, trainings
@@ -42,8 +43,7 @@ def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -
         InputError: No row fits `training.max_length`; or a stage needs more memory than the device has, or all together
             more than the disk has free, and `trainer.memory` is "refuse"; says what would fit.
     """
-    prompts = [task.prompt for task in tasks.by_id.values()]
-    encoded = tokenizer(prompts, add_special_tokens=False).input_ids if prompts else []
+    encoded = encode_prompts(tokenizer, [task.prompt for task in tasks.by_id.values()])
     tokens = {task_id: len(ids) for task_id, ids in zip(tasks.by_id, encoded, strict=True)}
     check_lengths(settings, tasks, tokens)
     budget = Budget(settings, config, max(tokens.values(), default=0))

@@ -216,7 +216,7 @@ def build(settings: Settings) -> Stages:
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
     local = settings.sampler.name != "openai"  # else a server may hold the only weights
     key = "model.path" if settings.model.path is not None else "model.hub"
-    config, tokenizer = check_model(key, model, local or bool(trainings(settings)))
+    config, tokenizer = check_model(key, model, local or bool(trainings(settings)), settings.model.bos)
     if settings.refiner.name == "local":
         check_model("refiner.path", Path(str(settings.refiner.path)), local)
     check_training(settings, config, splits)

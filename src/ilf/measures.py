@@ -47,7 +47,7 @@ def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tu
 
 
 def _kl(
-    settings: Settings, runner: Runner, policy: Path, programs: Sequence[Program], key: dict[str, str]
+    settings: Settings, runner: Runner, policy: Path, programs: Sequence[Program], key: dict[str, Any]
 ) -> dict[str, Any]:
     temperature, device = settings.sampler.temperature, training_device(settings.trainer)
     dtype = sampling_dtype(settings.model.dtype, device)
@@ -55,11 +55,12 @@ def _kl(
 
     def work() -> dict[str, float]:
         base, tuned = (load_model(folder, dtype).to(device) for folder in (runner.model, policy))
-        by_task = divergence(base, tuned, load_tokenizer(policy), some, temperature, _tokens(base))
+        by_task = divergence(base, tuned, load_tokenizer(policy, settings.model.bos), some, temperature, _tokens(base))
         return {str(i): value for i, value in by_task.items()}
 
     texts = sha256([(p.prompt, p.completion) for p in some])
-    by_task = runner.measure("kl", key | {"programs": texts, "temperature": temperature, "dtype": str(dtype)}, work)
+    key |= {"programs": texts, "temperature": temperature, "dtype": str(dtype), "bos": settings.model.bos}
+    by_task = runner.measure("kl", key, work)
     values = np.array(list(by_task.values()))
     return {"mean": float(values.mean()), "ci95": list(bootstrap_ci95(values)), "per_task": by_task}
 
@@ -73,7 +74,7 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
         texts = [(e.prompt, e.target) for e in examples]
         return perplexity(model, runner.tokenizer, texts, _tokens(model))
 
-    key = {"base": runner.weights(runner.model), "dtype": str(dtype)}
+    key = {"base": runner.weights(runner.model), "dtype": str(dtype), "bos": settings.model.bos}
     values = runner.measure("perplexity", key | {"examples": sha256([asdict(e) for e in examples])}, work)
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for example, value in zip(examples, values, strict=True):

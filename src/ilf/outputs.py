@@ -12,6 +12,7 @@ from ilf.analysis import report, results
 from ilf.files import to_json, write_atomically
 from ilf.measures import measure
 from ilf.models.load import sampling_dtype
+from ilf.models.tokens import front_tokens
 from ilf.settings import STAGES
 from ilf.training.trainer import training_device
 from ilf.types import Outcome
@@ -46,6 +47,7 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
         status=status,
         data_sha256=stages.data_sha256,
         weights_sha256=runner.weights(stages.model),
+        front_tokens=runner.tokenizer.convert_ids_to_tokens(front_tokens(runner.tokenizer)),
         dtype=str(sampling_dtype(settings.model.dtype, training_device(settings.trainer))),
         scoring=runner.scoring,
         isolation=asdict(stages.sandbox.isolation),

@@ -15,7 +15,7 @@ from typing import Any
 from ilf import ranks
 from ilf.code_digest import Part, code_sha256
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
-from ilf.models import continuous, endpoint, load, policy_change, sampling, served, shards
+from ilf.models import continuous, endpoint, load, policy_change, sampling, served, shards, tokens
 from ilf.models.load import compute_dtype, load_tokenizer, sampling_dtype
 from ilf.sandbox import Sandbox, executor, worker
 from ilf.settings import Phase, Settings
@@ -38,6 +38,7 @@ _DRAWING: tuple[Part, ...] = (
     FineTuningModule.sample,
     mbpp_datamodule,
     load,
+    tokens,
     prompts,
 )
 _SAMPLERS: dict[str, tuple[ModuleType, ...]] = {
@@ -45,7 +46,7 @@ _SAMPLERS: dict[str, tuple[ModuleType, ...]] = {
     "continuous": (continuous, sampling),
     "openai": (served, endpoint),
 }
-_TRAINING: tuple[Part, ...] = (loops.fine_tune, fine_tuning, mbpp_datamodule, load, trainer, shards)
+_TRAINING: tuple[Part, ...] = (loops.fine_tune, fine_tuning, mbpp_datamodule, load, tokens, trainer, shards)
 _JUDGING: tuple[Part, ...] = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
 _RUN_FILES = {
     "sample": "sample",
@@ -78,7 +79,7 @@ class Runner:
         self.settings, self.tasks, self.model = settings, tasks, model
         self.store, self.sandbox, self.tracker = store, sandbox, tracker
         self.folder = Path(settings.output_dir)
-        self.tokenizer = load_tokenizer(model)
+        self.tokenizer = load_tokenizer(model, settings.model.bos)
         aside = ("name", "address", "workers")  # what no verdict depends on
         self.scoring = {k: v for k, v in asdict(settings.executor).items() if k not in aside}
         self.seconds: dict[str, float] = {}  # a stage, all its rounds together
@@ -135,7 +136,7 @@ class Runner:
 
     def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
         """Return what is measured on the results of stages, from the store where that was done before."""
-        code = code_sha256(policy_change, load, sampling)
+        code = code_sha256(policy_change, load, tokens, sampling)
         with self.store.entry("measure", {"measure": name, "code": code, **key}) as entry:
             done = entry.done or entry.finish({"found": work()})
         return done["found"]
@@ -190,6 +191,7 @@ class Runner:
             "draws": [asdict(draw) for draw in draws],
             "dtype": str(dtype),
             "attention": self.settings.model.attention,
+            "bos": self.settings.model.bos,
             "temperature": settings.temperature,
             "max_new_tokens": settings.max_new_tokens,
             "batch_size": settings.batch_size,
@@ -271,6 +273,7 @@ class Runner:
             "adapter": asdict(settings.adapter),
             "compute_dtype": str(compute_dtype(device)) if quantize else None,
             "attention": settings.model.attention,
+            "bos": settings.model.bos,
             "compile": training.compile,
             "optimizer": asdict(settings.optimizer),
             "precision": precision(settings.trainer),

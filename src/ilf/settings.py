@@ -59,6 +59,7 @@ class Model:
     hub: str | None = None  # a model's name on the Hub, used where path is null
     revision: str | None = None  # commit on the Hub; null is the newest
     dtype: str = "auto"  # of the weights while sampling: auto | float32 | bfloat16
+    bos: bool | None = None  # whether texts begin with the BOS token; null does as the model's tokenizer does
     attention: str = "auto"  # transformers' implementation: auto (its own choice) | eager | sdpa | flash_attention_2
 
 

@@ -85,6 +85,7 @@ class Record:
     data_sha256: str
     weights_sha256: str  # of the policy before fine-tuning
     dtype: str  # of the weights while sampling
+    front_tokens: list[str]  # that the policy's tokenizer puts in front of a text
     scoring: dict[str, Any]
     isolation: dict[str, Any]  # of the programs: mechanisms, refused, open
     processes: int  # that the run was divided among
@@ -223,6 +224,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "sampling": {
             **asdict(settings.sampler),
             "dtype": record.dtype,
+            "front_tokens": record.front_tokens,
             "prompt": settings.data.prompt,
             "halvings": record.halvings,
         },

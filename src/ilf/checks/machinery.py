@@ -83,6 +83,9 @@ def _check_executor(settings: Settings) -> None:
 
 
 def _check_models(settings: Settings) -> None:
+    if settings.model.bos is not None and settings.sampler.name == "openai":
+        allowed = "is not known to the server of sampler=openai, which tokenizes prompts itself"
+        raise InputError("model.bos", settings.model.bos, allowed, "Have the server do so, and leave it out.")
     if settings.model.attention == "flash_attention_2":
         for key, value, wrong in (
             ("model.dtype", settings.model.dtype, "float32"),

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from ilf.models.load import load_model, load_tokenizer, sampling_dtype
-from ilf.models.sampling import end_ids
+from ilf.models.tokens import Continuation, encode_chat, end_ids
 
 
 @torch.inference_mode()
@@ -38,7 +38,6 @@ def answers(
         return
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, sampling_dtype("auto", device), key="llm.model").to(device)
-    template = tokenizer.chat_template is not None
     ends = end_ids(model, tokenizer)
     config = GenerationConfig(
         do_sample=True,
@@ -50,28 +49,20 @@ def answers(
         pad_token_id=tokenizer.pad_token_id,
     )
     for conversations, seed in batches:
-        texts = [
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            if template
-            else "\n\n".join(turn["content"] for turn in turns) + "\n\n"
-            for turns in conversations
-        ]
-        # A template writes itself what a tokenizer would put in front.
-        inputs = tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not template
-        ).to(device)
+        prompts = [encode_chat(tokenizer, turns) for turns in conversations]
+        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
         torch.manual_seed(seed)
         rows = model.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=config
         )
         found = []
-        for row, mask in zip(rows[:, inputs["input_ids"].shape[1] :].tolist(), inputs["attention_mask"], strict=True):
+        for row, prompt in zip(rows[:, inputs["input_ids"].shape[1] :].tolist(), prompts, strict=True):
             length = next((i for i, token in enumerate(row) if token in ends), len(row))
             found.append(
                 {
-                    "answer": tokenizer.decode(row[:length], skip_special_tokens=True),
+                    "answer": Continuation(tokenizer, prompt).text(row[:length]),
                     "finish_reason": "stop" if length < len(row) else "length",
-                    "usage": {"prompt_tokens": int(mask.sum()), "completion_tokens": length},
+                    "usage": {"prompt_tokens": len(prompt), "completion_tokens": length},
                 }
             )
         yield found

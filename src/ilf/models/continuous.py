@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from ilf.models.sampling import end_ids, function_ended
+from ilf.models.sampling import function_ended
+from ilf.models.tokens import Continuation, encode_prompts, end_ids
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut
 from ilf.types import Draw
@@ -37,8 +38,9 @@ class ContinuousSampler:
         Raises:
             RuntimeError: transformers gives up on a request, or its engine ends.
         """
-        limit, prompts = self.settings.max_new_tokens, {draw.prompt for draw in draws}
-        ids = {prompt: tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts}
+        limit, prompts = self.settings.max_new_tokens, list(dict.fromkeys(draw.prompt for draw in draws))
+        ids = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
+        continuations = {prompt: Continuation(tokenizer, tokens) for prompt, tokens in ids.items()}
         generation = GenerationConfig(
             do_sample=True,
             temperature=self.settings.temperature,
@@ -73,8 +75,9 @@ class ContinuousSampler:
                 if result.error is not None:
                     raise RuntimeError(f"transformers' continuous batching: {result.error}")
                 tokens = [token for token in result.generated_tokens if token not in generation.eos_token_id]
-                ended = function_ended(tokenizer, tokens)
+                text = continuations[waiting[result.request_id].prompt].text(tokens)
+                ended = function_ended(text)
                 if ended and not result.is_finished():
                     manager.cancel_request(result.request_id)
                 if ended or result.is_finished():
-                    yield waiting.pop(result.request_id), cut(tokenizer.decode(tokens, skip_special_tokens=True))
+                    yield waiting.pop(result.request_id), cut(text)

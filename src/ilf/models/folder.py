@@ -19,6 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 
 from ilf.models.load import load_tokenizer, wrong_weights
 from ilf.models.storageless import empty_model
+from ilf.models.tokens import check_code
 from ilf.types import InputError
 
 _WHOLE = "Copy or fetch the folder again, whole."
@@ -28,13 +29,14 @@ _LFS = b"version https://git-lfs"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
 
 
-def check_model(key: str, folder: Path, weights: bool = True) -> tuple[Any, Any]:
+def check_model(key: str, folder: Path, weights: bool = True, bos: bool | None = None) -> tuple[Any, Any]:
     """Check that a causal language model and its tokenizer can be loaded from a folder; return config and tokenizer.
 
     Args:
         key: The setting that names it.
         folder: In Hugging Face's layout.
         weights: Whether weights are needed: where a server holds the model, its folder may lack them.
+        bos: See `load_tokenizer`.
 
     Raises:
         InputError: Something is missing, damaged, or of another kind of model; names it.
@@ -46,7 +48,9 @@ def check_model(key: str, folder: Path, weights: bool = True) -> tuple[Any, Any]
     if weights:
         _check_shapes(key, folder, config, _weights(key, folder))
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, bos)
+    except InputError:
+        raise
     except Exception as error:  # each kind of tokenizer raises its own
         reason = f"no tokenizer can be loaded from it ({_short(error)})"
         raise InputError(key, str(folder), reason, f"{_WHOLE} It needs tokenizer.json.") from error
@@ -58,6 +62,11 @@ def check_model(key: str, folder: Path, weights: bool = True) -> tuple[Any, Any]
             f"its tokenizer's EOS is token {tokenizer.eos_token_id}, and its config.json has a vocab_size of {size}"
         )
         raise InputError(key, str(folder), reason, f"Its tokenizer is another model's. {_WHOLE}")
+    try:
+        check_code(tokenizer)
+    except ValueError as error:
+        reason = f"its tokenizer keeps no code as it is: {error}"
+        raise InputError(key, str(folder), reason, "Choose a model that was trained on code.") from error
     return config, tokenizer
 
 

@@ -15,6 +15,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from ilf.disk import naming
+from ilf.models.tokens import end_ids, token_ids
 from ilf.settings import Adapter
 from ilf.types import InputError
 
@@ -70,9 +71,23 @@ def sampling_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a model folder, padding with EOS where it has no padding token."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def load_tokenizer(folder: Path, bos: bool | None = None) -> Any:
+    """Return the tokenizer of a model folder, padding with EOS where it has no padding token.
+
+    Args:
+        folder: In Hugging Face's layout.
+        bos: Whether texts begin with BOS; None does as the folder says. It is saved with the
+            tokenizer, and of transformers' classes only Code Llama's does otherwise when it is loaded again.
+
+    Raises:
+        InputError: There is no BOS to begin with.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    if bos is not None:
+        if bos and tokenizer.bos_token_id is None:
+            allowed = f"the tokenizer of {folder} has no BOS token"
+            raise InputError("model.bos", bos, allowed, "model.bos=null does as the tokenizer does.")
+        tokenizer.add_bos_token = bos
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
@@ -86,7 +101,7 @@ def load_model(
     device: torch.device | None = None,
     key: str = "model.path",
 ) -> Any:
-    """Return the causal language model of a folder, without the generation settings that it came with.
+    """Return the causal language model of a folder, without the generation settings that it came with but for its ends.
 
     Args:
         folder: In Hugging Face's layout.
@@ -128,8 +143,10 @@ def load_model(
         # goes on with.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    # A publisher's top-k or repetition penalty would change the distribution that is sampled.
-    model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id)
+    # A publisher's top-k or repetition penalty would change the distribution that is sampled. What ends a text stays:
+    # a chat model ends its turns by other tokens than its texts, and a saved policy is to end in a server too.
+    ends = token_ids(model.generation_config.eos_token_id, getattr(model.config, "eos_token_id", None))
+    model.generation_config = GenerationConfig(eos_token_id=ends or None)
     return model.eval()
 
 
@@ -201,5 +218,6 @@ def _save(model: Any, tokenizer: Any, scratch: Path) -> None:
             base = load_model(Path(model.name_or_path), torch.float32)
             model = PeftModel.from_pretrained(base, scratch / "adapter", torch_device="cpu")
         model = model.merge_and_unload()
+    model.generation_config.eos_token_id = sorted(end_ids(model, tokenizer))  # what it has learnt to end by, too
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ilf.models.tokens import Continuation, encode_prompts, end_ids
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut, function_end
 from ilf.types import Draw, InputError
@@ -88,7 +89,7 @@ class Sampler:
                 rows = [rows[i] for i in going]
                 for part, index, new in waiting.take(size - len(rows)):
                     parts.append((part, index))
-                    rows += [_Row(draw, limit) for draw in new]
+                    rows += [_Row(draw, limit, waiting.continuation(draw.prompt)) for draw in new]
                 batch = join(parts)
             assert batch is not None
             uniform = torch.tensor([0.0 if row.done else row.uniform[len(row.tokens)] for row in rows])
@@ -105,9 +106,10 @@ class Sampler:
                     )
                 if token not in ends:
                     row.tokens.append(token)
-                row.done = token in ends or len(row.tokens) == limit or function_ended(tokenizer, row.tokens)
+                text = row.continuation.text(row.tokens)
+                row.done = token in ends or len(row.tokens) == limit or function_ended(text)
                 if row.done:
-                    yield row.draw, cut(tokenizer.decode(row.tokens, skip_special_tokens=True))
+                    yield row.draw, cut(text)
             if not all(row.done for row in rows):
                 batch.step(model, chosen, torch.tensor([not row.done for row in rows], device=model.device))
 
@@ -129,6 +131,7 @@ class _Row:
 
     draw: Draw
     limit: int
+    continuation: Continuation
     tokens: list[int] = field(default_factory=list)
     done: bool = False
 
@@ -178,6 +181,9 @@ class _Waiting:
     def __init__(self, model: Any, tokenizer: Any, draws: Sequence[Draw], limit: int) -> None:
         self.model, self.tokenizer, self.limit = model, tokenizer, limit
         self.draws = list(draws)
+        prompts = list(dict.fromkeys(draw.prompt for draw in draws))
+        self.tokens = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
+        self._continuations: dict[str, Continuation] = {}
         self._open: dict[str, tuple[Batch, int]] = {}  # prompts that more draws wait for: where they were prefilled
 
     def take(self, count: int) -> Iterator[tuple[Batch, list[int], list[Draw]]]:
@@ -197,8 +203,14 @@ class _Waiting:
         self._open = {prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still}
         yield from by_batch.values()
 
+    def continuation(self, prompt: str) -> Continuation:
+        """Return what spells the completions of a prompt."""
+        if prompt not in self._continuations:
+            self._continuations[prompt] = Continuation(self.tokenizer, self.tokens[prompt])
+        return self._continuations[prompt]
+
     def _prefill(self, prompts: Sequence[str]) -> Batch:
-        tokenized = [self.tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+        tokenized = [self.tokens[prompt] for prompt in prompts]
         places, longest = getattr(self.model.config, "max_position_embeddings", None), max(map(len, tokenized))
         if places is not None and longest + self.limit > places:
             allowed = f"with a prompt of {longest} tokens passes the model's {places} positions"
@@ -301,16 +313,8 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Return the ids that end a text: the tokenizer's and the model's."""
-    configured = model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
-
-
-def function_ended(tokenizer: Any, tokens: list[int]) -> bool:
-    """Return whether what `tokens` spell has gone past the end of the function, asked after each token."""
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
+def function_ended(text: str) -> bool:
+    """Return whether a completion has gone past the end of the function, asked after each of its tokens."""
     last = text[text.rfind("\n") + 1 :]
     # A function can only have ended where the newest line starts a statement in the first column.
     return bool(last) and not last[0].isspace() and last[0] != "#" and function_end(text) is not None

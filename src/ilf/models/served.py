@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ilf.models.endpoint import KEY, answers
+from ilf.models.tokens import encode_prompts, loses_space, spells_special
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut, function_end
 from ilf.types import Draw, InputError
@@ -38,16 +40,22 @@ class ServedSampler:
             InputError: The server can't be reached, does not hold the model, or does not sample; what came was yielded.
         """
         texts: dict[str, set[str]] = defaultdict(set)  # of each prompt
-        for draw, text in answers(
+        tokens = {
+            prompt: encode_prompts(tokenizer, [prompt])[0]
+            for prompt in {draw.prompt for draw in draws}
+            if spells_special(tokenizer, prompt)
+        }
+        found = answers(
             "sampler.url",
             str(self.settings.url),
             self.model,
             draws,
-            self._ask,
+            lambda client, draw: self._ask(client, draw, tokens.get(draw.prompt, draw.prompt)),
             self.settings.batch_size,
             f"Have the server hold that folder under this name, set ${KEY} if it asks for a key, and run the same "
             "command again: what is there is kept.",
-        ):
+        )
+        for draw, text in self._whole(found) if loses_space(tokenizer) else found:
             texts[draw.prompt].add(text)
             yield draw, text
         if len(draws) >= len(texts) + _SAME and all(len(found) == 1 for found in texts.values()):
@@ -58,11 +66,38 @@ class ServedSampler:
                 "Give what it needs to sample by temperature alone, as +sampler.extra.top_k=-1; see docs/servers.md.",
             )
 
-    def _ask(self, client: Any, draw: Draw) -> str:
+    def _whole(self, found: Iterator[tuple[Draw, str]]) -> Iterator[tuple[Draw, str]]:
+        """Yield what is found, where its first lines have all their spaces.
+
+        Raises:
+            InputError: The server decodes completions without their prompts, and so loses the first space.
+        """
+        short: list[tuple[Draw, str]] = []  # of which all that is wrong may be a missing space
+        for draw, text in found:
+            as_it_is, with_space = (_parses(draw.task_prompt + space + text) for space in ("", " "))
+            if with_space and not as_it_is:
+                short.append((draw, text))
+            elif as_it_is and not with_space:  # so that this server leaves the first space where it is
+                yield from (*short, (draw, text))
+                yield from found
+                return
+            else:
+                yield draw, text
+            if len(short) == _SAME:
+                raise InputError(
+                    "sampler.url",
+                    self.settings.url,
+                    "the server leaves out the space that a completion begins with, as `transformers serve` does with "
+                    "the tokenizer of this model",
+                    "Use a server that decodes a completion after its prompt, such as vLLM, or sampler=hf.",
+                )
+        yield from short
+
+    def _ask(self, client: Any, draw: Draw, prompt: str | list[int]) -> str:
         text = ""
         with client.completions.create(
             model=self.model,
-            prompt=draw.prompt,
+            prompt=prompt,
             temperature=self.settings.temperature,
             top_p=1.0,
             max_tokens=self.settings.max_new_tokens,
@@ -77,3 +112,11 @@ class ServedSampler:
                 if piece and function_end(text) is not None:
                     break
         return cut(text)
+
+
+def _parses(program: str) -> bool:
+    try:
+        ast.parse(program)
+    except (SyntaxError, ValueError):
+        return False
+    return True

@@ -20,6 +20,7 @@ from ilf.models.continuous import ContinuousSampler
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
 from ilf.models.shards import hold_whole, shard
+from ilf.models.tokens import encode_continuation, encode_prompts
 from ilf.settings import Optimizer, Phase, Training
 from ilf.types import Draw, InputError, derive_seed
 
@@ -44,15 +45,15 @@ class Example:
 
 
 def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:
-    """Tokenise prompt and target apart, as the paper does, and end the target with EOS.
+    """Tokenise prompt and target apart, as the paper does and as a prompt is sampled from, and end the target with EOS.
 
     Raises:
         ValueError: Together they are longer than `max_length` tokens. A cut row would lose its EOS, and the model
             would learn never to stop, so that such a row is refused and not cut.
     """
-    prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False).input_ids)
-    target_ids = (*tokenizer(target, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
-    example = Example(task_id, prompt_ids, target_ids)
+    (prompt_ids,) = encode_prompts(tokenizer, [prompt])
+    target_ids = (*encode_continuation(tokenizer, target), tokenizer.eos_token_id)
+    example = Example(task_id, tuple(prompt_ids), target_ids)
     if example.length > max_length:
         raise ValueError(f"{example.length} tokens with EOS, training.max_length is {max_length}")
     return example

@@ -73,14 +73,13 @@ def draw(
     taken = {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
     kept = [d for d in draws if finished or (d.task_id, d.sample) in taken]
     missing = [d for d in draws if not finished and (d.task_id, d.sample) not in taken]
-    served = settings.sampler.name == "openai"
+    local = settings.refiner.path is not None and model == Path(settings.refiner.path)
     net = None
-    if missing and not served:
-        local = settings.refiner.path is not None and model == Path(settings.refiner.path)
+    if missing and settings.sampler.name != "openai":
         key = "refiner.path" if local else "model.path"
         dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer))
         net = load_model(model, dtype, settings.model.attention, key=key)
-    tokenizer = load_tokenizer(model)  # a local refiner may have its own
+    tokenizer = load_tokenizer(model, None if local else settings.model.bos)  # a local refiner may have its own
     sampler = _sampler(settings, model)
     module = kind(net, tokenizer, sampler, settings.training, Phase(), settings.optimizer, settings.seed)
     size = settings.sampler.batch_size
@@ -131,7 +130,8 @@ def fine_tune(
         loggers: Lightning loggers.
     """
     torch.manual_seed(derive_seed(settings.seed, kind.stage))  # LoRA's first matrices are random
-    tokenizer, sampler = load_tokenizer(base), Sampler(settings.sampler)  # no server holds what is being trained
+    tokenizer = load_tokenizer(base, settings.model.bos)
+    sampler = Sampler(settings.sampler)  # no server holds what is being trained
     device = training_device(settings.trainer)
     net = load_model(base, torch.float32, settings.model.attention, settings.adapter.quantize, device)
     net = adapt(net, settings.adapter)

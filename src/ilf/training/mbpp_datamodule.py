@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from ilf.models.tokens import encode_prompts
 from ilf.training.fine_tuning import Example
 from ilf.types import Draw, Task, derive_seed
 
@@ -135,7 +136,8 @@ class MBPPDataModule(pl.LightningDataModule):
         A batch is what is kept, or drawn again, as a whole; while it is drawn, waiting draws take the places of
         finished ones. There are as many batches as processes at least, where there are as many draws.
         """
-        length = {p: len(self.tokenizer(p, add_special_tokens=False).input_ids) for p in {d.prompt for d in draws}}
+        prompts = list({d.prompt for d in draws})
+        length = {p: len(ids) for p, ids in zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True)}
         order = sorted(draws, key=lambda d: (-length[d.prompt], d.task_id, d.sample))
         share = -(-len(draws) // self._rank[1])
         size = max(1, min(_REFILLS * self.sampling_batch_size, share))

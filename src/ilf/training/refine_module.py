@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ilf.models.tokens import truncate
 from ilf.tasks.prompts import completion_of, refine_prompt
 from ilf.training.fine_tuning import Example, FineTuningModule, encode
 from ilf.types import Feedback, Task
@@ -17,9 +18,7 @@ class RefineModule(FineTuningModule):
     @staticmethod
     def prompt(tokenizer: Any, feedback: Feedback, task: Task, old_code_tokens: int) -> str:
         """Return the refine prompt, x0 cut to its first `old_code_tokens` tokens as in the paper."""
-        ids = tokenizer(feedback.program, add_special_tokens=False).input_ids
-        old = tokenizer.decode(ids[:old_code_tokens]) if len(ids) > old_code_tokens else None
-        return refine_prompt(feedback, task.prompt, old)
+        return refine_prompt(feedback, task.prompt, truncate(tokenizer, feedback.program, old_code_tokens))
 
     @staticmethod
     def example(tokenizer: Any, feedback: Feedback, task: Task, old_code_tokens: int, max_length: int) -> Example:

@@ -1,0 +1,187 @@
+"""From text to tokens and back, alike for every tokenizer.
+
+Text is text: a special token that is spelled in a program or in feedback is encoded letter by letter, and no token is
+added but those that the tokenizer itself puts in front of a text. What follows a prompt is encoded, and decoded, as
+what follows: many tokenizers (SentencePiece's: Llama 2, Code Llama, Mistral) add a space to a text as they encode it,
+and take one away as they decode, which would change the indentation of a program's first line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+# Written before a text whose tokens are to be those of a text that goes on, and cut off again. An anchor must not merge
+# with what follows: none is needed, or a line's end, or a character that hardly any vocabulary has.
+_ANCHORS = ("", "\n", "\0", "\ue000")
+_PROBES = ("    return x  # y\n", "\n\tif  x:\n        y", "x = ''", " x")
+_CONTEXTS = (4, 16, 64, 256)  # tokens
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each prompt, with those that the tokenizer puts in front of a text, such as BOS.
+
+    Args:
+        tokenizer: Of transformers.
+        prompts: Texts to go on from.
+    """
+    front = list(front_tokens(tokenizer))
+    return [front + ids for ids in _encode(tokenizer, prompts)]
+
+
+def encode_continuation(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text that stands after a prompt, without EOS.
+
+    The prompt's own tokens are left as they are when it stands alone, since that is what a model is given to go on
+    from: no token reaches from the prompt into the text.
+
+    Raises:
+        ValueError: The tokenizer can't write code after a prompt, whatever its tokens.
+    """
+    first = _anchor(tokenizer)
+    for anchor in (first, *(other for other in _ANCHORS if other not in ("", first))):
+        ids = _after(tokenizer, anchor, text)
+        if ids is not None:
+            return ids
+    return _encode(tokenizer, [text])[0]
+
+
+def encode_chat(tokenizer: Any, turns: Sequence[dict[str, str]]) -> list[int]:
+    """Return the tokens of a conversation that an answer is to follow.
+
+    The tokenizer's chat template makes it a text, and writes itself what stands in front; without one, the turns stand
+    one after the other.
+
+    Args:
+        tokenizer: Of transformers.
+        turns: The role and content of each.
+    """
+    if tokenizer.chat_template is None:
+        return encode_prompts(tokenizer, ["".join(turn["content"] + "\n\n" for turn in turns)])[0]
+    contents = "".join(turn["content"] for turn in turns)
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    spelt = [re.escape(token) for token in special if len(token) > 1 and token in contents]
+    if spelt:  # a rare character in it keeps a token of the turns apart from those of the template
+        rare = next(char for char in map(chr, range(0xE000, 0xF8FF)) if char not in contents)
+        apart = re.compile(f"(?<=(?={'|'.join(spelt)}).)")
+        turns = [{**turn, "content": apart.sub(rare, turn["content"])} for turn in turns]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return _without(ids, encode_continuation(tokenizer, rare)) if spelt else ids
+
+
+def _without(ids: list[int], part: list[int]) -> list[int]:
+    """Return ids without a sequence of them, wherever it stands."""
+    found: list[int] = []
+    for token in ids:
+        found.append(token)
+        if found[-len(part) :] == part:
+            del found[-len(part) :]
+    return found
+
+
+def front_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that a tokenizer puts in front of a text: none, BOS, or what else its model has learnt."""
+    (plain,) = _encode(tokenizer, ["x"])
+    whole = tokenizer("x").input_ids
+    starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+    return tuple(whole[: next(starts, 0)])
+
+
+def truncate(tokenizer: Any, text: str, count: int) -> str:
+    """Return what the first `count` tokens of a text spell; the text itself where it has no more."""
+    (ids,) = _encode(tokenizer, [text])
+    return text if len(ids) <= count else _decode(tokenizer, ids[:count])
+
+
+def loses_space(tokenizer: Any) -> bool:
+    """Return whether a tokenizer takes a space away where what follows a prompt is decoded without it."""
+    return not _decode(tokenizer, encode_continuation(tokenizer, "  x")).startswith("  ")
+
+
+def spells_special(tokenizer: Any, text: str) -> bool:
+    """Return whether a text would be encoded with a special token that it only spells."""
+    read: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+    return read != _encode(tokenizer, [text])[0]
+
+
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Return the ids that end a text: the tokenizer's and the model's."""
+    return set(token_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id))
+
+
+def token_ids(*configured: int | Sequence[int] | None) -> list[int]:
+    """Return the token ids that settings of models and tokenizers name, each of which names none, one or several."""
+    several = [[] if one is None else [one] if isinstance(one, int) else one for one in configured]
+    return list(dict.fromkeys(i for ids in several for i in ids))
+
+
+class Continuation:
+    """Spells what follows a prompt.
+
+    Args:
+        tokenizer: Of transformers.
+        prompt: Tokens of the prompt.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
+        self.tokenizer, whole = tokenizer, _decode(tokenizer, prompt)
+        # The prompt's last tokens are enough, and decoding is asked for after each token.
+        for count in (*_CONTEXTS, len(prompt)):
+            self.context = list(prompt[-count:])
+            self.before = _decode(tokenizer, self.context)
+            if self.before.strip() and "\ufffd" not in self.before and whole.endswith(self.before):
+                break
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return what `tokens` spell after the prompt, special tokens left out."""
+        both = _decode(self.tokenizer, [*self.context, *tokens])
+        if both.startswith(self.before):
+            return both[len(self.before) :]
+        return _decode(self.tokenizer, tokens)  # bytes that are no character have spoilt those of the prompt's end
+
+
+@lru_cache(maxsize=16)
+def _anchor(tokenizer: Any) -> str:
+    """Return what must stand before a text for it to be encoded as one that goes on."""
+    follows = Continuation(tokenizer, _encode(tokenizer, ["x:\n"])[0])
+    for anchor in _ANCHORS:
+        found = [_after(tokenizer, anchor, probe) for probe in _PROBES]
+        if all(ids is not None and follows.text(ids) == probe for ids, probe in zip(found, _PROBES, strict=True)):
+            return anchor
+    (ids,) = _encode(tokenizer, [_PROBES[1]])
+    raise ValueError(f"it spells {_PROBES[1]!r} as {follows.text(ids)!r}")
+
+
+def check_code(tokenizer: Any) -> None:
+    """Check that a tokenizer can write code after a prompt, each space where it was.
+
+    Raises:
+        ValueError: It can't; says what it makes of a line of code.
+    """
+    _anchor(tokenizer)
+
+
+def _after(tokenizer: Any, anchor: str, text: str) -> list[int] | None:
+    """Return the tokens of a text behind an anchor; None where the two share a token."""
+    if not anchor:
+        return _encode(tokenizer, [text])[0]
+    before, both = _encode(tokenizer, [anchor, anchor + text])
+    return both[len(before) :] if both[: len(before)] == before else None
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each text, of which none is a special one."""
+    if not texts:
+        return []
+    # Half of a surrogate pair, which a server's JSON can hold, has no bytes.
+    texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+    return ids
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

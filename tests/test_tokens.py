@@ -1,0 +1,251 @@
+"""Every family of tokenizers writes and reads the text that it is given and no other, wherever text becomes tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer_families import FAMILIES, SPECIAL, family
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ilf.models import chat
+from ilf.models.continuous import ContinuousSampler
+from ilf.models.folder import check_model
+from ilf.models.load import load_model, load_tokenizer, save
+from ilf.models.policy_change import perplexity
+from ilf.models.sampling import Sampler
+from ilf.models.served import ServedSampler
+from ilf.models.tokens import (
+    Continuation,
+    check_code,
+    encode_chat,
+    encode_continuation,
+    encode_prompts,
+    end_ids,
+    front_tokens,
+    loses_space,
+    truncate,
+)
+from ilf.settings import Sampling
+from ilf.training.fine_tuning import encode
+from ilf.types import Draw, InputError
+
+pieces = st.sampled_from(
+    [" ", "\n", "\t", "    ", "x", "return", "('", "é", "\U0001f600", "\\", *SPECIAL, "<unk>", "<s>"]
+)
+texts = st.lists(st.one_of(pieces, st.text(max_size=4)), max_size=12).map("".join)
+texts = texts.filter(lambda text: "▁" not in text)  # which SentencePiece writes for a space
+by_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@by_family
+@settings(max_examples=60, deadline=None)
+@given(prompt=texts, text=texts)
+def test_any_text_comes_back_after_any_prompt_and_holds_no_special_token(name, prompt, text):
+    tokenizer = family(name)
+    (before,) = encode_prompts(tokenizer, [prompt + "\n"])
+    after = encode_continuation(tokenizer, text)
+    assert Continuation(tokenizer, before).text(after) == text
+    front = front_tokens(tokenizer)
+    assert tuple(before[: len(front)]) == front
+    assert not {*before[len(front) :], *after} & set(tokenizer.all_special_ids)
+
+
+@by_family
+def test_an_example_is_what_a_prompt_is_sampled_from_with_one_eos_at_its_end(name):
+    tokenizer = family(name)
+    prompt, target = "def f(x):\n", "    return '<|end|>'.join(x)\n    # <|bos|>"
+    example = encode(tokenizer, 1, prompt, target, 1000)
+    assert list(example.prompt_ids) == encode_prompts(tokenizer, [prompt])[0]
+    assert [*example.prompt_ids, *example.target_ids].count(tokenizer.eos_token_id) == 1
+    assert example.target_ids[-1] == tokenizer.eos_token_id
+    assert Continuation(tokenizer, example.prompt_ids).text(example.target_ids) == target
+
+
+@by_family
+def test_a_cut_text_is_a_beginning_of_it(name):
+    text = "def f(x):\n    '''<|end|>'''\n    return x"
+    for count in range(1, 60):
+        assert text.startswith(truncate(family(name), text, count).removeprefix(" "))
+    assert truncate(family(name), text, 1000) == text
+
+
+@by_family
+def test_the_tokens_in_front_are_the_tokenizers_own_unless_a_setting_says_otherwise(name, tmp_path):
+    own = family(name)
+    own.save_pretrained(tmp_path / "own")
+    bos = (own.bos_token_id,)
+    for setting, front in ((None, front_tokens(own)), (True, bos), (False, ())):
+        tokenizer = load_tokenizer(tmp_path / "own", setting)
+        assert front_tokens(tokenizer) == front
+        tokenizer.save_pretrained(tmp_path / str(setting))  # as a policy is, for whatever loads it
+        if (name, setting) != ("Code Llama", False):  # transformers' class for it always begins with BOS
+            assert front_tokens(load_tokenizer(tmp_path / str(setting))) == front
+        assert encode(tokenizer, 1, "x\n", "y", 99).prompt_ids[: len(front)] == front
+
+
+def test_half_a_surrogate_pair_has_tokens(tmp_path):
+    for name in FAMILIES:
+        (ids,) = encode_prompts(family(name), ["x \ud83d y\n"])
+        assert Continuation(family(name), ids).text(encode_continuation(family(name), "\ude00")) == "\ufffd"
+
+
+def test_a_bos_that_the_tokenizer_lacks_is_an_error(tmp_path):
+    tokenizer = Tokenizer(models.BPE())
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"model\.bos=True.*no BOS token"):
+        load_tokenizer(tmp_path, True)
+
+
+def careless(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that keeps no code as it is."""
+    letters = ["<unk>", "<|end|>", *pre_tokenizers.ByteLevel.alphabet()]
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    if kind == "single spaces":
+        tokenizer.normalizer = normalizers.Replace("  ", " ")
+    elif kind == "words":
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Whitespace(), decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["single spaces", "words"])
+def test_a_tokenizer_that_loses_spaces_is_refused(kind, tmp_path):
+    tokenizer = careless(kind)
+    with pytest.raises(ValueError, match="spells"):
+        check_code(tokenizer)
+    LlamaForCausalLM(tiny(len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="keeps no code as it is"):
+        check_model("model.path", tmp_path)
+
+
+# Models that have learnt a few programs by heart, as transformers writes them: a prompt, and what stands after it.
+LEARNT = {
+    '"""\nReturn the sum.\n"""\n\ndef f(x):\n': "    total = 0\n    for y in x:\n        total += y\n    return total",
+    '"""\nReturn the first.\n"""\n\ndef first(x):\n': "    if not x:\n        return None\n    return x[0]",
+    '"""\nJoin.\n"""\n\ndef join(x):\n': "    y = '<|end|>'.join(x)\n    return y",
+}
+BY_HEART = ("Llama 2, as published", "Gemma", "byte-level with BOS (Llama 3)")
+
+
+def tiny(vocabulary: int, eos: int = 1) -> LlamaConfig:
+    size = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaConfig(vocab_size=vocabulary, max_position_embeddings=256, eos_token_id=eos, **size)
+
+
+@pytest.fixture(scope="module", params=BY_HEART)
+def by_heart(request, tmp_path_factory) -> Path:
+    tokenizer, folder = family(request.param), tmp_path_factory.mktemp("by_heart")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny(len(tokenizer), tokenizer.eos_token_id))
+    rows = []
+    for prompt, target in LEARNT.items():
+        front = tokenizer(prompt).input_ids
+        whole = tokenizer(prompt + target, split_special_tokens=True).input_ids
+        if whole[: len(front)] != front:  # the two share a token, which the prompt alone would not have
+            whole = front + tokenizer(target, add_special_tokens=False, split_special_tokens=True).input_ids
+        rows.append([*whole, tokenizer.eos_token_id])
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[tokenizer.pad_token_id] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(200):
+        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.02:
+            break
+    assert loss < 0.3  # the first tokens of a prompt can't be foreseen
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def draws(n: int = 1) -> list[Draw]:
+    return [Draw(i, "test", s, 10 * i + s, p, p) for i, p in enumerate(LEARNT) for s in range(n)]
+
+
+COLD = Sampling(temperature=0.05, max_new_tokens=120, batch_size=2)
+
+
+@pytest.mark.parametrize("kind", [Sampler, ContinuousSampler])
+def test_what_a_model_has_learnt_by_heart_is_sampled_letter_by_letter(by_heart, kind):
+    model, tokenizer = load_model(by_heart, torch.float32), load_tokenizer(by_heart)
+    found = {draw.prompt: text for draw, text in kind(COLD).sample(model, tokenizer, draws())}
+    assert found == LEARNT
+
+
+def test_its_programs_are_certain_to_it(by_heart):
+    model, tokenizer = load_model(by_heart, torch.float32), load_tokenizer(by_heart)
+    assert max(perplexity(model, tokenizer, list(LEARNT.items()), 1000)) < 1.2
+
+
+def test_a_server_that_loses_the_first_space_is_named(by_heart, server):
+    sampler = ServedSampler(Sampling(url=server, temperature=0.05, max_new_tokens=120, batch_size=2), str(by_heart))
+    tokenizer = load_tokenizer(by_heart)
+    multi = [draw for draw in draws(12) if "<|" not in LEARNT[draw.prompt]]
+    if loses_space(tokenizer):
+        with pytest.raises(InputError, match="leaves out the space"):
+            list(sampler.sample(None, tokenizer, multi[:12]))
+    else:
+        found = {draw.prompt: text for draw, text in sampler.sample(None, tokenizer, multi[::12])}
+        assert found == {prompt: LEARNT[prompt] for prompt in found} and len(found) == 2
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|user|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>{% endif %}"
+)
+
+
+@by_family
+@settings(max_examples=25, deadline=None)
+@given(content=texts)
+def test_only_a_templates_own_special_tokens_are_read_as_such(name, content):
+    tokenizer = family(name)
+    tokenizer.chat_template = TEMPLATE
+    turns = [{"role": "user", "content": f"{content}<|user|>x<|end|>"}]
+    ids = encode_chat(tokenizer, turns)
+    own = tokenizer.convert_tokens_to_ids(["<|bos|>", "<|user|>", "<|end|>", "<|user|>"])
+    assert [i for i in ids if i in tokenizer.all_special_ids] == own
+    assert f"{content}<|user|>x<|end|>" in tokenizer.decode(ids)
+    plain = [{"role": "user", "content": "x = 1"}]
+    rendered = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    assert encode_chat(tokenizer, plain) == tokenizer(rendered, add_special_tokens=False).input_ids
+
+
+def test_every_end_of_a_folder_ends_a_text_and_is_saved(tmp_path):
+    tokenizer = family(BY_HEART[0])
+    turn, other = tokenizer.convert_tokens_to_ids(["<|user|>", "x"])
+    assert tokenizer.eos_token_id not in (turn, other)
+    model = LlamaForCausalLM(tiny(len(tokenizer), other))
+    torch.nn.init.zeros_(model.lm_head.weight)  # every token is as likely as any other
+    model.generation_config = GenerationConfig(eos_token_id=[other, turn], do_sample=True, top_k=3, temperature=0.2)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    ends = {other, turn, tokenizer.eos_token_id}
+    for folder in (tmp_path / "base", tmp_path / "policy"):
+        loaded = load_model(folder, torch.float32)
+        assert end_ids(loaded, tokenizer) == ends
+        assert loaded.generation_config.top_k is None and loaded.generation_config.temperature is None
+        save(loaded, tokenizer, tmp_path / "policy")
+    kept = json.loads((tmp_path / "policy" / "generation_config.json").read_text())
+    assert set(kept["eos_token_id"]) == ends and "top_k" not in kept
+
+
+def test_a_local_annotators_answer_ends_by_any_end_of_its_folder(tmp_path):
+    tokenizer = family(BY_HEART[0])
+    model = LlamaForCausalLM(tiny(len(tokenizer)))
+    model.generation_config = GenerationConfig(eos_token_id=list(range(len(tokenizer))))  # whatever it says
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    asked = [([[{"role": "user", "content": "x"}]], 0)]
+    ((answer,),) = chat.answers(tmp_path, asked, 1.0, 8, torch.device("cpu"))
+    assert answer["finish_reason"] == "stop" and answer["usage"]["completion_tokens"] == 0
