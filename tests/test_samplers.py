@@ -25,6 +25,7 @@ from ilf.types import Draw, InputError, derive_seed
 N, FEW = 300, 60
 PROMPT = tasks_from(mini_tasks.rows()[10:11], None, "paper")[0][0].prompt
 PLAN = [Draw(11, "test", i, derive_seed(0, i), PROMPT, PROMPT) for i in range(N)]
+TOKENIZER = load_tokenizer(MINI)
 SETTINGS = {"temperature": 0.8, "max_new_tokens": 64, "batch_size": 100}
 
 
@@ -86,7 +87,7 @@ EXTRA = {"generation_config": json.dumps({"do_sample": True, "top_k": 0, "eos_to
 
 def test_a_server_draws_each_sample_once_from_the_same_distribution(server, reference):
     sampler = ServedSampler(Sampling(**SETTINGS, url=server, extra=EXTRA), str(MINI))
-    found = list(sampler.sample(None, None, PLAN[:FEW]))
+    found = list(sampler.sample(None, TOKENIZER, PLAN[:FEW]))
     assert len(found) == FEW and {draw for draw, _ in found} == set(PLAN[:FEW])
     assert p_value(reference, [text for _, text in found]) > 1e-3
 
@@ -113,17 +114,17 @@ def test_a_server_that_decodes_greedily_is_an_error(server, tmp_path):
     shutil.copytree(MINI, tmp_path / "mini")  # it keeps what the first request for a model asked for
     sampler = ServedSampler(Sampling(**SETTINGS | {"max_new_tokens": 8}, url=server), str(tmp_path / "mini"))
     with pytest.raises(InputError, match=r"sampler\.extra=.*same program for every seed"):
-        list(sampler.sample(None, None, PLAN[:20]))
+        list(sampler.sample(None, TOKENIZER, PLAN[:20]))
 
 
 def test_a_server_without_the_model_or_that_is_not_there_is_an_error(server, monkeypatch):
     monkeypatch.setattr(endpoint, "_RETRIES", 1)  # the client waits longer before each
     sampler = ServedSampler(Sampling(**SETTINGS, url=server), str(MINI.parent))
     with pytest.raises(InputError, match=r"sampler\.url='http.*models.*run the same command again"):
-        list(sampler.sample(None, None, PLAN[:2]))
+        list(sampler.sample(None, TOKENIZER, PLAN[:2]))
     nobody = ServedSampler(Sampling(**SETTINGS, url="http://localhost:1/v1"), "m")
     with pytest.raises(InputError, match=r"sampler\.url='http://localhost:1/v1'.*APIConnectionError"):
-        list(nobody.sample(None, None, PLAN[:2]))
+        list(nobody.sample(None, TOKENIZER, PLAN[:2]))
 
 
 @pytest.mark.parametrize("whole", [False, True])
