@@ -263,31 +263,42 @@ def test_a_port_in_use_is_named(capfd):
         bind(Annotate(port=other.getsockname()[1]))
 
 
-def test_a_killed_server_loses_nothing_and_the_next_goes_on(stages, failing, answers, tmp_path):
-    port, store, out = free_port(), stages.runner.store.root, tmp_path / "printed.out"
-    arguments = [*BUDGET, f"store.dir={store}", f"annotate.path={answers.path}", f"annotate.port={port}"]
-    process = warm.start(ROOT / "run.py", arguments, tmp_path, out.with_suffix(""))
-    try:
-        while not out.exists() or "page:" not in out.read_text():
-            assert process.is_alive(), out.with_suffix(".err").read_text()
-            time.sleep(0.05)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            task = post(client, "open")["task"]
-            row = save(client, task, refinement=gold(stages, task["task_id"]))["saved"]
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+def test_a_killed_server_loses_nothing_and_the_next_goes_on_until_ctrl_c(stages, failing, answers, tmp_path):
+    store, out = stages.runner.store.root, tmp_path / "printed.out"
+
+    @contextlib.contextmanager
+    def page(end: signal.Signals, exit_code: int):
+        port = free_port()
+        arguments = [*BUDGET, f"store.dir={store}", f"annotate.path={answers.path}", f"annotate.port={port}"]
+        out.unlink(missing_ok=True)
+        process = warm.start(ROOT / "run.py", arguments, tmp_path, out.with_suffix(""))
+        try:
+            while not out.exists() or "page:" not in out.read_text():
+                assert process.is_alive(), out.with_suffix(".err").read_text()
+                time.sleep(0.05)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                yield client
+            os.kill(process.pid, end)
+            process.join(20)
+            assert process.exitcode == exit_code
+        finally:
+            process.kill()
+            process.join()
+
+    with page(signal.SIGKILL, -signal.SIGKILL) as client:
+        task = post(client, "open")["task"]
+        row = save(client, task, refinement=gold(stages, task["task_id"]))["saved"]
     assert Answers(answers.path).rows() == [row] and row["unedited_annotator_completion"]
-    with answers.path.open("a") as file:
-        file.write('{"task_id": 1, "Feed')  # as a kill in the middle of a row leaves it
-    with serving(work_of(stages, failing, answers), port) as client:
-        following = post(client, "open")["task"]
-        assert following["task_id"] != task["task_id"]
-        assert [row, save(client, following)["saved"]] == Answers(answers.path).rows()
     printed = out.read_text()
     assert f"{len(failing)} tasks without a correct program, 0 of them answered" in printed
     command = printed.partition("train:")[2].split("\n")[0]
     assert f"feedback=human feedback.path={answers.path}" in command and "mode=" not in command
+    with answers.path.open("a") as file:
+        file.write('{"task_id": 1, "Feed')  # as a kill in the middle of a row leaves it
+    with page(signal.SIGINT, 0) as client:
+        following = post(client, "open")["task"]
+        assert following["task_id"] != task["task_id"]
+        assert [row, save(client, following)["saved"]] == Answers(answers.path).rows()
 
 
 # ---- the page in a browser ---------------------------------------------------------------------------------------
