@@ -131,7 +131,9 @@ def test_a_prompt_needs_exactly_one_entry_point():
 
 # ---- any text in a prompt --------------------------------------------------------------------------------------------
 
-BLANKS = "\f\v\x1c\x1d\x1e\x85\u2028\u2029\xa0"  # `str.splitlines` or `str.strip` takes them for ends of lines or blanks
+BLANKS = (
+    "\f\v\x1c\x1d\x1e\x85\u2028\u2029\xa0"  # `str.splitlines` or `str.strip` takes them for ends of lines or blanks
+)
 TEXTS = st.lists(
     st.sampled_from(["\\", '"', "'", "\n", "\r", "\0", "xi", "users", "N{DASH}", "N{", "08", "{}", " ", *BLANKS])
     | st.text(max_size=3),
@@ -173,7 +175,7 @@ def test_any_assert_gives_a_prompt_that_parses(text, quote, prefix):
 
 def test_what_parses_already_stands_as_it_is_written():
     code, test = "def f(x):\n    return x", r"assert f('a\nb\\c\d') == '\x41'"
-    prompt = task_prompt(r"digits \d+ of ""y""", code, (test,))
+    prompt = task_prompt(r"digits \d+ of " "y" "", code, (test,))
     assert "\ndigits \\d+ of y\n" in prompt and r">>> Example: f('a\nb\\c\d') = '\x41'" in prompt
 
 
@@ -188,7 +190,14 @@ def test_each_task_of_mbpp_stands_as_it_is_written(mbpp_file):
 CHARACTERS = st.text([*BLANKS, "\0", "\r", "\n", "x", "'", " ", "\t"], max_size=4)
 
 
-@given(st.text("\f \t", max_size=2), CHARACTERS, CHARACTERS, CHARACTERS, st.sampled_from(["\n", "\r", "\r\n"]), st.booleans())
+@given(
+    st.text("\f \t", max_size=2),
+    CHARACTERS,
+    CHARACTERS,
+    CHARACTERS,
+    st.sampled_from(["\n", "\r", "\r\n"]),
+    st.booleans(),
+)
 @example("", "a\fb", "", "", "\n", False)
 @example("\f", "\x1c", "\x1d", "\u2028", "\r\n", True)
 def test_a_program_survives_any_character_that_python_takes(above, comment, string, below, newline, tabs):

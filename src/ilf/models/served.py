@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ilf.files import whole
 from ilf.models.endpoint import KEY, answers
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut, function_end
@@ -62,7 +63,7 @@ class ServedSampler:
         text = ""
         with client.completions.create(
             model=self.model,
-            prompt=draw.prompt,
+            prompt=whole(draw.prompt),
             temperature=self.settings.temperature,
             top_p=1.0,
             max_tokens=self.settings.max_new_tokens,
@@ -76,4 +77,4 @@ class ServedSampler:
                 # A function can only have ended where a line has begun in the first column.
                 if piece and function_end(text) is not None:
                     break
-        return cut(text)
+        return cut(whole(text))

@@ -33,15 +33,16 @@ def normalise_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def lines_of(code: str) -> list[str]:
-    r"""Return the lines of `code`, with their ends, as Python counts them: they end at \n, \r and \r\n alone.
+def lines_of(code: str, keepends: bool = False) -> list[str]:
+    r"""Return the lines of `code`, maybe with their ends, as Python counts them: they end at \n, \r and \r\n alone.
 
     `str.splitlines` ends them at a form feed and seven other characters too, which strings and comments may hold.
 
     >>> lines_of("a\fb\u2028c\r\nd\re")
-    ['a\x0cb\u2028c\r\n', 'd\r', 'e']
+    ['a\x0cb\u2028c', 'd', 'e']
     """
-    return io.StringIO(code, newline="").readlines()
+    lines = io.StringIO(code, newline="").readlines()
+    return lines if keepends else [line.rstrip("\r\n") for line in lines]
 
 
 def _tokens(code: str) -> Iterator[tokenize.TokenInfo]:
@@ -51,7 +52,7 @@ def _tokens(code: str) -> Iterator[tokenize.TokenInfo]:
 
 def _start(code: str, line: int) -> int:
     """Return the offset at which a line starts, counted from 1."""
-    return sum(map(len, lines_of(code)[: line - 1]))
+    return sum(map(len, lines_of(code, keepends=True)[: line - 1]))
 
 
 def entry_point(code: str, tests: tuple[str, ...]) -> str:
@@ -210,7 +211,7 @@ def completion_of(prompt: str, program: str, name: str) -> str:
     if program.startswith(prompt) and node.lineno <= prompt.count("\n"):  # it goes on from the prompt
         return _TRAILING_COMMENTS.sub("", program[len(prompt) :])
     rest = program[_header_end(program, name) :]
-    line = lines_of(rest)[0]
+    line = lines_of(rest, keepends=True)[0]
     if node.body[0].lineno == node.lineno:  # the body stands on the `def` line
         indent, body = "    ", "    " + rest.strip()
     else:
