@@ -173,7 +173,7 @@ def build(settings: Settings) -> Stages:
     from ilf.stages import Stages
     from ilf.store import Store
     from ilf.tasks import jsonl, mbpp
-    from ilf.tasks.load import check_tasks, load, split_tasks
+    from ilf.tasks.load import check_tasks, check_unseen, load, split_tasks
     from ilf.tracking import Tracker
     from ilf.training.trial import check_training, trainings
 
@@ -206,6 +206,7 @@ def build(settings: Settings) -> Stages:
         limit = settings.transfer.limit.test
         others, transfer_sha256 = load(settings.transfer, "transfer")
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
+    check_unseen(settings.executor.tests, splits)
     llm_folder = None
     if settings.llm.path is not None:
         check_stored(settings.llm.path, asked)
