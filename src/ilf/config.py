@@ -28,6 +28,7 @@ from ilf.checks.keys import check_known, check_overrides, known_keys, unknown_ke
 from ilf.disk import check_writable
 from ilf.run_folder import claimed
 from ilf.settings import Settings
+from ilf.tracking import check_wandb
 from ilf.types import InputError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def settings_from(config: DictConfig, overrides: Sequence[str] = (), sweep: bool
     check_known(settings)
     check(settings)
     check_overrides(settings, overrides, sweep)
+    if settings.mode == "run":
+        check_wandb(settings.logger, sweep)
     settings.overrides = list(overrides)
     return settings
 
