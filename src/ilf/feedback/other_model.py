@@ -88,7 +88,7 @@ class OtherModel:
         def ask(client: Any, query: dict[str, Any]) -> dict[str, Any]:
             reply = client.chat.completions.create(
                 model=str(settings.model),
-                messages=[turn | {"content": whole(turn["content"])} for turn in query["messages"]],
+                messages=query["messages"],
                 temperature=self.temperature,
                 max_tokens=settings.max_tokens,
                 seed=query["seed"] % 2**31,  # some servers take no more
