@@ -21,7 +21,10 @@ from ilf.annotation.answers import Answers
 from ilf.annotation.server import application, bind
 from ilf.annotation.work import Work
 from ilf.config import build
+from ilf.feedback.human import read_annotations
+from ilf.files import whole
 from ilf.settings import Annotate
+from ilf.tasks.prompts import normalise_newlines
 from ilf.types import InputError, Program
 
 # What is annotated already in a file restricts nothing, and need not be there.
@@ -449,3 +452,34 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
             assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert errors == []
     context.close()
+
+
+ODD = "\0\r\f\x1c\x85\u2028\ufeff\ufffe|`<script>&$\\'\";\U0001f600"
+
+
+@pytest.mark.parametrize("odd", [*ODD, ODD, "half \ud83d of a pair", "x" * 19_000])
+def test_the_page_takes_and_gives_any_text(stages, failing, answers, odd):
+    """In what a person writes, and in a program that failed."""
+    task_id = next(iter(failing))
+    program = replace(failing[task_id][0], program=f"def f(:  # {whole(odd)}")
+    with serving(work_of(stages, {task_id: [program]}, answers)) as client:
+
+        def sent(path, **body):
+            body = {"session": "a window", "annotator": f"Ann{odd}"[:50], **body}
+            headers = {"content-type": "application/json"}
+            return client.post(f"/api/{path}", content=json.dumps(body), headers=headers)  # with escapes
+
+        (shown,) = sent("open", task_id=task_id).json()["task"]["programs"]
+        assert shown["text"] == program.program
+        assert "".join(text for _, text in shown["given"] + shown["own"]) == normalise_newlines(program.program)
+        body = {"task_id": task_id, "program": program.program, "refinement": f"def g(x):  # {odd}"}
+        assert sent("run", **body).status_code == 200
+        body |= {"refinement": program.program, "feedback": f"Mend {odd} it.", "seconds": 1}
+        done = sent("answer", **body, categories=[f"c{odd}c"[:50].replace(";", "")])
+        assert done.status_code == 200, done.text
+        assert sent("answer", **body | {"bugs": -1, "feedback": odd}).status_code == 422  # told, with what was sent
+        assert sent("progress").status_code == 200
+    (row,) = Answers(answers.path).rows()
+    assert row["Feedback"] == normalise_newlines(f"Mend {whole(odd)} it.")
+    assert row["original_model_completion"] == program.program
+    assert len(read_annotations(answers.path)) == 1

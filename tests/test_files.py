@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 from conftest import MINI, ROOT, compose_settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from ilf.analysis import markdown
+from ilf.analysis.plots import bars, curve, plain
 from ilf.annotation.answers import Answers
 from ilf.config import build
 from ilf.feedback import human, other_model
 from ilf.feedback.human import read_annotations
 from ilf.feedback.other_model import OtherModel, check_stored
-from ilf.files import JsonLines
+from ilf.files import JsonLines, read_json, sha256, to_csv, to_json, whole, write_atomically
 from ilf.settings import LLM, Data
+from ilf.store import Store
 from ilf.tasks import jsonl, mbpp
 from ilf.tasks.load import load
 from ilf.types import InputError
@@ -359,3 +364,143 @@ def test_what_keeps_a_stage_from_its_tasks_is_named(small_stages):
         stages = small_stages("stages=[refine]", f"data.limit.train={limit}")
         with pytest.raises(InputError, match=key):
             stages.refine(Path(MINI), [])
+
+
+# ---- any text --------------------------------------------------------------------------------------------------------
+
+ODD = [
+    "\0",
+    "\r",
+    "\r\n",
+    "\n",
+    "\f",
+    "\v",
+    "\x1c",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "\ufffe",
+    "\ud800",
+    "\udfff",
+    "\U0001f600",
+]
+MARKUP = [
+    "|",
+    "`",
+    "```",
+    "~~~",
+    "<script>",
+    "</p>",
+    "&lt;",
+    "$",
+    "$x$",
+    "\\",
+    "\\|",
+    '"',
+    "'",
+    ",",
+    ";",
+    "# ",
+    "- ",
+    "[a](b)",
+]
+TEXTS = st.lists(st.sampled_from([*ODD, *MARKUP, "a", " "]) | st.text(max_size=3), max_size=8).map("".join)
+FUZZ = settings(max_examples=150, deadline=None)
+LONG = "x" * 200_000  # more than Python's reader of CSV takes by default
+
+
+def blocks_of(page):
+    """The lines of a Markdown page inside and outside of its fences."""
+    inside, outside, fence = [], [], None
+    for line in re.split(r"\r\n?|\n", page):
+        ticks = re.match("`{3,}", line)
+        if fence is None and ticks:
+            fence = ticks[0]
+        elif fence is not None and line == fence:
+            fence = None
+        else:
+            (outside if fence is None else inside).append(line)
+    assert fence is None
+    return inside, outside
+
+
+@FUZZ
+@given(TEXTS, st.lists(TEXTS, max_size=3))
+@example("a\ud83db", [LONG])
+def test_json_holds_any_text(tmp_path_factory, text, words):
+    folder = tmp_path_factory.mktemp("json")
+    row = {"text": text, "words": words, f"key {text}": 1}
+    row = json.loads(json.dumps(row))  # two halves that meet are one character in every JSON text
+    rows = JsonLines(folder / "rows.jsonl")
+    for _ in range(2):
+        rows.append([row])
+    assert rows.read() == [row, row]
+    write_atomically(folder / "results.json", to_json(row, indent=1))
+    assert read_json(folder / "results.json") == row
+    assert len(sha256(row)) == 64
+    with Store(folder).entry("stage", row):  # key.json
+        assert read_json(next(folder.glob("stage/*/key.json"))) == row
+
+
+@FUZZ
+@given(st.lists(st.lists(TEXTS, min_size=2, max_size=2), max_size=3))
+@example([["a\rb", ""], ["", LONG]])
+def test_csv_holds_any_text(tmp_path_factory, cells):
+    file = tmp_path_factory.mktemp("csv") / "table.csv"
+    write_atomically(file, to_csv([{"a": a, "b": b, "c": 1} for a, b in cells], ["a", "b"]))
+    csv.field_size_limit(10**6)
+    with file.open(newline="", encoding="utf-8") as lines:
+        found = list(csv.reader(lines))
+    escaped = [[cell.encode("utf-8", "backslashreplace").decode() for cell in row] for row in cells]
+    assert found == [["a", "b"], *escaped]
+
+
+@FUZZ
+@given(TEXTS, TEXTS, TEXTS)
+@example(LONG, LONG, "a\rb")
+def test_annotations_of_any_text_survive_their_way_through_csv(tmp_path_factory, program, words, category):
+    folder = tmp_path_factory.mktemp("annotations")
+    csv.field_size_limit(131_072)
+    row = {**ANNOTATION, "Feedback": f"f{words}", "original_model_completion": f"x{program}"}
+    row |= {"unedited_annotator_completion": f"y{program}", "annotator": words, "categories": [f"c{category}c"]}
+    row = json.loads(json.dumps(row))
+    (folder / "a.jsonl").write_text(json.dumps(row) + "\n")
+    if any(whole(text) != text for text in (program, words, category)) or ";" in category:
+        with pytest.raises(InputError, match=re.escape(f"{folder}/a.jsonl:1")):
+            read_annotations(folder / "a.jsonl")
+        return
+    kept = [one for _, one in read_annotations(folder / "a.jsonl")]
+    for before, after in (("a.jsonl", "b.csv"), ("b.csv", "c.jsonl")):
+        human.export(str(folder / before), str(folder / after))
+    assert [one for _, one in read_annotations(folder / "c.jsonl")] == kept
+
+
+@FUZZ
+@given(TEXTS, TEXTS)
+@example("a|b", "<script>alert(1)</script>\n\n# x")
+def test_no_text_breaks_out_of_a_table_or_a_fence(a, b):
+    lines = markdown.table(["name", a], [[b, "1"], ["2", a]])
+    page = "\n".join([*lines, "", *markdown.fence(a.split("\n"), "text"), "", f"- {markdown.inline(b)}", ""])
+    page.encode()
+    inside, outside = blocks_of(page)
+    assert len(inside) == a.count("\n") + 1 and len(outside) == 4 + 1 + 1 + 1 + 1
+    for line in lines:
+        assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3, line
+    assert not re.search(r"(?<!\\)(?:\\\\)*(<[a-zA-Z/!?]|`)", "\n".join(outside))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", page)
+
+
+@settings(max_examples=8, deadline=None)
+@given(TEXTS)
+@example("".join([*ODD, *MARKUP]))
+@example("$\\frac{$ and $")
+def test_any_text_can_be_drawn(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("plots")
+    bars(folder / "a.png", [f"a{text}"], {"pass@1": [(0.5, 0.4, 0.6)]}, text)
+    curve(folder / "b.png", {f"a{text}": [(1, 0.5, 0.4, 0.6)]}, text, text, text, {f"b{text}": 0.5})
+    assert plain("a_{b}").count("$") == 0 and (folder / "a.png").stat().st_size > 0 < (folder / "b.png").stat().st_size
+
+
+def test_a_setting_that_no_file_can_hold_is_an_error():
+    with pytest.raises(InputError, match=r"group='a\\udcff': must be text"):
+        compose_settings("logger=none", "group='a\udcff'")

@@ -12,13 +12,14 @@ import torch
 from conftest import MINI, SMALL, compose_settings
 
 from ilf.feedback import llm
-from ilf.feedback.other_model import OtherModel
+from ilf.feedback.other_model import OtherModel, check_stored
 from ilf.files import JsonLines
 from ilf.models.load import load_model, load_tokenizer
-from ilf.settings import LLM
+from ilf.models.served import ServedSampler
+from ilf.settings import LLM, Sampling
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
-from ilf.types import Feedback, InputError, Program, Verdict
+from ilf.types import Draw, Feedback, InputError, Program, Verdict
 
 KEY = "sk-not-to-be-found-anywhere"
 TASKS = {t.task_id: t for t in tasks_from(mini.rows(), None, "paper")[0]}
@@ -416,3 +417,53 @@ def test_a_real_chat_model_writes_feedback_by_server_and_by_folder(shots, server
         words = [row["text"] for row in lines(stages.folder / "feedback.jsonl") if row["source"] == "llm"]
         assert len(words) >= len(rows) - 1 > 0 and len(set(words)) > 1
         assert median(len(text.split()) for text in words) > 3, words
+
+
+# ---- any text --------------------------------------------------------------------------------------------------------
+
+HALF = "a\ud83db\0\r\u2028"
+
+
+class Odd(Handler):
+    """Answers with what no file of UTF-8 can hold, in the escapes that JSON has for it."""
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(request)
+        one = {"id": "1", "created": 0, "model": "served"}
+        if self.path.endswith("chat/completions"):
+            message = {"role": "assistant", "content": HALF}
+            choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+            return self.reply(200, one | {"object": "chat.completion", "choices": choices})
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for text in ("    return 'a\ud83d", "\ude00\ud83d'"):  # a pair in two parts, and half of one
+            part = one | {"object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": None}]}
+            self.wfile.write(b"data: " + json.dumps(part).encode() + b"\n\n")
+        self.wfile.write(b"data: [DONE]\n\n")
+
+
+@pytest.fixture
+def odd():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    server.requests = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server, f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_half_of_a_surrogate_pair_goes_to_no_server_and_comes_from_none(odd, tmp_path):
+    server, url = odd
+    asked = queries(program="def f(:  # \ud800")
+    model = OtherModel(LLM(name="reviewer", url=url, model="served"), 0.0)
+    rows = JsonLines(tmp_path / "answers.jsonl")
+    model.answer("refinement", asked, rows)
+    assert {row["answer"] for row in rows.read()} == {"a\ufffdb\0\r\u2028"}
+    check_stored(str(rows.path), ["refinement"])  # as llm.path takes it
+    sampler = ServedSampler(Sampling(url=url), "served")
+    draws = [Draw(1, "test", i, i, "def f():\n    # \udfff\n", "def f():\n") for i in range(2)]
+    assert [text for _, text in sampler.sample(None, None, draws)] == ["    return 'a\U0001f600\ufffd'"] * 2
+    sent = json.dumps(server.requests, ensure_ascii=False)
+    assert sent.encode() and "\ufffd" in sent

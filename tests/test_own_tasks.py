@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ilf.feedback.human import read_annotations
 from ilf.sandbox import Limits, Sandbox
 from ilf.settings import Data
 from ilf.tasks.jsonl import SPLITS, check_gold, load, split_ids
+from ilf.tasks.load import load as load_any
 from ilf.types import InputError
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
@@ -42,6 +44,10 @@ BAD = {
     "a test that is no text": ({**BARE, "test_list": [1]}, r"test_list=\[1\].*assert"),
     "a test that asserts nothing": ({**BARE, "test_list": ["f(1)"]}, r"test_list=.*assert"),
     "a test that does not parse": ({**BARE, "test_list": ["assert f(1) ="]}, r"test_list=.*assert"),
+    "a test that is indented": ({**BARE, "test_list": [" assert f(1)"]}, r"test_list=.*assert"),
+    "a test after a blank of no code": ({**BARE, "test_list": ["\u2003assert f(1)"]}, r"test_list=.*assert"),
+    "a test with a null character": ({**BARE, "test_list": ["assert f('\0')"]}, r"test_list=.*assert"),
+    "a program with a null character": ({**ROW, "task_id": 3, "code": "def f(x):\n  return '\0'"}, "code=.*parse"),
     "a test of another function": ({**BARE, "test_list": ["assert g(1)"]}, "signature=.*none"),
     "a program that does not parse": ({**ROW, "task_id": 3, "code": "def f(: pass"}, "code=.*parse"),
     "a program without the function": ({**ROW, "task_id": 3, "code": "g = 1"}, "code=.*define"),
@@ -317,3 +323,37 @@ def test_own_tasks_to_evaluate_another_policy_on(again, tmp_path):
         "sampler.n=1", "evaluate.k=[1]",
     )  # fmt: skip
     assert found["transfer"]["zero_shot"]["n_tasks"] == 3 and found["transfer"]["data"] == "jsonl"
+
+
+def test_a_task_whose_only_test_is_shown_is_not_scored_by_the_unseen(tmp_path):
+    """Every program would pass none."""
+    rows = [{**ROW, "task_id": i, "split": split} for i, split in enumerate(SPLITS, 1)]
+    write(tmp_path / "tasks.jsonl", *rows)
+    own = [
+        "data=jsonl",
+        f"data.path={tmp_path}/tasks.jsonl",
+        f"store.dir={tmp_path}/store",
+        "logger=none",
+        "feedback=unit_tests",
+    ]
+    with pytest.raises(InputError, match=r"executor\.tests='unseen': leaves task 1 without a test"):
+        build(compose_settings(*own, "executor.tests=unseen"))
+    write(tmp_path / "tasks.jsonl", *({**row, "test_list": [*row["test_list"], "assert f(2) == 2"]} for row in rows))
+    build(compose_settings(*own, "executor.tests=unseen")).sandbox.close()
+
+
+@pytest.mark.parametrize("name", ["MBPP", "own tasks"])
+@pytest.mark.parametrize("tests", [[], [1], ["f(1)"], ["assert f(1)", ""]])
+def test_each_kind_of_file_needs_tests(name, tests, tmp_path):
+    row = {**ROW, "task_id": 11, "test_list": tests, "test_setup_code": ""}
+    data = write(tmp_path / "tasks.jsonl", row)
+    with pytest.raises(InputError, match=r"tasks\.jsonl:1: test_list=.*assert"):
+        load_any(Data(name="mbpp" if name == "MBPP" else "jsonl", path=data.path))
+
+
+def test_a_text_with_backslashes_and_quotes_makes_a_task_that_can_be_solved(tmp_path):
+    row = {**ROW, "text": 'the file C:\\users\\x of "$\\xi$" or """', "split": "test"}
+    row["test_list"] = [r"assert f(r'\xi') == '\\xi'", 'assert f("""a""") == "a"']
+    write(tmp_path / "tasks.jsonl", row)
+    ((task,), _) = load(Data(name="jsonl", path=str(tmp_path / "tasks.jsonl")))
+    check_gold("tasks.jsonl", [replace(task, code=task.prompt + "    return x")], Sandbox(Limits()))

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ilf.tasks.load import split_tasks
@@ -127,3 +127,105 @@ def test_the_rows_are_checked(tmp_path):
 def test_a_prompt_needs_exactly_one_entry_point():
     with pytest.raises(ValueError, match="exactly one"):
         task_prompt("t", "def f(x):\n  return x\ndef g(x):\n  return x", ("assert f(1) == g(1)",))
+
+
+# ---- any text in a prompt --------------------------------------------------------------------------------------------
+
+BLANKS = (
+    "\f\v\x1c\x1d\x1e\x85\u2028\u2029\xa0"  # `str.splitlines` or `str.strip` takes them for ends of lines or blanks
+)
+TEXTS = st.lists(
+    st.sampled_from(["\\", '"', "'", "\n", "\r", "\0", "xi", "users", "N{DASH}", "N{", "08", "{}", " ", *BLANKS])
+    | st.text(max_size=3),
+    max_size=10,
+).map("".join)
+
+
+def docstring(prompt):
+    return ast.literal_eval(ast.parse(prompt + "    pass").body[0].value)
+
+
+@given(TEXTS)
+@example("the root $\\xi$ of C:\\users\\new")
+@example('a "quoted" """word"')
+@example("ends in \\")
+def test_any_description_gives_a_prompt_that_parses_and_says_it(text):
+    prompt = task_prompt(text, "def f(x):\n    return x", ("assert f(1) == 1",))
+    assert docstring(prompt) == normalise_newlines(f"\n{text}\n\n>>> Example: f(1) = 1\n")
+
+
+@given(TEXTS, st.sampled_from(['"', "'", '"""', "'''"]), st.sampled_from(["", "r"]))
+@example("\\xi", "'", "r")
+@example("C:\\\\users", "'", "")
+@example("", '"""', "")
+def test_any_assert_gives_a_prompt_that_parses(text, quote, prefix):
+    test = f"assert f({prefix}{quote}{text}{quote}) == 1"
+    try:
+        assume(len(ast.parse(test).body) == 1)
+        prompt = task_prompt("t", "def f(x):\n    return x", (test,))
+    except (SyntaxError, ValueError):  # the test itself is none
+        return
+    value = docstring(prompt)
+    assert [type(node) for node in ast.parse(prompt + "    pass").body] == [ast.Expr, ast.FunctionDef]
+    assert value.startswith("\nt\n\n>>> Example: f(") and value.endswith(" = 1\n")
+    shown = test.removeprefix("assert ").replace("==", "=")
+    # Written as it stands, or so that the docstring says it as it stands.
+    assert shown in prompt or normalise_newlines(shown) in value
+
+
+def test_what_parses_already_stands_as_it_is_written():
+    code, test = "def f(x):\n    return x", r"assert f('a\nb\\c\d') == '\x41'"
+    prompt = task_prompt(r"digits \d+ of " "y" "", code, (test,))
+    assert "\ndigits \\d+ of y\n" in prompt and r">>> Example: f('a\nb\\c\d') = '\x41'" in prompt
+
+
+def test_each_task_of_mbpp_stands_as_it_is_written(mbpp_file):
+    for task in tasks_of(mbpp_file):
+        shown = task.tests[0].removeprefix("assert ").replace("==", "=")
+        assert task.prompt.startswith(f'"""\n{task.text}\n\n>>> Example: {shown}\n"""\n\n'), task.task_id
+
+
+# ---- what ends a line ------------------------------------------------------------------------------------------------
+
+CHARACTERS = st.text([*BLANKS, "\0", "\r", "\n", "x", "'", " ", "\t"], max_size=4)
+
+
+@given(
+    st.text("\f \t", max_size=2),
+    CHARACTERS,
+    CHARACTERS,
+    CHARACTERS,
+    st.sampled_from(["\n", "\r", "\r\n"]),
+    st.booleans(),
+)
+@example("", "a\fb", "", "", "\n", False)
+@example("\f", "\x1c", "\x1d", "\u2028", "\r\n", True)
+def test_a_program_survives_any_character_that_python_takes(above, comment, string, below, newline, tabs):
+    """The prompt goes up to the colon of `def`, and the target does what the program does."""
+    indent = "\t" if tabs else " \f  "
+    lines = [
+        f"# {comment}",
+        "import math",
+        above,
+        f"def given(x, y='{string}'):  # {comment}",
+        f"{indent}s = '''{string}{comment}'''  # {comment}",
+        f"{indent}return math.floor(x), y, s, len(s)",
+        f"# {below}",
+    ]
+    code = newline.join(lines)
+    try:
+        expected: dict = {}
+        exec(compile(code, "<code>", "exec"), expected)
+    except (SyntaxError, ValueError):
+        return
+    for style in ("paper", "no_leak"):
+        prompt = task_prompt("t", code, ("assert given(1) == 1",), style)
+        function = ast.parse(prompt + "    pass").body[-1]
+        assert isinstance(function, ast.FunctionDef) and function.name == "given"
+        assert prompt.endswith("):\n")
+        target = completion_of(prompt, code, "given")
+        for end in ("", "\nprint(1)", "\rprint(1)", "\n\fprint(1)"):
+            found: dict = {}
+            exec(compile(prompt + cut(target + end), "<again>", "exec"), found)
+            assert found["given"](1.5) == expected["given"](1.5)
+        assert cut(target + "\rprint(1)") == cut(target + "\n\fprint(1)") == cut(target + "\nprint(1)")

@@ -1,5 +1,6 @@
 import contextlib
 import gc
+import itertools
 import json
 import os
 import random
@@ -16,8 +17,11 @@ from pathlib import Path
 
 import pytest
 from conftest import DATA, ROOT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from ilf.feedback.human import load_annotations
+from ilf.files import JsonLines
 from ilf.sandbox import Job, Limits, Sandbox
 from ilf.tasks.mbpp import read_rows, tasks_from
 from ilf.types import InputError, Verdict
@@ -285,6 +289,125 @@ def test_no_verdict_is_forged(isolation):
     assert {name: v for name, v in found.items() if v.passed} == {}
     honest = sandbox.run([Job("def f(a, b): return 5", (test,)) for test in TESTS.values()])
     assert all(v.passed for v in honest), honest
+
+
+MAPPINGS = {
+    "empty": "{}",
+    "dict": "{'a': 1, 'b': 2}",
+    "dict, other order": "{'b': 2, 'a': 1}",
+    "ordered": "OrderedDict([('a', 1), ('b', 2)])",
+    "ordered, other order": "OrderedDict([('b', 2), ('a', 1)])",
+    "ordered, empty": "OrderedDict()",
+    "counter": "Counter({'a': 1, 'b': 2})",
+    "counter with nothing": "Counter({'a': 1, 'b': 2, 'c': 0})",
+    "counter of nothing": "Counter({'c': 0})",
+    "counter, other": "Counter({'a': 1, 'b': 3})",
+    "dict with nothing": "{'a': 1, 'b': 2, 'c': 0}",
+    "default": "defaultdict(int, {'b': 2, 'a': 1})",
+    "nested": "[OrderedDict([('a', 1), ('b', OrderedDict([(1, 2), (3, 4)]))])]",
+    "nested, other order": "[OrderedDict([('a', 1), ('b', OrderedDict([(3, 4), (1, 2)]))])]",
+    "deque": "deque([1, 2], maxlen=2)",
+    "deque, longer": "deque([1, 2])",
+    "list": "[1, 2]",
+}
+
+
+@pytest.mark.parametrize("compare", ["exact", "approx"])
+def test_what_a_program_returns_is_compared_as_python_would(compare):
+    """Each value with each, as a result, and as an argument that comes back."""
+    own: dict = {}
+    exec("from collections import *", own)
+    head, setup = "from collections import *\n", "from collections import *\n"
+    jobs, expected = [], []
+    for a, b in itertools.product(MAPPINGS.values(), repeat=2):
+        jobs.append(Job(f"{head}def f(): return {a}", (f"{setup}assert f() == {b}",)))
+        jobs.append(Job(f"{head}def f(x): return x", (f"{setup}assert f({a}) == {b}",)))
+        expected += [eval(f"{a} == {b}", own)] * 2
+    sandbox = Sandbox(Limits(time_limit=2, compare=compare))
+    found = sandbox.run(jobs)
+    sandbox.close()
+    wrong = [(job, v) for job, v, right in zip(jobs, found, expected, strict=True) if v.passed is not right]
+    assert not wrong and {v.verdict for v in found} == {"passed", "failed"}
+
+
+LYING = "class L(BASE):\n" + "".join(
+    f"    def {name}(self, *a): return {value}\n"
+    for name, value in {
+        "__eq__": "True",
+        "__ne__": "False",
+        "__len__": "2",
+        "__iter__": "iter('ab')",
+        "keys": "['a', 'b']",
+        "items": "[('a', 1), ('b', 2)]",
+        "values": "[1, 2]",
+        "__getitem__": "{'a': 1, 'b': 2}[a[0]]",
+        "__reduce__": "(dict, ())",
+    }.items()
+)
+
+
+@pytest.mark.parametrize("base", ["OrderedDict", "Counter", "dict", "defaultdict"])
+def test_a_subclass_of_a_mapping_can_not_lie(sandbox, base):
+    made = "OrderedDict([('b', 2), ('a', 3)])" if base == "OrderedDict" else "{'a': 3, 'b': 2}"
+    make = "defaultdict.__init__(x, int, d)" if base == "defaultdict" else f"{base}.__init__(x, d)"
+    lying = LYING.replace("BASE", base) + f"def f():\n    x, d = L(), {made}\n    {make}\n    return x"
+    moved = "def f():\n    x = OrderedDict([('a', 1), ('b', 2)])\n    x.move_to_end('a')\n    return x"
+    replaced = (
+        "import collections\nclass O(dict):\n    __eq__ = lambda *a: True\ncollections.OrderedDict = OrderedDict = O\n"
+    )
+    programs = [lying, moved, f"{replaced}def f(): return O(b=2)"]
+    wanted = ["OrderedDict([('a', 1), ('b', 2)])", "Counter({'a': 1, 'b': 2})"]
+    wanted += ["{'a': 1, 'b': 2}"] if base != "OrderedDict" else []
+    jobs = [
+        Job(f"from collections import *\n{program}", (f"from collections import *\nassert f() == {value}",))
+        for program in programs
+        for value in wanted
+        if program is not moved or value.startswith("Ordered")
+    ]
+    assert [v.verdict for v in sandbox.run(jobs)] == ["failed"] * len(jobs)
+
+
+@pytest.mark.parametrize("tests", [(), []])
+def test_a_job_needs_a_test(tests):
+    with pytest.raises(InputError, match=r"tests=.*one test at least.*assert"):
+        Job(F, tests)
+
+
+@pytest.mark.parametrize("test", ["", "\n", "# nothing", " \f\n"])
+def test_an_empty_test_is_not_passed(sandbox, test):
+    (found,) = sandbox.run([Job(F, ("assert f(1) == 1", test))])
+    assert (found.verdict, found.tests) == ("unsupported_test", (True, False))
+
+
+ANY = st.text(st.characters() | st.sampled_from("\0\ud800\udfff\r\f\x1c\x85\u2028\ufffe"), max_size=20)
+
+
+def test_what_a_program_says_can_be_stored(sandbox, tmp_path):
+    """Whatever characters it is written in, returns or raises."""
+    texts: list[str] = []
+
+    @settings(max_examples=60, database=None)
+    @given(ANY)
+    @example("a\ud800b")
+    @example("\0")
+    def collect(text):
+        texts.append(text)
+
+    collect()
+    tests = ("assert f(1) == 1",)
+    jobs = [Job(f"def f(x):\n    raise ValueError({text!r})", tests) for text in texts]
+    jobs += [Job(f"def f(x):\n    return {text!r}", tests) for text in texts]
+    jobs += [Job(f"def f(x):\n    return 2  # {text}", (*tests, "assert 1 == 1")) for text in texts]
+    jobs += [Job(F, (f"assert f({text!r}) == {text!r}",)) for text in texts]
+    found = sandbox.run(jobs)
+    for v in found:
+        v.detail.encode()
+    assert all(not v.passed for v in found[: -len(texts)]) and all(v.passed for v in found[-len(texts) :])
+    said = [v.detail for v in found[: len(texts)]]
+    assert all("ValueError" in detail for text, detail in zip(texts, said, strict=True) if "\n" not in text)
+    rows = JsonLines(tmp_path / "rows.jsonl")
+    rows.append({"detail": v.detail} for v in found)
+    assert rows.read() == [{"detail": v.detail} for v in found]
 
 
 def test_tests_are_nowhere_in_the_programs_process(sandbox):
@@ -637,7 +760,7 @@ def test_workers_killed_at_random_lose_and_duplicate_no_verdict():
 @LINUX
 def test_a_program_ends_though_the_judge_was_killed():
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ilf.sandbox import *\n"
-    code += "Sandbox(Limits(time_limit=9)).run([Job('import time; time.sleep(99)', ())])"
+    code += "Sandbox(Limits(time_limit=9)).run([Job('import time; time.sleep(99)', ('assert True',))])"
     judge = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 20
     while len(found := descendants(judge.pid)) < 4 and time.monotonic() < deadline:
@@ -749,7 +872,7 @@ def test_the_command_gives_a_line_for_each_in_order(tmp_path):
         {"id": i, "program": f"def f(x): return x + {i}", "tests": ["assert f(1) == 1", "assert f(0) == 0"]}
         for i in range(3)
     ]
-    rows += [{"program": "while 1: pass", "tests": [], "time_limit": 1}]
+    rows += [{"program": "while 1: pass", "tests": ["assert True"], "time_limit": 1}]
     rows += [{"id": "s", "program": F, "tests": ["assert g(1) == 1"], "setup_code": "g = f"}]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     done = command("-", given=text)
@@ -758,7 +881,7 @@ def test_the_command_gives_a_line_for_each_in_order(tmp_path):
         (0, "passed", [True, True]),
         (1, "failed", [False, False]),
         (2, "failed", [False, False]),
-        (None, "timed_out", []),
+        (None, "timed_out", [False]),
         ("s", "passed", [True]),
     ]
     assert set(found[0]) == {"id", "verdict", "detail", "tests", "seconds"} and done.returncode == 0
@@ -774,11 +897,12 @@ def test_the_command_gives_a_line_for_each_in_order(tmp_path):
         "[]",
         '{"program": "x"}',
         '{"program": "x", "tests": "assert 1"}',
-        '{"program": "x", "tests": [], "time_limit": 0}',
+        '{"program": "x", "tests": []}',
+        '{"program": "x", "tests": ["assert 1"], "time_limit": 0}',
     ],
 )
 def test_a_bad_line_is_named_before_anything_runs(line):
-    done = command("-", given=json.dumps({"program": "x", "tests": []}) + "\n" + line)
+    done = command("-", given=json.dumps({"program": "x", "tests": ["assert 1"]}) + "\n" + line)
     assert done.returncode == 2 and done.stdout == "" and "-:2" in done.stderr
 
 

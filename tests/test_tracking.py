@@ -1,6 +1,7 @@
 """What a run shows of itself: W&B's offline file, TensorBoard's events, and summary.md."""
 
 import json
+import os
 import re
 import shlex
 import time
@@ -16,8 +17,11 @@ from test_end_to_end import wandb_records
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
 from ilf.config import build
+from ilf.settings import Logger
 from ilf.stages import Stages
+from ilf.tracking import _FOLDERS, Tracker, check_wandb
 from ilf.training.unit_test_callback import score
+from ilf.types import InputError, Program, Verdict
 
 
 @dataclass
@@ -339,3 +343,96 @@ def test_an_offline_run_looks_for_nothing_on_the_network(tmp_path, monkeypatch):
     assert done.returncode == 0 and "upload: wandb sync" in done.stdout, done.stderr
     found = set(re.findall("looked up (.*)", done.stdout))
     assert found <= {"localhost", "127.0.0.1"}
+
+
+# ---- any text --------------------------------------------------------------------------------------------------------
+
+ODD = "".join(map(chr, range(32))) + "\x7f\x85\u2028\u2029\ufeff\ufffe|`<>&$\\'\"#*_[]()\U0001f600"
+
+
+def test_wandb_takes_any_program(tmp_path):
+    config = {"seed": 0, "study": None}
+    tracker = Tracker(Logger(wandb=True), tmp_path, config, "model", None)
+    texts = [ODD, "half \ud83d of a pair", "x" * 200_000, ""]
+    programs = [
+        Program(1, "test", i, 0, "", "", text, Verdict("failed", detail=text[:500])) for i, text in enumerate(texts)
+    ]
+    tracker.programs("zero_shot", programs)
+    tracker.close()
+    (file,) = tmp_path.rglob("*.table.json")
+    rows = json.loads(file.read_text())["data"]
+    assert [row[-1] for row in rows] == texts
+    assert [row[3] for row in rows] == [text[:500] for text in texts]
+
+
+# ---- W&B's own rules -------------------------------------------------------------------------------------------------
+
+
+def test_a_home_that_can_not_be_written_ends_no_run(tmp_path, monkeypatch, cli):
+    home = tmp_path / "home"
+    home.write_text("")  # no folder, so that root can't write into it either
+    monkeypatch.setenv("HOME", str(home))
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    small = ["stages=[zero_shot]", "data.limit.test=2", "sampler.n=2", "evaluate.k=[1]", "store.dir=store"]
+    done = cli(*small, "logger=many", "output_dir=run")
+    assert done.returncode == 0, done.stderr
+    assert home.read_text() == "" and (tmp_path / "run" / "wandb" / "data" / "artifacts").is_dir()
+    assert {item.name for item in tmp_path.iterdir()} <= {"home", "run", "store", "outputs"}
+
+
+def test_where_wandb_writes_may_be_chosen_and_is_each_runs_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "mine"))
+    for folder in ("one", "other"):
+        before = dict(os.environ)
+        tracker = Tracker(Logger(wandb=True), tmp_path / folder, {"seed": 0, "study": None}, "model", None)
+        assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "mine")
+        assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / folder / "wandb" / "data")
+        file = tmp_path / "results.json"
+        file.write_text("{}")
+        tracker.artifact(file)
+        tracker.close()
+        assert list((tmp_path / folder / "wandb" / "data").rglob("tmp*"))
+        assert {name: os.environ.get(name) for name in _FOLDERS} == {name: before.get(name) for name in _FOLDERS}
+
+
+REFUSED = {
+    "a long project": ("logger.project", "x" * 129, "128 characters"),
+    **{f"a project with {sign}": ("logger.project", f"a{sign}b", "cannot contain") for sign in "/\\#?%:"},
+    "a project of the environment": ("WANDB_PROJECT", "a/b", "cannot contain"),
+    "an id with a sign": ("WANDB_RUN_ID", "a:b", "cannot contain"),
+    "an id that no artifact may bear": ("WANDB_RUN_ID", "a b", "Artifact name"),
+    "an empty id": ("WANDB_RUN_ID", "", "empty"),
+    "a long tag": ("WANDB_TAGS", "a," + "b" * 65, "64 characters"),
+    "a number": ("WANDB_HTTP_TIMEOUT", "soon", "number"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_wandb_refuses_is_an_error_at_the_start(case, monkeypatch):
+    name, value, reason = REFUSED[case]
+    logger = Logger(wandb=True, project=value if name == "logger.project" else "ilf")
+    if name != "logger.project":
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"(?s)^{re.escape(name)}={re.escape(repr(value))}: .*{reason}"):
+        check_wandb(logger, sweep=False)
+    check_wandb(Logger(csv=True, project=value), sweep=True)
+
+
+def test_no_secret_is_shown(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", " a secret\n")
+    try:
+        check_wandb(Logger(wandb=True), sweep=False)
+    except InputError as error:
+        assert "secret" not in str(error)
+
+
+def test_an_id_is_one_runs(monkeypatch, cli, tmp_path):
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    check_wandb(Logger(wandb=True), sweep=False)
+    done = cli("-m", "seed=0,1", "logger=wandb", "hydra.sweep.dir=sweep")
+    assert done.returncode != 0 and "WANDB_RUN_ID='mine': all jobs" in done.stderr
+    assert not list(tmp_path.glob("sweep/*/")), "a job has started"
+    with pytest.raises(InputError, match="WANDB_RUN_ID"):  # where only a job chooses it
+        compose_settings("logger=wandb", sweep=True)
+    compose_settings("logger=csv", sweep=True)

@@ -28,6 +28,7 @@ from ilf.checks.keys import check_known, check_overrides, known_keys, unknown_ke
 from ilf.disk import check_writable
 from ilf.run_folder import claimed
 from ilf.settings import Settings
+from ilf.tracking import check_wandb
 from ilf.types import InputError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def settings_from(config: DictConfig, overrides: Sequence[str] = (), sweep: bool
     check_known(settings)
     check(settings)
     check_overrides(settings, overrides, sweep)
+    if settings.mode == "run":
+        check_wandb(settings.logger, sweep)
     settings.overrides = list(overrides)
     return settings
 
@@ -173,7 +176,7 @@ def build(settings: Settings) -> Stages:
     from ilf.stages import Stages
     from ilf.store import Store
     from ilf.tasks import jsonl, mbpp
-    from ilf.tasks.load import check_tasks, load, split_tasks
+    from ilf.tasks.load import check_tasks, check_unseen, load, split_tasks
     from ilf.tracking import Tracker
     from ilf.training.trial import check_training, trainings
 
@@ -206,6 +209,7 @@ def build(settings: Settings) -> Stages:
         limit = settings.transfer.limit.test
         others, transfer_sha256 = load(settings.transfer, "transfer")
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
+    check_unseen(settings.executor.tests, splits)
     llm_folder = None
     if settings.llm.path is not None:
         check_stored(settings.llm.path, asked)

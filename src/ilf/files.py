@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import math
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +75,41 @@ def sha256(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def whole(text: str) -> str:
+    r"""Return `text` with U+FFFD for each half of a surrogate pair: neither UTF-8 nor a tokenizer takes one.
+
+    >>> whole("a\ud83db") == "a\ufffdb"
+    True
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Return a table as CSV.
+
+    Args:
+        rows: The cell of each column; those of other names are left out.
+        columns: Their names, in order.
+    """
+    text = io.StringIO()
+    written, quoted = (
+        csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    written.writeheader()
+    for row in rows:  # readers end a row at a carriage return, for which this writer quotes no cell
+        (quoted if any("\r" in str(cell) for cell in row.values()) else written).writerow(row)
+    return text.getvalue()
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a kill, sees the old text or the new one."""
+    """Write `text` to `path` so that a reader, or a kill, sees the old text or the new one.
+
+    What UTF-8 can't hold, half of a surrogate pair, is written as its escape.
+    """
     scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")  # another machine may have such a process
     with naming(path):
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
     scratch.replace(path)
 
 

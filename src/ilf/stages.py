@@ -215,7 +215,7 @@ class Stages:
                 row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source)
                 ILFModule.example(self.tokenizer, row, self.settings.training.max_length)
                 rows.append(row)
-            except (ValueError, SyntaxError) as error:
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
                 self.runner.rejected.append(f"task {c.task.task_id} ({c.source}): {error}")
                 rows.append(None)
         kept = [row for row in rows if row is not None]
@@ -243,7 +243,7 @@ class Stages:
             task, limit = self.tasks.by_id[f.task_id], self.settings.training.max_length
             try:
                 examples.append(RefineModule.example(self.tokenizer, f, task, settings.old_code_tokens, limit))
-            except (ValueError, SyntaxError) as error:
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
                 self.runner.rejected.append(f"task {f.task_id} (refiner): {error}")
         if not examples and not self.runner.requested("train_refiner"):
             raise NotRequested("train_refiner")

@@ -28,6 +28,7 @@ from ilf.disk import check_writable
 from ilf.files import read_json, to_json, write_atomically
 from ilf.run_folder import FolderTaken, check_settled
 from ilf.settings import STAGES
+from ilf.tracking import check_wandb
 from ilf.types import InputError
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,8 @@ class JobCallback(Callback):
         with _told():
             check_hydra(config.hydra)
             check_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+            if config.mode == "run":
+                check_wandb(config.logger, sweep=True)
             if "optuna" in str(config.hydra.sweeper._target_) and not config.select:
                 allowed = "hydra/sweeper=optuna chooses settings by programs on Refine, and none would be drawn"
                 advice = "Add select=4 'stages=[sample,annotate,train_refiner,refine,train_policy]'."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ilf.settings import Logger
-from ilf.types import Program
+from ilf.types import InputError, Program
 
 # What is attached of a run's folder: each file's artifact, its type, and the artifacts that it was made of.
 _ARTIFACTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -26,6 +26,45 @@ _ARTIFACTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "results.json": ("results", "results", ("zero-shot", "refinements", "finetuned")),
 }
 _NAME = re.compile(r"(transfer_)?(\w+?)(_round\d+)?(?:\.\w+)?")  # of these files, by data set and round
+
+_FOLDERS = {  # that W&B writes to, in a home folder or the working one unless its variable names another
+    "WANDB_ARTIFACT_DIR": "artifacts",
+    "WANDB_CACHE_DIR": "cache",
+    "WANDB_DATA_DIR": "data",
+}
+_LONGEST = "transfer-llm-refinements-round-99"  # name of an artifact, to which the run's id is added
+
+
+def check_wandb(settings: Logger, sweep: bool) -> None:
+    """Check what W&B takes only later, or for another run: the project's name, and its variables.
+
+    Args:
+        settings: Which loggers there are.
+        sweep: Whether there are several jobs.
+
+    Raises:
+        InputError: W&B refuses a value by its own rules, or the jobs of a sweep would all be one run.
+    """
+    if not settings.wandb:
+        return
+    given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    if sweep and "WANDB_RUN_ID" in given:
+        allowed = "all jobs of the sweep would be this one run of Weights & Biases"
+        raise InputError("WANDB_RUN_ID", given["WANDB_RUN_ID"], allowed, "Unset it: each job gets an id of its own.")
+    import wandb
+
+    for name, value in [("logger.project", settings.project), *given.items()]:
+        variable = {"WANDB_PROJECT" if name == "logger.project" else name: value}
+        secret = "KEY" in name or "TOKEN" in name
+        try:
+            wandb.Settings().update_from_env_vars(variable)
+            if name == "WANDB_RUN_ID":
+                wandb.Artifact(f"{_LONGEST}-{value}", "samples")
+        except (wandb.errors.UsageError, ValueError) as error:
+            reason = "; ".join(one["msg"] for one in error.errors()) if hasattr(error, "errors") else str(error)
+            allowed = "Weights & Biases refuses it" + ("" if secret else f": {reason.rstrip('.')}")
+            advice = "Give another one." if name == "logger.project" else "Set it to something else, or unset it."
+            raise InputError(name, "(not shown)" if secret else value, allowed, advice) from None
 
 
 class Tracker:
@@ -45,6 +84,7 @@ class Tracker:
         self._run: Any = None
         self._tensorboard: Any = None
         self._attached: dict[str, Any] = {}  # artifacts by name
+        self._variables: list[str] = []  # of the environment, set while the run goes on
         self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
         if settings.csv:
             from pytorch_lightning.loggers import CSVLogger
@@ -59,6 +99,9 @@ class Tracker:
         if settings.wandb:
             if settings.mode == "offline":  # its client would tell W&B's server how long things took and what failed
                 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+            own = {name: str(folder.absolute() / "wandb" / one) for name, one in _FOLDERS.items()}
+            self._variables = [name for name in own if name not in os.environ]
+            os.environ |= {name: own[name] for name in self._variables}
             import wandb
             from pytorch_lightning.loggers import WandbLogger
 
@@ -133,4 +176,6 @@ class Tracker:
             return
         folder, offline = Path(self._run.dir).parent, self._run.settings.mode == "offline"
         self._run.finish()
+        for name in self._variables:  # another run of this process has a folder of its own
+            os.environ.pop(name, None)
         self.upload = shlex.join(["wandb", "sync", str(folder)]) if offline else None

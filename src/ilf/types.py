@@ -121,7 +121,7 @@ class Feedback:
     @property
     def parent(self) -> str:
         """SHA-256 of x0, in hexadecimal."""
-        return hashlib.sha256(self.program.encode()).hexdigest()
+        return hashlib.sha256(self.program.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 from collections import defaultdict
@@ -18,7 +16,7 @@ from filelock import FileLock
 from ilf.analysis.comparison_page import markdown, plot
 from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
 from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, paired, pass_at_k, t_ci95
-from ilf.files import write_atomically
+from ilf.files import to_csv, write_atomically
 
 Row = dict[str, Any]  # of a CSV file
 Values = Mapping[int, Mapping[str, float]]  # pass@k by seed and task
@@ -176,11 +174,7 @@ def _pairs(arms: Collection[Arm], name: str, notes: list[str]) -> list[Pair]:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return to_csv(rows, list(rows[0]) if rows else [])
 
 
 def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:

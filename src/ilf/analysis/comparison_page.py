@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ilf.analysis.jobs import Job
+from ilf.analysis.markdown import inline, table
 from ilf.analysis.plots import Point, bars
 from ilf.analysis.report import model_name, p_text, percent
 
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from ilf.analysis.comparison import Arm, Row
 
 _SHOWN_PAIRS = 15  # in comparison.md; more are in comparison_pairs.csv
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
 
 
 def _interval(row: Row, name: str) -> str:
@@ -59,7 +54,7 @@ def markdown(
         head += [f"{name} (%)", *(["over seeds"] if several else [])]
     head += [*(f"delta {name} (points)" for name in names), *(f"p {name} (Holm)" for name in names)]
     lines = [
-        *_table(head, (_arm_cells(arm, row, names, several) for arm, row in zip(arms, rows, strict=True))),
+        *table(head, (_arm_cells(arm, row, names, several) for arm, row in zip(arms, rows, strict=True))),
         "",
         "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds within a task, "
         "then over tasks, with its 95% interval over tasks"
@@ -76,7 +71,7 @@ def markdown(
             + (f": the {_SHOWN_PAIRS} smallest p of {len(first)} pairs" if len(first) > _SHOWN_PAIRS else "")
             + " (Holm-corrected over all pairs):",
             "",
-            *_table(
+            *table(
                 ["arm", "against", "difference (points)", "p", "p (Holm)", "smallest detectable"],
                 (_pair_cells(row) for row in shown),
             ),
@@ -84,8 +79,8 @@ def markdown(
     failed = [job for job in jobs if job["status"] == "failed"]
     if failed:
         cells = [[job["folder"], job["label"], str(job["seed"]), job["error"]] for job in failed]
-        lines += ["", "Failed jobs:", "", *_table(["job", "run", "seed", "error"], cells)]
-    return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes), ""])
+        lines += ["", "Failed jobs:", "", *table(["job", "run", "seed", "error"], cells)]
+    return "\n".join([*lines, *([""] if notes else []), *(f"- {inline(note)}" for note in notes), ""])
 
 
 def _pair_cells(row: Row) -> list[str]:

@@ -114,9 +114,7 @@ def _read(folder: Path) -> Job:
         **results,
         "status": status,
         "overrides": overrides,
-        "error": str(failed.get("error") or "see run.log").splitlines()[0][:200]
-        if failed or status == "failed"
-        else "",
+        "error": str(failed.get("error") or "see run.log").split("\n")[0][:200] if failed or status == "failed" else "",
     }
     if status == "failed":
         job |= dict.fromkeys((*PARTS, "delta", "training_task_ids"))

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from ilf.analysis.markdown import visible
+
 COLOURS = ("#1f5fa8", "#c8553d", "#3a8f5c", "#8a5aa8", "#7a7a7a", "#b8860b")
+
+
+def plain(text: str) -> str:
+    """Return what shows `text` as it stands: two dollar signs would make a formula of it, and an error of most."""
+    return visible(text).replace("$", r"\$")
 
 
 @contextmanager
@@ -26,7 +33,7 @@ def canvas(file: Path, title: str, panels: int = 1, width: float = 6.4, height: 
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    drawing.suptitle(title, fontsize=9, wrap=True)
+    drawing.suptitle(plain(title), fontsize=9, wrap=True)
     yield list(axes[0])
     drawing.savefig(file, dpi=130)
     plt.close(drawing)
@@ -54,11 +61,11 @@ def curve(
         for colour, (label, found) in zip(cycle(COLOURS), series.items(), strict=False):
             x, y, low, high = (np.array(column) for column in zip(*sorted(found), strict=True))
             bars = 100 * np.array([y - low, high - y]).clip(min=0)
-            axis.errorbar(x, 100 * y, bars, color=colour, marker="o", capsize=3, label=label)
+            axis.errorbar(x, 100 * y, bars, color=colour, marker="o", capsize=3, label=plain(label))
             axis.set_xticks(x)
         for colour, (label, value) in zip(cycle(COLOURS), (levels or {}).items(), strict=False):
-            axis.axhline(100 * value, color=colour, linestyle="--", linewidth=1, label=label)
-        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+            axis.axhline(100 * value, color=colour, linestyle="--", linewidth=1, label=plain(label))
+        axis.set(xlabel=plain(xlabel), ylabel=plain(ylabel), ylim=(0, None))
         axis.legend(frameon=False, fontsize=8)
 
 
@@ -88,7 +95,7 @@ def bars(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    labels = [textwrap.fill(label, 40) for label in labels]
+    labels = [textwrap.fill(plain(label), 40) for label in labels]
     lines = [line for label in labels for line in label.split("\n")]
     several = any(len(values) > 1 for of_metric in (seeds or {}).values() for values in of_metric)
     height = max(0.5 if several else 0.45, 0.15 + 0.17 * max(label.count("\n") + 1 for label in labels))
@@ -121,7 +128,7 @@ def bars(
         axis.spines[["top", "right"]].set_visible(False)
     key = "points: mean over tasks; lines: 95% intervals over tasks" + ("\nsmall points: seeds" if several else "")
     key += "\ndiamonds: the paper" if published else ""
-    above = "\n".join(textwrap.fill(line, int(width / 0.085)) for line in title.splitlines())
+    above = "\n".join(textwrap.fill(line, int(width / 0.085)) for line in plain(title).split("\n"))
     figure.suptitle(f"{above}\n{key}", fontsize=10)
     figure.savefig(file, dpi=130)
     plt.close(figure)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ilf.analysis.jobs import arm_name
+from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
+from ilf.tasks.prompts import lines_of
 from ilf.types import Outcome, Splits
 
 ROWS = {"zero_shot": "zero-shot (Test)", "refiner": "refiner (Train)", "finetuned": "fine-tuned (Test)"}
@@ -245,10 +246,10 @@ def summary(results: dict[str, Any], mended: Sequence[Mended], plots: Sequence[s
     for m in mended:
         said = [("Task", m.text), ("Tests", m.detail), ("Feedback", m.feedback)]
         lines += [f"### Task {m.task_id}", ""]
-        lines += [*_fence([line for label, text in said if text for line in _wrap(f"{label}: {text}")], "text"), ""]
-        lines += [*_fence(_diff(m.before, m.after), "diff"), ""]
+        lines += [*fence([line for label, text in said if text for line in _wrap(f"{label}: {text}")], "text"), ""]
+        lines += [*fence(_diff(m.before, m.after), "diff"), ""]
     lines += ["## What to run next", ""]
-    lines += ["```bash", *(line for run, reason in next_runs(results) for line in (f"# {reason}", run)), "```", ""]
+    lines += [*fence([line for run, reason in next_runs(results) for line in (f"# {reason}", run)], "bash"), ""]
     lines += ["## How it went", ""]
     done = {stage: value for stage, value in seconds.items() if stage != "reused" and value is not None}
     marks = dict.fromkeys(seconds["reused"], " (reused)")
@@ -259,7 +260,8 @@ def summary(results: dict[str, Any], mended: Sequence[Mended], plots: Sequence[s
     if (rounds := results["rounds"]) and len(rounds) > 1 and rounds[-1]["finetuned"] is None:
         lines.append(f"- Round {len(rounds)} left nothing new to learn from, and the run ended there.")
     if results["measure_error"]:
-        lines.append(f"- What fine-tuning did to the policy could not be measured: {results['measure_error']}.")
+        why = inline(results["measure_error"])
+        lines.append(f"- What fine-tuning did to the policy could not be measured: {why}.")
     if results["feedback_on_policy"] is False:
         lines.append("- The annotated programs are another policy's: feedback is off-policy.")
     if not results["matched"]:
@@ -267,7 +269,7 @@ def summary(results: dict[str, Any], mended: Sequence[Mended], plots: Sequence[s
     if rejected := results["rejected"]:
         shown = min(len(rejected), 10)
         lines += [f"- Rejected rows, {shown} of {len(rejected)} (results.json has all):", ""]
-        lines += _fence([line for row in rejected[:shown] for line in _wrap(row, 2)], "text")
+        lines += fence([line for row in rejected[:shown] for line in _wrap(row, 2)], "text")
     return "\n".join([*lines, ""])
 
 
@@ -276,16 +278,9 @@ def _wrap(text: str, most: int = 6) -> list[str]:
     return textwrap.wrap(text, 110, subsequent_indent="  ", max_lines=most, placeholder=" ...")
 
 
-def _fence(lines: Sequence[str], language: str) -> list[str]:
-    """Return lines as a code block, its fence longer than any that they hold."""
-    longest = max((len(ticks) for line in lines for ticks in re.findall("`+", line)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [fence + language, *lines, fence]
-
-
 def _diff(before: str, after: str, most: int = 30) -> list[str]:
     """Return what changed between two programs; of the prompt that they share, only the `def` line is shown."""
-    old, new = before.splitlines(), after.splitlines()
+    old, new = lines_of(before), lines_of(after)
     differ = (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
     shared = old[: next(differ, min(len(old), len(new)))]
     start = max((i for i, line in enumerate(shared) if line.startswith("def ")), default=0)

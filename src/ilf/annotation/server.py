@@ -15,13 +15,14 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from pygments.lexers.python import PythonLexer
 from pygments.token import Token
 
 from ilf.analysis.refinements import edit_distance
 from ilf.annotation.work import Refused, Work
 from ilf.ending import Interrupted, dismiss
+from ilf.files import whole
 from ilf.settings import Annotate
 from ilf.types import InputError
 
@@ -57,6 +58,15 @@ _Category = Annotated[str, Field(max_length=80, pattern=r"^[^;\s]([^;]*[^;\s])?$
 class _From(BaseModel):
     session: Annotated[str, Field(min_length=8, max_length=64)]  # a window
     annotator: Annotated[str, Field(min_length=1, max_length=80)]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        """Take what no answer can hold and no response can send, half of a surrogate pair, as browsers send it."""
+        values = [
+            whole(one) if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])
+        ]
+        return values if isinstance(value, list) else values[0]
 
 
 class _Open(_From):

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from ilf.feedback.llm import uses
+from ilf.files import whole
 from ilf.settings import Phase, Settings
 from ilf.types import InputError
 
@@ -87,7 +88,9 @@ def known_keys() -> list[str]:
 
 
 def check_texts(settings: Settings) -> None:
-    """Check that no text is empty where the schema's default is not: `key=` on a command line gives an empty one.
+    """Check that each text can be written in UTF-8, and that none is empty where the schema's default is not.
+
+    `key=` on a command line gives an empty one, and bytes that are no UTF-8 halves of surrogate pairs.
 
     Raises:
         InputError: Names the key.
@@ -95,7 +98,11 @@ def check_texts(settings: Settings) -> None:
     for parent, node in _nodes(settings):
         for field in fields(node):
             default = None if field.default is MISSING else field.default
-            if getattr(node, field.name) == "" != default:
+            value = getattr(node, field.name)
+            if isinstance(value, str) and value != whole(value):
+                allowed = "must be text, and half of a surrogate pair in it is none"
+                raise InputError(f"{parent}{field.name}", value, allowed, "Give it in UTF-8.")
+            if value == "" != default:
                 advice = "Leave it out." if default is None else f"Leave it out for the default, {default!r}."
                 raise InputError(f"{parent}{field.name}", "", "must not be empty", advice)
 

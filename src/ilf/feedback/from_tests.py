@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
+from ilf.tasks.prompts import lines_of
 from ilf.types import Feedback, Program, Task, derive_seed
 
 _RESULT = "the result is "
@@ -47,7 +48,7 @@ def _what_came(said: str, program: Program) -> str:
         return f"it returns `{said.removeprefix(_RESULT)}`"
     if match := _LINE.fullmatch(said):
         error, number = match[1], int(match[2])
-        lines = program.program.splitlines()
+        lines = lines_of(program.program)
         line = lines[number - 1].strip() if number <= len(lines) else ""  # set-up code has lines of its own
         return f"line {number}" + (f", `{line}`," if line else "") + f" raises {error}"
     return f"it raises {said}" if re.match(r"\w+(Error|Exception|Exit|Interrupt)\b", said) else said

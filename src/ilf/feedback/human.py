@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ilf.files import to_json, write_atomically
+from ilf.files import to_csv, to_json, write_atomically
 from ilf.paths import check_path
 from ilf.tasks.prompts import normalise_newlines
 from ilf.tasks.rows import Columns, Row, check_rows, check_spelling, read_json_lines
@@ -126,11 +126,8 @@ def export(path: str, target: str) -> int:
     """
     rows = [row for _, row in read_annotations(Path(path))]
     if target.endswith(".csv"):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | {"categories": ";".join(row["categories"])} for row in rows)
-        write_atomically(Path(target), text.getvalue())
+        table = [row | {"categories": ";".join(row["categories"])} for row in rows]
+        write_atomically(Path(target), to_csv(table, FIELDS))
     else:
         write_atomically(Path(target), "".join(to_json(row) + "\n" for row in rows))
     return len(rows)
@@ -143,6 +140,7 @@ def _read_csv(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise InputError("feedback.path", str(path), f"must be UTF-8 ({error})", "Save it as CSV UTF-8.") from None
     rows, head, line = [], list[str](), 1
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the library's is less than a program may be long
     reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
     try:
         for cells in reader:
@@ -212,8 +210,9 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
     if found["bugs"] is not None:
         require(found["bugs"].is_integer(), "bugs", "a whole number, or left out")
         found["bugs"] = int(found["bugs"])
-    found["categories"] = words = row.get("categories") or []
+    words = row.get("categories") or []
     right = isinstance(words, list) and all(isinstance(one, str) and one.strip() == one != "" for one in words)
+    found["categories"] = [normalise_newlines(one) for one in words] if right else []
     require(right and ";" not in "".join(words), "categories", "a list of words without semicolons, or left out")
     require(found["saved"] is None or _is_time(found["saved"]), "saved", "a time such as 2024-05-01T09:30:00+00:00")
     return {name: found[name] for name in FIELDS}

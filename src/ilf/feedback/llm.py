@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ilf.files import whole
 from ilf.settings import LLM, Prompt, Settings
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
 
@@ -54,7 +55,7 @@ def check_prompts(settings: LLM) -> None:
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
     """Return a template with its placeholders replaced; braces in what is put in stay as they are."""
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    return whole(_PLACEHOLDER.sub(lambda match: values[match[1]], template))
 
 
 def _values(task: Task, program: str, verdict: Verdict) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilf.files import JsonLines
+from ilf.files import JsonLines, whole
 from ilf.models import endpoint
 from ilf.settings import LLM
 from ilf.tasks.rows import Columns, Row, check_rows, read_json_lines
@@ -97,7 +97,7 @@ class OtherModel:
             choice = reply.choices[0] if reply.choices else None
             usage = reply.usage and {n: getattr(reply.usage, n) for n in ("prompt_tokens", "completion_tokens")}
             return {
-                "answer": (choice.message.content if choice else None) or "",
+                "answer": whole((choice.message.content if choice else None) or ""),
                 "finish_reason": choice and choice.finish_reason,
                 "usage": usage,
                 "model": reply.model,

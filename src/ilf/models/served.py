@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ilf.files import whole
 from ilf.models.endpoint import KEY, answers
 from ilf.models.tokens import encode_prompts, loses_space, spells_special
 from ilf.settings import Sampling
@@ -50,7 +51,7 @@ class ServedSampler:
             str(self.settings.url),
             self.model,
             draws,
-            lambda client, draw: self._ask(client, draw, tokens.get(draw.prompt, draw.prompt)),
+            lambda client, draw: self._ask(client, draw, tokens.get(draw.prompt, whole(draw.prompt))),
             self.settings.batch_size,
             f"Have the server hold that folder under this name, set ${KEY} if it asks for a key, and run the same "
             "command again: what is there is kept.",
@@ -111,7 +112,7 @@ class ServedSampler:
                 # A function can only have ended where a line has begun in the first column.
                 if piece and function_end(text) is not None:
                     break
-        return cut(text)
+        return cut(whole(text))
 
 
 def _parses(program: str) -> bool:

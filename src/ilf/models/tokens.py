@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from ilf.files import whole
+
 # Written before a text whose tokens are to be those of a text that goes on, and cut off again. An anchor must not merge
 # with what follows: none is needed, or a line's end, or a character that hardly any vocabulary has.
 _ANCHORS = ("", "\n", "\0", "\ue000")
@@ -176,8 +178,7 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Return the tokens of each text, of which none is a special one."""
     if not texts:
         return []
-    # Half of a surrogate pair, which a server's JSON can hold, has no bytes.
-    texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+    texts = [whole(text) for text in texts]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
     return ids
 

@@ -1,8 +1,8 @@
 """Judge programs from a file: python -m ilf.sandbox FILE.
 
-FILE (- for standard input) has one JSON object a line: program, tests (a list of assert statements), and optionally id,
-setup_code and time_limit (seconds of processor time). Out comes one line for each, in the same order: id, verdict,
-detail, tests (true or false for each assert) and seconds (processor time).
+FILE (- for standard input) has one JSON object a line: program, tests (a list of one or more assert statements), and
+optionally id, setup_code and time_limit (seconds of processor time). Out comes one line for each, in the same order:
+id, verdict, detail, tests (true or false for each assert) and seconds (processor time).
 """
 
 import argparse
@@ -16,8 +16,8 @@ from ilf.sandbox import Job, Limits, Sandbox
 from ilf.types import InputError
 
 _COLUMNS = (
-    "a JSON object with program (a string) and tests (a list of strings), and optionally id, setup_code (a string) and "
-    "time_limit (seconds, at most 3600)"
+    "a JSON object with program (a string) and tests (a list of one or more strings), and optionally id, setup_code (a "
+    "string) and time_limit (seconds, at most 3600)"
 )
 
 
@@ -28,7 +28,7 @@ def _job(line: str, place: str) -> tuple[Any, Job]:
         limit = row.get("time_limit")
     except (ValueError, TypeError, AttributeError, KeyError):
         raise InputError(place, line[:80], _COLUMNS, "Correct that line.") from None
-    strings = isinstance(tests, list) and all(isinstance(text, str) for text in (program, setup, *tests))
+    strings = isinstance(tests, list) and tests and all(isinstance(text, str) for text in (program, setup, *tests))
     if not strings or not (limit is None or (isinstance(limit, (int, float)) and 0 < limit <= 3600)):
         raise InputError(place, line[:80], _COLUMNS, "Correct that line.")
     return row.get("id"), Job(program, tuple(tests), setup, limit)
@@ -55,7 +55,7 @@ def main() -> int:
         print(sandbox.isolation, file=sys.stderr)
         for (name, _), verdict in zip(rows, sandbox.run([job for _, job in rows]), strict=True):
             print(json.dumps({"id": name, **dataclasses.asdict(verdict)}))
-    except (InputError, OSError) as error:
+    except (InputError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

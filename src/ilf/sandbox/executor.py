@@ -46,13 +46,22 @@ class Limits:
 
 @dataclass(frozen=True)
 class Job:
-    """A program and the tests it must pass."""
+    """A program and the tests it must pass.
+
+    Raises:
+        InputError: There is no test.
+    """
 
     program: str
     tests: tuple[str, ...]  # each an assert statement, or other statements that raise where the program is wrong
     setup: str = ""  # runs after the program, in its process
     time_limit: float | None = None  # seconds of processor time, in place of the sandbox's
     gold: str = ""  # where given, a program that exceeds the sandbox's limit may take five times as long as this one
+
+    def __post_init__(self) -> None:
+        if not self.tests:
+            allowed = "must hold one test at least: every program would pass none"
+            raise InputError("tests", self.tests, allowed, "Give an assert statement that calls the program.")
 
 
 class Sandbox:

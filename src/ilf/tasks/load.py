@@ -109,6 +109,22 @@ def check_tasks(
             raise InputError(key, count, allowed + people, advice)
 
 
+def check_unseen(tests: str, tasks: Splits) -> None:
+    """Check that each task has a test left to score by.
+
+    Args:
+        tests: The setting executor.tests.
+        tasks: By split.
+
+    Raises:
+        InputError: "unseen" leaves a task none, which every program would pass.
+    """
+    for task in (*tasks.by_id.values(), *tasks.transfer):
+        if tests == "unseen" and len(task.tests) <= task.shown:
+            allowed = f"leaves task {task.task_id} without a test: its prompt shows all that it has"
+            raise InputError("executor.tests", tests, allowed, "Give the task more tests, or use executor.tests=all.")
+
+
 def _check_splits(settings: Settings, tasks: Splits, there: Container[str]) -> None:
     """Check that the splits that the requested stages go over have tasks: in the data, and among the annotated ones."""
     arm, asked, data = settings.refinements.name, set(settings.stages), settings.data

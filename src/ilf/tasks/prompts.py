@@ -11,13 +11,17 @@ import ast
 import io
 import re
 import tokenize
+import warnings
+from collections.abc import Iterator
 
 from ilf.types import Feedback, Refinement
 
 STYLES = ("paper", "no_leak")
-_TOP_LEVEL = re.compile(r"^[^\s#]", re.MULTILINE)
+# A line that starts a statement in the first column, to which a form feed goes back (Python's tokenizer).
+_TOP_LEVEL = re.compile(r"(?<![^\r\n])(?:[ \t\f]*\f)?[^\s#]")
 _PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)
-_TRAILING_COMMENTS = re.compile(r"(\n#[^\n]*|\s)+\Z")
+_TRAILING_COMMENTS = re.compile(r"([\r\n]#[^\r\n]*|\s)+\Z")
+_INDENT = re.compile(r"[ \t\f]*")
 
 
 def normalise_newlines(text: str) -> str:
@@ -27,6 +31,28 @@ def normalise_newlines(text: str) -> str:
     'a\nb\nc'
     """
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_of(code: str, keepends: bool = False) -> list[str]:
+    r"""Return the lines of `code`, maybe with their ends, as Python counts them: they end at \n, \r and \r\n alone.
+
+    `str.splitlines` ends them at a form feed and seven other characters too, which strings and comments may hold.
+
+    >>> lines_of("a\fb\u2028c\r\nd\re")
+    ['a\x0cb\u2028c', 'd', 'e']
+    """
+    lines = io.StringIO(code, newline="").readlines()
+    return lines if keepends else [line.rstrip("\r\n") for line in lines]
+
+
+def _tokens(code: str) -> Iterator[tokenize.TokenInfo]:
+    """Return the tokens of `code`, which the tokenizer needs with one kind of newline."""
+    return tokenize.generate_tokens(io.StringIO(normalise_newlines(code)).readline)
+
+
+def _start(code: str, line: int) -> int:
+    """Return the offset at which a line starts, counted from 1."""
+    return sum(map(len, lines_of(code, keepends=True)[: line - 1]))
 
 
 def entry_point(code: str, tests: tuple[str, ...]) -> str:
@@ -60,18 +86,21 @@ def _header_end(code: str, name: str) -> int:
     """Return the offset just after the colon of the `def` line of `name`."""
     first = _definition(code, name).lineno
     depth = 0
-    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+    for token in _tokens(code):
         if token.start[0] < first or token.type != tokenize.OP:
             continue
         depth += (token.string in "([{") - (token.string in ")]}")
         if token.string == ":" and depth == 0:
-            lines = code.splitlines(keepends=True)
-            return sum(map(len, lines[: token.end[0] - 1])) + token.end[1]
+            return _start(code, token.end[0]) + token.end[1]
     raise ValueError(f"the definition of {name!r} has no colon")  # unreachable for code that parses
 
 
 def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "paper") -> str:
     """Return the prompt of a task: its description and first test in a docstring, then the `def` line.
+
+    The description stands there as it is written where the docstring's value says it so, else with backslashes, triple
+    quotes and null characters escaped. The test is code, and its escapes mean in the docstring what they mean in
+    its own strings: it is escaped only where the docstring would not parse or would end in it.
 
     Args:
         text: The description.
@@ -87,20 +116,39 @@ def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "pape
     head = code[: _header_end(code, name)]
     if style == "no_leak":
         node = _definition(code, name)
-        lines = code.splitlines(keepends=True)
         kept = [
             n for n in ast.parse(code).body if n.lineno < node.lineno and isinstance(n, ast.Import | ast.ImportFrom)
         ]
-        start = sum(map(len, lines[: node.lineno - 1]))
-        head = "".join(ast.unparse(n) + "\n" for n in kept) + head[start:]
+        head = "".join(ast.unparse(n) + "\n" for n in kept) + head[_start(code, node.lineno) :]
+    text = text if _docstring_value(text) == f"\n{text}\n" else _escaped(text)
     example = re.sub(r"^assert ", "", tests[0]).replace("==", "=")
+    example = _escaped(example) if '"""' in example or _docstring_value(example) is None else example
     return f'"""\n{text}\n\n>>> Example: {example}\n"""\n\n{head}\n'
+
+
+def _docstring_value(lines: str) -> object:
+    """Return what Python reads where `lines` stand between triple quotes, None where it can't."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash that stands for itself
+            return ast.literal_eval(f'"""\n{lines}\n"""')
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _escaped(lines: str) -> str:
+    r"""Return what must stand between triple quotes for the value to be `lines`.
+
+    >>> print(_escaped(r"$\xi$"))
+    $\\xi$
+    """
+    return lines.replace("\\", "\\\\").replace('"""', '""\\"').replace("\0", r"\x00")
 
 
 def _is_open(text: str) -> bool:
     """Return whether `text` ends inside a bracket or a triple-quoted string."""
     try:
-        for _ in tokenize.generate_tokens(io.StringIO(text).readline):
+        for _ in _tokens(text):
             pass
     except tokenize.TokenError as error:
         return "multi-line" in str(error) or "triple-quoted" in str(error)
@@ -163,13 +211,12 @@ def completion_of(prompt: str, program: str, name: str) -> str:
     if program.startswith(prompt) and node.lineno <= prompt.count("\n"):  # it goes on from the prompt
         return _TRAILING_COMMENTS.sub("", program[len(prompt) :])
     rest = program[_header_end(program, name) :]
-    line, _, below = rest.partition("\n")
+    line = lines_of(rest, keepends=True)[0]
     if node.body[0].lineno == node.lineno:  # the body stands on the `def` line
         indent, body = "    ", "    " + rest.strip()
     else:
-        first = program.splitlines()[node.body[0].lineno - 1]
-        indent = first[: len(first) - len(first.lstrip())]
-        body = rest if line.strip() else below
+        indent = _INDENT.match(program, _start(program, node.body[0].lineno))[0]  # type: ignore[index]
+        body = rest if line.strip() else rest[len(line) :]
     given = {ast.dump(n) for n in ast.parse(f"{prompt}    pass").body}
     missing = [n for n in ast.parse(program).body if n.lineno < node.lineno and ast.dump(n) not in given]
     missing = [n for n in missing if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]

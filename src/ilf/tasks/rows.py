@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import logging
@@ -167,8 +168,12 @@ def task_of(where: str, row: dict[str, Any], split: str, prompt_style: str, stub
         stub: A function without a body of its own, where nobody wrote the gold program.
 
     Raises:
-        InputError: The program does not parse, or the tests do not call one function of it.
+        InputError: There is no test or one that is no assert statement, the program does not parse, or the tests do
+            not call one function of it.
     """
+    if not row["test_list"] or not all(map(_is_assert, row["test_list"])):
+        allowed = "must be a list of one or more assert statements, each a text that Python can parse as it stands"
+        raise InputError(f"{where}: test_list", row["test_list"], allowed, "Mend the row.")
     text, code = normalise_newlines(row["text"]), normalise_newlines(row["code"])
     tests = tuple(normalise_newlines(test) for test in row["test_list"])
     try:
@@ -183,6 +188,13 @@ def task_of(where: str, row: dict[str, Any], split: str, prompt_style: str, stub
         ) from None
     setup = normalise_newlines(row["test_setup_code"])
     return Task(row["task_id"], split, text, code, name, tests, setup, prompt)
+
+
+def _is_assert(test: Any) -> bool:
+    try:
+        return isinstance(test, str) and [type(node) for node in ast.parse(test).body] == [ast.Assert]
+    except (SyntaxError, ValueError):
+        return False
 
 
 def tasks_from(

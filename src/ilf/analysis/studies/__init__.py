@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
+from ilf.analysis.markdown import inline
 from ilf.analysis.studies import figures, tables
 from ilf.analysis.studies.job import Job, Study, read_jobs
-from ilf.files import write_atomically
+from ilf.files import to_csv, write_atomically
 
 STUDIES: dict[str, Callable[[Sequence[Job]], Study]] = {
     "paper/table1": tables.table1,
@@ -47,18 +46,13 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
             return None
         name = names.pop()
         study = STUDIES[name](jobs)
-        study.notes.extend(f"Failed: {folder}: {error}" for folder, error in failed.items())
+        study.notes.extend(inline(f"Failed: {folder}: {error}") for folder, error in failed.items())
         if not study.rows:
             return None
         stem = name.split("/")[1]
-        text = io.StringIO()
         keys = dict.fromkeys(key for row in study.rows for key in row)  # the paper's rows have fewer
-        writer = csv.DictWriter(
-            text, [key for key in keys if not key.endswith("_text")], lineterminator="\n", extrasaction="ignore"
-        )
-        writer.writeheader()
-        writer.writerows(study.rows)
-        write_atomically(target / f"{stem}.csv", text.getvalue())
+        columns = [key for key in keys if not key.endswith("_text")]
+        write_atomically(target / f"{stem}.csv", to_csv(study.rows, columns))
         scratch = target / f".{stem}.{os.getpid()}.png"
         study.draw(scratch, f"{study.title}\n{study.about}")
         scratch.replace(target / f"{stem}.png")

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from ilf.analysis.jobs import arm_name
-from ilf.analysis.plots import COLOURS, canvas, curve
+from ilf.analysis.plots import COLOURS, canvas, curve, plain
 from ilf.analysis.report import p_text, percent
 from ilf.analysis.statistics import over_seeds, sign_flip_p_value
 from ilf.analysis.studies.job import Job, Study, arm_label, cells, figure, grouped, names, per_task, subject
+from ilf.tasks.prompts import lines_of
 
 
 def _name(source: str, jobs: Sequence[Job]) -> str:
@@ -155,7 +156,7 @@ def figure5(jobs: Sequence[Job]) -> Study:
 
 def _edits(before: str, after: str) -> int:
     """Return how many blocks of lines differ between two programs."""
-    matcher = difflib.SequenceMatcher(None, before.splitlines(), after.splitlines(), autojunk=False)
+    matcher = difflib.SequenceMatcher(None, lines_of(before), lines_of(after), autojunk=False)
     return sum(tag != "equal" for tag, *_ in matcher.get_opcodes())
 
 
@@ -247,10 +248,15 @@ def feedback_shares(file: Path, sources: Mapping[str, Mapping[str, float]], titl
             if any(name in found for name in categories):
                 where = np.arange(len(categories)) + (i + 0.5 - len(sources) / 2) * 0.8 / len(sources)
                 heights = [found.get(name, 0.0) for name in categories]
-                right.barh(where, heights, height=0.8 / len(sources), color=colour, label=source)
+                right.barh(where, heights, height=0.8 / len(sources), color=colour, label=plain(source))
         most = max(found["words"] for found in sources.values())
-        left.set(yticks=range(len(sources)), yticklabels=list(sources), xlabel="words a feedback", xlim=(0, 2 * most))
-        labels = [name.removesuffix(" (%)") for name in categories]
+        left.set(
+            yticks=range(len(sources)),
+            yticklabels=list(map(plain, sources)),
+            xlabel="words a feedback",
+            xlim=(0, 2 * most),
+        )
+        labels = [plain(name.removesuffix(" (%)")) for name in categories]
         right.set(yticks=range(len(categories)), yticklabels=labels, xlabel="feedbacks that name such a mistake (%)")
         left.invert_yaxis()
         right.invert_yaxis()
@@ -270,7 +276,7 @@ def settings_chart(file: Path, rows: Sequence[Mapping[str, Any]], varied: Sequen
                 axis.plot(100 * row["validation"], i, "o", color=COLOURS[0])
                 if row["chosen"]:
                     axis.plot(100 * row["validation"], i, "o", markersize=13, fillstyle="none", color="black")
-            labels = [", ".join(f"{key.split('.')[-1]} {row[key]}" for key in varied) for row in own]
+            labels = [plain(", ".join(f"{key.split('.')[-1]} {row[key]}" for key in varied)) for row in own]
             axis.set_title(arm, fontsize=9)
             axis.set(xlabel="pass@1 on Refine (%)", yticks=range(len(own)), yticklabels=labels)
             axis.tick_params(axis="y", labelsize=8)

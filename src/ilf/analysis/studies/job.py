@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ilf.analysis.jobs import arm_name, job_folders, read_job
+from ilf.analysis.markdown import table
 from ilf.analysis.report import model_name, p_text, percent
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
 
@@ -48,13 +49,12 @@ class Study:
             "",
             f"{self.about[:1].upper()}{self.about[1:]}.",
             "",
-            "| " + " | ".join(self.columns) + " |",
-            "| --- " * len(self.columns) + "|",
+            *table(list(self.columns), map(self._cells, self.rows)),
         ]
-        for row in self.rows:
-            cells = ["" if (value := row.get(key)) is None else str(value) for key in self.columns.values()]
-            lines.append("| " + " | ".join(cells) + " |")
         return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes), f"![{self.title}]({picture})", ""])
+
+    def _cells(self, row: dict[str, Any]) -> list[str]:
+        return ["" if (value := row.get(key)) is None else str(value) for key in self.columns.values()]
 
 
 def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:

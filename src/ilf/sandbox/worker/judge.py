@@ -138,6 +138,7 @@ class _Case:
         tests = [outcome is None for outcome in self._outcomes]
         tests += [False] * (len(self._job["tests"]) - len(tests))
         verdict, detail = self._verdict(status, seconds)
+        detail = detail.encode("utf-8", "backslashreplace").decode()  # a program may raise half of a surrogate pair
         answer = {"verdict": verdict, "detail": detail[:_DETAIL], "tests": tests, "seconds": round(seconds, 4)}
         return answer | {"last": not clean}
 

@@ -2,7 +2,8 @@
 
 JSON, in which what JSON lacks is an object of one key, the tag: {"tuple": [1, 2]}. A value of any other type stays
 where it is, and crosses as {"object": n}, a number that only its own side can look up. A value of a subclass crosses as
-its base (a Counter as a dict), by the base's own methods.
+its base (a defaultdict as a dict), by the base's own methods; an OrderedDict and a Counter, which compare otherwise
+than a dict, as themselves.
 """
 
 import builtins
@@ -11,6 +12,7 @@ import json
 import os
 import struct
 import sys
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,12 @@ LONGEST = 4 << 20  # bytes in a message
 LENGTH = struct.Struct("<I")  # of a message, before it
 _SCALARS = (type(None), bool, str, float)
 _CONTAINERS: tuple[tuple[type, str], ...] = ((tuple, "tuple"), (list, ""), (set, "set"), (frozenset, "frozenset"))
+# The order of the first decides whether two are equal, and what the second counts 0 times does not.
+_MAPPINGS: tuple[tuple[type, str], ...] = (
+    (OrderedDict, "collections.OrderedDict"),
+    (Counter, "collections.Counter"),
+    (dict, "dict"),
+)
 _LONG = 1 << 63  # larger integers cross in hexadecimal: decimal is quadratic, and limited to 4,300 digits
 _DEPTH = 100  # containers within containers; deeper ones stay where they are
 
@@ -75,8 +83,10 @@ def _pack(value: Any, refer: Callable[[object], int], depth: int) -> Any:
         if issubclass(kind, base):
             items = [_pack(item, refer, depth + 1) for item in base.__iter__(value)]  # type: ignore[attr-defined]
             return {tag: items} if tag else items
-    if issubclass(kind, dict):
-        return {"dict": [[_pack(k, refer, depth + 1), _pack(v, refer, depth + 1)] for k, v in dict.items(value)]}
+    for base, tag in _MAPPINGS:
+        if issubclass(kind, base):
+            pairs = base.items(value)  # type: ignore[attr-defined]
+            return {tag: [[_pack(k, refer, depth + 1), _pack(v, refer, depth + 1)] for k, v in pairs]}
     if issubclass(kind, (bytes, bytearray)):
         return {"bytes" if issubclass(kind, bytes) else "bytearray": bytes(memoryview(value)).hex()}
     if kind is complex:
@@ -133,6 +143,8 @@ _READ: dict[str, Callable[[Any], object]] = {
     "set": set,
     "frozenset": frozenset,
     "dict": dict,
+    "collections.OrderedDict": OrderedDict,
+    "collections.Counter": lambda pairs: Counter(dict(pairs)),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
     "complex": lambda parts: complex(*parts),

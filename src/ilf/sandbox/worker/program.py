@@ -98,7 +98,7 @@ class _Server:
 
     def _report(self, error: BaseException) -> None:
         """Send an exception: builtin type, text, last line of its report, line of the program, limit that it names."""
-        report = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
+        report = "".join(traceback.format_exception_only(type(error), error)).strip().split("\n")[-1]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == PROGRAM]
         line = lines[-1] if lines else getattr(error, "lineno", None)
         known = (kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind)

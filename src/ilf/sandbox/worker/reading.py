@@ -5,6 +5,7 @@ import builtins
 import functools
 import math
 import types
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ def prepare(tests: tuple[str, ...], approximately: bool) -> Prepared:
     for test in tests:
         try:
             tree = ast.parse(test)
+            if not tree.body:
+                raise ValueError("the test is empty")  # every program would pass it
             way = _call_and_value(tree.body)
             if way is None:
                 names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -92,6 +95,10 @@ def almost_equal(a: Any, b: Any) -> bool:
             return False
     if isinstance(a, (list, tuple)) and type(a) is type(b):
         return len(a) == len(b) and all(map(almost_equal, a, b))
+    if isinstance(a, OrderedDict) and isinstance(b, OrderedDict) and list(a) != list(b):
+        return False
+    if isinstance(a, Counter) and isinstance(b, Counter):
+        return all(almost_equal(a[k], b[k]) for k in {**a, **b})
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(almost_equal(a[k], b[k]) for k in b)
     return bool(a == b)
