@@ -70,7 +70,7 @@ def encode_chat(tokenizer: Any, turns: Sequence[dict[str, str]]) -> list[int]:
         apart = re.compile(f"(?<=(?={'|'.join(spelt)}).)")
         turns = [{**turn, "content": apart.sub(rare, turn["content"])} for turn in turns]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer(whole(text), add_special_tokens=False).input_ids
     return _without(ids, encode_continuation(tokenizer, rare)) if spelt else ids
 
 
@@ -105,7 +105,7 @@ def loses_space(tokenizer: Any) -> bool:
 
 def spells_special(tokenizer: Any, text: str) -> bool:
     """Return whether a text would be encoded with a special token that it only spells."""
-    read: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+    read: list[int] = tokenizer(whole(text), add_special_tokens=False, split_special_tokens=False).input_ids
     return read != _encode(tokenizer, [text])[0]
 
 
