@@ -19,6 +19,7 @@ from ilf.settings import Sampling
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
 from ilf.tasks.prompts import cut
+from ilf.training.mbpp_datamodule import DrawBatch
 from ilf.training.unit_test_callback import UnitTestCallback
 from ilf.types import Draw, InputError, derive_seed
 
@@ -136,8 +137,8 @@ def test_what_was_drawn_before_an_error_is_kept_where_it_can_be_gone_on_from(who
     callback = UnitTestCallback("s", {}, None, "all", [1], tmp_path)
     module = SimpleNamespace(sample=sample, sampler=SimpleNamespace(whole_plans=whole))
     callback.on_test_epoch_start(None, module)
-    callback.on_test_batch_end(None, module, None, PLAN[:5], 0)
-    callback.on_test_batch_end(None, module, None, PLAN[5:9], 1)  # nothing more is asked for
+    callback.on_test_batch_end(None, module, None, DrawBatch(PLAN[:5]), 0)
+    callback.on_test_batch_end(None, module, None, DrawBatch(PLAN[5:9]), 1)  # nothing more is asked for
     with pytest.raises(InputError, match="ends"):  # where the other processes raise it, too
         callback.on_test_epoch_end(None, module)
     kept = (tmp_path / "samples.jsonl").read_text().splitlines() if not whole else []

@@ -92,7 +92,10 @@ class Sampler:
                     rows += [_Row(draw, limit, waiting.continuation(draw.prompt)) for draw in new]
                 batch = join(parts)
             assert batch is not None
-            uniform = torch.tensor([0.0 if row.done else row.uniform[len(row.tokens)] for row in rows])
+            numbers = [0.0 if row.done else row.uniform[len(row.tokens)] for row in rows]
+            uniform = torch.tensor(
+                numbers, dtype=torch.float32
+            )  # whatever a precision of Lightning's makes the default
             chosen = self._choose(batch.logits, uniform.to(model.device))
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if row.done:
@@ -137,7 +140,7 @@ class _Row:
 
     def __post_init__(self) -> None:
         stream = torch.Generator().manual_seed(self.draw.seed)
-        self.uniform: list[float] = torch.rand(self.limit, generator=stream).tolist()
+        self.uniform: list[float] = torch.rand(self.limit, generator=stream, dtype=torch.float32).tolist()
 
 
 @dataclass

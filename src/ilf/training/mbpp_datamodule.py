@@ -52,11 +52,18 @@ def micro_batches(examples: Iterable[Example], size: int) -> list[list[Example]]
     return groups
 
 
+class DrawBatch:
+    """Draws that are sampled together. Lightning looks into lists for tensors, and refuses the records that it finds."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self.draws = draws
+
+
 class MBPPDataModule(pl.LightningDataModule):
     """Loaders for Lightning's fit, validate and test.
 
     A training batch is one optimizer step, as a list of micro-batches, which are dicts of tensors (B, T). A validation
-    batch is a micro-batch or a list of `Draw`, a test batch a list of `Draw`. Of several processes, each has its share
+    batch is a micro-batch or a `DrawBatch`, a test batch a `DrawBatch`. Of several processes, each has its share
     of every step and of the draws, in as many micro-batches and batches as the others, some of which may be empty.
 
     Args:
@@ -126,9 +133,10 @@ class MBPPDataModule(pl.LightningDataModule):
         batches = self._share_of_draws(self.test_draws) + self._share_of_draws(self.kept_draws)
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
-    def _share_of_draws(self, draws: Sequence[Draw]) -> list[list[Draw]]:
+    def _share_of_draws(self, draws: Sequence[Draw]) -> list[DrawBatch]:
         (rank, count), batches = self._rank, self.draw_batches(draws)
-        return [batches[i] if i < len(batches) else [] for i in range(rank, -(-len(batches) // count) * count, count)]
+        share = range(rank, -(-len(batches) // count) * count, count)
+        return [DrawBatch(batches[i] if i < len(batches) else []) for i in share]
 
     def draw_batches(self, draws: Sequence[Draw]) -> list[list[Draw]]:
         """Return the draws in batches, prompts of like length together, the longest first: memory fails early.
@@ -142,12 +150,6 @@ class MBPPDataModule(pl.LightningDataModule):
         share = -(-len(draws) // self._rank[1])
         size = max(1, min(_REFILLS * self.sampling_batch_size, share))
         return [order[i : i + size] for i in range(0, len(order), size)]
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move tensors; draws are plain records and stay as they are."""
-        if isinstance(batch, list) and all(isinstance(one, Draw) for one in batch):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _collate(self, examples: Sequence[Example], weight: float = 1.0) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask` and `labels`, (B, T), right-padded, labels only on the targets.

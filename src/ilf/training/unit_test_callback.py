@@ -17,6 +17,7 @@ from ilf.files import JsonLines
 from ilf.sandbox import Job, Sandbox
 from ilf.tasks.prompts import as_paper_scores
 from ilf.training.fine_tuning import EVERY
+from ilf.training.mbpp_datamodule import DrawBatch
 from ilf.types import Draw, InputError, Program, Task, Verdict
 
 log = logging.getLogger(__name__)
@@ -109,11 +110,11 @@ class UnitTestCallback(pl.Callback):
         """Draw and execute one planned batch, unless that was done before."""
         if self._error is None:
             try:
-                self._take(trainer, pl_module, batch, batch_idx)
+                self._take(trainer, pl_module, batch.draws, batch_idx)
             except InputError as error:
                 self._error = error
 
-    def _take(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def _take(self, trainer: pl.Trainer, pl_module: Any, batch: Sequence[Draw], batch_idx: int) -> None:
         keys = [(draw.task_id, draw.sample) for draw in batch]
         if missing := [draw for draw, key in zip(batch, keys, strict=True) if key not in self._samples]:
             self._draw(pl_module, batch if pl_module.sampler.whole_plans else missing)
@@ -180,11 +181,11 @@ class UnitTestCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Draw and execute one batch of draws; a batch of examples is the module's."""
-        if isinstance(batch, dict) or not batch or self._error is not None:
+        if not isinstance(batch, DrawBatch) or not batch.draws or self._error is not None:
             return
         try:
             with trainer.precision_plugin.forward_context():  # weights in 32 bits may be for passes in 16
-                draws, texts = zip(*pl_module.sample(batch), strict=True)
+                draws, texts = zip(*pl_module.sample(batch.draws), strict=True)
         except InputError as error:
             self._error = error
             return
