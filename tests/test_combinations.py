@@ -1,4 +1,4 @@
-"""Every two documented settings of a fine-tuning run together: precision, adapter, optimizer, checkpointing, validation."""
+"""Every two settings of a fine-tuning run together: precision, adapter, optimizer, validation, what is saved."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ SETTINGS = {
     "optimizer": ["adamw", "adamw_8bit", "paged_adamw_8bit"],
     "training.gradient_checkpointing": ["false", "true"],
     "training.validate_n": ["0", "1"],
+    "save.dtype": ["trained", "base", "bfloat16", "float16"],
 }
 
 
@@ -73,5 +74,9 @@ def test_every_two_settings_train_validate_and_save(row, sandbox, tmp_path):
     )
     assert facts["optimizer_steps"] == 4
     assert ("train_policy/validation_pass@1" in facts["metrics"]) == bool(draws)
-    before, after = (dict(load_model(f, torch.float32).named_parameters()) for f in (MINI, tmp_path / "model"))
-    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    before, after = (dict(load_model(f, "auto").named_parameters()) for f in (MINI, tmp_path / "model"))
+    trained = torch.bfloat16 if row[:2] in (("bf16-true", "full"), ("bf16-true", "lora")) else torch.float32
+    dtype = {"trained": trained, "base": torch.float32}.get(row[-1]) or getattr(torch, row[-1])
+    assert {p.dtype for p in after.values()} == {dtype}
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name].to(dtype), after[name]) for name in before)

@@ -116,6 +116,7 @@ KINDS = {
     "lora": [*ONE, "adapter=lora"],
     "8 bits": [*ONE, "optimizer=adamw_8bit"],
     "16 bits": [*TWO, "trainer.precision=bf16-true"],
+    "saved in 16 bits": [*ONE, "save.dtype=bfloat16"],
     "two rounds": [*TWO, "rounds=2", "feedback=unit_tests"],
 }
 QUICK = ("full", "lora")

@@ -464,8 +464,7 @@ def test_half_of_a_surrogate_pair_goes_to_no_server_and_comes_from_none(odd, tmp
     check_stored(str(rows.path), ["refinement"])  # as llm.path takes it
     sampler = ServedSampler(Sampling(url=url), "served")
     draws = [Draw(1, "test", i, i, "def f():\n    # \udfff\n", "def f():\n") for i in range(2)]
-    assert [text for _, text in sampler.sample(None, load_tokenizer(MINI), draws)] == [
-        "    return 'a\U0001f600\ufffd'"
-    ] * 2
+    texts = [text for _, text in sampler.sample(None, load_tokenizer(MINI), draws)]
+    assert texts == ["    return 'a\U0001f600\ufffd'"] * 2
     sent = json.dumps(server.requests, ensure_ascii=False)
     assert sent.encode() and "\ufffd" in sent

@@ -16,7 +16,7 @@ import torch
 
 from ilf import ranks
 from ilf.disk import nearest
-from ilf.models.load import sampling_dtype
+from ilf.models.load import sampling_dtype, saving_dtype
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
 from ilf.models.tokens import encode_prompts
 from ilf.settings import Settings, TrainerSettings
@@ -232,7 +232,8 @@ class Budget:
         settings, phases = self.settings, trainings(self.settings)
         if not phases:
             return 0, 0
-        folder, checkpoint = written(self.config, self._how(1), settings.trainer.strategy == "fsdp")
+        dtype = saving_dtype(settings.save.dtype, self.config)
+        folder, checkpoint = written(self.config, self._how(1), settings.trainer.strategy == "fsdp", dtype)
         # The last training's checkpoint is there beside all models, or beside the one that it replaces.
         several = any(phase.epochs > 1 for phase in phases.values())
         before = (settings.rounds * len(phases) - 1) * folder

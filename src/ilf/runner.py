@@ -277,6 +277,7 @@ class Runner:
             "compile": training.compile,
             "optimizer": asdict(settings.optimizer),
             "precision": precision(settings.trainer),
+            "save_dtype": settings.save.dtype,
             "seed": self.settings.seed,
         }
 

@@ -250,6 +250,15 @@ class StoreSettings:
 
 
 @dataclass
+class Save:
+    """How policies and refiners are saved."""
+
+    # Of their weights: trained (as they were trained, in float32 but for trainer.precision=bf16-true) | base (as the
+    # base model's are stored) | float32 | bfloat16 | float16
+    dtype: str = "trained"
+
+
+@dataclass
 class Pretraining:
     """The mini model from scratch, by mode=pretrain."""
 
@@ -302,6 +311,7 @@ class Settings:
     select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once
     logger: Logger = field(default_factory=Logger)
     store: StoreSettings = field(default_factory=StoreSettings)
+    save: Save = field(default_factory=Save)
     pretrain: Pretraining = field(default_factory=Pretraining)
     annotate: Annotate = field(default_factory=Annotate)
     study: str | None = None  # its name, set by the files under conf/experiment

@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", categ
 if not sys.stderr.isatty():
     transformers.utils.logging.disable_progress_bar()
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve(path: str | None, hub: str | None, revision: str | None, key: str = "model.hub") -> Path:
@@ -69,6 +69,18 @@ def sampling_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
     return _DTYPES[name]
+
+
+def saving_dtype(name: str, config: Any) -> torch.dtype | None:
+    """Return the dtype that `save.dtype` names: "base" is that of the base model's folder, "trained" is None.
+
+    Args:
+        name: The setting.
+        config: As the base model's folder holds it, of transformers.
+    """
+    if name == "trained":
+        return None
+    return getattr(config, "dtype", None) or torch.float32 if name == "base" else _DTYPES[name]
 
 
 def load_tokenizer(folder: Path, bos: bool | None = None) -> Any:
@@ -194,22 +206,29 @@ def adapt(model: Any, adapter: Adapter) -> Any:
     )
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a whole Hugging Face folder, LoRA merged and also kept apart in `adapter/`; complete or absent.
 
     LoRA that was trained on a quantised model is merged into the weights that this was made of, read again from its
     folder, in float32: most changes are smaller than the step between two values of a quantised weight, which would
-    round them away.
+    round them away. For the same reason a model whose base has 16 bits is kept in the 32 that it was trained in, unless
+    `dtype` says otherwise; what is saved is what is sampled and scored, in either case.
+
+    Args:
+        model: As it was trained.
+        tokenizer: Saved with it.
+        folder: Where to.
+        dtype: Of the weights; None keeps what they were trained in. The adapter is kept as it was trained.
     """
     scratch = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(scratch, ignore_errors=True)
     with naming(scratch):
-        _save(model, tokenizer, scratch)
+        _save(model, tokenizer, scratch, dtype)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
 
 
-def _save(model: Any, tokenizer: Any, scratch: Path) -> None:
+def _save(model: Any, tokenizer: Any, scratch: Path, dtype: torch.dtype | None) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(scratch / "adapter")
         if hasattr(model, "hf_quantizer"):
@@ -218,6 +237,8 @@ def _save(model: Any, tokenizer: Any, scratch: Path) -> None:
             base = load_model(Path(model.name_or_path), torch.float32)
             model = PeftModel.from_pretrained(base, scratch / "adapter", torch_device="cpu")
         model = model.merge_and_unload()
+    if dtype is not None:
+        model = model.to(dtype)
     model.generation_config.eos_token_id = sorted(end_ids(model, tokenizer))  # what it has learnt to end by, too
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)

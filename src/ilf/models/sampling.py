@@ -93,9 +93,7 @@ class Sampler:
                 batch = join(parts)
             assert batch is not None
             numbers = [0.0 if row.done else row.uniform[len(row.tokens)] for row in rows]
-            uniform = torch.tensor(
-                numbers, dtype=torch.float32
-            )  # whatever a precision of Lightning's makes the default
+            uniform = torch.tensor(numbers, dtype=torch.float32)  # whatever Lightning's precision makes the default
             chosen = self._choose(batch.logits, uniform.to(model.device))
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if row.done:

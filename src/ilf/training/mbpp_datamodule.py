@@ -53,7 +53,7 @@ def micro_batches(examples: Iterable[Example], size: int) -> list[list[Example]]
 
 
 class DrawBatch:
-    """Draws that are sampled together. Lightning looks into lists for tensors, and refuses the records that it finds."""
+    """Draws that are sampled together: one thing to Lightning, which looks into lists for tensors to move."""
 
     def __init__(self, draws: Sequence[Draw]) -> None:
         self.draws = draws
