@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import os
 import resource
 import statistics
 import sys
