@@ -104,6 +104,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(args.model, getattr(torch, args.dtype)).to(device)
     tokenizer = load_tokenizer(args.model)
+    generate(model, tokenizer, prompts[:1], 1, 8, args.temperature)  # what is loaded at first use is not timed
     speeds: dict[str, list[float]] = {name: [] for name in PEERS}
     for i in range(args.rounds):
         for name, draw in PEERS.items():

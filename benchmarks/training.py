@@ -6,16 +6,15 @@
 
 Theirs is a batch of one, each padded to the full length, accumulated to the batch size; `unpadded` is the same without
 the padding. Ours is what a run does, with each set of overrides that --ours gives. All fine-tune the same model on the
-same examples, each in a process of its own, so that peaks of memory don't mix. The first optimizer step is a warm-up
-(`compile` compiles in it) and is not timed. Peak memory is the process's, with model, optimizer and libraries, on a GPU
-that of its tensors. The last line is one JSON object.
+same examples in the same precision, each in a process of its own, so that peaks of memory don't mix. The first
+optimizer step is a warm-up (`compile` compiles in it) and is not timed. Peak memory is the process's, with model,
+optimizer and libraries, on a GPU that of its tensors. The last line is one JSON object.
 """
 
 import argparse
 import contextlib
 import json
 import multiprocessing
-import os
 import resource
 import statistics
 import sys
@@ -26,7 +25,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for a GPU must not start CUDA before the processes part
 
 MINI = ROOT / "src" / "ilf" / "models" / "mini"
 OURS = [
@@ -71,6 +69,15 @@ def read_examples(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
     return found
 
 
+def now() -> float:
+    """Return the seconds when the device has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
 def theirs(args: argparse.Namespace, padded: bool) -> float:
     """Fine-tune by transformers' Trainer; return the examples a second after the first optimizer step."""
     import torch
@@ -94,7 +101,7 @@ def theirs(args: argparse.Namespace, padded: bool) -> float:
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.monotonic())
+            times.append(now())
 
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
@@ -107,6 +114,7 @@ def theirs(args: argparse.Namespace, padded: bool) -> float:
             report_to=[],
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
+            bf16=args.precision == "bf16-mixed",
         )
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
         clock = Clock()
@@ -129,6 +137,7 @@ def ours(args: argparse.Namespace, overrides: list[str]) -> float:
 
     register()
     base = ["model=local", f"model.path={args.model}", "logger=none", "output_dir=unused", "training.epochs=1"]
+    base.append(f"trainer.precision={args.precision}")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", [*base, f"training.batch_size={args.batch_size}", *overrides])
     settings = settings_from(config)
@@ -148,7 +157,7 @@ def ours(args: argparse.Namespace, overrides: list[str]) -> float:
 
     class Clock(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            times.setdefault(trainer.global_step, time.monotonic())
+            times.setdefault(trainer.global_step, now())
 
     trainer = make_trainer(settings.trainer, callbacks=[Clock()], loggers=[])
     trainer.fit(module, data)
@@ -176,19 +185,23 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=128, help="of which the first batch is not timed")
     parser.add_argument("--batch-size", type=int, default=32, help="examples an optimizer step")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens that the authors pad to")
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"], help="theirs and ours")
     parser.add_argument("--ours", nargs="*", action="append", metavar="KEY=VALUE", help="overrides; can be repeated")
     parser.add_argument("--peers", nargs="*", default=["authors", "unpadded"], choices=["authors", "unpadded"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     import pytorch_lightning  # noqa: F401  # here, and not in every process: it takes longer than what is timed
+    import torch
     from transformers import AutoModelForCausalLM, Trainer  # noqa: F401
 
+    # Trainer imports bitsandbytes, which starts CUDA where there is a GPU: a fork could not use it.
+    processes = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     ways = {peer: [] for peer in args.peers}
     ways |= {" ".join(["ours", *overrides]): overrides for overrides in args.ours or OURS}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for i in range(args.rounds):
         for name, overrides in ways.items():
-            with multiprocessing.get_context("fork").Pool(1) as pool:
+            with processes.Pool(1) as pool:
                 found[name].append(pool.apply(measure, (args, name, overrides)))
             last = found[name][-1]
             print(
