@@ -64,6 +64,7 @@ VALUES = {
     "llm.": "model=x",
     "training.refiner.": "lr=1e-3",
     "training.policy.": "lr=1e-3",
+    "save.dtype": "bfloat16",
     "logger.mode": "offline",
     "logger.project": "x",
     "store.prune_days": "3",
@@ -79,6 +80,7 @@ RUNS = {
     "refinements.limit": ["refinements=none"],
     "training.refiner.": ["refiner=few_shot"],
     "training.policy.": ["refinements=none"],
+    "save.dtype": ["refiner=few_shot", "refinements=none"],
     "logger.mode": ["logger=none"],
     "logger.project": ["logger=none"],
 }
