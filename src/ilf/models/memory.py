@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ilf.models.batches import Batch, RoomyLayer, join, prefill
 from ilf.models.load import adapt
-from ilf.models.sampling import Batch, RoomyLayer, Sampler, join, prefill
+from ilf.models.sampling import Sampler
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
 from ilf.settings import Adapter, Sampling
 from ilf.training.fine_tuning import token_losses
