@@ -70,14 +70,13 @@ class OwnBatch(Batch):
 
     def read(self, model: Any, new: torch.Tensor) -> torch.Tensor:
         """Return the logits of what comes after `new`, (B, T), the newest of `ids`: (B, V)."""
-        taken = inspect.signature(_base(model).forward).parameters
         options: dict[str, Any] = {"use_cache": False}
         if self.cache is not None:
             options = {"cache": self.cache, "use_cache": True}
-            if "position_ids" in taken:  # a model without attention can't count them by its cache
+            if takes(model, "position_ids"):  # a model without attention can't count them by its cache
                 end = self.ids.shape[1]
                 options["position_ids"] = torch.arange(end - new.shape[1], end, device=new.device).expand_as(new)
-        if "logits_to_keep" in taken:
+        if takes(model, "logits_to_keep"):
             options["logits_to_keep"] = 1
         logits: torch.Tensor = model(input_ids=new, **options).logits
         return logits[:, -1]
@@ -94,12 +93,11 @@ class OwnBatch(Batch):
 def joinable(model: Any) -> bool:
     """Return whether rows of several texts of a model can be put together, padded on their left."""
     model = _base(model)
-    taken = inspect.signature(model.forward).parameters
-    if not {"cache", "attention_mask"} <= set(taken) or model._is_stateful:
+    if not (takes(model, "cache") and takes(model, "attention_mask")) or model._is_stateful:
         return False
     modules = dict(model.named_modules())
     # Alibi's distances come from the mask, or are the same for all columns.
-    placed = "position_ids" in taken or any("alibi" in name for m in modules.values() for name in vars(type(m)))
+    placed = takes(model, "position_ids") or any("alibi" in name for m in modules.values() for name in vars(type(m)))
     # RoBERTa and its relatives count positions from behind the padding token's.
     odd = any("position" in name and getattr(m, "padding_idx", None) is not None for name, m in modules.items())
     cache = _own_cache(model)
@@ -108,7 +106,7 @@ def joinable(model: Any) -> bool:
 
 def _own_cache(model: Any) -> Any:
     """Return an empty cache of the kinds of layers that a model has; None where transformers knows of none for it."""
-    if "cache" not in inspect.signature(model.forward).parameters or not model._supports_default_dynamic_cache():
+    if not takes(model, "cache") or not model._supports_default_dynamic_cache():
         return None
     try:
         return DynamicCache(config=model.config)
@@ -116,8 +114,12 @@ def _own_cache(model: Any) -> Any:
         return None
 
 
+def takes(model: Any, name: str) -> bool:
+    """Return whether a model reads an argument of this name, behind an adapter or not."""
+    return name in inspect.signature(_base(model).forward).parameters
+
+
 def _base(model: Any) -> Any:
-    """Return the model behind an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

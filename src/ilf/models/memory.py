@@ -20,7 +20,7 @@ from ilf.models.load import adapt
 from ilf.models.sampling import Sampler
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
 from ilf.settings import Adapter, Sampling
-from ilf.training.fine_tuning import token_losses
+from ilf.training.fine_tuning import last_logits, token_losses
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]
         ids = torch.ones(how.rows, how.tokens, dtype=torch.long)
         with meter:
             with torch.autocast(device, torch.bfloat16, enabled=how.precision == "bf16-mixed", cache_enabled=False):
-                logits = model(input_ids=ids, attention_mask=ids, logits_to_keep=how.tokens, use_cache=False).logits
+                logits = last_logits(model, ids, ids, how.tokens)
                 loss = token_losses(logits, ids).sum()
             del logits
             loss.backward()

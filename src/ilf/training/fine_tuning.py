@@ -16,6 +16,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from ilf.models.batches import takes
 from ilf.models.continuous import ContinuousSampler
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
@@ -84,10 +85,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> 
     return LambdaLR(optimizer, lambda t: t / warmup if t < warmup else (steps - t) / max(1, steps - warmup))
 
 
-def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
+def last_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
     """Return the logits of the last `keep` positions, (B, keep, V)."""
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
-    return logits
+    options = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+    return logits[:, -keep:]
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -133,7 +135,7 @@ class FineTuningModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold only what is trained
         self.automatic_optimization = False  # a batch is an optimizer step of as many passes as its lengths ask for
         # Compiled is a function and not the model: names in checkpoints and saved folders stay as they are.
-        self._training_forward = torch.compile(_logits, dynamic=True) if training.compile else _logits
+        self._training_forward = torch.compile(last_logits, dynamic=True) if training.compile else last_logits
 
     def setup(self, stage: str) -> None:
         """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
@@ -166,7 +168,7 @@ class FineTuningModule(pl.LightningModule):
         if bool((counts == 0).any()):
             raise ValueError("a batch holds an example without a target token")
         first = int((labels != -100).int().argmax(dim=1).min()) - 1  # logits before it predict only prompt tokens
-        forward = self._training_forward if self.training else _logits
+        forward = self._training_forward if self.training else last_logits
         logits = forward(self.model, batch["input_ids"], batch["attention_mask"], labels.shape[1] - first)
         loss: torch.Tensor = token_losses(logits, labels[:, first:]).sum(dim=1) / counts
         return loss
