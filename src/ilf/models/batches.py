@@ -97,7 +97,7 @@ def joinable(model: Any) -> bool:
         return False
     modules = dict(model.named_modules())
     # Alibi's distances come from the mask, or are the same for all columns.
-    placed = takes(model, "position_ids") or any("alibi" in name for m in modules.values() for name in vars(type(m)))
+    placed = takes(model, "position_ids") or any("alibi" in name for m in modules.values() for name in dir(type(m)))
     # RoBERTa and its relatives count positions from behind the padding token's.
     odd = any("position" in name and getattr(m, "padding_idx", None) is not None for name, m in modules.items())
     cache = _own_cache(model)
@@ -230,5 +230,3 @@ class RoomyLayer(DynamicLayer):
 def _positions(mask: torch.Tensor) -> torch.Tensor:
     """Return position ids (B, T) that count from 0 at each row's first real token."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-

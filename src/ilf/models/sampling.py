@@ -90,7 +90,9 @@ class Sampler:
                     rows += [_Row(draw, limit) for draw in new]
                 batch = join(parts)
             assert batch is not None
-            uniform = torch.tensor([0.0 if row.done else row.uniform[len(row.tokens)] for row in rows], dtype=torch.float32)
+            uniform = torch.tensor(
+                [0.0 if row.done else row.uniform[len(row.tokens)] for row in rows], dtype=torch.float32
+            )
             chosen = self._choose(batch.logits, uniform.to(model.device))
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if row.done:
@@ -165,9 +167,7 @@ class _Waiting:
         # Only the prompt that the next draw has is needed again, and what was prefilled is taken apart.
         still = {draw.prompt for draw in self.draws[:1]} & set(self._open)
         self._open = {
-            prompt: (batch.row(i), 0)
-            for prompt, (batch, i) in self._open.items()
-            if prompt in still and self._joinable
+            prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still and self._joinable
         }
         yield from by_batch.values()
 

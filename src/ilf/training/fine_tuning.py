@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -85,11 +85,18 @@ def make_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> 
     return LambdaLR(optimizer, lambda t: t / warmup if t < warmup else (steps - t) / max(1, steps - warmup))
 
 
-def last_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
-    """Return the logits of the last `keep` positions, (B, keep, V)."""
-    options = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
+def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, int]) -> torch.Tensor:
     logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
-    return logits[:, -keep:]
+    return logits
+
+
+def last_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, forward: Callable[..., Any] = _logits
+) -> torch.Tensor:
+    """Return the logits of the last `keep` positions, (B, keep, V), by `forward`, which may be compiled."""
+    options = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
+    logits: torch.Tensor = forward(model, ids, mask, options)
+    return logits[:, -keep:]  # some models give all
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -135,7 +142,7 @@ class FineTuningModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold only what is trained
         self.automatic_optimization = False  # a batch is an optimizer step of as many passes as its lengths ask for
         # Compiled is a function and not the model: names in checkpoints and saved folders stay as they are.
-        self._training_forward = torch.compile(last_logits, dynamic=True) if training.compile else last_logits
+        self._training_forward = torch.compile(_logits, dynamic=True) if training.compile else _logits
 
     def setup(self, stage: str) -> None:
         """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
@@ -168,8 +175,8 @@ class FineTuningModule(pl.LightningModule):
         if bool((counts == 0).any()):
             raise ValueError("a batch holds an example without a target token")
         first = int((labels != -100).int().argmax(dim=1).min()) - 1  # logits before it predict only prompt tokens
-        forward = self._training_forward if self.training else last_logits
-        logits = forward(self.model, batch["input_ids"], batch["attention_mask"], labels.shape[1] - first)
+        forward = self._training_forward if self.training else _logits
+        logits = last_logits(self.model, batch["input_ids"], batch["attention_mask"], labels.shape[1] - first, forward)
         loss: torch.Tensor = token_losses(logits, labels[:, first:]).sum(dim=1) / counts
         return loss
 
