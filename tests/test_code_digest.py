@@ -14,7 +14,7 @@ import torch
 
 from ilf import runner
 from ilf.code_digest import code_sha256
-from ilf.models import sampling
+from ilf.models import batches, sampling
 from ilf.runner import Runner
 from ilf.training import fine_tuning
 from ilf.training.fine_tuning import FineTuningModule
@@ -71,7 +71,7 @@ def mine(self):
         (ILFModule, "example", (ILFModule,)),
         (fine_tuning, "make_optimizer", (fine_tuning,)),
         (sampling.Sampler, "_choose", (sampling,)),
-        (sampling, "join", (sampling,)),
+        (batches, "join", (batches,)),
     ],
 )
 def test_what_is_replaced_while_the_program_runs_changes_the_digest(owner, name, parts, monkeypatch):

@@ -170,6 +170,7 @@ def build(settings: Settings) -> Stages:
     from ilf.feedback import llm
     from ilf.feedback.human import load_annotations
     from ilf.feedback.other_model import check_stored
+    from ilf.models.continuous import check_continuous
     from ilf.models.folder import check_model
     from ilf.models.load import resolve
     from ilf.sandbox import Limits, Sandbox
@@ -221,8 +222,11 @@ def build(settings: Settings) -> Stages:
     local = settings.sampler.name != "openai"  # else a server may hold the only weights
     key = "model.path" if settings.model.path is not None else "model.hub"
     config, tokenizer = check_model(key, model, local or bool(trainings(settings)), settings.model.bos)
+    sampled = [config]
     if settings.refiner.name == "local":
-        check_model("refiner.path", Path(str(settings.refiner.path)), local)
+        sampled.append(check_model("refiner.path", Path(str(settings.refiner.path)), local)[0])
+    for one in sampled if settings.sampler.name == "continuous" else ():
+        check_continuous(one)
     check_training(settings, config, splits)
     ranks.join(settings.trainer.strategy, settings.trainer.devices)
     store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.any_code)

@@ -15,7 +15,7 @@ from typing import Any
 from ilf import ranks
 from ilf.code_digest import Part, code_sha256
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
-from ilf.models import continuous, endpoint, load, policy_change, sampling, served, shards, tokens
+from ilf.models import batches, continuous, endpoint, load, policy_change, sampling, served, shards, tokens
 from ilf.models.load import compute_dtype, load_tokenizer, sampling_dtype
 from ilf.sandbox import Sandbox, executor, worker
 from ilf.settings import Phase, Settings
@@ -42,7 +42,7 @@ _DRAWING: tuple[Part, ...] = (
     prompts,
 )
 _SAMPLERS: dict[str, tuple[ModuleType, ...]] = {
-    "hf": (sampling,),
+    "hf": (sampling, batches),
     "continuous": (continuous, sampling),
     "openai": (served, endpoint),
 }
@@ -136,7 +136,7 @@ class Runner:
 
     def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
         """Return what is measured on the results of stages, from the store where that was done before."""
-        code = code_sha256(policy_change, load, tokens, sampling)
+        code = code_sha256(policy_change, load, tokens, batches)
         with self.store.entry("measure", {"measure": name, "code": code, **key}) as entry:
             done = entry.done or entry.finish({"found": work()})
         return done["found"]
@@ -263,7 +263,7 @@ class Runner:
         settings, training = self.settings, self.settings.training
         device, quantize = training_device(settings.trainer), settings.adapter.quantize
         key = {
-            "code": code_sha256(*_TRAINING, kind, *([sampling] if draws else [])),
+            "code": code_sha256(*_TRAINING, kind, *(_SAMPLERS["hf"] if draws else ())),
             "weights": self.weights(base),
             "examples": sha256([asdict(e) for e in examples]),
             "phase": asdict(phase),

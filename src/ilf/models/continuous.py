@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 
 from ilf.models.sampling import function_ended
 from ilf.models.tokens import Continuation, encode_prompts, end_ids
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut
-from ilf.types import Draw
+from ilf.types import Draw, InputError
 
 _TOKENS = 512  # without a GPU: tokens a step; on one, transformers chooses by its memory
 _PAGE = 256  # tokens
+
+
+def check_continuous(config: Any) -> None:
+    """Check that transformers can batch a model continuously, as far as its class and configuration tell.
+
+    Raises:
+        InputError: It can't; names the architecture.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    reason = None
+    try:
+        group_layers_by_attn_type(config.get_text_config())
+    except ValueError as error:
+        reason = f"has other layers than attention ({error})"
+    if kind._is_stateful or "cache" not in inspect.signature(kind.forward).parameters:
+        reason = "keeps no keys and values"
+    elif not kind._supports_attention_backend:
+        reason = reason or "has an attention of its own, without a paged form"
+    if reason is not None:
+        raise _refused(kind.__name__, reason)
+
+
+def _refused(architecture: str, reason: str) -> InputError:
+    allowed = f"needs a model that transformers can batch continuously, and {architecture} {reason}"
+    return InputError("sampler", "continuous", allowed, "Choose sampler=hf, which samples every causal model.")
 
 
 class ContinuousSampler:
@@ -36,6 +63,7 @@ class ContinuousSampler:
         """Yield each draw with its completion, cut where the function ends, in the order in which they finish.
 
         Raises:
+            InputError: The model can't be sampled so.
             RuntimeError: transformers gives up on a request, or its engine ends.
         """
         limit, prompts = self.settings.max_new_tokens, list(dict.fromkeys(draw.prompt for draw in draws))
@@ -73,6 +101,8 @@ class ContinuousSampler:
                 if result.request_id not in waiting:  # it was cancelled, and a token was on its way
                     continue
                 if result.error is not None:
+                    if len(waiting) == len(draws):  # it has never worked: its cache is another than this model expects
+                        raise _refused(type(model).__name__, f"can't be read by its paged cache ({result.error})")
                     raise RuntimeError(f"transformers' continuous batching: {result.error}")
                 tokens = [token for token in result.generated_tokens if token not in generation.eos_token_id]
                 text = continuations[waiting[result.request_id].prompt].text(tokens)

@@ -62,6 +62,12 @@ def check_model(key: str, folder: Path, weights: bool = True, bos: bool | None =
             f"its tokenizer's EOS is token {tokenizer.eos_token_id}, and its config.json has a vocab_size of {size}"
         )
         raise InputError(key, str(folder), reason, f"Its tokenizer is another model's. {_WHOLE}")
+    vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    largest = max([tokenizer.pad_token_id, *(i for i in vocabulary.values() if i not in special)])
+    if largest >= size:  # a token of no text may be there in vain; fewer tokens than rows are common
+        reason = f"its tokenizer has a token {largest}, and its config.json has a vocab_size of {size}"
+        raise InputError(key, str(folder), reason, f"Its tokenizer is another model's. {_WHOLE}")
     try:
         check_code(tokenizer)
     except ValueError as error:
@@ -88,19 +94,29 @@ def _config(key: str, folder: Path) -> Any:
         reason = f"transformers can't read its config.json (model_type {kind!r}): {_short(error)}"
         raise InputError(key, str(folder), reason, _OTHER) from error
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder or encoder:
-        reason = f"holds a model of type {kind!r}, which is not a causal (decoder-only) language model"
-        raise InputError(key, str(folder), reason, _OTHER)
+    permuted = getattr(config, "attn_type", None) == "bi"  # XLNet, whose tokens see those after them
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder or encoder or permuted:
+        raise _not_causal(key, folder, kind)
     return config
 
 
+def _not_causal(key: str, folder: Path, kind: str) -> InputError:
+    reason = f"holds a model of type {kind!r}, which is not a causal (decoder-only) language model"
+    return InputError(key, str(folder), reason, _OTHER)
+
+
 def _check_shapes(key: str, folder: Path, config: Any, stored: dict[str, list[int]]) -> None:
-    """Check that weights are those of the configuration, where they are stored under the names of the model itself."""
+    """Check that a model is causal, and that weights are those of its configuration.
+
+    Those are looked at where they are stored under the names of the model itself.
+    """
     try:
         model = empty_model(config, torch.float32, "auto")
     except Exception as error:  # each model raises its own
         reason = f"transformers can't make the model that its config.json describes: {_short(error)}"
         raise InputError(key, str(folder), reason, _WHOLE) from error
+    if any(not getattr(module, "is_decoder", True) for module in model.modules()):  # its tokens see those after them
+        raise _not_causal(key, folder, config.model_type)
     if not stored or not set(stored) <= set(model.state_dict()):  # unknown, or transformers will rename them
         return
     places: dict[int, list[str]] = defaultdict(list)  # of tied weights, one is enough

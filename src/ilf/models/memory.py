@@ -8,18 +8,24 @@ context (about 0.5 GB) come on top.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ilf.models.batches import Batch, RoomyLayer, join, joinable, prefill
 from ilf.models.load import adapt
-from ilf.models.sampling import Batch, RoomyLayer, Sampler, join, prefill
+from ilf.models.sampling import Sampler
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
 from ilf.settings import Adapter, Sampling
-from ilf.training.fine_tuning import token_losses
+from ilf.training.fine_tuning import last_logits, token_losses
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,50 @@ def sampling(
         device: "cuda" or "cpu", whose operations are counted.
     """
     parameters = sum(map(_bytes, empty_model(config, dtype, attention).parameters()))
-    layers, rows = config.num_hidden_layers, settings.batch_size
+    with _where_it_can(config, "it is sampled"):
+        cache, activations = _sampling_step(config, settings, dtype, tokens, attention, device)
+        return Need("sampling", parameters, cache=cache, activations=activations)
+    return Need("sampling", parameters)
+
+
+@contextmanager
+def _where_it_can(config: Any, work: str) -> Iterator[None]:
+    """Log that a kind of work can't be counted whole where something goes wrong: only a plan stands on it."""
+    try:
+        yield
+    except Exception as error:  # each model raises its own
+        reason = " ".join(str(error).split())[:200]
+        log.warning(
+            "the memory plan can't count what %s keeps and computes while %s (%s): weights, gradients and the "
+            "optimizer's state are all that it knows of",
+            config.model_type,
+            work,
+            reason,
+        )
+
+
+def _one_for_all(config: Any) -> Any:
+    """Return the configuration with one layer in place of all.
+
+    Raises:
+        ValueError: One can't stand for all.
+    """
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    if len(kinds) > 1 and not all(issubclass(kind, DynamicLayer) for kind in kinds):
+        raise ValueError("its layers are of several kinds")
+    return with_one_layer(config)
+
+
+def _sampling_step(
+    config: Any, settings: Sampling, dtype: torch.dtype, tokens: int, attention: str, device: str
+) -> tuple[int, int]:
+    """Return the bytes of every program's keys and values, and of what comes and goes beside them."""
+    layers, rows = config.get_text_config().num_hidden_layers, settings.batch_size
     # A batch holds programs of one task after another.
     prompts, last = min(rows, -(-rows // settings.n) + 1), tokens + settings.max_new_tokens
-    model = empty_model(with_one_layer(config), dtype, attention)
+    model = empty_model(_one_for_all(config), dtype, attention)
+    if not joinable(model):
+        raise ValueError("it reads one prompt at a time")
     with pretended(model, device), torch.no_grad():
         meter = Meter(model.parameters())
         with meter:
@@ -99,7 +145,7 @@ def sampling(
             batch = join([(batch, list(range(rows)))])
             ending = (_kept(batch), meter.most())
     kept, most = max(starting, ending, key=lambda pair: pair[0] * (layers - 1) + pair[1])
-    return Need("sampling", parameters, cache=layers * kept, activations=most - kept)
+    return layers * kept, most - kept
 
 
 def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
@@ -119,8 +165,10 @@ def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
     optimizer = optimizer_bytes(how.optimizer, trained)
     paged = how.optimizer.startswith("paged") and device != "cpu"
     pageable = optimizer_bytes(how.optimizer, [p for p in trained if p.numel() >= 1e5]) if paged else 0
-    kept, most = _training_step(config, how, device)
-    activations = max(most + (config.num_hidden_layers - 1) * kept, _optimizer_step(how, trained, device))
+    activations = _optimizer_step(how, trained, device)
+    with _where_it_can(config, "it is fine-tuned"):
+        kept, most = _training_step(config, how, device)
+        activations = max(most + (config.get_text_config().num_hidden_layers - 1) * kept, activations)
     if quantised:  # each weight is written out in full for its own product
         activations += max(weight.numel() for weight in quantised) * _compute_dtype(how).itemsize
     return Need(
@@ -173,7 +221,7 @@ def quantised_bytes(shape: torch.Size, kind: str) -> int:
 def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]:
     """Return what one layer keeps for the way back, and the most that a model of one layer needs beside its weights."""
     live: list[int] = []
-    model = adapt(empty_model(with_one_layer(config), how.dtype, how.attention), _unquantised(how.adapter)).train()
+    model = adapt(empty_model(_one_for_all(config), how.dtype, how.attention), _unquantised(how.adapter)).train()
     if how.adapter.quantize:  # a product with such a weight keeps no copy of it
         for linear in _quantised(model):
             weight = torch.empty_like(linear.weight, dtype=_compute_dtype(how))
@@ -190,7 +238,7 @@ def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]
         ids = torch.ones(how.rows, how.tokens, dtype=torch.long)
         with meter:
             with torch.autocast(device, torch.bfloat16, enabled=how.precision == "bf16-mixed", cache_enabled=False):
-                logits = model(input_ids=ids, attention_mask=ids, logits_to_keep=how.tokens, use_cache=False).logits
+                logits = last_logits(model, ids, ids, how.tokens)
                 loss = token_losses(logits, ids).sum()
             del logits
             loss.backward()
@@ -213,8 +261,9 @@ def _layers(model: Any) -> Any:
 
 
 def _quantised(model: Any) -> list[torch.nn.Linear]:
-    """Return the linear maps whose weights are quantised: those of the layers, and not the head."""
-    linear = (module for module in _layers(model).modules() if isinstance(module, torch.nn.Linear))
+    """Return the linear maps whose weights are quantised: all but the head."""
+    head = model.get_output_embeddings()
+    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head)
     return [one for one in linear if not one.weight.requires_grad]
 
 

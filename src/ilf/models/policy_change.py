@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from ilf.models.batches import join, joinable, prefill
 from ilf.models.load import load_model
-from ilf.models.sampling import join, prefill
 from ilf.training.fine_tuning import Example, encode
 from ilf.types import InputError, Program
 
@@ -134,6 +134,11 @@ def _target_logits(
         mask = pad_sequence([torch.ones_like(target) for target in targets], batch_first=True)
         first, others = [], []  # logits of the target's first token, and of what comes after each
         for model in models:
+            if not joinable(model):
+                one, rest = _uncached(model, [examples[i] for i in batch], tokenizer.pad_token_id)
+                first.append(one)
+                others.append(rest)
+                continue
             seen = join([(prefill(model, prompts, tokenizer.pad_token_id), rows)])
             first.append(seen.logits)
             others.append(seen.go_on(model, ids.to(model.device), mask.to(model.device)))
@@ -141,3 +146,18 @@ def _target_logits(
             last = len(targets[row]) - 1  # after it nothing is predicted
             pairs = zip(first, others, strict=True)
             yield i, [torch.cat([one[row : row + 1], rest[row, :last]]) for one, rest in pairs]
+
+
+def _uncached(model: Any, examples: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of each target's first token, (B, V), and of what comes after each of its tokens, (B, T, V).
+
+    The texts are read whole, padded on their right, which no causal model sees.
+    """
+    texts = [torch.tensor([*e.prompt_ids, *e.target_ids]) for e in examples]
+    ids = pad_sequence(texts, batch_first=True, padding_value=pad).to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    longest = max(len(e.target_ids) for e in examples)
+    begins = [len(e.prompt_ids) for e in examples]
+    others = [functional.pad(row[n : n + longest], (0, 0, 0, longest)) for row, n in zip(logits, begins, strict=True)]
+    first = torch.stack([row[n - 1] for row, n in zip(logits, begins, strict=True)])
+    return first, torch.stack([row[:longest] for row in others])

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn import functional
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ilf.models.batches import Batch, join, joinable, prefill
 from ilf.models.tokens import Continuation, encode_prompts, end_ids
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut, function_end
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 # Rows change once no more than this share of the batch goes on: each change copies the cache, and what is new must be
 # prefilled while the others wait.
 _GO_ON = 0.85
-_ROOM = 64  # tokens by which the cache grows
 
 
 class Sampler:
@@ -80,14 +78,15 @@ class Sampler:
         waiting = _Waiting(model, tokenizer, draws, limit)
         rows: list[_Row] = []
         batch: Batch | None = None
+        filling = joinable(model)  # whether waiting draws take the places of finished ones, or wait until all are
         while True:
             going = [i for i, row in enumerate(rows) if not row.done]
             if not going and not waiting.draws:
                 return
-            if len(going) <= _GO_ON * (size if waiting.draws else len(rows)):
+            if len(going) <= _GO_ON * (size if waiting.draws and filling else len(rows)):
                 parts = [(batch, going)] if batch is not None and going else []
                 rows = [rows[i] for i in going]
-                for part, index, new in waiting.take(size - len(rows)):
+                for part, index, new in waiting.take(size - len(rows)) if filling or not rows else ():
                     parts.append((part, index))
                     rows += [_Row(draw, limit, waiting.continuation(draw.prompt)) for draw in new]
                 batch = join(parts)
@@ -141,54 +140,25 @@ class _Row:
         self.uniform: list[float] = torch.rand(self.limit, generator=stream, dtype=torch.float32).tolist()
 
 
-@dataclass
-class Batch:
-    """What a model has seen of several texts: left-padded, so that all of them end in the last column."""
-
-    cache: Any  # a DynamicCache: keys and values of each layer, (B, heads, T, size of a head)
-    mask: torch.Tensor  # (B, T), 1 where a text is
-    logits: torch.Tensor  # of what comes next, (B, V)
-    lengths: list[int]  # of the texts, in tokens
-
-    def step(self, model: Any, tokens: torch.Tensor, going: torch.Tensor) -> None:
-        """Go on by one token a row, (B,), where `going`, (B,): the others stay, and come to no later position."""
-        self.lengths = [length + 1 for length in self.lengths]
-        self.logits = self.go_on(model, tokens[:, None], going[:, None].to(self.mask.dtype))[:, -1]
-
-    def go_on(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Read on, tokens and where they are real (B, T), and return the logits of what comes after each, (B, T, V)."""
-        self.mask = torch.cat([self.mask, mask], dim=1)
-        logits: torch.Tensor = model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=_positions(self.mask)[:, -ids.shape[1] :],
-            cache=self.cache,
-            use_cache=True,
-        ).logits
-        return logits
-
-    def row(self, i: int) -> Batch:
-        """Return one row as a batch of its own."""
-        cache: Any = DynamicCache()
-        own = slice(i, i + 1)
-        width = self.mask.shape[1]
-        cache.layers = [RoomyLayer(one.keys[own].clone(), one.values[own].clone(), width) for one in self.cache.layers]
-        return Batch(cache, self.mask[own].clone(), self.logits[own].clone(), self.lengths[own])
-
-
 class _Waiting:
     """Draws that have no row yet, and the prompts that have been prefilled for them."""
 
     def __init__(self, model: Any, tokenizer: Any, draws: Sequence[Draw], limit: int) -> None:
         self.model, self.tokenizer, self.limit = model, tokenizer, limit
-        self.draws = list(draws)
+        self.draws, self._joinable = list(draws), joinable(model)
         prompts = list(dict.fromkeys(draw.prompt for draw in draws))
         self.tokens = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
         self._continuations: dict[str, Continuation] = {}
         self._open: dict[str, tuple[Batch, int]] = {}  # prompts that more draws wait for: where they were prefilled
 
     def take(self, count: int) -> Iterator[tuple[Batch, list[int], list[Draw]]]:
-        """Yield the next `count` draws, as prefilled prompts, the rows of it that they start from, and the draws."""
+        """Yield the next `count` draws, as prefilled prompts, the rows of it that they start from, and the draws.
+
+        They are fewer where rows of several prompts can't go on together.
+        """
+        if not self._joinable:
+            several = (i for i, draw in enumerate(self.draws) if draw.prompt != self.draws[0].prompt)
+            count = min(count, next(several, count))
         taken, self.draws = self.draws[:count], self.draws[count:]
         if new := [p for p in dict.fromkeys(draw.prompt for draw in taken) if p not in self._open]:
             prefilled = self._prefill(new)
@@ -201,7 +171,9 @@ class _Waiting:
             draws.append(draw)
         # Only the prompt that the next draw has is needed again, and what was prefilled is taken apart.
         still = {draw.prompt for draw in self.draws[:1]} & set(self._open)
-        self._open = {prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still}
+        self._open = {
+            prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still and self._joinable
+        }
         yield from by_batch.values()
 
     def continuation(self, prompt: str) -> Continuation:
@@ -218,100 +190,6 @@ class _Waiting:
             advice = f"Use at most {places - longest}." if longest < places else "Choose a model that reads more."
             raise InputError("sampler.max_new_tokens", self.limit, allowed, advice)
         return prefill(self.model, tokenized, self.tokenizer.pad_token_id)
-
-
-def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
-    """Return a batch of prompts.
-
-    Args:
-        model: A causal language model of transformers.
-        prompts: Token ids of each.
-        pad: The token to pad with.
-    """
-    lengths = [len(tokens) for tokens in prompts]
-    width = max(lengths)
-    ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=model.device)
-    # Not the cache that the model would make: one with a sliding window forgets, and can't be put together.
-    cache = DynamicCache()
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=_positions(mask),
-        cache=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return Batch(cache, mask, output.logits[:, -1], lengths)
-
-
-def join(parts: Sequence[tuple[Batch, list[int]]]) -> Batch:
-    """Return a batch of the named rows of several, no wider than its longest text.
-
-    They are taken apart: only one layer's keys and values are there twice at a time.
-    """
-    width = max(part.lengths[i] for part, index in parts for i in index)
-    indices = [torch.tensor(index, device=part.mask.device) for part, index in parts]
-    counts = [len(index) for _, index in parts]
-
-    def joined(tensors: list[torch.Tensor]) -> torch.Tensor:  # of each part: (B, heads, T, size)
-        _, heads, _, size = tensors[0].shape
-        whole = tensors[0].new_empty(sum(counts), heads, width + _ROOM, size)
-        for rows, tensor, index in zip(whole.split(counts), tensors, indices, strict=True):
-            used = min(width, tensor.shape[2])
-            rows[:, :, : width - used] = 0  # masked, but what is masked must be a number
-            torch.index_select(tensor[:, :, tensor.shape[2] - used :], 0, index, out=rows[:, :, width - used : width])
-        return whole
-
-    cache = DynamicCache()
-    for i in range(len(parts[0][0].cache.layers)):
-        layers = [part.cache.layers[i] for part, _ in parts]
-        new = RoomyLayer(joined([one.keys for one in layers]), joined([one.values for one in layers]), width)
-        cache.layers.append(new)
-        for part, _ in parts:
-            part.cache.layers[i] = None
-        del layers
-    both = [(part, index) for (part, _), index in zip(parts, indices, strict=True)]
-    masks = [functional.pad(part.mask[index], (width, 0))[:, -width:] for part, index in both]
-    logits = torch.cat([part.logits[index] for part, index in both])
-    return Batch(cache, torch.cat(masks), logits, [part.lengths[i] for part, index in parts for i in index])
-
-
-class RoomyLayer(DynamicLayer):
-    """A layer of the cache with room for more tokens: a step writes its token instead of copying all before it.
-
-    Args:
-        keys: (B, heads, T with room, size of a head).
-        values: Likewise.
-        length: How much of T is filled.
-    """
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(keys, values)
-        self._keep(keys, values, length)
-
-    def _keep(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        self._parts, self._length = (keys, values), length
-        self.keys, self.values = filled = keys[:, :, :length], values[:, :, :length]
-        return filled
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add new tokens and return all."""
-        keys, values = self._parts
-        end = self._length + key_states.shape[2]
-        if (missing := end - keys.shape[2]) > 0:
-            keys, values = (functional.pad(part, (0, 0, 0, missing + _ROOM)) for part in (keys, values))
-        keys[:, :, self._length : end] = key_states
-        values[:, :, self._length : end] = value_states
-        return self._keep(keys, values, end)
-
-
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Return position ids (B, T) that count from 0 at each row's first real token."""
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def function_ended(text: str) -> bool:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 
 class Meter(TorchDispatchMode):
@@ -53,7 +54,7 @@ class Meter(TorchDispatchMode):
 def with_one_layer(config: Any) -> Any:
     """Return a model's config with one layer in place of all."""
     config = copy.deepcopy(config)
-    config.num_hidden_layers = 1
+    config.get_text_config().num_hidden_layers = 1
     return config
 
 
@@ -62,7 +63,26 @@ def empty_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
     # FlashAttention needs not be installed here; what it keeps is what sdpa's kernels keep.
     named = {"auto": None, "flash_attention_2": "sdpa"}.get(attention, attention)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=named).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=named).eval()
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("ilf_storageless")
+    return model
+
+
+def _experts(experts: Any, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Compute as a layer's experts do, on tensors of the sizes that theirs have, whichever are chosen.
+
+    Of transformers' own ways, one needs 16 bits here, one needs to know what was chosen, and one copies weights for
+    each token.
+    """
+    up, down = (experts.gate_up_proj if experts.has_gate else experts.up_proj)[0], experts.down_proj[0]
+    rows = states.repeat_interleave(chosen.shape[-1], dim=0) @ (up if experts.is_transposed else up.T)
+    rows = experts._apply_gate(rows) if experts.has_gate else experts.act_fn(rows)
+    rows = rows @ (down if experts.is_transposed else down.T) * weights.reshape(-1, 1)
+    return rows.view(len(states), -1, states.shape[-1]).sum(dim=1).to(states.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS["ilf_storageless"] = _experts
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,6 +16,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from ilf.models.batches import takes
 from ilf.models.continuous import ContinuousSampler
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
@@ -85,10 +86,18 @@ def make_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> 
     return LambdaLR(optimizer, lambda t: t / warmup if t < warmup else (steps - t) / max(1, steps - warmup))
 
 
-def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
-    """Return the logits of the last `keep` positions, (B, keep, V)."""
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
+def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, int]) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
     return logits
+
+
+def last_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, forward: Callable[..., Any] = _logits
+) -> torch.Tensor:
+    """Return the logits of the last `keep` positions, (B, keep, V), by `forward`, which may be compiled."""
+    options = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
+    logits: torch.Tensor = forward(model, ids, mask, options)
+    return logits[:, -keep:]  # some models give all
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -168,7 +177,7 @@ class FineTuningModule(pl.LightningModule):
             raise ValueError("a batch holds an example without a target token")
         first = int((labels != -100).int().argmax(dim=1).min()) - 1  # logits before it predict only prompt tokens
         forward = self._training_forward if self.training else _logits
-        logits = forward(self.model, batch["input_ids"], batch["attention_mask"], labels.shape[1] - first)
+        logits = last_logits(self.model, batch["input_ids"], batch["attention_mask"], labels.shape[1] - first, forward)
         loss: torch.Tensor = token_losses(logits, labels[:, first:]).sum(dim=1) / counts
         return loss
 

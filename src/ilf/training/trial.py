@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from ilf.models.load import adapt
 from ilf.models.storageless import empty_model, with_one_layer
@@ -57,6 +58,9 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
         _try(settings, "optimizer", [f"training.{name}.lr", *values], partial(_step, name))
         values = [f"trainer.{key}" for key in ("precision", "accelerator", "strategy")]
         _try(settings, "trainer", [f"training.{name}.epochs", *values], partial(_trainer, name))
+    if trainings(settings):
+        values = ["training.gradient_checkpointing"]
+        _try(settings, "training.gradient_checkpointing", values, partial(_checkpointed, config))
     if trainings(settings) and settings.adapter.name != "full":
         values = [f"adapter.{key}" for key in ("rank", "alpha", "dropout", "name")]
         with torch.random.fork_rng(devices=[]):  # LoRA's first matrices are random
@@ -81,7 +85,20 @@ def _trainer(name: str, settings: Settings) -> None:
 
 
 def _adapted(config: Any, settings: Settings) -> None:
-    adapt(empty_model(with_one_layer(config), torch.float32, settings.model.attention), settings.adapter)
+    adapt(_small(config, settings), settings.adapter)
+
+
+def _checkpointed(config: Any, settings: Settings) -> None:
+    if settings.training.gradient_checkpointing:
+        _small(config, settings).activation_checkpointing_enable()
+
+
+def _small(config: Any, settings: Settings) -> Any:
+    """Return the model without storage, of one layer where one can be had apart from others."""
+    try:
+        return empty_model(with_one_layer(config), torch.float32, settings.model.attention)
+    except (ValueError, TypeError, IndexError, AttributeError, StrictDataclassError):
+        return empty_model(config, torch.float32, settings.model.attention)
 
 
 def _try(settings: Settings, group: str, keys: Sequence[str], make: Callable[[Settings], None]) -> None:

@@ -1,0 +1,130 @@
+"""Tiny models with random weights, of many architectures, each made in milliseconds from its configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+VOCABULARY = 300
+POSITIONS = 128
+# What a configuration has of these is set: names differ between families.
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "attention_hidden_size", "lru_width"), 32),
+    **dict.fromkeys(("word_embed_proj_dim",), 32),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), 48),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), POSITIONS),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "mamba_n_groups"), 1),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "num_key_value_heads"), 2),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "mamba_d_state", "state_size"), 8),
+    **dict.fromkeys(("sliding_window", "attention_window_size", "head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("rotary_dim", "qk_rope_head_dim", "mamba_chunk_size", "chunk_size", "time_step_rank"), 4),
+    "num_experts_per_tok": 2,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_ssm": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_HALF = {"layer_types": ["linear_attention", "full_attention"]}
+_MLA = {"head_dim": 4, "num_key_value_heads": 4}
+_DECODER = {"is_decoder": True}
+# By family: transformers' model_type, and what it needs besides.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Bamba": ("bamba", {"attn_layer_indices": [1]}),
+    "BART decoder": (
+        "bart",
+        {"is_encoder_decoder": False, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
+    ),
+    "BERT decoder": ("bert", _DECODER),
+    "BLOOM": ("bloom", {}),
+    "CodeGen": ("codegen", {}),
+    "Cohere": ("cohere", {}),
+    "DeepSeek-V2": ("deepseek_v2", _MLA),
+    "DeepSeek-V3": ("deepseek_v3", _MLA),
+    "Falcon": ("falcon", {}),
+    "Falcon with ALiBi": ("falcon", {"alibi": True}),
+    "Falcon-H1": ("falcon_h1", {}),
+    "FalconMamba": ("falcon_mamba", {}),
+    "Gemma": ("gemma", {}),
+    "Gemma 2": ("gemma2", {}),
+    "Gemma 3": ("gemma3_text", {}),
+    "GPT": ("openai-gpt", {}),
+    "GPT-2": ("gpt2", {}),
+    "GPT-BigCode": ("gpt_bigcode", {}),
+    "GPT-J": ("gptj", {}),
+    "GPT-Neo": ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "window_size": 4}),
+    "GPT-NeoX": ("gpt_neox", {}),
+    "GPT-OSS": ("gpt_oss", {}),
+    "Granite": ("granite", {}),
+    "GraniteMoeHybrid": ("granitemoehybrid", {"layer_types": ["mamba", "attention"]}),
+    "Jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),
+    "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+    "Llama": ("llama", {}),
+    "Llama 4": ("llama4_text", {}),
+    "Mamba": ("mamba", {}),
+    "Mamba 2": ("mamba2", {"num_heads": 8, "n_groups": 1}),
+    "MiniMax": ("minimax", _HALF),
+    "Mistral": ("mistral", {}),
+    "Mixtral": ("mixtral", {}),
+    "MPT": ("mpt", {}),
+    "OLMo 2": ("olmo2", {}),
+    "OLMoE": ("olmoe", {}),
+    "OPT": ("opt", {}),
+    "Phi": ("phi", {}),
+    "Phi-3": ("phi3", {}),
+    "Qwen2": ("qwen2", {}),
+    "Qwen2-MoE": ("qwen2_moe", {}),
+    "Qwen3": ("qwen3", {}),
+    "Qwen3-MoE": ("qwen3_moe", {}),
+    "Qwen3-Next": ("qwen3_next", _HALF),
+    "RecurrentGemma": ("recurrent_gemma", {"block_types": ["recurrent", "attention"]}),
+    "RoBERTa decoder": ("roberta", _DECODER),
+    "RWKV": ("rwkv", {}),
+    "StableLM": ("stablelm", {}),
+    "StarCoder2": ("starcoder2", {}),
+    "Zamba2": (
+        "zamba2",
+        {"layers_block_type": ["mamba", "hybrid"], "mamba_ngroups": 1, "n_mamba_heads": 4, "head_dim": 16},
+    ),
+}
+
+
+def config_of(family: str, **changes: Any) -> Any:
+    """Return the configuration of a tiny model of a family."""
+    kind, own = ARCHITECTURES[family]
+    default = AutoConfig.for_model(kind)
+    known = {**vars(default), **default.to_dict(), **getattr(default, "attribute_map", {})}
+    sizes = {name: size for name, size in _SIZES.items() if name in known}
+    return AutoConfig.for_model(kind, **sizes | own | changes)
+
+
+def model_of(family: str, **changes: Any) -> Any:
+    """Return a tiny model of a family, in 32 bits, whose next token depends on every token before it and their order.
+
+    Of weights as small as a model's first ones are, the logits hardly depend on the text.
+    """
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of(family, **changes), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter *= 4
+    model.generation_config = GenerationConfig(eos_token_id=2)
+    return model
+
+
+def folder_of(family: str, tokenizer: Any, folder: Path, **changes: Any) -> Path:
+    """Write a tiny model and a tokenizer as a folder in Hugging Face's layout, and return it."""
+    model = model_of(family, **{"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id} | changes)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
