@@ -6,15 +6,17 @@ import typing
 from dataclasses import is_dataclass
 
 import pytest
+import torch
 from conftest import MINI, ROOT, compose_settings
-from transformers import AutoConfig
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from ilf.checks import check
 from ilf.checks.numbers import RANGES
+from ilf.models.load import load_tokenizer
 from ilf.settings import Data, Settings
 from ilf.tasks.load import load, split_tasks
 from ilf.training.trial import check_training
-from ilf.types import InputError
+from ilf.types import InputError, NoTrainingExamples
 
 # Numbers that any value suits, or that are checked with what they belong to.
 ELSEWHERE = {"seed", "trainer.devices", "annotate.port", "evaluate.k", "feedback.shares"}
@@ -185,3 +187,40 @@ def test_a_row_too_short_for_any_prompt_is_refused_with_the_shortest(small_stage
             small_stages(f"training.max_length={limit}")
     small_stages(f"training.max_length={max(lengths.values()) + 2}")
     small_stages("training.max_length=1", "stages=[sample]")
+
+
+@pytest.fixture
+def short(tmp_path):
+    """A model with learned positions, of which there are few."""
+    config = GPT2Config(vocab_size=len(load_tokenizer(MINI)), n_positions=256, n_embd=8, n_layer=1, n_head=1)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "short")
+    load_tokenizer(MINI).save_pretrained(tmp_path / "short")
+    return ["model=local", f"model.path={tmp_path / 'short'}", "feedback=unit_tests", "data.limit.refine=4"]
+
+
+TOO_LONG = [
+    ([], r"training\.max_length=1024: passes the model's 256 positions.*training\.max_length=256"),
+    (["sampler.max_new_tokens=220"], r"max_new_tokens=220: with the prompt of task \d+, of \d+ tokens passes.*at most"),
+    (["sampler.max_new_tokens=60", "refiner=few_shot", "refiner.shots=2"], r"a refine prompt of task \d+, which is"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), TOO_LONG)
+def test_more_tokens_than_the_model_has_positions_for_are_refused_at_the_start(overrides, message, short, small_stages):
+    own = ["training.max_length=256"] if overrides else []
+    with pytest.raises(InputError, match=message):
+        small_stages(*short, *own, *overrides)
+
+
+def test_a_refine_prompt_that_is_too_long_ends_a_run_and_loses_nothing(short, small_stages, store):
+    own = [*short, "training.max_length=256", "sampler.max_new_tokens=60", "sampler.n=2", "evaluate.k=[1]"]
+    own += ["refiner=local", short[1].replace("model.", "refiner."), "data.limit.train=4", "measure=[]"]
+    with pytest.raises(InputError, match=r"sampler\.max_new_tokens=60: with a prompt of .*refiner\.old_code_tokens"):
+        small_stages(*own).run()
+    drawn = {file: file.read_bytes() for file in store.rglob("programs-*.jsonl")}
+    assert len(drawn) == 2  # zero_shot and sample
+    with pytest.raises(NoTrainingExamples):  # its weights are random; the refiner has written all the same
+        small_stages(*own, "refiner.old_code_tokens=1").run()
+    assert len(list(store.rglob("programs-*.jsonl"))) == 3
+    assert {file: file.read_bytes() for file in drawn} == drawn

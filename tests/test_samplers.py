@@ -164,7 +164,7 @@ def test_more_tokens_than_the_model_has_positions_for_are_an_error(mini):
     model, tokenizer = mini
     length, places = len(tokenizer(PROMPT, add_special_tokens=False).input_ids), model.config.max_position_embeddings
     too_many = Sampler(Sampling(temperature=0.8, max_new_tokens=places - length + 1))
-    with pytest.raises(InputError, match=rf"max_new_tokens={places - length + 1}.*Use at most {places - length}\."):
+    with pytest.raises(InputError, match=rf"max_new_tokens={places - length + 1}.*Use at most {places - length},"):
         list(too_many.sample(model, tokenizer, PLAN[:1]))
     assert len(list(Sampler(Sampling(max_new_tokens=places - length)).sample(model, tokenizer, PLAN[:1]))) == 1
 

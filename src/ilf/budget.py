@@ -20,9 +20,10 @@ from ilf.models.load import sampling_dtype, saving_dtype
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
 from ilf.models.tokens import encode_prompts
 from ilf.settings import Settings, TrainerSettings
+from ilf.tasks.prompts import refine_prompt
 from ilf.training.trainer import precision, training_device
-from ilf.training.trial import check_lengths, trainings
-from ilf.types import InputError, Splits
+from ilf.training.trial import check_lengths, check_positions, trainings
+from ilf.types import Feedback, InputError, Splits
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,15 @@ def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -
         tasks: By split, restricted and limited.
 
     Raises:
-        InputError: No row fits `training.max_length`; or a stage needs more memory than the device has, or all together
-            more than the disk has free, and `trainer.memory` is "refuse"; says what would fit.
+        InputError: No row fits `training.max_length`, or the model's positions; or a stage needs more memory than the
+            device has, or all together more than the disk has free, and `trainer.memory` is "refuse"; says what would
+            fit.
     """
     encoded = encode_prompts(tokenizer, [task.prompt for task in tasks.by_id.values()])
     tokens = {task_id: len(ids) for task_id, ids in zip(tasks.by_id, encoded, strict=True)}
     check_lengths(settings, tasks, tokens)
+    (template,) = encode_prompts(tokenizer, [refine_prompt(Feedback(0, "", "", "", ""), "")])
+    check_positions(settings, config, tasks, tokens, len(template))
     budget = Budget(settings, config, max(tokens.values(), default=0))
     check_memory(budget)
     check_disk(budget)

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 
-from ilf.models.sampling import function_ended
+from ilf.models.sampling import check_room, function_ended
 from ilf.models.tokens import Continuation, encode_prompts, end_ids
 from ilf.settings import Sampling
 from ilf.tasks.prompts import cut
@@ -68,6 +68,7 @@ class ContinuousSampler:
         """
         limit, prompts = self.settings.max_new_tokens, list(dict.fromkeys(draw.prompt for draw in draws))
         ids = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
+        check_room(model.config, max(map(len, ids.values()), default=0), limit)
         continuations = {prompt: Continuation(tokenizer, tokens) for prompt, tokens in ids.items()}
         generation = GenerationConfig(
             do_sample=True,

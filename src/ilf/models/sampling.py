@@ -148,6 +148,7 @@ class _Waiting:
         self.draws, self._joinable = list(draws), joinable(model)
         prompts = list(dict.fromkeys(draw.prompt for draw in draws))
         self.tokens = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
+        check_room(model.config, max(map(len, self.tokens.values()), default=0), limit)
         self._continuations: dict[str, Continuation] = {}
         self._open: dict[str, tuple[Batch, int]] = {}  # prompts that more draws wait for: where they were prefilled
 
@@ -183,13 +184,33 @@ class _Waiting:
         return self._continuations[prompt]
 
     def _prefill(self, prompts: Sequence[str]) -> Batch:
-        tokenized = [self.tokens[prompt] for prompt in prompts]
-        places, longest = getattr(self.model.config, "max_position_embeddings", None), max(map(len, tokenized))
-        if places is not None and longest + self.limit > places:
-            allowed = f"with a prompt of {longest} tokens passes the model's {places} positions"
-            advice = f"Use at most {places - longest}." if longest < places else "Choose a model that reads more."
-            raise InputError("sampler.max_new_tokens", self.limit, allowed, advice)
-        return prefill(self.model, tokenized, self.tokenizer.pad_token_id)
+        return prefill(self.model, [self.tokens[prompt] for prompt in prompts], self.tokenizer.pad_token_id)
+
+
+def positions(config: Any) -> int | None:
+    """Return how many tokens a model of transformers reads at most, None where its configuration sets no bound."""
+    places: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return places
+
+
+def check_room(config: Any, prompt: int, new: int, name: str = "a prompt") -> None:
+    """Check that a model has positions for a prompt and for what is drawn after it.
+
+    Args:
+        config: The model's, of transformers.
+        prompt: Tokens of the longest prompt.
+        new: Tokens to draw, at most: sampler.max_new_tokens.
+        name: What the prompt is.
+
+    Raises:
+        InputError: It has fewer; says what would fit.
+    """
+    places = positions(config)
+    if places is not None and prompt + new > places:
+        allowed = f"with {name} of {prompt} tokens passes the model's {places} positions"
+        fits = f"Use at most {places - prompt}, or" if prompt < places else "Choose"
+        advice = f"{fits} shorter prompts (the refiner's: refiner.old_code_tokens, refiner.shots), or another model."
+        raise InputError("sampler.max_new_tokens", new, allowed, advice)
 
 
 def function_ended(text: str) -> bool:

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ilf.models.load import adapt
+from ilf.models.sampling import check_room, positions
 from ilf.models.storageless import empty_model, with_one_layer
 from ilf.settings import Phase, Settings, value_of
 from ilf.training.fine_tuning import make_optimizer, make_schedule
@@ -140,6 +141,41 @@ def _check_warmup(settings: Settings, name: str, phase: Phase, tasks: int) -> No
             f"examples, {phase.batch_size} a step)",
             f"Lower it, raise training.{name}.epochs, or lower training.{name}.batch_size.",
         )
+
+
+def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapping[int, int], template: int) -> None:
+    """Check that the policy's model has positions for the rows that it is trained on and for what is known of prompts.
+
+    Of a refine prompt, the old program and the feedback are written only later: where they make it too long, sampling
+    ends with an error before the first program of that stage, and nothing that was done before it is lost.
+
+    Args:
+        settings: Checked.
+        config: The policy's, of transformers.
+        tasks: By split, restricted and limited.
+        tokens: Of each task's prompt, by id.
+        template: Tokens of a refine prompt besides program, feedback and the task's prompt.
+
+    Raises:
+        InputError: It has fewer.
+    """
+    places, limit, stages = positions(config), settings.training.max_length, set(settings.stages)
+    if places is not None and limit > places and trainings(settings):
+        advice = f"Give training.max_length={places}: longer rows are rejected, and named."
+        raise InputError("training.max_length", limit, f"passes the model's {places} positions", advice)
+    if settings.sampler.name == "openai":
+        return
+    new = settings.sampler.max_new_tokens
+    sampled = [*tasks.test] * bool(stages & {"zero_shot", "evaluate"})
+    sampled += [*tasks.prompt, *tasks.refine, *tasks.train] * ("sample" in stages)
+    for task in sampled:
+        check_room(config, tokens[task.task_id], new, f"the prompt of task {task.task_id},")
+    if "refine" in stages and settings.refiner.name in ("finetuned", "few_shot"):
+        shots = settings.refiner.shots if settings.refiner.name == "few_shot" else 0
+        example = template + min((tokens[task.task_id] for task in tasks.prompt), default=0)
+        for task in tasks.train:
+            prompt = shots * example + template + tokens[task.task_id]
+            check_room(config, prompt, new, f"a refine prompt of task {task.task_id}, which is at least")
 
 
 def check_lengths(settings: Settings, tasks: Splits, tokens: Mapping[int, int]) -> None:
