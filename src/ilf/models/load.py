@@ -128,6 +128,9 @@ def load_model(
         # goes on with.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if getattr(model.config, "rescale_every", 0):
+        # RWKV would divide its weights while it is evaluated, for 16 bits that no run uses, and be saved divided.
+        model.config.rescale_every = 0
     # A publisher's top-k or repetition penalty would change the distribution that is sampled.
     model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id)
     return model.eval()
@@ -165,6 +168,8 @@ def adapt(model: Any, adapter: Adapter) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
+    routers = _routers(model)
+    excluded = [name for name, module in model.named_modules() if type(module) in routers]
     return get_peft_model(
         model,
         LoraConfig(
@@ -172,9 +177,24 @@ def adapt(model: Any, adapter: Adapter) -> Any:
             lora_alpha=adapter.alpha,
             lora_dropout=adapter.dropout,
             target_modules="all-linear",
+            exclude_modules=excluded or None,
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def _routers(model: Any) -> set[type]:
+    """Return the kinds of linear layers that give more than a product, as Llama 4's router: LoRA can't add to that."""
+    linear = {type(module): module for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    found = set()
+    for kind, module in linear.items():
+        if not kind.__module__.startswith("transformers."):
+            continue
+        weights = {name: torch.empty_like(p, device="meta") for name, p in module.named_parameters()}
+        states = torch.empty(1, module.in_features, device="meta", dtype=module.weight.dtype)
+        if not isinstance(torch.func.functional_call(module, weights, (states,)), torch.Tensor):
+            found.add(kind)
+    return found
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
