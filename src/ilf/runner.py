@@ -274,6 +274,7 @@ class Runner:
             "compile": training.compile,
             "optimizer": asdict(settings.optimizer),
             "precision": precision(settings.trainer),
+            "save": asdict(settings.save),
             "seed": self.settings.seed,
         }
 

@@ -220,6 +220,13 @@ class TrainerSettings:
 
 
 @dataclass
+class Save:
+    """How fine-tuned models are kept, `policy/` and `refiner/`."""
+
+    dtype: str = "float32"  # of their weights: float32 | base: as the base's config.json says | bfloat16 | float16
+
+
+@dataclass
 class Evaluate:
     """What is reported of a set of programs."""
 
@@ -296,6 +303,7 @@ class Settings:
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    save: Save = field(default_factory=Save)
     evaluate: Evaluate = field(default_factory=Evaluate)
     measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])  # and perplexity; see measures.py
     select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once

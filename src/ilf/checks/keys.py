@@ -35,6 +35,10 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "llm.": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
     "training.refiner.": ("refiner=finetuned", lambda s: s.refiner.name == "finetuned"),
     "training.policy.": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
+    "save.dtype": (
+        "a run that fine-tunes",
+        lambda s: s.refinements.name != "none" or s.refiner.name == "finetuned",
+    ),
     "logger.mode": ("logger=wandb", lambda s: s.logger.wandb),
     "logger.project": ("logger=wandb", lambda s: s.logger.wandb),
     "store.prune_days": ("mode=store", lambda s: s.mode == "store"),

@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", categ
 if not sys.stderr.isatty():
     transformers.utils.logging.disable_progress_bar()
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve(path: str | None, hub: str | None, revision: str | None, key: str = "model.hub") -> Path:
@@ -197,22 +197,36 @@ def _routers(model: Any) -> set[type]:
     return found
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def saving_dtype(name: str, base: Any) -> torch.dtype:
+    """Return what `save.dtype` names, where `base` is the configuration of the model that was fine-tuned."""
+    return (base.dtype or torch.float32) if name == "base" else _DTYPES[name]
+
+
+def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a whole Hugging Face folder, LoRA merged and also kept apart in `adapter/`; complete or absent.
 
     LoRA that was trained on a quantised model is merged into the weights that this was made of, read again from its
     folder, in float32: most changes are smaller than the step between two values of a quantised weight, which would
     round them away.
+
+    Args:
+        model: It is merged and cast in place.
+        tokenizer: Its tokenizer.
+        folder: Where to write.
+        dtype: Of the weights, which are merged before they are cast; None as they are. An adapter stays as it is.
+
+    Raises:
+        InputError: A weight is too large for the dtype.
     """
     scratch = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(scratch, ignore_errors=True)
     with naming(scratch):
-        _save(model, tokenizer, scratch)
+        _save(model, tokenizer, scratch, dtype)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
 
 
-def _save(model: Any, tokenizer: Any, scratch: Path) -> None:
+def _save(model: Any, tokenizer: Any, scratch: Path, dtype: torch.dtype | None) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(scratch / "adapter")
         if hasattr(model, "hf_quantizer"):
@@ -221,5 +235,10 @@ def _save(model: Any, tokenizer: Any, scratch: Path) -> None:
             base = load_model(Path(model.name_or_path), torch.float32)
             model = PeftModel.from_pretrained(base, scratch / "adapter", torch_device="cpu")
         model = model.merge_and_unload()
+    if dtype is not None:
+        model = model.to(dtype)
+        if large := [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]:
+            name = str(dtype).removeprefix("torch.")
+            raise InputError("save.dtype", name, f"can't hold {large[0]}: a weight is too large", "Use bfloat16.")
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)

@@ -244,7 +244,7 @@ class FineTuningModule(pl.LightningModule):
                 )
             self.log(f"{self.stage}/validation_loss", losses.mean(), batch_size=len(losses), add_dataloader_idx=False)
 
-    def test_step(self, batch: list[Draw], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Leave the batch of draws to UnitTestCallback."""
 
     def configure_optimizers(self) -> Any:

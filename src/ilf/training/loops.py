@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from ilf import ranks
 from ilf.files import JsonLines
 from ilf.models.continuous import ContinuousSampler
-from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save
+from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save, saving_dtype
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
 from ilf.models.shards import gathered
@@ -157,7 +158,8 @@ def fine_tune(
         if weights is not None:
             net = adapt(load_model(base, torch.float32), settings.adapter)
             net.load_state_dict(weights)
-        save(net, tokenizer, folder / "model")
+        dtype = saving_dtype(settings.save.dtype, AutoConfig.from_pretrained(base))
+        save(net, tokenizer, folder / "model", dtype)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return {
         "optimizer_steps": trainer.global_step,

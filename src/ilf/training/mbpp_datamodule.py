@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +15,19 @@ from ilf.types import Draw, Task, derive_seed
 
 PADDING = 0.05  # of a micro-batch's tokens, at most
 _REFILLS = 8  # batches of draws hold so many times the programs that are sampled at once
+
+
+class Draws:
+    """A batch of draws. Lightning looks into lists for numbers to convert, and does not get over frozen records."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self._draws = draws
+
+    def __iter__(self) -> Iterator[Draw]:
+        return iter(self._draws)
+
+    def __len__(self) -> int:
+        return len(self._draws)
 
 
 def plan_draws(tasks: Iterable[tuple[Task, str]], stage: str, n: int, seed: int) -> list[Draw]:
@@ -55,7 +68,7 @@ class MBPPDataModule(pl.LightningDataModule):
     """Loaders for Lightning's fit, validate and test.
 
     A training batch is one optimizer step, as a list of micro-batches, which are dicts of tensors (B, T). A validation
-    batch is a micro-batch or a list of `Draw`, a test batch a list of `Draw`. Of several processes, each has its share
+    batch is a micro-batch or `Draws`, a test batch `Draws`. Of several processes, each has its share
     of every step and of the draws, in as many micro-batches and batches as the others, some of which may be empty.
 
     Args:
@@ -125,9 +138,10 @@ class MBPPDataModule(pl.LightningDataModule):
         batches = self._share_of_draws(self.test_draws) + self._share_of_draws(self.kept_draws)
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
-    def _share_of_draws(self, draws: Sequence[Draw]) -> list[list[Draw]]:
+    def _share_of_draws(self, draws: Sequence[Draw]) -> list[Draws]:
         (rank, count), batches = self._rank, self.draw_batches(draws)
-        return [batches[i] if i < len(batches) else [] for i in range(rank, -(-len(batches) // count) * count, count)]
+        indices = range(rank, -(-len(batches) // count) * count, count)
+        return [Draws(batches[i] if i < len(batches) else ()) for i in indices]
 
     def draw_batches(self, draws: Sequence[Draw]) -> list[list[Draw]]:
         """Return the draws in batches, prompts of like length together, the longest first: memory fails early.
@@ -143,7 +157,7 @@ class MBPPDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move tensors; draws are plain records and stay as they are."""
-        if isinstance(batch, list) and all(isinstance(one, Draw) for one in batch):
+        if isinstance(batch, Draws):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 

@@ -1,0 +1,84 @@
+"""Every two settings of a fine-tuning go together: a tiny model trains, samples and is saved, whatever the others are."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import folder_of
+from conftest import MINI, compose_settings
+from transformers import AutoModelForCausalLM
+
+from ilf.checks import _ALLOWED
+from ilf.models.load import load_tokenizer
+from ilf.sandbox import Limits, Sandbox
+from ilf.settings import Phase
+from ilf.training.ilf_module import ILFModule
+from ilf.training.loops import fine_tune
+from ilf.training.mbpp_datamodule import plan_draws
+from ilf.training.trial import check_training
+from ilf.types import Refinement, Splits, Task
+
+FACTORS = {
+    "trainer.precision": ["bf16-true", "bf16-mixed", "32-true"],
+    "adapter": ["full", "lora", "qlora", "qlora adapter.quantize=int8"],
+    "optimizer": ["adamw", "adamw_8bit", "paged_adamw_8bit"],
+    "training.validate_n": ["1", "0"],
+    "training.gradient_checkpointing": ["true", "false"],
+    "save.dtype": ["float32", "base", "bfloat16", "float16"],
+}
+TASK = Task(1, "train", "t", "def f(x):\n    return 1", "f", ("assert f(1) == 1",), "", '"""\nt\n"""\n\ndef f(x):\n')
+
+
+def pairs(row):
+    return set(itertools.combinations(enumerate(row), 2))
+
+
+def rows():
+    """Settings in which each value of each stands with each value of each other: greedily few."""
+    every = list(itertools.product(*FACTORS.values()))
+    left = set().union(*map(pairs, every))
+    while left:
+        row = max(every, key=lambda one: len(pairs(one) & left))
+        left -= pairs(row)
+        yield row
+
+
+def test_no_value_is_left_out():
+    for key, values in FACTORS.items():
+        if key in ("trainer.precision", "save.dtype"):
+            assert set(values) == set(_ALLOWED[key]) - {"auto"}
+    assert set(FACTORS["optimizer"]) == set(_ALLOWED["optimizer.name"])
+    assert {value.split()[0] for value in FACTORS["adapter"]} == set(_ALLOWED["adapter.name"])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """In 16 bits, as most models are published, with the tokenizer of mini."""
+    folder = folder_of("Llama", tmp_path_factory.mktemp("base"), vocab_size=1280, eos_token_id=0)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    load_tokenizer(MINI).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("row", rows(), ids=" ".join)
+def test_any_two_settings_go_together(row, base, tmp_path):
+    own = " ".join(f"{key}={value}" for key, value in zip(FACTORS, row, strict=True)).split()
+    settings = compose_settings("trainer=cpu", "sampler.max_new_tokens=4", f"model.path={base}", *own)
+    tokenizer = load_tokenizer(base)
+    config = AutoModelForCausalLM.from_pretrained(base).config
+    check_training(settings, config, Splits((), (), (TASK,)))
+    examples = [
+        ILFModule.example(tokenizer, Refinement(1, TASK.prompt, f"    return {i}", "gold"), 100) for i in (1, 2)
+    ]
+    draws = plan_draws([(TASK, TASK.prompt)], "validate_policy", settings.training.validate_n, 0)
+    found = fine_tune(
+        settings, ILFModule, base, examples, examples, draws, Phase(1e-2, 2, 1), {1: TASK}, tmp_path, Sandbox(Limits())
+    )
+    assert found["optimizer_steps"] == 4
+    metrics = {"train_policy/validation_loss"} | ({"train_policy/validation_pass@1"} if draws else set())
+    assert metrics <= set(found["metrics"])
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    dtype = {"base": "bfloat16"}.get(settings.save.dtype, settings.save.dtype)
+    assert {p.dtype for p in saved.parameters()} == {getattr(torch, dtype)}
