@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 VOCABULARY = 300
 POSITIONS = 128
@@ -47,13 +51,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT decoder": ("bert", _DECODER),
     "BLOOM": ("bloom", {}),
     "CodeGen": ("codegen", {}),
-    "Cohere": ("cohere", {}),
-    "DeepSeek-V2": ("deepseek_v2", _MLA),
     "DeepSeek-V3": ("deepseek_v3", _MLA),
     "Falcon": ("falcon", {}),
     "Falcon with ALiBi": ("falcon", {"alibi": True}),
     "Falcon-H1": ("falcon_h1", {}),
-    "FalconMamba": ("falcon_mamba", {}),
     "Gemma": ("gemma", {}),
     "Gemma 2": ("gemma2", {}),
     "Gemma 3": ("gemma3_text", {}),
@@ -64,7 +65,6 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-Neo": ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "window_size": 4}),
     "GPT-NeoX": ("gpt_neox", {}),
     "GPT-OSS": ("gpt_oss", {}),
-    "Granite": ("granite", {}),
     "GraniteMoeHybrid": ("granitemoehybrid", {"layer_types": ["mamba", "attention"]}),
     "Jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),
     "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
@@ -76,25 +76,16 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Mistral": ("mistral", {}),
     "Mixtral": ("mixtral", {}),
     "MPT": ("mpt", {}),
-    "OLMo 2": ("olmo2", {}),
-    "OLMoE": ("olmoe", {}),
     "OPT": ("opt", {}),
-    "Phi": ("phi", {}),
     "Phi-3": ("phi3", {}),
     "Qwen2": ("qwen2", {}),
     "Qwen2-MoE": ("qwen2_moe", {}),
     "Qwen3": ("qwen3", {}),
-    "Qwen3-MoE": ("qwen3_moe", {}),
     "Qwen3-Next": ("qwen3_next", _HALF),
     "RecurrentGemma": ("recurrent_gemma", {"block_types": ["recurrent", "attention"]}),
     "RoBERTa decoder": ("roberta", _DECODER),
-    "RWKV": ("rwkv", {}),
-    "StableLM": ("stablelm", {}),
+    "RWKV": ("rwkv", {"rescale_every": 1}),
     "StarCoder2": ("starcoder2", {}),
-    "Zamba2": (
-        "zamba2",
-        {"layers_block_type": ["mamba", "hybrid"], "mamba_ngroups": 1, "n_mamba_heads": 4, "head_dim": 16},
-    ),
 }
 
 
@@ -122,9 +113,26 @@ def model_of(family: str, **changes: Any) -> Any:
     return model
 
 
-def folder_of(family: str, tokenizer: Any, folder: Path, **changes: Any) -> Path:
-    """Write a tiny model and a tokenizer as a folder in Hugging Face's layout, and return it."""
-    model = model_of(family, **{"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id} | changes)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of " t3 t4 ...", in which each text is one list of tokens: what is decoded tells them all."""
+    special = ["<pad>", "<bos>", "<eos>"]
+    words = {**{token: i for i, token in enumerate(special)}, **{f" t{i}": i for i in range(3, VOCABULARY)}}
+    made = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    made.pre_tokenizer = Split(Regex(r" t\d+"), "isolated")
+    made.decoder = Fuse()
+    named = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=made, **named)
+
+
+def folder_of(family: str, folder: Path, **changes: Any) -> Path:
+    """Write a tiny model and its tokenizer as a folder in Hugging Face's layout, and return it."""
+    model_of(family, **changes).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def read_table(page: Path) -> dict[str, dict[str, str]]:
+    """Return the rows of the first table of a Markdown page, by what is in their first column."""
+    lines = [line.strip("| ") for line in page.read_text().splitlines() if line.startswith("|")]
+    names, _, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in rows}

@@ -1,82 +1,84 @@
-"""Every two settings of a fine-tuning run together: precision, adapter, optimizer, validation, what is saved."""
-
-from __future__ import annotations
+"""Every two settings of a fine-tuning go together: a tiny model trains, samples and is saved."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+from architectures import folder_of
 from conftest import MINI, compose_settings
+from transformers import AutoModelForCausalLM
 
-from ilf.models.load import load_model, load_tokenizer
+from ilf.checks import _ALLOWED
+from ilf.models.load import load_tokenizer
 from ilf.sandbox import Limits, Sandbox
-from ilf.tasks import mini
-from ilf.tasks.mbpp import tasks_from
+from ilf.settings import Phase
 from ilf.training.ilf_module import ILFModule
 from ilf.training.loops import fine_tune
 from ilf.training.mbpp_datamodule import plan_draws
-from ilf.types import Refinement
+from ilf.training.trial import check_training
+from ilf.types import Refinement, Splits, Task
 
-SETTINGS = {
-    "trainer.precision": ["32-true", "bf16-mixed", "bf16-true"],
-    "adapter": ["full", "lora", "qlora adapter.quantize=nf4", "qlora adapter.quantize=int8"],
+FACTORS = {
+    "trainer.precision": ["bf16-true", "bf16-mixed", "32-true"],
+    "adapter": ["full", "lora", "qlora", "qlora adapter.quantize=int8"],
     "optimizer": ["adamw", "adamw_8bit", "paged_adamw_8bit"],
-    "training.gradient_checkpointing": ["false", "true"],
-    "training.validate_n": ["0", "1"],
-    "save.dtype": ["trained", "base", "bfloat16", "float16"],
+    "training.validate_n": ["1", "0"],
+    "training.gradient_checkpointing": ["true", "false"],
+    "save.dtype": ["float32", "base", "bfloat16", "float16"],
 }
+TASK = Task(1, "train", "t", "def f(x):\n    return 1", "f", ("assert f(1) == 1",), "", '"""\nt\n"""\n\ndef f(x):\n')
 
 
-def pairs(row: tuple[str, ...]) -> set[tuple[tuple[str, str], tuple[str, str]]]:
-    return set(itertools.combinations(zip(SETTINGS, row, strict=True), 2))
+def pairs(row):
+    return set(itertools.combinations(enumerate(row), 2))
 
 
-def pairwise() -> list[tuple[str, ...]]:
-    """Rows that together hold every pair of values, each row the one that adds most."""
-    rows = list(itertools.product(*SETTINGS.values()))
-    missing, chosen = set().union(*map(pairs, rows)), []
-    while missing:
-        chosen.append(max(rows, key=lambda row: len(pairs(row) & missing)))
-        missing -= pairs(chosen[-1])
-    return chosen
+def rows():
+    """Settings in which each value of each stands with each value of each other: greedily few."""
+    every = list(itertools.product(*FACTORS.values()))
+    left = set().union(*map(pairs, every))
+    while left:
+        row = max(every, key=lambda one: len(pairs(one) & left))
+        left -= pairs(row)
+        yield row
+
+
+def test_no_value_is_left_out():
+    for key, values in FACTORS.items():
+        if key in ("trainer.precision", "save.dtype"):
+            assert set(values) == set(_ALLOWED[key]) - {"auto"}
+    assert set(FACTORS["optimizer"]) == set(_ALLOWED["optimizer.name"])
+    assert {value.split()[0] for value in FACTORS["adapter"]} == set(_ALLOWED["adapter.name"])
 
 
 @pytest.fixture(scope="module")
-def sandbox():
-    sandbox = Sandbox(Limits())
-    yield sandbox
-    sandbox.close()
+def base(tmp_path_factory) -> Path:
+    """In 16 bits, as most models are published, with the tokenizer of mini."""
+    folder = folder_of("Llama", tmp_path_factory.mktemp("base"), vocab_size=1280, eos_token_id=0)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    load_tokenizer(MINI).save_pretrained(folder)
+    return folder
 
 
-@pytest.mark.parametrize("row", pairwise(), ids=" ".join)
-def test_every_two_settings_train_validate_and_save(row, sandbox, tmp_path):
-    overrides = [f"{key}={value}" for key, value in zip(SETTINGS, row, strict=True)]
-    settings = compose_settings(*(part for one in overrides for part in one.split()), "logger=none", "training.clip=1")
-    settings.sampler.max_new_tokens = 16
-    tokenizer = load_tokenizer(MINI)
-    tasks = [task for task in tasks_from(mini.rows(), None, "paper")[0] if task.split == "refine"][:2]
-    rows = [Refinement(i, tasks[0].prompt, f"    return {'x + ' * i}{i}", "gold") for i in range(4)]
-    examples = [ILFModule.example(tokenizer, row, 512) for row in rows]
-    draws = plan_draws([(task, task.prompt) for task in tasks], "validate", settings.training.validate_n, 0)
-    settings.training.policy.epochs = 2
-    settings.training.policy.batch_size = 2
-    facts = fine_tune(
-        settings,
-        ILFModule,
-        MINI,
-        examples,
-        examples[:1],
-        draws,
-        settings.training.policy,
-        {task.task_id: task for task in tasks},
-        tmp_path,
-        sandbox,
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("row", rows(), ids=" ".join)
+def test_any_two_settings_go_together(row, base, tmp_path):
+    own = " ".join(f"{key}={value}" for key, value in zip(FACTORS, row, strict=True)).split()
+    settings = compose_settings("trainer=cpu", "sampler.max_new_tokens=4", f"model.path={base}", *own)
+    tokenizer = load_tokenizer(base)
+    config = AutoModelForCausalLM.from_pretrained(base).config
+    check_training(settings, config, Splits((), (), (TASK,)))
+    examples = [
+        ILFModule.example(tokenizer, Refinement(1, TASK.prompt, f"    return {i}", "gold"), 100) for i in (1, 2)
+    ]
+    draws = plan_draws([(TASK, TASK.prompt)], "validate_policy", settings.training.validate_n, 0)
+    found = fine_tune(
+        settings, ILFModule, base, examples, examples, draws, Phase(1e-2, 2, 1), {1: TASK}, tmp_path, Sandbox(Limits())
     )
-    assert facts["optimizer_steps"] == 4
-    assert ("train_policy/validation_pass@1" in facts["metrics"]) == bool(draws)
-    before, after = (dict(load_model(f, "auto").named_parameters()) for f in (MINI, tmp_path / "model"))
-    trained = torch.bfloat16 if row[:2] in (("bf16-true", "full"), ("bf16-true", "lora")) else torch.float32
-    dtype = {"trained": trained, "base": torch.float32}.get(row[-1]) or getattr(torch, row[-1])
-    assert {p.dtype for p in after.values()} == {dtype}
-    assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name].to(dtype), after[name]) for name in before)
+    assert found["optimizer_steps"] == 4
+    metrics = {"train_policy/validation_loss"} | ({"train_policy/validation_pass@1"} if draws else set())
+    assert metrics <= set(found["metrics"])
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    dtype = {"base": "bfloat16"}.get(settings.save.dtype, settings.save.dtype)
+    assert {p.dtype for p in saved.parameters()} == {getattr(torch, dtype)}

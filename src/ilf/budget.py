@@ -87,6 +87,8 @@ def check_disk(budget: Budget) -> None:
         if size > free:
             problem = f"models and checkpoints need {size / 1e9:.3f} GB at the peak, and {free / 1e9:.3f} GB are free"
             advice = f"Give {key}=FOLDER on a larger disk, or free space: mode=store store.prune_days=30 does."
+            if settings.save.dtype == "float32":
+                advice += " save.dtype=bfloat16 halves what models take."
             reusable = settings.store.reuse and any(store.glob("train_*/*"))
             _refuse(settings, key, str(folder), problem, advice, only_warn=reusable)
 
@@ -237,7 +239,7 @@ class Budget:
         if not phases:
             return 0, 0
         dtype = saving_dtype(settings.save.dtype, self.config)
-        folder, checkpoint = written(self.config, self._how(1), settings.trainer.strategy == "fsdp", dtype)
+        folder, checkpoint = written(self.config, self._how(1), dtype)
         # The last training's checkpoint is there beside all models, or beside the one that it replaces.
         several = any(phase.epochs > 1 for phase in phases.values())
         before = (settings.rounds * len(phases) - 1) * folder

@@ -277,7 +277,7 @@ class Runner:
             "compile": training.compile,
             "optimizer": asdict(settings.optimizer),
             "precision": precision(settings.trainer),
-            "save_dtype": settings.save.dtype,
+            "save": asdict(settings.save),
             "seed": self.settings.seed,
         }
 

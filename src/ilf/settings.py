@@ -221,6 +221,13 @@ class TrainerSettings:
 
 
 @dataclass
+class Save:
+    """How fine-tuned models are kept, `policy/` and `refiner/`."""
+
+    dtype: str = "float32"  # of their weights: float32 | base: as the base's config.json says | bfloat16 | float16
+
+
+@dataclass
 class Evaluate:
     """What is reported of a set of programs."""
 
@@ -247,15 +254,6 @@ class StoreSettings:
     reuse: bool = True
     any_code: bool = False  # true: what other code has made is taken; you say that the edit changes nothing
     prune_days: float | None = None  # with mode=store: remove what was not used for so many days
-
-
-@dataclass
-class Save:
-    """How policies and refiners are saved."""
-
-    # Of their weights: trained (as they were trained, in float32 but for trainer.precision=bf16-true) | base (as the
-    # base model's are stored) | float32 | bfloat16 | float16
-    dtype: str = "trained"
 
 
 @dataclass
@@ -306,12 +304,12 @@ class Settings:
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    save: Save = field(default_factory=Save)
     evaluate: Evaluate = field(default_factory=Evaluate)
     measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])  # and perplexity; see measures.py
     select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once
     logger: Logger = field(default_factory=Logger)
     store: StoreSettings = field(default_factory=StoreSettings)
-    save: Save = field(default_factory=Save)
     pretrain: Pretraining = field(default_factory=Pretraining)
     annotate: Annotate = field(default_factory=Annotate)
     study: str | None = None  # its name, set by the files under conf/experiment

@@ -42,7 +42,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "trainer.strategy": ("auto", "ddp", "fsdp"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
     "trainer.memory": ("refuse", "warn"),
-    "save.dtype": ("trained", "base", "float32", "bfloat16", "float16"),
+    "save.dtype": ("float32", "base", "bfloat16", "float16"),
     "logger.mode": ("offline", "online"),
 }
 _LISTS = {

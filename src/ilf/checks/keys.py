@@ -37,8 +37,8 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "training.refiner.": ("refiner=finetuned", lambda s: s.refiner.name == "finetuned"),
     "training.policy.": ("every arm but refinements=none", lambda s: s.refinements.name != "none"),
     "save.dtype": (
-        "a run that trains",
-        lambda s: s.refiner.name == "finetuned" or s.refinements.name != "none",
+        "a run that fine-tunes",
+        lambda s: s.refinements.name != "none" or s.refiner.name == "finetuned",
     ),
     "logger.mode": ("logger=wandb", lambda s: s.logger.wandb),
     "logger.project": ("logger=wandb", lambda s: s.logger.wandb),

@@ -108,6 +108,8 @@ def _own_cache(model: Any) -> Any:
     """Return an empty cache of the kinds of layers that a model has; None where transformers knows of none for it."""
     if not takes(model, "cache") or not model._supports_default_dynamic_cache():
         return None
+    if any(hasattr(module, "_setup_cache") for module in model.modules()):  # states that it keeps outside of its cache
+        return None
     try:
         return DynamicCache(config=model.config)
     except (KeyError, TypeError, ValueError, AttributeError):  # kinds of layers that only the model itself knows

@@ -25,7 +25,7 @@ def check_continuous(config: Any) -> None:
     Raises:
         InputError: It can't; names the architecture.
     """
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     reason = None
     try:
         group_layers_by_attn_type(config.get_text_config())

@@ -71,18 +71,6 @@ def sampling_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def saving_dtype(name: str, config: Any) -> torch.dtype | None:
-    """Return the dtype that `save.dtype` names: "base" is that of the base model's folder, "trained" is None.
-
-    Args:
-        name: The setting.
-        config: As the base model's folder holds it, of transformers.
-    """
-    if name == "trained":
-        return None
-    return getattr(config, "dtype", None) or torch.float32 if name == "base" else _DTYPES[name]
-
-
 def load_tokenizer(folder: Path, bos: bool | None = None) -> Any:
     """Return the tokenizer of a model folder, padding with EOS where it has no padding token.
 
@@ -155,6 +143,9 @@ def load_model(
         # goes on with.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if getattr(model.config, "rescale_every", 0):
+        # RWKV would divide its weights while it is evaluated, for 16 bits that no run uses, and be saved divided.
+        model.config.rescale_every = 0
     # A publisher's top-k or repetition penalty would change the distribution that is sampled. What ends a text stays:
     # a chat model ends its turns by other tokens than its texts, and a saved policy is to end in a server too.
     ends = token_ids(model.generation_config.eos_token_id, getattr(model.config, "eos_token_id", None))
@@ -194,6 +185,8 @@ def adapt(model: Any, adapter: Adapter) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
+    routers = _routers(model)
+    excluded = [name for name, module in model.named_modules() if type(module) in routers]
     return get_peft_model(
         model,
         LoraConfig(
@@ -201,9 +194,29 @@ def adapt(model: Any, adapter: Adapter) -> Any:
             lora_alpha=adapter.alpha,
             lora_dropout=adapter.dropout,
             target_modules="all-linear",
+            exclude_modules=excluded or None,
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def _routers(model: Any) -> set[type]:
+    """Return the kinds of linear layers that give more than a product, as Llama 4's router: LoRA can't add to that."""
+    linear = {type(module): module for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    found = set()
+    for kind, module in linear.items():
+        if not kind.__module__.startswith("transformers."):
+            continue
+        weights = {name: torch.empty_like(p, device="meta") for name, p in module.named_parameters()}
+        states = torch.empty(1, module.in_features, device="meta", dtype=module.weight.dtype)
+        if not isinstance(torch.func.functional_call(module, weights, (states,)), torch.Tensor):
+            found.add(kind)
+    return found
+
+
+def saving_dtype(name: str, base: Any) -> torch.dtype:
+    """Return what `save.dtype` names, where `base` is the configuration of the model that was fine-tuned."""
+    return (base.dtype or torch.float32) if name == "base" else _DTYPES[name]
 
 
 def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -211,14 +224,16 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = N
 
     LoRA that was trained on a quantised model is merged into the weights that this was made of, read again from its
     folder, in float32: most changes are smaller than the step between two values of a quantised weight, which would
-    round them away. For the same reason a model whose base has 16 bits is kept in the 32 that it was trained in, unless
-    `dtype` says otherwise; what is saved is what is sampled and scored, in either case.
+    round them away.
 
     Args:
-        model: As it was trained.
-        tokenizer: Saved with it.
-        folder: Where to.
-        dtype: Of the weights; None keeps what they were trained in. The adapter is kept as it was trained.
+        model: It is merged and cast in place.
+        tokenizer: Its tokenizer.
+        folder: Where to write.
+        dtype: Of the weights, which are merged before they are cast; None as they are. An adapter stays as it is.
+
+    Raises:
+        InputError: A weight is too large for the dtype.
     """
     scratch = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -239,6 +254,9 @@ def _save(model: Any, tokenizer: Any, scratch: Path, dtype: torch.dtype | None) 
         model = model.merge_and_unload()
     if dtype is not None:
         model = model.to(dtype)
+        if large := [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]:
+            name = str(dtype).removeprefix("torch.")
+            raise InputError("save.dtype", name, f"can't hold {large[0]}: a weight is too large", "Use bfloat16.")
     model.generation_config.eos_token_id = sorted(end_ids(model, tokenizer))  # what it has learnt to end by, too
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)

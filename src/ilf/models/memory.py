@@ -176,21 +176,18 @@ def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
     )
 
 
-def written(config: Any, how: FineTuning, divided: bool, dtype: torch.dtype | None) -> tuple[int, int]:
+def written(config: Any, how: FineTuning, dtype: torch.dtype) -> tuple[int, int]:
     """Return the bytes that a fine-tuning writes: its model folder, an adapter included, and a checkpoint.
 
     Args:
         config: The model's, of transformers.
         how: What decides it.
-        divided: Whether the model is trained in parts: its weights are then put together in 32 bits.
-        dtype: That the model is saved in; None for that of its training.
+        dtype: Of the weights in the folder.
     """
     model = adapt(empty_model(config, torch.float32, how.attention), _unquantised(how.adapter))
     trained = [p for p in model.parameters() if p.requires_grad]
     adapter = 0 if how.adapter.name == "full" else sum(map(_bytes, trained))
     whole = sum(map(_bytes, model.parameters())) - adapter  # merged
-    # Weights that are quantised while they train are read again, in 32 bits, to be saved.
-    dtype = dtype or (torch.float32 if how.adapter.quantize or divided else how.dtype)
     folder = whole * dtype.itemsize // 4 + adapter
     trained = [p.to(how.dtype) for p in trained]
     return folder, sum(map(_bytes, trained)) + optimizer_bytes(how.optimizer, trained)

@@ -79,7 +79,8 @@ def _experts(experts: Any, states: torch.Tensor, chosen: torch.Tensor, weights: 
     rows = states.repeat_interleave(chosen.shape[-1], dim=0) @ (up if experts.is_transposed else up.T)
     rows = experts._apply_gate(rows) if experts.has_gate else experts.act_fn(rows)
     rows = rows @ (down if experts.is_transposed else down.T) * weights.reshape(-1, 1)
-    return rows.view(len(states), -1, states.shape[-1]).sum(dim=1).to(states.dtype)
+    out: torch.Tensor = rows.view(len(states), -1, states.shape[-1]).sum(dim=1).to(states.dtype)
+    return out
 
 
 ALL_EXPERTS_FUNCTIONS["ilf_storageless"] = _experts

@@ -1,0 +1,165 @@
+"""Each architecture of a list is sampled as uncached decoding does, planned, trained, saved, or refused by name.
+
+docs/architectures.md has the table of what is found here: each test holds its column against it.
+"""
+
+import math
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, config_of, folder_of, make_tokenizer, model_of, read_table
+from conftest import ROOT, compose_settings
+from peft import PeftModel
+
+from ilf.models.batches import joinable
+from ilf.models.continuous import ContinuousSampler, check_continuous
+from ilf.models.folder import check_model
+from ilf.models.load import adapt, load_model, save
+from ilf.models.memory import FineTuning, fine_tuning, sampling
+from ilf.models.policy_change import perplexity
+from ilf.models.sampling import Sampler
+from ilf.settings import Adapter, Optimizer, Phase, Sampling, Training
+from ilf.training.fine_tuning import encode, make_optimizer
+from ilf.training.ilf_module import ILFModule
+from ilf.training.mbpp_datamodule import MBPPDataModule
+from ilf.training.trial import check_training
+from ilf.types import Draw, InputError, Splits
+
+FAMILIES = pytest.mark.parametrize("family", ARCHITECTURES)
+# Of three lengths, the shortest and the longest twice: with places for four, rows come and go beside one another.
+PROMPTS = [
+    "".join(f" t{7 * i % 290 + 3}" for i in range(start, start + length))
+    for start, length in ((1, 3), (9, 7), (20, 14))
+]
+DRAWS = [Draw(t, "test", s, 7 * t + s, PROMPTS[t], "") for t, s in ((2, 0), (2, 1), (1, 0), (0, 0), (0, 1))]
+TABLE = read_table(ROOT / "docs" / "architectures.md")
+ADAPTERS = {"full": Adapter(), "LoRA": Adapter("lora", rank=4), "QLoRA": Adapter("qlora", quantize="nf4", rank=4)}
+SETTINGS = dict(zip(ADAPTERS, map(compose_settings, ("adapter=full", "adapter=lora", "adapter=qlora")), strict=True))
+STEPS = 10
+SAMPLING = Sampling(max_new_tokens=STEPS, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@torch.inference_mode()
+def uncached(model, tokenizer, draw):
+    """What a draw begins with, where the whole text is read again for each token, alone.
+
+    It breaks off where its random number is so near the border of two tokens that rounding decides.
+    """
+    numbers = torch.rand(STEPS, generator=torch.Generator().manual_seed(draw.seed))
+    prompt = tokenizer(draw.prompt, add_special_tokens=False).input_ids
+    ids = list(prompt)
+    for number in numbers:
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1]
+        if (torch.softmax(logits / SAMPLING.temperature, -1).cumsum(-1) - number).abs().min() < 1e-5:
+            break
+        ids.append(int(Sampler(SAMPLING)._choose(logits, number[None])))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+
+
+@FAMILIES
+def test_samples_are_those_of_uncached_decoding(family, tokenizer):
+    model = model_of(family)
+    found = dict(Sampler(SAMPLING).sample(model, tokenizer, DRAWS))
+    expected = {draw: uncached(model, tokenizer, draw) for draw in DRAWS}
+    assert all(found[draw].startswith(text) for draw, text in expected.items())
+    assert TABLE[family]["sampling"] == ("together" if joinable(model) else "a prompt at a time")
+    assert len(set(found.values())) > 3 and sum(text.count(" ") for text in expected.values()) > 2 * STEPS
+
+
+@FAMILIES
+def test_perplexity_is_that_of_the_whole_text(family, tokenizer):
+    model, texts = model_of(family), [(p, q) for p in PROMPTS[:2] for q in (" t9", " t8 t7 t200")]
+    for found, (prompt, target) in zip(perplexity(model, tokenizer, texts, 1000), texts, strict=True):
+        example = encode(tokenizer, 0, prompt, target, 1000)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*example.prompt_ids, *example.target_ids]]), use_cache=False).logits
+        logs = torch.log_softmax(logits[0, len(example.prompt_ids) - 1 : -1], -1)
+        own = torch.tensor(example.target_ids)
+        assert found == pytest.approx(math.exp(float(-logs.gather(1, own[:, None]).mean())), rel=1e-3)
+
+
+@FAMILIES
+def test_the_memory_plan_never_stops_a_run(family, caplog):
+    """Where it can't count, it says so. Where rows of several texts go together, and layers are alike, it counts."""
+    config = config_of(family)
+    drawing = sampling(config, SAMPLING, torch.float32, 4)
+    training = fine_tuning(config, FineTuning(Adapter(), "adamw", "32-true", 1, 4, False))
+    assert drawing.parameters == training.parameters == sum(p.numel() * 4 for p in model_of(family).parameters())
+    counted = joinable(model_of(family)), "it is sampled" not in caplog.text
+    assert counted[0] == counted[1] == (drawing.cache > 0)
+    assert "it is fine-tuned" in caplog.text or training.activations > 2 * training.optimizer / 100
+
+
+def loss(model, tokenizer, examples):
+    module = ILFModule(model, tokenizer, Sampler(SAMPLING), Training(), Phase(), Optimizer(), 0)
+    return module.losses(MBPPDataModule(tokenizer)._collate(examples)).mean()
+
+
+@FAMILIES
+def test_what_is_accepted_at_the_start_learns_and_is_saved_whole(family, tokenizer, tmp_path):
+    """Or it is refused there."""
+    folder = folder_of(family, tmp_path / "base")
+    config, _ = check_model("model.path", folder)
+    examples = [encode(tokenizer, i, PROMPTS[i], target, 100) for i, target in enumerate((" t9 t8", " t200 t44 t5"))]
+    for name, adapter in ADAPTERS.items():
+        try:
+            check_training(SETTINGS[name], config, Splits((), (), ()))
+        except InputError as error:
+            assert error.args[0] == "adapter" and "adapter=full is accepted" in str(error)
+            assert TABLE[family][name] == "refused"
+            continue
+        assert TABLE[family][name] == "yes"
+        learns_and_is_saved(folder, adapter, tokenizer, examples, tmp_path / "tuned")
+
+
+def learns_and_is_saved(folder, adapter, tokenizer, examples, tuned):
+    model = adapt(load_model(folder, torch.float32, quantize=adapter.quantize), adapter).train()
+    optimizer = make_optimizer(Optimizer("adamw"), [p for p in model.parameters() if p.requires_grad], 1e-2)
+    losses = []
+    for _ in range(3):
+        losses.append(loss(model, tokenizer, examples))
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    save(model.eval(), tokenizer, tuned)
+    if adapter.quantize:  # the adapter that was trained on quantised weights, on those that they were made of
+        model = PeftModel.from_pretrained(load_model(folder, torch.float32), tuned / "adapter").eval()
+    with torch.no_grad():
+        found, expected = (float(loss(m, tokenizer, examples)) for m in (load_model(tuned, torch.float32), model))
+    assert found == pytest.approx(expected, rel=1e-2)  # merged in 32 bits, which may tip a choice of experts
+
+
+@FAMILIES
+def test_continuous_batching_is_refused_at_the_start_where_the_class_tells(family):
+    try:
+        check_continuous(config_of(family))
+    except InputError as error:
+        assert error.args[:2] == ("sampler", "continuous") and type(model_of(family)).__name__ in str(error)
+        assert TABLE[family]["continuous"] == "refused"
+
+
+@pytest.mark.slow
+@FAMILIES
+def test_continuous_batching_draws_what_greedy_decoding_gives_or_names_what_would(family, tokenizer):
+    model, drawing = model_of(family), Sampling(temperature=1e-6, max_new_tokens=STEPS, batch_size=2)
+    expected = dict(Sampler(drawing).sample(model, tokenizer, DRAWS[:3]))
+    try:
+        check_continuous(model.config)
+        found = dict(ContinuousSampler(drawing).sample(model, tokenizer, DRAWS[:3]))
+    except InputError as error:
+        assert type(model).__name__ in str(error) and "sampler=hf" in str(error)
+        assert TABLE[family]["continuous"] == "refused"
+    else:
+        assert found == expected and TABLE[family]["continuous"] == "yes"
+
+
+def test_the_table_has_each_family_once():
+    assert list(TABLE) == list(ARCHITECTURES)
