@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import Fuse
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Split
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 VOCABULARY = 300
@@ -127,7 +128,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def folder_of(family: str, folder: Path, **changes: Any) -> Path:
     """Write a tiny model and its tokenizer as a folder in Hugging Face's layout, and return it."""
     model_of(family, **changes).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    letters = ["<pad>", "<bos>", "<eos>", *ByteLevel.alphabet()]  # a tokenizer that can write code, as a run needs it
+    made = Tokenizer(BPE({letter: i for i, letter in enumerate(letters)}, []))
+    made.pre_tokenizer, made.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    named = dict(zip(("pad_token", "bos_token", "eos_token"), letters, strict=False))
+    PreTrainedTokenizerFast(tokenizer_object=made, **named).save_pretrained(folder)
     return folder
 
 

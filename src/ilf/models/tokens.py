@@ -37,12 +37,9 @@ def encode_continuation(tokenizer: Any, text: str) -> list[int]:
     """Return the tokens of a text that stands after a prompt, without EOS.
 
     The prompt's own tokens are left as they are when it stands alone, since that is what a model is given to go on
-    from: no token reaches from the prompt into the text.
-
-    Raises:
-        ValueError: The tokenizer can't write code after a prompt, whatever its tokens.
+    from: no token reaches from the prompt into the text. See `check_code` for tokenizers that can't write code so.
     """
-    first = _anchor(tokenizer)
+    first = _anchor(tokenizer) or ""
     for anchor in (first, *(other for other in _ANCHORS if other not in ("", first))):
         ids = _after(tokenizer, anchor, text)
         if ids is not None:
@@ -146,15 +143,14 @@ class Continuation:
 
 
 @lru_cache(maxsize=16)
-def _anchor(tokenizer: Any) -> str:
-    """Return what must stand before a text for it to be encoded as one that goes on."""
+def _anchor(tokenizer: Any) -> str | None:
+    """Return what must stand before a text for it to be encoded as one that goes on; None if nothing does it."""
     follows = Continuation(tokenizer, _encode(tokenizer, ["x:\n"])[0])
     for anchor in _ANCHORS:
         found = [_after(tokenizer, anchor, probe) for probe in _PROBES]
         if all(ids is not None and follows.text(ids) == probe for ids, probe in zip(found, _PROBES, strict=True)):
             return anchor
-    (ids,) = _encode(tokenizer, [_PROBES[1]])
-    raise ValueError(f"it spells {_PROBES[1]!r} as {follows.text(ids)!r}")
+    return None
 
 
 def check_code(tokenizer: Any) -> None:
@@ -163,7 +159,10 @@ def check_code(tokenizer: Any) -> None:
     Raises:
         ValueError: It can't; says what it makes of a line of code.
     """
-    _anchor(tokenizer)
+    if _anchor(tokenizer) is None:
+        probe = _PROBES[1]
+        spelt = Continuation(tokenizer, _encode(tokenizer, ["x:\n"])[0]).text(encode_continuation(tokenizer, probe))
+        raise ValueError(f"it spells {probe!r} as {spelt!r}")
 
 
 def _after(tokenizer: Any, anchor: str, text: str) -> list[int] | None:
