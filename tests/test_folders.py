@@ -9,19 +9,30 @@ import torch
 from conftest import MINI, SMALL, compose_settings
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AddedToken,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertGenerationConfig,
+    BertGenerationDecoder,
+    BertLMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    RobertaConfig,
     T5Config,
     T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 
 from ilf.config import build
 from ilf.models.folder import check_model
 from ilf.models.load import load_model
-from ilf.types import InputError
+from ilf.models.sampling import Sampler
+from ilf.settings import Sampling
+from ilf.types import Draw, InputError
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7632008\n"
 TINY = {"vocab_size": 1280, "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
@@ -51,6 +62,12 @@ def in_shards(folder):
 def as_bin(folder, **options):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin", **options)
     (folder / "model.safetensors").unlink()
+
+
+def add_token(folder, text, special):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(text, special=special)], special_tokens=special)
+    tokenizer.save_pretrained(folder)
 
 
 def without_a_tensor(folder):
@@ -96,6 +113,17 @@ DAMAGE = {
         "'t5'.*causal",
     ),
     "an encoder": (lambda f: as_model(f, BertForMaskedLM(BertConfig(**TINY))), "'bert'.*causal"),
+    "RoBERTa": (lambda f: as_model(f, AutoModelForMaskedLM.from_config(RobertaConfig(**TINY))), "'roberta'.*causal"),
+    "an encoder that is no masked model": (
+        lambda f: as_model(f, BertGenerationDecoder(BertGenerationConfig(**TINY))),
+        "'bert-generation'.*causal",
+    ),
+    "a model of permutations": (
+        lambda f: as_model(
+            f, XLNetLMHeadModel(XLNetConfig(vocab_size=1280, d_model=8, n_layer=1, n_head=2, d_inner=8))
+        ),
+        "'xlnet'.*causal",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights.*model.safetensors"),
     "truncated weights": (lambda f: truncate(f / "model.safetensors"), r"model\.safetensors is damaged"),
     "half a header": (
@@ -123,6 +151,10 @@ DAMAGE = {
     "the tokenizer of a larger model": (
         lambda f: edit(f / "tokenizer_config.json", eos_token="<|another|>"),
         "EOS is token 1280.*another model's",
+    ),
+    "a tokenizer with words of a larger model": (
+        lambda f: add_token(f, "wordless", special=False),
+        "tokenizer has a token 1280.*another model's",
     ),
 }
 SETTINGS = {
@@ -174,6 +206,9 @@ GOOD = {
     "a .bin": as_bin,
     "a .bin of torch before 1.6": lambda f: as_bin(f, _use_new_zipfile_serialization=False),
     "a decoder that knows of encoders": lambda f: as_model(f, GPTNeoXForCausalLM(GPTNeoXConfig(**TINY))),
+    "a decoder of an encoder's kind": lambda f: as_model(f, BertLMHeadModel(BertConfig(**TINY, is_decoder=True))),
+    "a special token of no text beyond the model's": lambda f: add_token(f, "<|image|>", special=True),
+    "rows of no token": lambda f: as_model(f, GPTNeoXForCausalLM(GPTNeoXConfig(**TINY | {"vocab_size": 1344}))),
     "weights in 16 bits": lambda f: as_model(f, AutoModelForCausalLM.from_pretrained(MINI, dtype=torch.bfloat16)),
 }
 
@@ -211,3 +246,15 @@ def test_only_headers_are_read(tmp_path):
     start = time.process_time()
     check_model("model.path", tmp_path / "model")
     assert time.process_time() - start < 0.5
+
+
+def test_an_id_that_no_token_has_is_drawn_and_spells_nothing(tmp_path):
+    """Embeddings are often padded to a multiple of 64; here the model always draws the last row."""
+    shutil.copytree(MINI, tmp_path / "model")
+    as_model(tmp_path / "model", GPTNeoXForCausalLM(GPTNeoXConfig(**TINY | {"vocab_size": 1344})))
+    _, tokenizer = check_model("model.path", tmp_path / "model")
+    model = load_model(tmp_path / "model", torch.float32)
+    model.get_output_embeddings().bias = torch.nn.Parameter(100.0 * (torch.arange(1344) == 1343))
+    draws = [Draw(1, "test", i, i, "x = 1", "") for i in range(3)]
+    found = dict(Sampler(Sampling(max_new_tokens=4)).sample(model, tokenizer, draws))
+    assert list(found.values()) == [""] * 3

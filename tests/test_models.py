@@ -1,3 +1,4 @@
+import copy
 import math
 import shutil
 from collections import Counter
@@ -212,3 +213,25 @@ def test_lora_is_saved_merged_and_apart(mini, tmp_path):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()(ids).logits
     assert torch.allclose(expected, merged, atol=1e-4)
     assert not torch.allclose(merged, load_model(folder, torch.float32)(ids).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("adapter", [Adapter(), Adapter("lora", rank=4)])
+def test_weights_are_merged_before_they_are_cast(adapter, mini, tmp_path):
+    _, tokenizer, folder = mini
+    model = adapt(load_model(folder, torch.float32), adapter)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                p += 1e-2 * torch.randn(p.shape)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        save(copy.deepcopy(model), tokenizer, tmp_path / str(dtype), dtype)
+    whole = load_file(tmp_path / "torch.float32" / "model.safetensors")
+    for dtype in (torch.bfloat16, torch.float16):
+        found = load_file(tmp_path / str(dtype) / "model.safetensors")
+        assert found.keys() == whole.keys() and all(torch.equal(found[n], whole[n].to(dtype)) for n in whole)
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / str(dtype)).dtype == dtype
+    with torch.no_grad():
+        next(p for p in model.parameters() if not p.requires_grad or adapter.name == "full")[0] = 1e5
+    with pytest.raises(InputError, match=r"save\.dtype='float16'.*Use bfloat16"):
+        save(model, tokenizer, tmp_path / "large", torch.float16)
+    assert not (tmp_path / "large").exists()
