@@ -41,6 +41,8 @@ _SIZES: dict[str, Any] = {
 }
 _HALF = {"layer_types": ["linear_attention", "full_attention"]}
 _MLA = {"head_dim": 4, "num_key_value_heads": 4}
+_VISION = {**dict.fromkeys(("hidden_size", "intermediate_size"), 16), "num_attention_heads": 2}
+_VISION |= {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
 _DECODER = {"is_decoder": True}
 # By family: transformers' model_type, and what it needs besides.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,6 +61,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma": ("gemma", {}),
     "Gemma 2": ("gemma2", {}),
     "Gemma 3": ("gemma3_text", {}),
+    "Gemma 3 with vision": ("gemma3", {"vision_config": _VISION, "mm_tokens_per_image": 4, "image_token_index": 299}),
     "GPT": ("openai-gpt", {}),
     "GPT-2": ("gpt2", {}),
     "GPT-BigCode": ("gpt_bigcode", {}),
@@ -94,9 +97,12 @@ def config_of(family: str, **changes: Any) -> Any:
     """Return the configuration of a tiny model of a family."""
     kind, own = ARCHITECTURES[family]
     default = AutoConfig.for_model(kind)
-    known = {**vars(default), **default.to_dict(), **getattr(default, "attribute_map", {})}
-    sizes = {name: size for name, size in _SIZES.items() if name in known}
-    return AutoConfig.for_model(kind, **sizes | own | changes)
+    text = default.get_text_config()
+    known = {**vars(text), **text.to_dict(), **getattr(text, "attribute_map", {})}
+    sizes = {name: size for name, size in _SIZES.items() if name in known} | changes
+    if text is default:
+        return AutoConfig.for_model(kind, **sizes | own | changes)
+    return AutoConfig.for_model(kind, text_config=sizes | {"model_type": text.model_type}, **own)
 
 
 def model_of(family: str, **changes: Any) -> Any:

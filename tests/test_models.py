@@ -220,7 +220,7 @@ def test_weights_are_merged_before_they_are_cast(adapter, mini, tmp_path):
     _, tokenizer, folder = mini
     model = adapt(load_model(folder, torch.float32), adapter)
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             if p.requires_grad:
                 p += 1e-2 * torch.randn(p.shape)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

@@ -85,4 +85,4 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
 
 def _tokens(model: Any) -> int:
     """Return for how many tokens the model is to give logits at once."""
-    return _LOGITS // int(model.config.vocab_size)
+    return _LOGITS // int(model.config.get_text_config().vocab_size)

@@ -148,7 +148,9 @@ def load_model(
         model.config.rescale_every = 0
     # A publisher's top-k or repetition penalty would change the distribution that is sampled. What ends a text stays:
     # a chat model ends its turns by other tokens than its texts, and a saved policy is to end in a server too.
-    ends = token_ids(model.generation_config.eos_token_id, getattr(model.config, "eos_token_id", None))
+    ends = token_ids(
+        model.generation_config.eos_token_id, getattr(model.config.get_text_config(), "eos_token_id", None)
+    )
     model.generation_config = GenerationConfig(eos_token_id=ends or None)
     return model.eval()
 
