@@ -460,6 +460,7 @@ def test_csv_holds_any_text(tmp_path_factory, cells):
 @example(LONG, LONG, "a\rb")
 def test_annotations_of_any_text_survive_their_way_through_csv(tmp_path_factory, program, words, category):
     folder = tmp_path_factory.mktemp("annotations")
+    program, words, category = json.loads(json.dumps([program, words, category]))  # two halves are one character
     csv.field_size_limit(131_072)
     row = {**ANNOTATION, "Feedback": f"f{words}", "original_model_completion": f"x{program}"}
     row |= {"unedited_annotator_completion": f"y{program}", "annotator": words, "categories": [f"c{category}c"]}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ilf.sandbox import Limits, Sandbox
 from ilf.tasks.mbpp import read_rows, tasks_from
 from ilf.tasks.prompts import as_paper_scores, completion_of
-from ilf.training.mbpp_datamodule import plan_draws
+from ilf.training.mbpp_datamodule import DrawBatch, plan_draws
 from ilf.training.unit_test_callback import UnitTestCallback, score
 from ilf.types import Task
 
@@ -72,7 +72,7 @@ def test_the_callback_stores_what_was_sampled_and_executes_what_the_paper_would(
     for as_paper in (False, True):
         callback = UnitTestCallback("s", {1: TASK}, sandbox, "all", [1], as_paper=as_paper)
         callback.on_test_epoch_start(trainer, module)
-        callback.on_test_batch_end(trainer, module, None, draws, 0)
+        callback.on_test_batch_end(trainer, module, None, DrawBatch(draws), 0)
         (program,) = callback.programs
         assert (program.completion, program.program) == (completion, PROMPT + completion)
         assert program.verdict.passed == (not as_paper)

@@ -336,8 +336,8 @@ def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, 
         assert len(set(counted)) == len(counted) <= batch_size
         assert sum(weight for _, weight in seen) == pytest.approx(count)
     assert len({len(batches) for batches in sampled}) == 1
-    assert sorted(d.sample for one in sampled for batch in one for d in batch) == list(range(len(lengths)))
-    assert all(isinstance(d, Draw) for one in sampled for batch in one for d in batch)
+    assert sorted(d.sample for one in sampled for batch in one for d in batch.draws) == list(range(len(lengths)))
+    assert all(isinstance(d, Draw) for one in sampled for batch in one for d in batch.draws)
 
 
 def test_a_signal_ends_all_processes_that_a_run_has_started(tmp_path):

@@ -166,13 +166,17 @@ def file_sha256(path: Path) -> str:
 def digests(files: Iterable[Path], cache: Path) -> dict[Path, str]:
     """Return the SHA-256 of each file.
 
-    They are kept in `cache` under the file's size and time of change, so that large files are read once.
+    They are kept in `cache` under the file's size and time of change, so that large files are read once, with a digest
+    of their own.
     """
+    known: dict[str, str] = {}
     try:
-        known: dict[str, str] = read_json(cache) if cache.exists() else {}
+        kept: dict[str, Any] = read_json(cache) if cache.exists() else {"sha256": sha256({}), "files": {}}
+        if set(kept) != {"sha256", "files"} or sha256(kept["files"]) != kept["sha256"]:
+            raise _damaged(cache, "is not what was written")
+        known = kept["files"]
     except InputError as error:
         log.warning("%s The digests in it are computed anew.", error)
-        known = {}
     found: dict[Path, str] = {}
     new: dict[str, str] = {}
     for file in files:
@@ -181,7 +185,7 @@ def digests(files: Iterable[Path], cache: Path) -> dict[Path, str]:
         found[file] = known.get(name) or new.setdefault(name, file_sha256(file))
     if new:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, to_json(known | new))
+        write_atomically(cache, to_json({"sha256": sha256(known | new), "files": known | new}))
     return found
 
 
