@@ -171,10 +171,11 @@ def digests(files: Iterable[Path], cache: Path) -> dict[Path, str]:
     """
     known: dict[str, str] = {}
     try:
-        kept: dict[str, Any] = read_json(cache) if cache.exists() else {"sha256": sha256({}), "files": {}}
-        if set(kept) != {"sha256", "files"} or sha256(kept["files"]) != kept["sha256"]:
-            raise _damaged(cache, "is not what was written")
-        known = kept["files"]
+        if cache.exists():
+            kept = read_json(cache)
+            if not isinstance(kept, dict) or sha256(kept.get("files")) != kept.get("sha256"):
+                raise _damaged(cache, "is not what was written")
+            known = kept["files"]
     except InputError as error:
         log.warning("%s The digests in it are computed anew.", error)
     found: dict[Path, str] = {}

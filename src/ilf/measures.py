@@ -59,7 +59,7 @@ def _kl(
         return {str(i): value for i, value in by_task.items()}
 
     texts = sha256([(p.prompt, p.completion) for p in some])
-    key |= {"programs": texts, "temperature": temperature, "dtype": str(dtype), "bos": settings.model.bos}
+    key = key | {"programs": texts, "temperature": temperature, "dtype": str(dtype), "bos": settings.model.bos}
     by_task = runner.measure("kl", key, work)
     values = np.array(list(by_task.values()))
     return {"mean": float(values.mean()), "ci95": list(bootstrap_ci95(values)), "per_task": by_task}

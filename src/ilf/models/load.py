@@ -76,8 +76,8 @@ def load_tokenizer(folder: Path, bos: bool | None = None) -> Any:
 
     Args:
         folder: In Hugging Face's layout.
-        bos: Whether texts begin with BOS; None does as the folder says. It is saved with the
-            tokenizer, and of transformers' classes only Code Llama's does otherwise when it is loaded again.
+        bos: Whether texts begin with BOS; None does as the folder says. It is saved with the tokenizer, and of
+            transformers' classes only Code Llama's does otherwise when it is loaded again.
 
     Raises:
         InputError: There is no BOS to begin with.

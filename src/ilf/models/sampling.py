@@ -78,7 +78,7 @@ class Sampler:
         waiting = _Waiting(model, tokenizer, draws, limit)
         rows: list[_Row] = []
         batch: Batch | None = None
-        filling = joinable(model)  # whether waiting draws take the places of finished ones, or wait until all are
+        filling = waiting.joinable  # whether waiting draws take the places of finished ones, or wait until all are
         while True:
             going = [i for i, row in enumerate(rows) if not row.done]
             if not going and not waiting.draws:
@@ -144,8 +144,8 @@ class _Waiting:
     """Draws that have no row yet, and the prompts that have been prefilled for them."""
 
     def __init__(self, model: Any, tokenizer: Any, draws: Sequence[Draw], limit: int) -> None:
-        self.model, self.tokenizer, self.limit = model, tokenizer, limit
-        self.draws, self._joinable = list(draws), joinable(model)
+        self.model, self.tokenizer = model, tokenizer
+        self.draws, self.joinable = list(draws), joinable(model)
         prompts = list(dict.fromkeys(draw.prompt for draw in draws))
         self.tokens = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
         check_room(model.config, max(map(len, self.tokens.values()), default=0), limit)
@@ -157,12 +157,12 @@ class _Waiting:
 
         They are fewer where rows of several prompts can't go on together.
         """
-        if not self._joinable:
+        if not self.joinable:
             several = (i for i, draw in enumerate(self.draws) if draw.prompt != self.draws[0].prompt)
             count = min(count, next(several, count))
         taken, self.draws = self.draws[:count], self.draws[count:]
         if new := [p for p in dict.fromkeys(draw.prompt for draw in taken) if p not in self._open]:
-            prefilled = self._prefill(new)
+            prefilled = prefill(self.model, [self.tokens[prompt] for prompt in new], self.tokenizer.pad_token_id)
             self._open |= {prompt: (prefilled, i) for i, prompt in enumerate(new)}
         by_batch: dict[int, tuple[Batch, list[int], list[Draw]]] = {}
         for draw in taken:
@@ -173,7 +173,7 @@ class _Waiting:
         # Only the prompt that the next draw has is needed again, and what was prefilled is taken apart.
         still = {draw.prompt for draw in self.draws[:1]} & set(self._open)
         self._open = {
-            prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still and self._joinable
+            prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still and self.joinable
         }
         yield from by_batch.values()
 
@@ -182,9 +182,6 @@ class _Waiting:
         if prompt not in self._continuations:
             self._continuations[prompt] = Continuation(self.tokenizer, self.tokens[prompt])
         return self._continuations[prompt]
-
-    def _prefill(self, prompts: Sequence[str]) -> Batch:
-        return prefill(self.model, [self.tokens[prompt] for prompt in prompts], self.tokenizer.pad_token_id)
 
 
 def positions(config: Any) -> int | None:

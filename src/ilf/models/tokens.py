@@ -84,9 +84,9 @@ def _without(ids: list[int], part: list[int]) -> list[int]:
 def front_tokens(tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens that a tokenizer puts in front of a text: none, BOS, or what else its model has learnt."""
     (plain,) = _encode(tokenizer, ["x"])
-    whole = tokenizer("x").input_ids
-    starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-    return tuple(whole[: next(starts, 0)])
+    ids = tokenizer("x").input_ids
+    starts = (i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
+    return tuple(ids[: next(starts, 0)])
 
 
 def truncate(tokenizer: Any, text: str, count: int) -> str:
@@ -126,12 +126,12 @@ class Continuation:
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
-        self.tokenizer, whole = tokenizer, _decode(tokenizer, prompt)
+        self.tokenizer, text = tokenizer, _decode(tokenizer, prompt)
         # The prompt's last tokens are enough, and decoding is asked for after each token.
         for count in (*_CONTEXTS, len(prompt)):
             self.context = list(prompt[-count:])
             self.before = _decode(tokenizer, self.context)
-            if self.before.strip() and "\ufffd" not in self.before and whole.endswith(self.before):
+            if self.before.strip() and "\ufffd" not in self.before and text.endswith(self.before):
                 break
 
     def text(self, tokens: Sequence[int]) -> str:

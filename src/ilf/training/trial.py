@@ -166,8 +166,11 @@ def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapp
     if settings.sampler.name == "openai":
         return
     new = settings.sampler.max_new_tokens
-    sampled = [*tasks.test] * bool(stages & {"zero_shot", "evaluate"})
-    sampled += [*tasks.prompt, *tasks.refine, *tasks.train] * ("sample" in stages)
+    sampled: list[Task] = []
+    if stages & {"zero_shot", "evaluate"}:
+        sampled += tasks.test
+    if "sample" in stages:
+        sampled += [*tasks.prompt, *tasks.refine, *tasks.train]
     for task in sampled:
         check_room(config, tokens[task.task_id], new, f"the prompt of task {task.task_id},")
     if "refine" in stages and settings.refiner.name in ("finetuned", "few_shot"):
