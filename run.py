@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ilf import ending, ranks
-from ilf.config import check_arm, check_device, check_hydra, explain, opened, register, settings_from
+from ilf.cli.config import check_arm, check_device, check_hydra, explain, opened, register, settings_from
 from ilf.settings import Settings
 from ilf.types import InputError
 

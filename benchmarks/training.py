@@ -128,7 +128,7 @@ def ours(args: argparse.Namespace, overrides: list[str]) -> float:
     import torch
     from hydra import compose, initialize_config_dir
 
-    from ilf.config import register, settings_from
+    from ilf.cli.config import register, settings_from
     from ilf.models.load import adapt, load_model, load_tokenizer
     from ilf.models.sampling import Sampler
     from ilf.training.ilf_module import ILFModule

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import warm  # noqa: E402
 
-from ilf.config import build, register, settings_from  # noqa: E402
+from ilf.cli.config import build, register, settings_from  # noqa: E402
 from ilf.settings import Settings  # noqa: E402
 from ilf.stages import Stages  # noqa: E402
 from ilf.tasks import mini  # noqa: E402

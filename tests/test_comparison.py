@@ -18,7 +18,7 @@ from ilf.analysis.comparison import write_comparison
 from ilf.analysis.jobs import FIELDS
 from ilf.analysis.results import metrics
 from ilf.analysis.statistics import paired, pass_at_k, t_ci95
-from ilf.sweep import JobCallback
+from ilf.cli.sweep import JobCallback
 from ilf.types import InputError, Program, Verdict
 
 N = 10  # samples a task

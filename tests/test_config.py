@@ -11,7 +11,7 @@ import pytest
 from conftest import MINI, ROOT, compose_settings, wrong_programs
 
 from ilf.checks import check
-from ilf.config import build, check_arm
+from ilf.cli.config import build, check_arm
 from ilf.feedback.scripted import annotate
 from ilf.settings import Settings
 from ilf.tasks import mini

@@ -147,7 +147,7 @@ def test_a_run_without_adapters_or_8_bits_imports_neither(tmp_path):
 import sys
 sys.path[:0] = [{str(ROOT / "src")!r}]
 from hydra import compose, initialize_config_dir
-from ilf.config import build, register, settings_from
+from ilf.cli.config import build, register, settings_from
 register()
 own = ["logger=none", "output_dir={tmp_path}/run", "store.dir={tmp_path}/store"]
 with initialize_config_dir({str(ROOT / "conf")!r}, version_base="1.3"):

@@ -15,7 +15,7 @@ from conftest import SMALL, compose_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ilf.config import opened
+from ilf.cli.config import opened
 from ilf.files import JsonLines, canonical, read_json, to_json
 from ilf.run_folder import FolderTaken, claimed
 from ilf.store import Store

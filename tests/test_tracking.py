@@ -16,7 +16,7 @@ from test_end_to_end import wandb_records
 
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
-from ilf.config import build
+from ilf.cli.config import build
 from ilf.settings import Logger
 from ilf.stages import Stages
 from ilf.tracking import _FOLDERS, Tracker, check_wandb

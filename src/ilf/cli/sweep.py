@@ -1,6 +1,6 @@
 """Jobs of Hydra: what is checked before one starts, and the comparison and selection over those of a sweep.
 
-Beside config.py the only module that knows of Hydra.
+Run by Hydra as callbacks of a job and of a sweep.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ilf.analysis.jobs import FIELDS, job_folders, setting_of
-from ilf.config import check_hydra, explain, opened, settings_from
+from ilf.cli.config import check_hydra, explain, opened, settings_from
 from ilf.disk import check_writable
 from ilf.files import read_json, to_json, write_atomically
 from ilf.run_folder import FolderTaken, check_settled

@@ -1,6 +1,6 @@
 """From Hydra's configuration to checked settings, and from those to the objects of a run.
 
-With sweep.py and run.py the only module that knows of Hydra. Imports no torch until `build`: --help answers at once.
+Imports no torch until `build`: --help answers at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # On import: all that a launcher's job, in another process or on another machine, does here before it composes.
-OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent / file), replace=True)
+OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent.parent / file), replace=True)
 OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
 
 
