@@ -38,7 +38,7 @@ def main(config: DictConfig) -> float | None:
     overrides, sweep = list(hydra_config.overrides.task), hydra_config.mode is RunMode.MULTIRUN
     try:
         check_hydra(hydra_config)
-        settings = settings_from(config, overrides, sweep)
+        settings = settings_from(config, overrides, sweep, hydra_config.runtime.choices)
         check_arm(hydra_config.runtime.choices.get("arm"), overrides, Path(__file__).parent / "conf")
         if sweep:
             settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
@@ -111,7 +111,7 @@ def _annotate(settings: Settings) -> None:
 
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         raise InputError("mode", "annotate", "is for one run, and this is a sweep", "Leave out -m and the study.")
-    settings.stages, settings.logger.wandb = ["sample"], False
+    settings.stages, settings.logger = ["sample"], {}
     with bind(settings.annotate) as listener, opened(settings) as stages:
         answers = Answers(Path(settings.annotate.path))
         work = Work(stages.failing(), stages.tasks.by_id, answers, stages.sandbox, settings.executor.tests)

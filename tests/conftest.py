@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "src" / "ilf" / "models" / "mini"
@@ -85,7 +86,10 @@ def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
     """Compose as run.py does, outside a Hydra job."""
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return settings_from(compose("config", overrides=["output_dir=unused", *overrides]), overrides, sweep)
+        config = compose("config", overrides=["output_dir=unused", *overrides], return_hydra_config=True)
+    chosen = config.hydra.runtime.choices
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return settings_from(own, overrides, sweep, chosen)
 
 
 def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:

@@ -19,7 +19,8 @@ from ilf.disk import nearest
 from ilf.models.load import sampling_dtype, saving_dtype
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
 from ilf.models.tokens import encode_prompts
-from ilf.settings import Settings, TrainerSettings
+from ilf.parts import Part
+from ilf.settings import Settings
 from ilf.tasks.prompts import refine_prompt
 from ilf.training.trainer import precision, training_device
 from ilf.training.trial import check_lengths, check_positions, trainings
@@ -28,6 +29,8 @@ from ilf.types import Feedback, InputError, Splits
 log = logging.getLogger(__name__)
 
 _FEEDBACK_TOKENS = 128  # allowed for a feedback in a refine prompt
+_EIGHT_BIT = Part("bitsandbytes.optim.AdamW8bit")  # as the options of these names have them
+_LORA = Part("peft.LoraConfig", {"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
 _REPLACED = {("optimizer", "adapter"), ("trainer", "optimizer"), ("trainer", "adapter")}  # by the later of the two
 
 
@@ -42,7 +45,7 @@ def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -
 
     Raises:
         InputError: No row fits `training.max_length`, or the model's positions; or a stage needs more memory than the
-            device has, or all together more than the disk has free, and `trainer.memory` is "refuse"; says what would
+            device has, or all together more than the disk has free, and `memory` is "refuse"; says what would
             fit.
     """
     encoded = encode_prompts(tokenizer, [task.prompt for task in tasks.by_id.values()])
@@ -56,7 +59,7 @@ def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -
 
 
 def check_memory(budget: Budget) -> None:
-    """Log what a run needs of its device's memory; refuse what can't fit, or warn, as `trainer.memory` says."""
+    """Log what a run needs of its device's memory; refuse what can't fit, or warn, as `memory` says."""
     settings = budget.settings
     device, size = device_memory(settings.trainer)
     needs = budget.needs()
@@ -64,11 +67,11 @@ def check_memory(budget: Budget) -> None:
     for need in needs:
         if need.least > size:
             problem = f"{need.work} needs {need.least / 1e9:.1f} GB at its peak, and {device} has {size / 1e9:.1f} GB"
-            _refuse(settings, "trainer.memory", "refuse", problem, budget.advice(need.work, size))
+            _refuse(settings, "memory", "refuse", problem, budget.advice(need.work, size))
 
 
 def check_disk(budget: Budget) -> None:
-    """Log what a run writes at the peak; refuse what can't fit, or warn, as `trainer.memory` says.
+    """Log what a run writes at the peak; refuse what can't fit, or warn, as `memory` says.
 
     Counted are model folders, adapters and checkpoints, as if no stage were finished. Where the store holds trainings
     already, some of these may be this run's, which only their samples will show: then it is a warning.
@@ -94,20 +97,20 @@ def check_disk(budget: Budget) -> None:
 
 
 def _refuse(settings: Settings, key: str, value: str, problem: str, advice: str, only_warn: bool = False) -> None:
-    """Raise InputError, or warn where that is all that `trainer.memory` asks for."""
-    advice = f"{advice} trainer.memory=warn goes on all the same."
-    if settings.trainer.memory == "refuse" and not only_warn:
+    """Raise InputError, or warn where that is all that `memory` asks for."""
+    advice = f"{advice} memory=warn goes on all the same."
+    if settings.memory == "refuse" and not only_warn:
         raise InputError(key, value, problem, advice)
     log.warning("%s=%s: %s. %s", key, value, problem, advice)
 
 
-def device_memory(settings: TrainerSettings) -> tuple[str, int]:
+def device_memory(trainer: Part) -> tuple[str, int]:
     """Return the name of the device that one of a run's processes works on, and how many bytes it has.
 
     Of a CPU that is what a container may use, divided among the run's processes on this machine. What others have taken
     of it is not subtracted.
     """
-    if settings.accelerator != "cpu" and torch.cuda.is_available():
+    if trainer.get("accelerator", "auto") != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
@@ -188,8 +191,8 @@ class Budget:
             halves = [f"sampler.batch_size={rows >> i}" for i in range(1, int(math.log2(rows)) + 1)]
             return [*halves, "model.dtype=bfloat16"]
         steps = ["training.validate_n=0", "training.gradient_checkpointing=true", "training.micro_batch_size=1"]
-        in_bits = settings.optimizer.name != "adamw" or settings.adapter.quantize is not None
-        match settings.trainer.strategy:  # bitsandbytes takes no model in parts
+        in_bits = settings.optimizer.target.startswith("bitsandbytes.") or settings.training.quantize is not None
+        match settings.trainer.get("strategy"):  # bitsandbytes takes no model in parts
             case "fsdp":
                 return [*steps, "adapter=lora"]
             case "ddp" if not in_bits:
@@ -211,13 +214,12 @@ class Budget:
                 case "training.micro_batch_size":
                     settings.training.micro_batch_size = int(value)
                 case "trainer":
-                    settings.trainer.strategy = value
+                    settings.trainer = settings.trainer.having(strategy=value)
                 case "optimizer":
-                    settings.optimizer.name = value
+                    settings.optimizer = _EIGHT_BIT
                 case "adapter":
-                    settings.adapter = replace(
-                        settings.adapter, name=value, quantize="nf4" if value == "qlora" else None
-                    )
+                    settings.adapter = settings.adapter or _LORA
+                    settings.training.quantize = "nf4" if value == "qlora" else None
         return Budget(settings, self.config, self.prompt)
 
     def _sampling(self, dtype: torch.dtype, rows: int) -> Need:
@@ -249,19 +251,20 @@ class Budget:
         settings, training = self.settings, self.settings.training
         return FineTuning(
             settings.adapter,
-            settings.optimizer.name,
+            settings.optimizer,
             precision(settings.trainer),
             rows,
             training.max_length,
             training.gradient_checkpointing,
             settings.model.attention,
+            training.quantize,
         )
 
     def _training(self, rows: int) -> Need:
         """Return what a fine-tuning needs, the programs that it samples after each epoch included."""
         settings, training, how = self.settings, self.settings.training, self._how(rows)
         need = fine_tuning(self.config, how, self.device)
-        if settings.trainer.strategy == "fsdp":  # what is trained is held in parts, but for the block that runs
+        if settings.trainer.get("strategy") == "fsdp":  # what is trained is held in parts, but for the block that runs
             parameters, gradients, optimizer = (
                 -(-part // ranks.count()) for part in (need.parameters, need.gradients, need.optimizer)
             )

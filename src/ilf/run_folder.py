@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ _SETTINGS = "settings.json"
 _FREE = {
     *("mode", "stages", "measure", "store", "logger", "group", "overrides", "output_dir"),
     *("pretrain", "annotate", "compare", "export", "llm.parallel", "executor.workers", "executor.address"),
-    *("trainer.devices", "trainer.memory"),
+    *("trainer.devices", "memory"),
 }
 _ADVICE = "Choose another folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=... and hydra.sweep.subdir=...)"
 
@@ -47,7 +46,7 @@ def claimed(settings: Settings) -> Iterator[None]:
         ) from None
     with lock:
         check_settled(settings)
-        write_atomically(folder / _SETTINGS, to_json(asdict(settings), indent=1))
+        write_atomically(folder / _SETTINGS, to_json(settings.config, indent=1))
         yield
     (folder / ".lock").unlink(missing_ok=True)
 
@@ -57,7 +56,7 @@ def check_settled(settings: Settings) -> None:
     file = Path(settings.output_dir) / _SETTINGS
     if not file.exists():
         return
-    before, now = (dict(_flat(one)) for one in (read_json(file), json.loads(to_json(asdict(settings)))))
+    before, now = (dict(_flat(one)) for one in (read_json(file), json.loads(to_json(settings.config))))
     other = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if other:
         changed = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in other[:3])

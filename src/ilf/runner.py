@@ -25,7 +25,8 @@ from ilf.tracking import Tracker
 from ilf.training import fine_tuning, loops, mbpp_datamodule, trainer, unit_test_callback
 from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.ilf_module import ILFModule
-from ilf.training.trainer import precision, training_device
+from ilf.training.loops import METRICS
+from ilf.training.trainer import CHANGING_NOTHING, changing_results, precision, training_device
 from ilf.training.unit_test_callback import TAKEN, UnitTestCallback
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
@@ -261,22 +262,23 @@ class Runner:
     ) -> Path:
         """Fine-tune a folder's model on examples; return the result's folder, also put into the run's as `name`."""
         settings, training = self.settings, self.settings.training
-        device, quantize = training_device(settings.trainer), settings.adapter.quantize
+        device, quantize = training_device(settings.trainer), training.quantize
         key = {
             "code": code_sha256(*_TRAINING, kind, *(_SAMPLERS["hf"] if draws else ())),
             "weights": self.weights(base),
             "examples": sha256([asdict(e) for e in examples]),
             "phase": asdict(phase),
             "micro_batch_size": training.micro_batch_size,
-            "clip": training.clip,
-            "warmup_steps": training.warmup_steps,
-            "adapter": asdict(settings.adapter),
+            "adapter": settings.adapter and settings.adapter.key(),
+            "quantize": quantize,
             "compute_dtype": str(compute_dtype(device)) if quantize else None,
             "attention": settings.model.attention,
             "bos": settings.model.bos,
             "compile": training.compile,
-            "optimizer": asdict(settings.optimizer),
-            "precision": precision(settings.trainer),
+            "optimizer": settings.optimizer.key(),
+            "scheduler": settings.scheduler and settings.scheduler.key(),
+            "trainer": settings.trainer.having(precision=precision(settings.trainer)).key(CHANGING_NOTHING),
+            "callbacks": [one.key() for one in changing_results(settings.callbacks)],
             "save": asdict(settings.save),
             "seed": self.settings.seed,
         }
@@ -298,6 +300,8 @@ class Runner:
             )
 
         path, facts = self.do(kind.stage, key, work)
+        if kind.stage in self.reused:
+            self.tracker.replay(JsonLines(path / METRICS).read())
         self.fine_tuned[kind.stage] = facts
         shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.copytree(path / "model", self.folder / name, copy_function=link_or_copy)

@@ -1,17 +1,32 @@
-"""Every setting, typed. The files under conf/ fill these in; config.py checks them.
+"""Every setting, typed. The files under conf/ fill these in; cli/config.py checks them.
 
-Plain dataclasses of the standard library: Hydra validates types against them, and everything below config.py takes
-them as ordinary arguments.
+Plain dataclasses of the standard library: Hydra validates types against them, and everything below cli/ takes them as
+ordinary arguments. A field whose type is `Part` is a class or function that an option names by `_target_`.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from ilf.parts import Needs, Part
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 WRITERS = ("human", "scripted", "unit_tests", "llm")  # of feedback
+
+
+# Classes and functions of other libraries, or of a user: any that a part's kind allows, by `_target_`.
+OptimizerPart = Annotated[Part, Needs("torch.optim.Optimizer", positional=1, given=("lr",))]
+STEPS = ("num_training_steps", "total_steps", "T_max")  # what schedulers call the optimizer steps of a training
+_SCHEDULER = "torch.optim.lr_scheduler.LRScheduler"
+SchedulerPart = Annotated[Part | None, Needs(_SCHEDULER, positional=1, offered=STEPS)]
+AdapterPart = Annotated[Part | None, Needs("peft.PeftConfig")]
+CallbackPart = Annotated[Part, Needs("pytorch_lightning.Callback")]
+LoggerPart = Annotated[Part, Needs("pytorch_lightning.loggers.Logger")]
+_OF_A_RUN = ("callbacks", "logger", "plugins", "num_nodes", "use_distributed_sampler", "default_root_dir")
+_OF_A_FIT = ("enable_checkpointing", "reload_dataloaders_every_n_epochs")
+TrainerPart = Annotated[Part, Needs("pytorch_lightning.Trainer", given=(*_OF_A_RUN, *_OF_A_FIT))]
 
 
 @dataclass
@@ -161,27 +176,6 @@ class Executor:
 
 
 @dataclass
-class Adapter:
-    """What is trained."""
-
-    name: str = "full"  # full | lora | qlora
-    quantize: str | None = None  # how qlora keeps the frozen base's weights: nf4 (4 bits) | int8
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-
-
-@dataclass
-class Optimizer:
-    """Which optimizer, of torch or of bitsandbytes."""
-
-    name: str = "adamw"  # adamw | adamw_8bit | paged_adamw_8bit: where a GPU is full, state moves to the host
-    weight_decay: float = 0.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-
-
-@dataclass
 class Phase:
     """Settings of one fine-tuning: the refiner's, or the policy's."""
 
@@ -199,25 +193,12 @@ class Training:
     batch_size: int | None = 32
     micro_batch_size: int = 1  # examples a forward pass, at most; batch_size is cut by length into such passes
     max_length: int = 1024  # tokens of prompt, target and EOS; a longer row is rejected and named
-    warmup_steps: int = 0  # optimizer steps of linear warm-up, before linear decay to 0
-    clip: float = 1.0  # largest gradient norm
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     compile: bool = False  # the training forward pass, by torch.compile
+    quantize: str | None = None  # how the frozen base's weights are kept under an adapter: nf4 (4 bits) | int8
     validate_n: int = 1  # programs a validation task after each epoch; 0 for none
     refiner: Phase = field(default_factory=Phase)
     policy: Phase = field(default_factory=Phase)
-
-
-@dataclass
-class TrainerSettings:
-    """Arguments of Lightning's Trainer."""
-
-    name: str = "auto"
-    accelerator: str = "auto"
-    strategy: str = "auto"  # auto: one process | ddp: a copy of the model in each | fsdp: a part of it in each
-    devices: int | None = None  # processes on this machine, where no launcher started them; null for one a GPU
-    precision: str = "auto"  # auto: bf16-mixed on a GPU that has it, else 32-true
-    memory: str = "refuse"  # where a run needs more memory than its device has, or disk than is free: refuse | warn
 
 
 @dataclass
@@ -232,18 +213,6 @@ class Evaluate:
     """What is reported of a set of programs."""
 
     k: list[int] = field(default_factory=lambda: [1, 10])
-
-
-@dataclass
-class Logger:
-    """Where metrics go besides the local files."""
-
-    name: str = "none"
-    wandb: bool = False
-    csv: bool = False
-    tensorboard: bool = False
-    mode: str = "offline"  # of W&B: offline | online
-    project: str = "ilf"
 
 
 @dataclass
@@ -300,15 +269,18 @@ class Settings:
     llm: LLM = field(default_factory=LLM)
     sampler: Sampling = field(default_factory=Sampling)
     executor: Executor = field(default_factory=Executor)
-    adapter: Adapter = field(default_factory=Adapter)
-    optimizer: Optimizer = field(default_factory=Optimizer)
+    adapter: AdapterPart = None
+    optimizer: OptimizerPart = field(default_factory=lambda: Part("torch.optim.AdamW"))
+    scheduler: SchedulerPart = field(default_factory=lambda: Part("ilf.training.schedules.linear"))
     training: Training = field(default_factory=Training)
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    trainer: TrainerPart = field(default_factory=lambda: Part("pytorch_lightning.Trainer"))
+    callbacks: dict[str, CallbackPart] = field(default_factory=dict)
+    memory: str = "refuse"  # where a run needs more memory than its device has, or disk than is free: refuse | warn
     save: Save = field(default_factory=Save)
     evaluate: Evaluate = field(default_factory=Evaluate)
     measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])  # and perplexity; see measures.py
     select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once
-    logger: Logger = field(default_factory=Logger)
+    logger: Annotated[dict[str, LoggerPart], Needs(beside=("mode",))] = field(default_factory=dict)
     store: StoreSettings = field(default_factory=StoreSettings)
     pretrain: Pretraining = field(default_factory=Pretraining)
     annotate: Annotate = field(default_factory=Annotate)
@@ -317,7 +289,9 @@ class Settings:
     export: str | None = None  # with mode=export: where the annotations of feedback.path go, .jsonl or .csv
     output_dir: str = "???"
     group: str | None = None  # of W&B: the study or sweep
-    overrides: list[str] = field(default_factory=list)  # what the command line said, set by run.py
+    overrides: list[str] = field(default_factory=list)  # what the command line said
+    chosen: dict[str, str] = field(default_factory=dict)  # the option of each group
+    config: dict[str, Any] = field(default_factory=dict)  # all of this as plain values, with each part's `_target_`
 
 
 def value_of(settings: Settings, key: str) -> Any:

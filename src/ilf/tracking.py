@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
-from ilf.settings import Logger
+from ilf.parts import Part
 from ilf.types import InputError, Program
 
 # What is attached of a run's folder: each file's artifact, its type, and the artifacts that it was made of.
@@ -35,26 +35,38 @@ _FOLDERS = {  # that W&B writes to, in a home folder or the working one unless i
 _LONGEST = "transfer-llm-refinements-round-99"  # name of an artifact, to which the run's id is added
 
 
-def check_wandb(settings: Logger, sweep: bool) -> None:
+def is_wandb(logger: Part) -> bool:
+    """Return whether a logger is Lightning's for W&B, or derives from it."""
+    from pytorch_lightning.loggers import WandbLogger
+
+    target = logger.resolve()
+    return isinstance(target, type) and issubclass(target, WandbLogger)
+
+
+def check_wandb(loggers: Mapping[str, Part], sweep: bool) -> None:
     """Check what W&B takes only later, or for another run: the project's name, and its variables.
 
     Args:
-        settings: Which loggers there are.
+        loggers: By name.
         sweep: Whether there are several jobs.
 
     Raises:
         InputError: W&B refuses a value by its own rules, or the jobs of a sweep would all be one run.
     """
-    if not settings.wandb:
-        return
+    for name, logger in loggers.items():
+        if is_wandb(logger):
+            _check_wandb(f"logger.{name}.project", str(logger.get("project", "lightning_logs")), sweep)
+
+
+def _check_wandb(key: str, project: str, sweep: bool) -> None:
     given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     if sweep and "WANDB_RUN_ID" in given:
         allowed = "all jobs of the sweep would be this one run of Weights & Biases"
         raise InputError("WANDB_RUN_ID", given["WANDB_RUN_ID"], allowed, "Unset it: each job gets an id of its own.")
     import wandb
 
-    for name, value in [("logger.project", settings.project), *given.items()]:
-        variable = {"WANDB_PROJECT" if name == "logger.project" else name: value}
+    for name, value in [(key, project), *given.items()]:
+        variable = {"WANDB_PROJECT" if name == key else name: value}
         secret = "KEY" in name or "TOKEN" in name
         try:
             wandb.Settings().update_from_env_vars(variable)
@@ -63,58 +75,51 @@ def check_wandb(settings: Logger, sweep: bool) -> None:
         except (wandb.errors.UsageError, ValueError) as error:
             reason = "; ".join(one["msg"] for one in error.errors()) if hasattr(error, "errors") else str(error)
             allowed = "Weights & Biases refuses it" + ("" if secret else f": {reason.rstrip('.')}")
-            advice = "Give another one." if name == "logger.project" else "Set it to something else, or unset it."
+            advice = "Give another one." if name == key else "Set it to something else, or unset it."
             raise InputError(name, "(not shown)" if secret else value, allowed, advice) from None
 
 
 class Tracker:
-    """One run's loggers.
+    """One run's loggers: any of Lightning's. W&B also gets tables of programs, artifacts and plots, TensorBoard plots.
 
     Args:
-        settings: Which, and how.
+        loggers: What makes each, by name.
         folder: The run's folder.
         config: The resolved configuration.
         arm: The run's job type.
         group: The sweep or study that the run belongs to.
     """
 
-    def __init__(self, settings: Logger, folder: Path, config: dict[str, Any], arm: str, group: str | None) -> None:
+    def __init__(
+        self, loggers: Mapping[str, Part], folder: Path, config: dict[str, Any], arm: str, group: str | None
+    ) -> None:
         self.loggers: list[Any] = []
         self.upload: str | None = None  # the command, after `close`
         self._run: Any = None
-        self._tensorboard: Any = None
+        self._tensorboard: list[Any] = []  # writers
         self._attached: dict[str, Any] = {}  # artifacts by name
         self._variables: list[str] = []  # of the environment, set while the run goes on
         self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
-        if settings.csv:
-            from pytorch_lightning.loggers import CSVLogger
-
-            self.loggers.append(CSVLogger(folder, name="csv", version=""))
-        if settings.tensorboard:
-            from pytorch_lightning.loggers import TensorBoardLogger
-
-            logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+        for name, part in loggers.items():
+            logger = self._wandb(name, part, folder, config, group) if is_wandb(part) else part()
             self.loggers.append(logger)
-            self._tensorboard = logger.experiment
-        if settings.wandb:
-            if settings.mode == "offline":  # its client would tell W&B's server how long things took and what failed
-                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-            own = {name: str(folder.absolute() / "wandb" / one) for name, one in _FOLDERS.items()}
-            self._variables = [name for name in own if name not in os.environ]
-            os.environ |= {name: own[name] for name in self._variables}
-            import wandb
-            from pytorch_lightning.loggers import WandbLogger
+            if type(logger).__name__ == "TensorBoardLogger":
+                self._tensorboard.append(logger.experiment)
 
-            self._run = wandb.init(
-                project=settings.project,
-                group=group,
-                job_type=arm,
-                config=config,
-                mode=cast(Literal["online", "offline"], settings.mode),
-                dir=folder,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-            self.loggers.append(WandbLogger(experiment=self._run))
+    def _wandb(self, name: str, part: Part, folder: Path, config: dict[str, Any], group: str | None) -> Any:
+        """Begin a run of Weights & Biases; group and job type are filled in where the configuration has none."""
+        mode = part.get("mode") or "online"
+        if mode != "online":  # its client would tell W&B's server how long things took and what failed
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        own = {name: str(folder.absolute() / "wandb" / one) for name, one in _FOLDERS.items()}
+        self._variables = [name for name in own if name not in os.environ]
+        os.environ |= {name: own[name] for name in self._variables}
+        filled = {"group": group, "job_type": self._identity["arm"]}
+        filled = {key: value for key, value in filled.items() if part.get(key) is None}
+        logger = part(config=config, **filled)
+        if mode != "disabled" and self._run is None:
+            self._run = logger.experiment
+        return logger
 
     def programs(self, stage: str, programs: Sequence[Program]) -> None:
         """Show a stage's programs and verdicts as a table."""
@@ -161,14 +166,20 @@ class Tracker:
 
             self._run.summary.update(figures)
             self._run.log({f"plots/{file.stem}": wandb.Image(str(file)) for file in plots})
-        if self._tensorboard is not None:
+        for writer in self._tensorboard:
             from matplotlib.image import imread
 
             for file in plots:
-                self._tensorboard.add_image(f"plots/{file.stem}", imread(file), dataformats="HWC")
+                writer.add_image(f"plots/{file.stem}", imread(file), dataformats="HWC")
         for logger in self.loggers:
             logger.log_metrics(figures)
             logger.finalize("success")  # writes what is held back; each Trainer has done so before
+
+    def replay(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Show the metrics of a fine-tuning that the store had: `step`, and `metrics` by name."""
+        for row in rows:
+            for logger in self.loggers:
+                logger.log_metrics(row["metrics"], step=row["step"])
 
     def close(self) -> None:
         """End the run, and note the command that uploads it where there is something to upload."""

@@ -36,14 +36,8 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "executor.scoring": ("as_written", "paper"),
     "executor.compare": ("exact", "approx"),
     "executor.isolation": ("require", "best", "off"),
-    "adapter.name": ("full", "lora", "qlora"),
-    "optimizer.name": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
-    "trainer.accelerator": ("auto", "cpu", "gpu"),
-    "trainer.strategy": ("auto", "ddp", "fsdp"),
-    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
-    "trainer.memory": ("refuse", "warn"),
+    "memory": ("refuse", "warn"),
     "save.dtype": ("float32", "base", "bfloat16", "float16"),
-    "logger.mode": ("offline", "online"),
 }
 _LISTS = {
     "stages": STAGES,

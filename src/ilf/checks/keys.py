@@ -9,14 +9,13 @@ from typing import Any, get_type_hints
 
 from ilf.feedback.llm import uses
 from ilf.files import whole
+from ilf.parts import Part
 from ilf.settings import Phase, Settings
 from ilf.types import InputError
 
 # Keys that not every run reads: what reads them, and whether this run does.
 _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
-    "adapter.rank": ("adapter=lora and adapter=qlora", lambda s: s.adapter.name != "full"),
-    "adapter.alpha": ("adapter=lora and adapter=qlora", lambda s: s.adapter.name != "full"),
-    "adapter.dropout": ("adapter=lora and adapter=qlora", lambda s: s.adapter.name != "full"),
+    "training.quantize": ("a fine-tuning with an adapter", lambda s: s.adapter is not None),
     "data.revision": ("data=mbpp without data.path", lambda s: s.data.name == "mbpp" and s.data.path is None),
     "data.split": ("data=jsonl", lambda s: s.data.name == "jsonl"),
     "model.hub": ("a model without model.path", lambda s: s.model.path is None),
@@ -40,8 +39,7 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
         "a run that fine-tunes",
         lambda s: s.refinements.name != "none" or s.refiner.name == "finetuned",
     ),
-    "logger.mode": ("logger=wandb", lambda s: s.logger.wandb),
-    "logger.project": ("logger=wandb", lambda s: s.logger.wandb),
+    "logger.mode": ("logger=wandb", lambda s: "wandb" in s.logger),
     "store.prune_days": ("mode=store", lambda s: s.mode == "store"),
     "pretrain.": ("mode=pretrain", lambda s: s.mode == "pretrain"),
     "annotate.": ("mode=annotate", lambda s: s.mode == "annotate"),
@@ -65,10 +63,32 @@ def check_known(settings: Settings) -> None:
                 raise unknown_key(f"{parent}{name}", value)
 
 
-def unknown_key(key: str, value: object) -> InputError:
-    """Return the error for a key that is none, with the nearest that is one."""
+# Keys of earlier versions, and what they are called now.
+MOVED = {
+    "adapter.alpha": "adapter.lora_alpha",
+    "adapter.dropout": "adapter.lora_dropout",
+    "adapter.quantize": "training.quantize",
+    "adapter.rank": "adapter.r",
+    "logger.project": "logger.wandb.project",
+    "trainer.memory": "memory",
+    "training.clip": "trainer.gradient_clip_val",
+    "training.warmup_steps": "scheduler.num_warmup_steps",
+}
+
+
+def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputError:
+    """Return the error for a key that is none, with its new name or the nearest that is one.
+
+    Args:
+        key: As it was given.
+        value: As it was given.
+        siblings: The keys of its group, where that is a part's.
+    """
+    if key in MOVED:
+        return InputError(key, value, "is no setting any more", f"It is called {MOVED[key]} now.")
     parent, _, name = key.rpartition(".")
     own = [one.rpartition(".")[2] for one in known_keys() if one.rpartition(".")[0] == parent]
+    own += [one for one in siblings if not one.startswith("_")]
     near = [f"{parent}.{one}".lstrip(".") for one in difflib.get_close_matches(name, own, 1, 0.6)]
     near = near or difflib.get_close_matches(key, known_keys(), 1, 0.75)
     listed = f"; {parent} has {', '.join(own)}" if parent and own else ""
@@ -85,7 +105,7 @@ def known_keys() -> list[str]:
             yield f"{prefix}{field.name}"
             options = getattr(hints[field.name], "__args__", ())  # of an optional group
             for one in (hints[field.name], *options):
-                if is_dataclass(one):
+                if is_dataclass(one) and one is not Part:
                     yield from walk(one, f"{prefix}{field.name}.")  # type: ignore[arg-type]
 
     return list(walk(Settings, ""))
@@ -149,5 +169,5 @@ def _nodes(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the prefix and the instance of each group of settings."""
     yield prefix, node
     for name, value in vars(node).items():
-        if is_dataclass(value):
+        if is_dataclass(value) and not isinstance(value, Part):
             yield from _nodes(value, f"{prefix}{name}.")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ilf.paths import check_path
-from ilf.settings import Adapter, Sampling, Settings
+from ilf.settings import Sampling, Settings
 from ilf.types import InputError
 
 
@@ -19,11 +19,12 @@ def check_machinery(settings: Settings) -> None:
         InputError: Names the key, the value, what is allowed and what to do.
     """
     _check_processes(settings)
-    _check_adapter(settings.adapter)
+    _check_adapter(settings)
     _check_executor(settings)
     _check_models(settings)
     _check_sampler(settings.sampler)
-    if settings.logger.wandb and settings.logger.mode == "online" and not _logged_in():
+    wandb = settings.logger.get("wandb")
+    if wandb is not None and wandb.get("mode") == "online" and not _logged_in():
         raise InputError(
             "logger.mode",
             "online",
@@ -43,30 +44,36 @@ def check_model_folder(key: str, path: str | None) -> None:
 
 
 def _check_processes(settings: Settings) -> None:
-    strategy, devices = settings.trainer.strategy, settings.trainer.devices
-    if devices is not None and devices < 1:
-        raise InputError("trainer.devices", devices, "must be at least 1, or null for one a GPU", "Raise it.")
-    if strategy == "auto" and devices is not None:
-        allowed = f"trainer={settings.trainer.name} is one process"
+    trainer, chosen = settings.trainer, settings.chosen.get("trainer", "auto")
+    strategy, devices = trainer.get("strategy", "auto"), trainer.get("devices", "auto")
+    counted = isinstance(devices, int) and not isinstance(devices, bool)
+    if not (devices == "auto" or (counted and devices >= 1)):
+        allowed = "must be a number of processes from 1, or auto"
+        raise InputError("trainer.devices", devices, allowed, "Choose which GPUs by $CUDA_VISIBLE_DEVICES.")
+    if strategy == "auto" and devices != "auto":
+        allowed = f"trainer={chosen} is one process"
         raise InputError("trainer.devices", devices, allowed, "Choose trainer=ddp or trainer=fsdp.")
     if strategy != "auto" and settings.mode == "pretrain":
-        raise InputError("trainer", settings.trainer.name, "mini is pretrained by one process", "Choose trainer=auto.")
-    if strategy == "fsdp" and settings.adapter.quantize is not None:
+        raise InputError("trainer", chosen, "mini is pretrained by one process", "Choose trainer=auto.")
+    quantize = settings.training.quantize
+    if strategy == "fsdp" and quantize is not None:
         allowed = "bitsandbytes' weights can't be held in parts"
-        raise InputError("adapter", settings.adapter.name, allowed, "Choose adapter=lora, or trainer=ddp.")
-    if strategy == "fsdp" and settings.optimizer.name != "adamw":
+        raise InputError("training.quantize", quantize, allowed, "Choose adapter=lora, or trainer=ddp.")
+    if strategy == "fsdp" and settings.optimizer.target.startswith("bitsandbytes."):
         allowed = "bitsandbytes does not take a model in parts"
-        raise InputError("optimizer", settings.optimizer.name, allowed, "Choose optimizer=adamw, or trainer=ddp.")
+        raise InputError("optimizer", settings.optimizer.target, allowed, "Choose optimizer=adamw, or trainer=ddp.")
 
 
-def _check_adapter(adapter: Adapter) -> None:
-    if adapter.name == "qlora" and adapter.quantize not in ("nf4", "int8"):
-        raise InputError(
-            "adapter.quantize", adapter.quantize, "adapter=qlora takes nf4 or int8", "Choose one of these."
-        )
-    if adapter.name != "qlora" and adapter.quantize is not None:
-        allowed = f"adapter={adapter.name} trains on weights as they are, and takes only null"
-        raise InputError("adapter.quantize", adapter.quantize, allowed, "Leave it out, or choose adapter=qlora.")
+def _check_adapter(settings: Settings) -> None:
+    quantize, adapter = settings.training.quantize, settings.adapter
+    if quantize not in (None, "nf4", "int8"):
+        raise InputError("training.quantize", quantize, "must be nf4, int8 or null", "Choose one of these.")
+    if adapter is None and quantize is not None:
+        allowed = "keeps weights that are not trained, and without an adapter all are"
+        raise InputError("training.quantize", quantize, allowed, "Leave it out, or choose adapter=qlora.")
+    if adapter is not None and "PromptLearningConfig" in {one.__name__ for one in adapter.resolve().__mro__}:  # type: ignore[attr-defined]
+        allowed = "learns tokens in front of a prompt, which can't be merged into the weights of policy/"
+        raise InputError("adapter._target_", adapter.target, allowed, "Choose adapter=lora or adapter=ia3.")
 
 
 def _check_executor(settings: Settings) -> None:
@@ -89,7 +96,7 @@ def _check_models(settings: Settings) -> None:
     if settings.model.attention == "flash_attention_2":
         for key, value, wrong in (
             ("model.dtype", settings.model.dtype, "float32"),
-            ("trainer.precision", settings.trainer.precision, "32-true"),
+            ("trainer.precision", settings.trainer.get("precision"), "32-true"),
         ):
             if value == wrong:
                 reason = "model.attention=flash_attention_2 computes in 16 bits only"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from ilf.parts import Part
 from ilf.settings import Settings, value_of
 from ilf.types import InputError
 
@@ -22,8 +23,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "sampler.max_new_tokens",
             "sampler.batch_size",
             "executor.workers",
-            "adapter.rank",
-            "adapter.alpha",
             "training.epochs",
             "training.batch_size",
             "training.refiner.epochs",
@@ -55,11 +54,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda value: value > 0,
         (
             "sampler.temperature",
-            "optimizer.eps",
             "training.lr",
             "training.refiner.lr",
             "training.policy.lr",
-            "training.clip",
             "pretrain.lr",
         ),
     ),
@@ -70,17 +67,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "data.limit.prompt",
             "refiner.shots",
             "llm.shots",
-            "training.warmup_steps",
             "training.validate_n",
-            "optimizer.weight_decay",
             "select",
             "store.prune_days",
         ),
-    ),
-    "from 0 to below 1": (lambda value: 0 <= value < 1, ("adapter.dropout",)),
-    "two numbers from 0 to below 1": (
-        lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
-        ("optimizer.betas",),
     ),
 }
 
@@ -94,6 +84,8 @@ def check_finite(settings: Settings) -> None:
 
 def _floats(key: str, value: Any) -> Iterator[tuple[str, float]]:
     """Yield every float in settings with its key, of lists and free fields too."""
+    if isinstance(value, Part):  # `parts` has looked at it
+        return
     if is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):

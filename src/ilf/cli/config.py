@@ -9,11 +9,11 @@ import gc
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +26,7 @@ from ilf import ending, ranks
 from ilf.checks import check
 from ilf.checks.keys import check_known, check_overrides, known_keys, unknown_key
 from ilf.disk import check_writable
+from ilf.parts import Part, holds_parts, read
 from ilf.run_folder import claimed
 from ilf.settings import Settings
 from ilf.tracking import check_wandb
@@ -51,35 +52,67 @@ def _run_folder() -> str:
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
+def _schema() -> type:
+    """Return the settings as Hydra takes them: a part is a mapping, whose keys only its class knows."""
+    made: list[Any] = []
+    hints = get_type_hints(Settings, include_extras=True)
+    for one in fields(Settings):
+        if holds_parts(hints[one.name]):
+            made.append((one.name, dict[str, Any] | None, field(default=None)))
+        else:
+            made.append((one.name, get_type_hints(Settings)[one.name], one))
+    return make_dataclass("Settings", made)
+
+
+_SCHEMA = _schema()
+
+
 def register() -> None:
     """Give Hydra the schema. Call before composing."""
-    ConfigStore.instance().store("schema", Settings)
+    ConfigStore.instance().store("schema", _SCHEMA)
     # --help copies the whole store once a group, which takes seconds; the store is a singleton that nobody writes to.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 
-def settings_from(config: DictConfig, overrides: Sequence[str] = (), sweep: bool = False) -> Settings:
+def settings_from(
+    config: DictConfig, overrides: Sequence[str] = (), sweep: bool = False, chosen: Mapping[str, str] | None = None
+) -> Settings:
     """Return the composed configuration as checked settings.
 
     Args:
         config: As Hydra composes it, or as an earlier run has saved it.
         overrides: What the command line set, in Hydra's syntax.
         sweep: Whether this is a job of a sweep.
+        chosen: The option of each group, as Hydra knows it.
 
     Raises:
-        InputError: A value can't be used; see `checks`.
+        InputError: A value can't be used; see `checks` and `parts.read`.
     """
-    if OmegaConf.get_type(config) is not Settings:  # a saved one has lost its types
-        config = OmegaConf.merge(OmegaConf.structured(Settings), config)  # type: ignore[assignment]
-    settings = OmegaConf.to_object(config)
-    assert isinstance(settings, Settings)
-    check_known(settings)
+    if OmegaConf.get_type(config) is not _SCHEMA:  # a saved one has lost its types
+        config = OmegaConf.merge(OmegaConf.structured(_SCHEMA), config)  # type: ignore[assignment]
+    plain = OmegaConf.to_object(config)
+    check_known(plain)  # type: ignore[arg-type]
+    hints = get_type_hints(Settings, include_extras=True)
+    assert isinstance(plain, _SCHEMA)
+    known = {one.name: getattr(plain, one.name) for one in fields(Settings)}
+    parts = {name: read(hints[name], node, name) for name, node in known.items() if holds_parts(hints[name])}
+    settings = Settings(**known | parts)
     check(settings)
     check_overrides(settings, overrides, sweep)
     if settings.mode == "run":
         check_wandb(settings.logger, sweep)
-    settings.overrides = list(overrides)
+    settings.overrides, settings.chosen = list(overrides), dict(chosen or {})
+    settings.config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return settings
+
+
+def loggers_of(config: DictConfig) -> dict[str, Part]:
+    """Return the loggers of a sweep's configuration, before any of its jobs has a folder."""
+    nodes = {name: node for name, node in (config.logger or {}).items() if OmegaConf.is_dict(node)}
+    return {
+        str(name): Part(node._target_, {key: node[key] for key in ("project", "mode") if node.get(key) is not None})
+        for name, node in nodes.items()
+    }
 
 
 def check_hydra(hydra: DictConfig) -> None:
@@ -116,7 +149,10 @@ def explain(error: Exception) -> str | None:
         given = (one.lstrip("+").removeprefix(f"{key}=") for one in sys.argv if one.lstrip("+").startswith(f"{key}="))
         value, parent = next(given, "(given)"), key.rpartition(".")[0]
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key not in known_keys():
-            return str(_unknown_to_hydra(key, value) if key.startswith("hydra.") else unknown_key(key, value))
+            if key.startswith("hydra."):
+                return str(_unknown_to_hydra(key, value))
+            siblings = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else []
+            return str(unknown_key(key, value, list(map(str, siblings))))
         if isinstance(cause, MissingMandatoryValue):
             return f"{parent}: no option of this group is chosen. Choose one: `python run.py --help` lists them."
         return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `python run.py --cfg job` shows all keys and values."
@@ -131,10 +167,10 @@ def check_device(settings: Settings) -> None:
     """Raise InputError where a GPU is asked for and there is none."""
     import torch
 
-    if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+    if settings.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError(
             "trainer.accelerator",
-            "gpu",
+            settings.trainer.get("accelerator"),
             "this machine has no GPU that torch can use",
             "Choose trainer=cpu or trainer=auto.",
         )
@@ -228,7 +264,8 @@ def build(settings: Settings) -> Stages:
     for one in sampled if settings.sampler.name == "continuous" else ():
         check_continuous(one)
     check_training(settings, config, splits)
-    ranks.join(settings.trainer.strategy, settings.trainer.devices)
+    strategy, devices = (settings.trainer.get(name, "auto") for name in ("strategy", "devices"))
+    ranks.join("auto" if strategy == "auto" else str(strategy), None if devices == "auto" else devices)
     store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.any_code)
     check_plan(settings, config, tokenizer, splits)
     limits = Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)})
@@ -244,7 +281,7 @@ def build(settings: Settings) -> Stages:
     tracker = Tracker(
         settings.logger,
         Path(settings.output_dir),
-        OmegaConf.to_container(OmegaConf.structured(settings)),  # type: ignore[arg-type]
+        settings.config,
         arm_name(settings.arm, settings.feedback.source),
         settings.group or settings.study,
     )

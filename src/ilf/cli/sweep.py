@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ilf.analysis.jobs import FIELDS, job_folders, setting_of
-from ilf.cli.config import check_hydra, explain, opened, settings_from
+from ilf.cli.config import check_hydra, explain, loggers_of, opened, settings_from
 from ilf.disk import check_writable
 from ilf.files import read_json, to_json, write_atomically
 from ilf.run_folder import FolderTaken, check_settled
@@ -79,7 +79,8 @@ def _run_chosen(folder: Path, target: Path, overrides: list[str]) -> None:
     target.mkdir(parents=True)
     saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
     saved.merge_with({"output_dir": str(target), "stages": list(STAGES), "select": 0})
-    settings = settings_from(saved)  # type: ignore[arg-type]
+    chosen = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices
+    settings = settings_from(saved, chosen=chosen)  # type: ignore[arg-type]
     settings.overrides = [one for one in overrides if setting_of([one]) or one.startswith(("arm=", "refinements="))]
     with opened(settings) as stages:
         stages.run()
@@ -121,7 +122,7 @@ class JobCallback(Callback):
             if config.mode == "run":
                 own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
                 own.output_dir = config.hydra.run.dir
-                check_settled(settings_from(own, config.hydra.overrides.task))
+                check_settled(settings_from(own, config.hydra.overrides.task, chosen=config.hydra.runtime.choices))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check what would cost a whole sweep."""
@@ -129,7 +130,7 @@ class JobCallback(Callback):
             check_hydra(config.hydra)
             check_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
             if config.mode == "run":
-                check_wandb(config.logger, sweep=True)
+                check_wandb(loggers_of(config), sweep=True)
             if "optuna" in str(config.hydra.sweeper._target_) and not config.select:
                 allowed = "hydra/sweeper=optuna chooses settings by programs on Refine, and none would be drawn"
                 advice = "Add select=4 'stages=[sample,annotate,train_refiner,refine,train_policy]'."

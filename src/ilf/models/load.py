@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ilf.disk import naming
 from ilf.models.tokens import end_ids, token_ids
-from ilf.settings import Adapter
+from ilf.parts import Part
 from ilf.types import InputError
 
 # What users can do nothing about: bitsandbytes misses kernels that no run uses, peft asks transformers by an old name.
@@ -181,25 +181,20 @@ def _quantization(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def adapt(model: Any, adapter: Adapter) -> Any:
-    """Return `model` ready to train: whole, or behind LoRA matrices on all its linear layers."""
-    if adapter.name == "full":
-        return model
-    from peft import LoraConfig, get_peft_model
+def adapt(model: Any, adapter: Part | None) -> Any:
+    """Return `model` ready to train: whole, or behind an adapter of peft's.
 
-    routers = _routers(model)
-    excluded = [name for name, module in model.named_modules() if type(module) in routers]
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=adapter.rank,
-            lora_alpha=adapter.alpha,
-            lora_dropout=adapter.dropout,
-            target_modules="all-linear",
-            exclude_modules=excluded or None,
-            task_type="CAUSAL_LM",
-        ),
-    )
+    LoRA on all linear layers leaves out routers, unless the adapter says itself what to leave out.
+    """
+    if adapter is None:
+        return model
+    from peft import get_peft_model
+
+    if adapter.get("target_modules") == "all-linear" and adapter.get("exclude_modules") is None:
+        routers = _routers(model)
+        excluded = [name for name, module in model.named_modules() if type(module) in routers]
+        adapter = adapter.having(exclude_modules=excluded or None)
+    return get_peft_model(model, adapter())
 
 
 def _routers(model: Any) -> set[type]:

@@ -8,10 +8,12 @@ context (about 0.5 GB) come on top.
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ from ilf.models.batches import Batch, RoomyLayer, join, joinable, prefill
 from ilf.models.load import adapt
 from ilf.models.sampling import Sampler
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
-from ilf.settings import Adapter, Sampling
+from ilf.parts import Part
+from ilf.settings import Sampling
 from ilf.training.fine_tuning import last_logits, token_losses
 
 log = logging.getLogger(__name__)
@@ -55,18 +58,20 @@ class Need:
 class FineTuning:
     """What decides the memory of a fine-tuning."""
 
-    adapter: Adapter
-    optimizer: str  # adamw | adamw_8bit | paged_adamw_8bit
+    adapter: Part | None
+    optimizer: Part
     precision: str  # Lightning's: 32-true | bf16-mixed | bf16-true
     rows: int  # examples a forward pass
     tokens: int  # of the longest example
     checkpointing: bool  # whether activations are computed again on the way back
     attention: str = "auto"  # auto | eager | sdpa | flash_attention_2
+    quantize: str | None = None  # how the frozen base's weights are kept: nf4 | int8
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights that are not quantised, of gradients and of torch's AdamW's states."""
-        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
+        """Of the weights that are not quantised, and of gradients."""
+        true = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+        return true.get(self.precision, torch.float32)
 
 
 def sampling(
@@ -156,14 +161,14 @@ def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
         how: What decides it.
         device: "cuda" or "cpu", whose operations are counted.
     """
-    model = adapt(empty_model(config, torch.float32, how.attention), _unquantised(how.adapter)).to(how.dtype)
-    quantised = [linear.weight for linear in _quantised(model)] if how.adapter.quantize else []
+    model = adapt(empty_model(config, torch.float32, how.attention), how.adapter).to(how.dtype)
+    quantised = [linear.weight for linear in _quantised(model)] if how.quantize else []
     trained = [p for p in model.parameters() if p.requires_grad]
     parameters = sum(map(_bytes, model.parameters()))
     for weight in quantised:
-        parameters += quantised_bytes(weight.shape, str(how.adapter.quantize)) - _bytes(weight)
+        parameters += quantised_bytes(weight.shape, str(how.quantize)) - _bytes(weight)
     optimizer = optimizer_bytes(how.optimizer, trained)
-    paged = how.optimizer.startswith("paged") and device != "cpu"
+    paged = state_of(how.optimizer, how.dtype).paged and device != "cpu"
     pageable = optimizer_bytes(how.optimizer, [p for p in trained if p.numel() >= 1e5]) if paged else 0
     activations = _optimizer_step(how, trained, device)
     with _where_it_can(config, "it is fine-tuned"):
@@ -184,26 +189,61 @@ def written(config: Any, how: FineTuning, dtype: torch.dtype) -> tuple[int, int]
         how: What decides it.
         dtype: Of the weights in the folder.
     """
-    model = adapt(empty_model(config, torch.float32, how.attention), _unquantised(how.adapter))
+    model = adapt(empty_model(config, torch.float32, how.attention), how.adapter)
     trained = [p for p in model.parameters() if p.requires_grad]
-    adapter = 0 if how.adapter.name == "full" else sum(map(_bytes, trained))
+    adapter = 0 if how.adapter is None else sum(map(_bytes, trained))
     whole = sum(map(_bytes, model.parameters())) - adapter  # merged
     folder = whole * dtype.itemsize // 4 + adapter
     trained = [p.to(how.dtype) for p in trained]
     return folder, sum(map(_bytes, trained)) + optimizer_bytes(how.optimizer, trained)
 
 
-def optimizer_bytes(name: str, trained: Iterable[torch.Tensor]) -> int:
-    """Return the bytes of an optimizer's states, by the rules of torch and of bitsandbytes."""
-    total = 0
-    for p in trained:
-        if name == "adamw":
-            total += 2 * _bytes(p) + 4  # and a count of steps
-        elif p.numel() < 4096:  # too small for 8 bits
-            total += 8 * p.numel()
-        else:
-            total += 2 * p.numel() + 8 * -(-p.numel() // 256)  # a scale for each 256
-    return total
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer keeps and takes, as measured by its steps on small tensors on the CPU."""
+
+    small: tuple[float, float]  # bytes a number of a tensor of under 4,096 numbers, and bytes besides
+    large: tuple[float, float]  # of a larger one, of which some optimizers keep less
+    scratch: float  # bytes a number that come and go in a step
+    paged: bool  # whether large states can move to the system's memory
+
+    def of(self, numbers: int) -> int:
+        """Return the bytes that are kept of a tensor."""
+        each, besides = self.small if numbers < 4096 else self.large
+        return round(each * numbers + besides)
+
+
+@functools.cache
+def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState:
+    part = Part(target, json.loads(arguments))
+
+    def step(*shape: int) -> tuple[int, int, Any]:
+        parameter = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        parameter.grad = torch.ones_like(parameter)
+        optimizer = part([parameter], lr=1e-3)
+        with Meter([parameter, parameter.grad]) as meter:
+            optimizer.step()
+        tensors = [one for one in optimizer.state[parameter].values() if isinstance(one, torch.Tensor)]
+        kept = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+        return sum(kept.values()), meter.most(), optimizer
+
+    (less, _, _), (more, _, _) = step(1024), step(2048)
+    small = (more - less) / 1024
+    (less, _, _), (more, most, optimizer) = step(256, 256), step(512, 256)
+    large = (more - less) / 256**2
+    scratch = max(0, most - more) / (2 * 256**2)
+    paged = bool(getattr(optimizer, "is_paged", False))
+    return OptimizerState((small, step(1024)[0] - 1024 * small), (large, less - 256**2 * large), scratch, paged)
+
+
+def state_of(optimizer: Part, dtype: torch.dtype) -> OptimizerState:
+    """Return what an optimizer keeps of the tensors of a type, and takes for a step."""
+    return _state_of(optimizer.target, json.dumps(optimizer.arguments, default=repr), dtype)
+
+
+def optimizer_bytes(optimizer: Part, trained: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of an optimizer's states."""
+    return sum(state_of(optimizer, p.dtype).of(p.numel()) for p in trained)
 
 
 def quantised_bytes(shape: torch.Size, kind: str) -> int:
@@ -218,8 +258,8 @@ def quantised_bytes(shape: torch.Size, kind: str) -> int:
 def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]:
     """Return what one layer keeps for the way back, and the most that a model of one layer needs beside its weights."""
     live: list[int] = []
-    model = adapt(empty_model(_one_for_all(config), how.dtype, how.attention), _unquantised(how.adapter)).train()
-    if how.adapter.quantize:  # a product with such a weight keeps no copy of it
+    model = adapt(empty_model(_one_for_all(config), how.dtype, how.attention), how.adapter).train()
+    if how.quantize:  # a product with such a weight keeps no copy of it
         for linear in _quantised(model):
             weight = torch.empty_like(linear.weight, dtype=_compute_dtype(how))
             linear.weight = torch.nn.Parameter(weight, requires_grad=False)
@@ -243,14 +283,11 @@ def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]
 
 
 def _optimizer_step(how: FineTuning, trained: Sequence[torch.Tensor], device: str) -> int:
-    """Return the bytes that come and go while an optimizer takes a step, by the code of torch and of bitsandbytes."""
-    if device == "cuda":  # torch's AdamW takes all square roots at once, bitsandbytes' kernels need nothing
-        return sum(map(_bytes, trained)) if how.optimizer == "adamw" else 0
+    """Return the bytes that come and go while an optimizer takes a step."""
+    if device == "cuda":  # torch's take all square roots at once, bitsandbytes' kernels need nothing
+        return 0 if how.optimizer.target.startswith("bitsandbytes.") else sum(map(_bytes, trained))
     largest = max(trained, key=torch.Tensor.numel)
-    if how.optimizer == "adamw":  # a square root and a quotient
-        return 2 * _bytes(largest)
-    # Both states, the gradient, a square root and a quotient in 32 bits, and the weights where they have fewer.
-    return 4 * largest.numel() * (5 if largest.dtype == torch.float32 else 6)
+    return round(state_of(how.optimizer, how.dtype).scratch * largest.numel())
 
 
 def _layers(model: Any) -> Any:
@@ -262,10 +299,6 @@ def _quantised(model: Any) -> list[torch.nn.Linear]:
     head = model.get_output_embeddings()
     linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head)
     return [one for one in linear if not one.weight.requires_grad]
-
-
-def _unquantised(adapter: Adapter) -> Adapter:
-    return replace(adapter, name="full" if adapter.name == "full" else "lora", quantize=None)
 
 
 def _compute_dtype(how: FineTuning) -> torch.dtype:

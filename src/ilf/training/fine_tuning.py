@@ -7,28 +7,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ilf.models.batches import takes
 from ilf.models.continuous import ContinuousSampler
+from ilf.models.load import load_model, load_tokenizer, resolve
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
 from ilf.models.shards import hold_whole, shard
 from ilf.models.tokens import encode_continuation, encode_prompts
-from ilf.settings import Optimizer, Phase, Training
+from ilf.parts import Part
+from ilf.settings import Sampling
+from ilf.training.schedules import make_schedule
 from ilf.types import Draw, InputError, derive_seed
 
 log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far long work has come
 AnySampler = Sampler | ContinuousSampler | ServedSampler
+ADAMW = Part("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
+LINEAR = Part("ilf.training.schedules.linear")
 
 
 @dataclass(frozen=True)
@@ -60,32 +64,6 @@ def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: i
     return example
 
 
-def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """Return the optimizer that `settings.name` names.
-
-    A tensor of under 4,096 numbers keeps 32-bit state in the 8-bit ones.
-    """
-    arguments: dict[str, Any] = {
-        "lr": lr,
-        "betas": tuple(settings.betas),
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-    }
-    if settings.name == "adamw":
-        return torch.optim.AdamW(parameters, **arguments)
-    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
-
-    made = AdamW8bit if settings.name == "adamw_8bit" else PagedAdamW8bit
-    optimizer: torch.optim.Optimizer = made(parameters, **arguments)
-    return optimizer
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> LRScheduler:
-    """Return linear warm-up and linear decay to 0, in optimizer steps."""
-    # As transformers' get_linear_schedule_with_warmup, whose module imports peft and bitsandbytes: seconds.
-    return LambdaLR(optimizer, lambda t: t / warmup if t < warmup else (steps - t) / max(1, steps - warmup))
-
-
 def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, int]) -> torch.Tensor:
     logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
     return logits
@@ -115,14 +93,19 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class FineTuningModule(pl.LightningModule):
     """Fine-tunes a causal language model on examples, and samples from it.
 
+    Lightning optimizes by itself; a batch is what one optimizer step learns from (or, with `accumulate_grad_batches`,
+    a part of it), cut by length into micro-batches, so that it needs the memory of one of these.
+
     Args:
-        model: The model, adapted to what is trained of it.
-        tokenizer: Its tokenizer.
-        sampler: Draws programs on validation and test.
-        training: What both fine-tunings share.
-        phase: Learning rate, epochs and batch size of this one.
-        optimizer: Which optimizer.
-        seed: The run's seed.
+        model: The model, adapted to what is trained of it, or the folder or Hub name of one, which is then among the
+            hyperparameters and loaded again by `load_from_checkpoint`.
+        tokenizer: Its tokenizer; None loads that of the folder.
+        sampler: Draws programs on validation, test and predict.
+        optimizer: Makes an optimizer for parameters.
+        scheduler: Makes a learning-rate scheduler for the optimizer, stepped with it; None for a constant rate.
+        gradient_checkpointing: Compute activations again in the backward pass: less memory, more time.
+        compile: Compile the training forward pass by torch.compile.
+        seed: Of dropout.
     """
 
     stage: str  # prefix of the metrics
@@ -130,26 +113,33 @@ class FineTuningModule(pl.LightningModule):
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
-        sampler: AnySampler,
-        training: Training,
-        phase: Phase,
-        optimizer: Optimizer,
-        seed: int,
+        tokenizer: Any = None,
+        sampler: AnySampler | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
+        scheduler: Callable[..., Any] | None = LINEAR,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.sampler = model, tokenizer, sampler
-        self.training_settings, self.phase, self.optimizer_settings, self.seed = training, phase, optimizer, seed
+        named = isinstance(model, str | Path)
+        self.save_hyperparameters(ignore=["tokenizer"] if named else ["model", "tokenizer"], logger=False)
+        if named:
+            folder = Path(model) if Path(model).is_dir() else resolve(None, str(model), None, "model")
+            tokenizer = tokenizer or load_tokenizer(folder)
+            model = load_model(folder, torch.float32).train()
+        self.model, self.tokenizer, self.sampler = model, tokenizer, sampler or Sampler(Sampling())
+        self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
+        self.gradient_checkpointing = gradient_checkpointing
         self.strict_loading = False  # checkpoints hold only what is trained
-        self.automatic_optimization = False  # a batch is an optimizer step of as many passes as its lengths ask for
         # Compiled is a function and not the model: names in checkpoints and saved folders stay as they are.
-        self._training_forward = torch.compile(_logits, dynamic=True) if training.compile else _logits
+        self._training_forward = torch.compile(_logits, dynamic=True) if compile else _logits
 
     def setup(self, stage: str) -> None:
         """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
         if stage == "fit":
             self._tables = {n: b.clone() for n, b in self.model.named_buffers() if b.is_floating_point()}
-            if self.training_settings.gradient_checkpointing:
+            if self.gradient_checkpointing:
                 self.model.activation_checkpointing_enable()
 
     def on_fit_start(self) -> None:
@@ -199,35 +189,53 @@ class FineTuningModule(pl.LightningModule):
         torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch, self.global_rank))
         self._said = time.monotonic()
 
-    def training_step(self, batch: list[dict[str, torch.Tensor]], batch_idx: int) -> None:
-        """Do one optimizer step on the mean loss of its examples, a micro-batch a pass."""
-        optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
+    def training_step(self, batch: list[dict[str, torch.Tensor]], batch_idx: int) -> torch.Tensor:
+        """Return the share of the last micro-batch in the mean loss of a batch; the others are passed back here."""
+        strategy, accumulated = self.trainer.strategy, self.trainer.accumulate_grad_batches
+        if batch_idx % accumulated == 0:
+            self.zero_grad()
         mean = torch.zeros((), device=self.device)
-        strategy = self.trainer.strategy
-        for i, part in enumerate(batch):
+        for part in batch[:-1]:
             loss = self.losses(part).sum() * part["weight"]
-            early = i + 1 < len(batch)  # gradients travel between processes once a step
-            with strategy.block_backward_sync() if early and isinstance(strategy, ParallelStrategy) else nullcontext():
-                self.manual_backward(loss)
+            # Gradients travel between processes once a step.
+            with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+                strategy.backward(loss / accumulated, None)
             mean += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.training_settings.clip)
-        mean = strategy.reduce(mean, reduce_op="mean")  # so that all processes see what one of them has
-        for what, value in (("loss", mean), ("norm of its gradient", norm)):
-            if not torch.isfinite(value):
-                raise self._diverged(f"the {what} of optimizer step {self.trainer.global_step + 1} is {float(value)}")
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        self.log(f"{self.stage}/loss", mean, on_step=True, on_epoch=False, prog_bar=True)
+        last: torch.Tensor = self.losses(batch[-1]).sum() * batch[-1]["weight"]
+        mean = strategy.reduce(mean + last.detach(), reduce_op="mean")  # so that all processes see what one has
+        step = self.trainer.global_step + 1
+        if not torch.isfinite(mean):
+            raise self._diverged(f"the loss of optimizer step {step} is {float(mean)}")
+        self.log(f"{self.stage}/loss", mean, on_step=True, on_epoch=False, prog_bar=True, batch_size=1)
         if time.monotonic() > self._said + EVERY:
             self._said = time.monotonic()
-            steps = int(self.trainer.estimated_stepping_batches)
-            log.info("%s: %d of %d steps, loss %.3f", self.stage, self.trainer.global_step, steps, mean)
+            steps = self.trainer.estimated_stepping_batches
+            log.info("%s: %d of %s steps, loss %.3f", self.stage, step, steps, mean)
+        return last
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Leave the gradients of a batch's first micro-batches, which are there when Lightning calls this."""
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says, and raise InputError where the gradients are no finite numbers."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        scaled = self.trainer.precision == "16-mixed"  # its scaler leaves out such steps
+        if not scaled and not torch.isfinite(norm):
+            step = self.trainer.global_step + 1
+            raise self._diverged(f"the norm of its gradient of optimizer step {step} is {float(norm)}")
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _diverged(self, what: str) -> InputError:
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        lr = (optimizers[0] if isinstance(optimizers, list) else optimizers).defaults.get("lr")
         key = f"training.{self.stage.removeprefix('train_')}.lr"
-        advice = "Lower it, add training.warmup_steps, or use trainer.precision=32-true."
-        return InputError(key, self.phase.lr, f"the training diverged: {what}", advice)
+        advice = "Lower it, add scheduler.num_warmup_steps, or use trainer.precision=32-true."
+        return InputError(key, lr, f"the training diverged: {what}", advice)
 
     def on_train_end(self) -> None:
         """Raise InputError where the last step has left a weight that is no finite number."""
@@ -248,23 +256,17 @@ class FineTuningModule(pl.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Leave the batch of draws to UnitTestCallback."""
 
-    def configure_optimizers(self) -> Any:
-        """Return the optimizer, with linear warm-up and linear decay to 0 over all optimizer steps.
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[tuple[Draw, str]]:
+        """Return each draw of a batch with its completion."""
+        return list(self.sample(batch.draws))
 
-        Raises:
-            InputError: The warm-up is longer than the training.
-        """
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = make_optimizer(self.optimizer_settings, parameters, self.phase.lr)
-        steps, warmup = int(self.trainer.estimated_stepping_batches), self.training_settings.warmup_steps
-        if warmup > steps:
-            raise InputError(
-                "training.warmup_steps",
-                warmup,
-                f"is longer than the training, {steps} optimizer steps",
-                "Lower it, or raise the epochs.",
-            )
-        return [optimizer], [make_schedule(optimizer, warmup, steps)]
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer with its learning-rate schedule over all optimizer steps."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        schedule = make_schedule(self.scheduler, optimizer, float(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: the rest of the weights lies in the base model's folder."""

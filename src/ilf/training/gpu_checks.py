@@ -27,7 +27,8 @@ from ilf.files import write_atomically
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
 from ilf.models.sampling import Sampler
-from ilf.settings import Adapter, Optimizer, Phase, Sampling, TrainerSettings, Training
+from ilf.parts import Part
+from ilf.settings import Sampling
 from ilf.training.fine_tuning import Example
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
@@ -46,10 +47,12 @@ CODEGEN_6B = CodeGenConfig(  # as Salesforce/codegen-6B-mono's config.json has i
     rotary_dim=64,
     tie_word_embeddings=False,
 )
-_EIGHT_BIT = FineTuning(Adapter("full"), "adamw_8bit", "bf16-mixed", rows=1, tokens=1024, checkpointing=True)
+_LORA = Part("peft.LoraConfig", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
+_ADAMW, _ADAMW_8BIT = Part("torch.optim.AdamW"), Part("bitsandbytes.optim.AdamW8bit")
+_EIGHT_BIT = FineTuning(None, _ADAMW_8BIT, "bf16-mixed", rows=1, tokens=1024, checkpointing=True)
 TRAININGS = {
     "full, adamw_8bit": _EIGHT_BIT,
-    "qlora": replace(_EIGHT_BIT, adapter=Adapter("qlora", "nf4"), optimizer="adamw"),
+    "qlora": replace(_EIGHT_BIT, adapter=_LORA, optimizer=_ADAMW, quantize="nf4"),
 }
 _NEAR = (0.8, 1.25)  # plan over measured
 
@@ -132,16 +135,17 @@ def train(
         nothing was left to do), and what was trained, on the CPU.
     """
     tokenizer = load_tokenizer(folder)
-    base = load_model(folder, torch.float32, how.attention, how.adapter.quantize, torch.device(device))
+    base = load_model(folder, torch.float32, how.attention, how.quantize, torch.device(device))
     net = adapt(base, how.adapter)
-    phase = Phase(batch_size=2 * how.rows, epochs=1, lr=1e-3)
-    training = Training(gradient_checkpointing=how.checkpointing)
-    module = ILFModule(net, tokenizer, Sampler(Sampling()), training, phase, Optimizer(how.optimizer), 0).train()
+    module = ILFModule(
+        net, tokenizer, optimizer=how.optimizer.having(lr=1e-3), gradient_checkpointing=how.checkpointing
+    ).train()
     rows = [Example(i, (5,), (7,) * (how.tokens - 1)) for i in range(4 * how.rows)]
     data = MBPPDataModule(tokenizer, training=rows, batch_size=2 * how.rows, micro_batch_size=how.rows)
-    settings = TrainerSettings(accelerator="gpu" if device == "cuda" else "cpu", precision=how.precision)
+    own = {"accelerator": "gpu" if device == "cuda" else "cpu", "precision": how.precision, "gradient_clip_val": 1.0}
     clock = _Clock()
-    trainer = make_trainer(settings, callbacks=[clock], loggers=[], checkpoints=checkpoints)
+    configured = Part("pytorch_lightning.Trainer", own | {"log_every_n_steps": 1, "enable_model_summary": False})
+    trainer = make_trainer(configured, callbacks=[clock], epochs=1, checkpoints=checkpoints)
     last = checkpoints / "last.ckpt" if checkpoints and (checkpoints / "last.ckpt").exists() else None
     trainer.fit(module, data, ckpt_path=last and str(last))
     speed = 2 * how.rows * how.tokens / (clock.times[1] - clock.times[0]) if clock.times else 0.0

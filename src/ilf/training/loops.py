@@ -6,11 +6,11 @@ import logging
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.loggers import Logger
 from transformers import AutoConfig
 
 from ilf import ranks
@@ -20,15 +20,37 @@ from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, s
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
 from ilf.models.shards import gathered
+from ilf.parts import Part
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
 from ilf.training.fine_tuning import AnySampler, Example, FineTuningModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
-from ilf.training.trainer import make_trainer, training_device
-from ilf.training.unit_test_callback import TAKEN, UnitTestCallback
+from ilf.training.trainer import make_trainer, sampling_trainer, training_device
+from ilf.training.unit_test_callback import TAKEN
 from ilf.types import Draw, Program, Task, derive_seed
 
 log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"  # of a fine-tuning: each logged step
+_JUDGE = "unit_tests"  # the callback that executes programs, among the configured ones
+
+
+class _Rows(Logger):
+    """Keeps what a fine-tuning logs with its result, for the loggers of a run that takes it from the store."""
+
+    name, version = "rows", ""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.rows = JsonLines(file)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a step's metrics. A training that goes on after a kill logs some steps again."""
+        if ranks.rank() == 0:
+            self.rows.append([{"step": step, "metrics": {k: float(v) for k, v in metrics.items()}}])
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep nothing: the entry's key.json has the settings."""
 
 
 def draw(
@@ -59,15 +81,8 @@ def draw(
         sandbox: Executes programs.
         loggers: Lightning loggers.
     """
-    callback = UnitTestCallback(
-        label,
-        tasks,
-        sandbox,
-        settings.executor.tests,
-        settings.evaluate.k,
-        folder,
-        scoring,
-        as_paper=as_paper,
+    callback = _judge(settings)(
+        label, tasks, sandbox, settings.executor.tests, folder=folder, scoring=scoring, as_paper=as_paper
     )
     # Samples that are there only need their verdicts: another scoring of a finished stage loads no model.
     finished = any(folder.glob("done-*.json"))
@@ -82,15 +97,17 @@ def draw(
         net = load_model(model, dtype, settings.model.attention, key=key)
     tokenizer = load_tokenizer(model, None if local else settings.model.bos)  # a local refiner may have its own
     sampler = _sampler(settings, model)
-    module = kind(net, tokenizer, sampler, settings.training, Phase(), settings.optimizer, settings.seed)
+    module = kind(net, tokenizer, sampler)
     size = settings.sampler.batch_size
     data = MBPPDataModule(tokenizer, test_draws=missing, kept_draws=kept, sampling_batch_size=size)
-    # Each process samples from a whole model, also where one is trained in parts, and as it was loaded: another
-    # precision of Lightning's would change the type of its weights.
-    sampling = replace(settings.trainer, strategy="ddp", precision="32-true")
-    trainer = make_trainer(sampling, callbacks=[callback], loggers=list(loggers))
+    trainer = make_trainer(sampling_trainer(settings.trainer), callbacks=[callback], loggers=loggers, epochs=1)
     trainer.test(module, data, verbose=False)
     return callback.programs, sum(ranks.gather([sampler.halvings]))
+
+
+def _judge(settings: Settings) -> Part:
+    """Return what executes a run's programs."""
+    return settings.callbacks[_JUDGE]
 
 
 def _sampler(settings: Settings, model: Path) -> AnySampler:
@@ -134,10 +151,14 @@ def fine_tune(
     tokenizer = load_tokenizer(base, settings.model.bos)
     sampler = Sampler(settings.sampler)  # no server holds what is being trained
     device = training_device(settings.trainer)
-    net = load_model(base, torch.float32, settings.model.attention, settings.adapter.quantize, device)
+    training = settings.training
+    net = load_model(base, torch.float32, settings.model.attention, training.quantize, device)
     net = adapt(net, settings.adapter)
-    module = kind(net, tokenizer, sampler, settings.training, phase, settings.optimizer, settings.seed).train()
-    callback = UnitTestCallback(kind.stage, tasks, sandbox, settings.executor.tests, [1])
+    optimizer = settings.optimizer.having(lr=phase.lr)
+    options = {"gradient_checkpointing": training.gradient_checkpointing, "compile": training.compile}
+    module = kind(net, tokenizer, sampler, optimizer, settings.scheduler, seed=settings.seed, **options).train()
+    judge = _judge(settings)(kind.stage, tasks, sandbox, settings.executor.tests, k=[1])
+    callbacks = [judge, *(one() for name, one in settings.callbacks.items() if name != _JUDGE)]
     data = MBPPDataModule(
         tokenizer,
         training=examples,
@@ -150,7 +171,11 @@ def fine_tune(
     )
     checkpoints = folder / "checkpoints"
     trainer = make_trainer(
-        settings.trainer, callbacks=[callback], loggers=list(loggers), epochs=phase.epochs, checkpoints=checkpoints
+        settings.trainer,
+        callbacks=callbacks,
+        loggers=[*loggers, _Rows(folder / METRICS)],
+        epochs=phase.epochs,
+        checkpoints=checkpoints,
     )
     trainer.fit(module, data, ckpt_path=_last_checkpoint(checkpoints / "last.ckpt", kind.stage))
     weights = gathered(net)

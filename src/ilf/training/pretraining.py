@@ -18,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from ilf.files import write_atomically
 from ilf.models.load import load_tokenizer, save
-from ilf.settings import Pretraining, TrainerSettings
+from ilf.parts import Part
+from ilf.settings import Pretraining
 from ilf.training.mini_corpus import REVISIONS, SHORT, Text, draw_document, wrong_share
 from ilf.training.trainer import make_trainer
 from ilf.types import derive_seed
@@ -164,14 +165,14 @@ def make_model(settings: Pretraining, tokenizer: Any, seed: int) -> LlamaForCaus
     )
 
 
-def pretrain(settings: Pretraining, trainer_settings: TrainerSettings, seed: int, folder: Path) -> dict[str, Any]:
+def pretrain(settings: Pretraining, configured: Part, seed: int, folder: Path) -> dict[str, Any]:
     """Pretrain, write a Hugging Face folder, and return what its card says of the training.
 
     Started again after a kill, it goes on from the last epoch's checkpoint.
 
     Args:
         settings: Of the model and its training.
-        trainer_settings: Of Lightning's Trainer.
+        configured: Lightning's Trainer.
         seed: Of the weights and of the corpus.
         folder: Where the model is written; checkpoints lie beside it until it is done.
     """
@@ -181,9 +182,7 @@ def pretrain(settings: Pretraining, trainer_settings: TrainerSettings, seed: int
         make_tokenizer(settings.vocabulary, seed).save_pretrained(checkpoints)
     tokenizer = load_tokenizer(checkpoints)
     module = PretrainModule(make_model(settings, tokenizer, seed), settings)
-    trainer = make_trainer(
-        trainer_settings, callbacks=[], loggers=[], epochs=settings.epochs, clip=1.0, checkpoints=checkpoints
-    )
+    trainer = make_trainer(configured, epochs=settings.epochs, checkpoints=checkpoints)
     last = checkpoints / "last.ckpt"
     start = time.monotonic()
     trainer.fit(module, CorpusDataModule(tokenizer, settings, seed), ckpt_path=str(last) if last.exists() else None)

@@ -5,9 +5,8 @@ Ranges of single settings are checked before; here is what only torch, bitsandby
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,9 @@ from huggingface_hub.errors import StrictDataclassError
 from ilf.models.load import adapt
 from ilf.models.sampling import check_room, positions
 from ilf.models.storageless import empty_model, with_one_layer
-from ilf.settings import Phase, Settings, value_of
-from ilf.training.fine_tuning import make_optimizer, make_schedule
+from ilf.parts import Part
+from ilf.settings import Phase, Settings
+from ilf.training.schedules import make_schedule
 from ilf.training.trainer import make_trainer, precision, training_device
 from ilf.types import InputError, Splits, Task
 
@@ -53,45 +53,43 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
         InputError: Something is refused, or a step gives no finite numbers; names the setting. Or the warm-up is longer
             than any training on these tasks can be.
     """
+    device, kind = training_device(settings.trainer), precision(settings.trainer)
     for name, phase in trainings(settings).items():
-        _check_warmup(settings, name, phase, len(trained_tasks(name, tasks)))
-        values = [f"optimizer.{key}" for key in ("betas", "eps", "weight_decay", "name")]
-        _try(settings, "optimizer", [f"training.{name}.lr", *values], partial(_step, name))
-        values = [f"trainer.{key}" for key in ("precision", "accelerator", "strategy")]
-        _try(settings, "trainer", [f"training.{name}.epochs", *values], partial(_trainer, name))
-    if trainings(settings):
-        values = ["training.gradient_checkpointing"]
-        _try(settings, "training.gradient_checkpointing", values, partial(_checkpointed, config))
-    if trainings(settings) and settings.adapter.name != "full":
-        values = [f"adapter.{key}" for key in ("rank", "alpha", "dropout", "name")]
+        steps = _most_steps(settings, name, phase, len(trained_tasks(name, tasks)))
+        _try(
+            "optimizer",
+            settings.optimizer.having(lr=phase.lr),
+            partial(_step, dtype=torch.bfloat16 if kind == "bf16-true" else torch.float32, device=device),
+            {"lr": f"training.{name}.lr"},
+        )
+        if settings.scheduler is not None and steps:
+            _try("scheduler", settings.scheduler, partial(_schedule, steps=steps), {})
+        _try("trainer", settings.trainer, partial(make_trainer, epochs=phase.epochs), {})
+    if trainings(settings) and settings.training.gradient_checkpointing:
+        try:
+            _small(config, settings).activation_checkpointing_enable()
+        except Exception as error:  # each model raises its own
+            raise _refused("training.gradient_checkpointing", True, error, "Leave it out.") from error
+    if trainings(settings) and settings.adapter is not None:
         with torch.random.fork_rng(devices=[]):  # LoRA's first matrices are random
-            _try(settings, "adapter", values, partial(_adapted, config))
+            _try("adapter", settings.adapter, lambda adapter: adapt(_small(config, settings), adapter), {})
 
 
-def _step(name: str, settings: Settings) -> None:
-    """Take a step of a fine-tuning's optimizer, on numbers of which every other one has no gradient."""
-    dtype = torch.bfloat16 if precision(settings.trainer) == "bf16-true" else torch.float32
-    parameter = torch.nn.Parameter(torch.zeros(_TRIED, dtype=dtype, device=training_device(settings.trainer)))
-    optimizer = make_optimizer(settings.optimizer, [parameter], getattr(settings.training, name).lr)
+def _step(optimizer: Part, dtype: torch.dtype, device: torch.device) -> None:
+    """Take a step with an optimizer, on numbers of which every other one has no gradient."""
+    parameter = torch.nn.Parameter(torch.zeros(_TRIED, dtype=dtype, device=device))
+    made = optimizer([parameter])
     parameter.grad = torch.zeros_like(parameter)
     parameter.grad[::2] = 1
-    optimizer.step()
+    made.step()
     if not bool(parameter.isfinite().all()):
         raise ValueError("the first step gives numbers that are not finite")
-    make_schedule(optimizer, settings.training.warmup_steps, settings.training.warmup_steps + 1)
 
 
-def _trainer(name: str, settings: Settings) -> None:
-    make_trainer(settings.trainer, callbacks=[], loggers=[], epochs=getattr(settings.training, name).epochs)
-
-
-def _adapted(config: Any, settings: Settings) -> None:
-    adapt(_small(config, settings), settings.adapter)
-
-
-def _checkpointed(config: Any, settings: Settings) -> None:
-    if settings.training.gradient_checkpointing:
-        _small(config, settings).activation_checkpointing_enable()
+def _schedule(scheduler: Part, steps: float) -> None:
+    """Make a schedule for a training of so many steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    make_schedule(scheduler, optimizer, steps)
 
 
 def _small(config: Any, settings: Settings) -> Any:
@@ -102,45 +100,49 @@ def _small(config: Any, settings: Settings) -> Any:
         return empty_model(config, torch.float32, settings.model.attention)
 
 
-def _try(settings: Settings, group: str, keys: Sequence[str], make: Callable[[Settings], None]) -> None:
-    """Make something of settings; where it is refused, blame the setting whose default is accepted, else the group."""
+def _try(group: str, part: Part, make: Callable[[Part], object], names: Mapping[str, str]) -> None:
+    """Make something of a part; where it is refused, blame the argument whose default is accepted, else all of them.
+
+    Args:
+        group: The part's.
+        part: What is tried.
+        make: Tries it.
+        names: The keys of arguments that are no key of the group.
+    """
     try:
-        make(settings)
+        make(part)
         return
+    except InputError:
+        raise
     except Exception as error:  # each library raises its own
         refusal = error
-    reason = f"is refused ({type(refusal).__name__}: {' '.join(str(refusal).split())[:300]})"
-    values = {key: value_of(settings, key) for key in keys}
-    for key, value in values.items():
-        default = value_of(Settings(), key)
-        default = {"optimizer.name": "adamw", "adapter.name": "full"}.get(key, default)
-        mended = copy.deepcopy(settings)
-        parent, _, field = key.rpartition(".")
-        setattr(value_of(mended, parent), field, default)
+    for name, value in part.arguments.items():
+        mended = part.without(name) if name not in names else part.having(**{name: 1e-6})
         try:
             make(mended)
         except Exception:  # it is not this one alone
             continue
-        key = key.removesuffix(".name")
-        raise InputError(key, value, reason, f"{key}={default} is accepted.") from refusal
-    raise InputError(group, values, reason, "Leave these settings at their defaults.") from refusal
+        raise _refused(names.get(name, f"{group}.{name}"), value, refusal, "Leave it at its default.") from refusal
+    raise _refused(group, dict(part.arguments), refusal, "Leave these at their defaults.") from refusal
 
 
-def _check_warmup(settings: Settings, name: str, phase: Phase, tasks: int) -> None:
-    """Check the warm-up against the most steps that the first round's training can have."""
+def _refused(key: str, value: object, error: Exception, advice: str) -> InputError:
+    reason = f"is refused ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    return InputError(key, value, reason, advice)
+
+
+def _most_steps(settings: Settings, name: str, phase: Phase, tasks: int) -> float:
+    """Return the most optimizer steps that the first round's training can have."""
+    trainer = settings.trainer
     if name == "refiner":
         tasks -= tasks // 5  # what is held out
     elif settings.refinements.limit is not None:
         tasks = min(tasks, settings.refinements.limit)
-    steps, warmup = phase.epochs * math.ceil(tasks / phase.batch_size), settings.training.warmup_steps
-    if tasks and warmup > steps:
-        raise InputError(
-            "training.warmup_steps",
-            warmup,
-            f"is longer than the {name}'s training, {steps} optimizer steps at most ({phase.epochs} epochs of {tasks} "
-            f"examples, {phase.batch_size} a step)",
-            f"Lower it, raise training.{name}.epochs, or lower training.{name}.batch_size.",
-        )
+    epochs = trainer.get("max_epochs") or phase.epochs
+    a_step = phase.batch_size * trainer.get("accumulate_grad_batches", 1)
+    steps = epochs * math.ceil(tasks / a_step) if epochs > 0 else math.inf
+    limit = trainer.get("max_steps", -1)
+    return min(steps, limit) if limit != -1 else steps
 
 
 def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapping[int, int], template: int) -> None:

@@ -62,13 +62,15 @@ class UnitTestCallback(pl.Callback):
         as_paper: See `score`. A program is stored as it was sampled, whatever was executed.
     """
 
+    changes_results = False  # of a training, which it only watches
+
     def __init__(
         self,
         stage: str,
         tasks: Mapping[int, Task],
         sandbox: Sandbox,
-        tests: str,
-        k: Sequence[int],
+        tests: str = "all",
+        k: Sequence[int] = (1,),
         folder: Path | None = None,
         scoring: str = "",
         as_paper: bool = False,
