@@ -1,28 +1,23 @@
 import re
-from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MINI, wrong_programs
+from conftest import ADAMW, CPU, MINI, OPTIMIZERS, lora, wrong_programs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ilf.feedback.scripted import annotate
 from ilf.models.load import adapt, load_model, load_tokenizer
-from ilf.models.sampling import Sampler
-from ilf.settings import Adapter, Optimizer, Phase, Sampling, TrainerSettings, Training
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
-from ilf.training.fine_tuning import Example, encode
+from ilf.training.fine_tuning import LINEAR, Example, encode
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule, micro_batches, plan_draws
 from ilf.training.refine_module import RefineModule
 from ilf.training.trainer import make_trainer
 from ilf.types import Feedback, InputError, Refinement, Task
 
-FULL = Adapter()
-NF4, INT8 = Adapter("qlora", quantize="nf4", rank=4), Adapter("qlora", quantize="int8", rank=4)
-CPU = TrainerSettings(accelerator="cpu", precision="32-true")
+FULL, NF4, INT8 = (None, None), (lora(), "nf4"), (lora(), "int8")  # adapters, and how the base is kept under them
 TASK = Task(311, "train", "t", "def f(x):\n    return 1", "f", ("assert f(1) == 1",), "", '"""\nt\n"""\n\ndef f(x):\n')
 
 
@@ -53,22 +48,23 @@ def fit(
     optimizer="adamw",
     adapter=FULL,
     lr=1e-3,
-    **training,
+    scheduler=LINEAR,
+    trainer=CPU,
+    **options,
 ):
     torch.manual_seed(0)
-    model = adapt(load_model(folder, torch.float32, quantize=adapter.quantize), adapter)
-    settings = Training(micro_batch_size=micro, **training)
-    phase = Phase(lr=lr, epochs=epochs, batch_size=batch_size)
-    module = ILFModule(model, tokenizer, Sampler(Sampling()), settings, phase, Optimizer(optimizer), seed=0).train()
+    part, quantize = adapter
+    model = adapt(load_model(folder, torch.float32, quantize=quantize), part)
+    module = ILFModule(model, tokenizer, None, OPTIMIZERS[optimizer].having(lr=lr), scheduler, **options).train()
     data = MBPPDataModule(tokenizer, training=examples(tokenizer, n), batch_size=batch_size, micro_batch_size=micro)
-    trainer = make_trainer(CPU, callbacks=[], loggers=[], epochs=epochs, checkpoints=checkpoints)
+    trainer = make_trainer(trainer, epochs=epochs, checkpoints=checkpoints)
     trainer.fit(module, data, ckpt_path=resume)
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]), trainer
 
 
 def test_the_loss_is_on_target_tokens_only_and_eos_is_one_of_them(folder, tokenizer):
     model = load_model(folder, torch.float32)
-    module = ILFModule(model, tokenizer, Sampler(Sampling()), Training(), Phase(), Optimizer(), 0)
+    module = ILFModule(model, tokenizer)
     data = MBPPDataModule(tokenizer)
     rows = examples(tokenizer, 3)
     batch = data._collate(rows)
@@ -172,15 +168,16 @@ def test_a_resumed_training_gives_the_weights_of_an_unbroken_one(folder, tokeniz
     assert not torch.equal(unbroken, fit(folder, tokenizer, epochs=1, **options)[0])
 
 
-def gradients(folder, tokenizer, adapter, **training):
+def gradients(folder, tokenizer, adapter, **options):
     """The gradients of one batch, and how often the first layer was computed for them."""
     torch.manual_seed(0)
-    model = adapt(load_model(folder, torch.float32, quantize=adapter.quantize), adapter)
+    part, quantize = adapter
+    model = adapt(load_model(folder, torch.float32, quantize=quantize), part)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:  # zero at first, and so would be the gradients of lora_A
                 p.normal_(0, 0.1)
-    module = ILFModule(model, tokenizer, Sampler(Sampling()), Training(**training), Phase(), Optimizer(), 0).train()
+    module = ILFModule(model, tokenizer, **options).train()
     module.setup("fit")
     calls = []
     layer = next(m for n, m in model.named_modules() if n.endswith("layers.0.mlp"))
@@ -190,7 +187,7 @@ def gradients(folder, tokenizer, adapter, **training):
     return [p.grad for p in model.parameters() if p.requires_grad], len(calls)
 
 
-@pytest.mark.parametrize("adapter", [FULL, Adapter("lora", rank=4, dropout=0.5), NF4, INT8])
+@pytest.mark.parametrize("adapter", [FULL, (lora(lora_dropout=0.5), None), NF4, INT8])
 def test_gradient_checkpointing_computes_twice_and_changes_no_gradient(folder, tokenizer, adapter):
     kept, once = gradients(folder, tokenizer, adapter)
     again, twice = gradients(folder, tokenizer, adapter, gradient_checkpointing=True)
@@ -228,8 +225,8 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
 
 
 def test_a_warm_up_longer_than_the_training_is_an_error(folder, tokenizer):
-    with pytest.raises(InputError, match=r"training\.warmup_steps"):
-        fit(folder, tokenizer, warmup_steps=7)
+    with pytest.raises(InputError, match=r"scheduler\.num_warmup_steps=7.*6"):
+        fit(folder, tokenizer, scheduler=LINEAR.having(num_warmup_steps=7))
 
 
 def test_a_training_that_diverges_is_an_error_with_its_step_and_rate(folder, tokenizer):
@@ -269,9 +266,9 @@ def test_training_in_16_bits_rounds_no_rotary_frequencies(folder, tokenizer):
     """They are read in 32 bits by whoever evaluates the model."""
     model = load_model(folder, torch.float32)
     expected = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    module = ILFModule(model, tokenizer, Sampler(Sampling()), Training(), Phase(epochs=1), Optimizer("adamw"), seed=0)
+    module = ILFModule(model, tokenizer)
     data = MBPPDataModule(tokenizer, training=examples(tokenizer, 2), batch_size=2)
-    trainer = make_trainer(replace(CPU, precision="bf16-true"), callbacks=[], loggers=[])
+    trainer = make_trainer(CPU.having(precision="bf16-true"), epochs=1)
     trainer.fit(module, data)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     found = dict(model.named_buffers())
@@ -295,11 +292,11 @@ def test_a_long_fine_tuning_says_how_far_it_has_come(folder, tokenizer, monkeypa
     ],
 )
 def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_nothing(folder, tokenizer, warmup, shares):
-    training, phase = Training(warmup_steps=warmup), Phase(lr=1e-3)
-    model = load_model(folder, torch.float32)
-    module = ILFModule(model, tokenizer, Sampler(Sampling()), training, phase, Optimizer("adamw"), 0)
+    schedule = LINEAR.having(num_warmup_steps=warmup)
+    module = ILFModule(folder, tokenizer, optimizer=ADAMW.having(lr=1e-3), scheduler=schedule)
     module.trainer = type("T", (), {"estimated_stepping_batches": 6})()
-    (optimizer,), (schedule,) = module.configure_optimizers()
+    found = module.configure_optimizers()
+    optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
     found = []
     for _ in shares:
         found.append(optimizer.param_groups[0]["lr"])

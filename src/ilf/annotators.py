@@ -13,7 +13,7 @@ from ilf.code_digest import code_sha256
 from ilf.feedback import from_tests, human, llm, other_model, scripted, transforms
 from ilf.feedback.other_model import OtherModel
 from ilf.files import JsonLines
-from ilf.models import chat, endpoint, load, sampling
+from ilf.models import chat, endpoint, load
 from ilf.runner import NotRequested, Runner
 from ilf.store import Entry
 from ilf.tasks import mini
@@ -195,7 +195,7 @@ class Annotators:
     def _llm_key(self, use: str, queries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return everything that decides the other model's answers."""
         folder = self.other.folder
-        code = code_sha256(llm, other_model, endpoint, *([chat, load, sampling] if folder else []))
+        code = code_sha256(llm, other_model, endpoint, *([chat, load] if folder else []))
         return {
             "code": code,
             "llm": self.other.key(use, self.runner.weights(folder) if folder else None),

@@ -148,7 +148,7 @@ class Budget:
         """Return a need for each kind of work among the requested stages, or for one kind only."""
         settings, stages = self.settings, set(self.settings.stages)
         found = []
-        drawing = stages & {"sample", "zero_shot", "refine", "evaluate"} and settings.sampler.name != "openai"
+        drawing = stages & {"sample", "zero_shot", "refine", "evaluate"} and settings.sampler.local
         if drawing and only in (None, "sampling"):
             dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer))
             found.append(self._sampling(dtype, settings.sampler.batch_size))

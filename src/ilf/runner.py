@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ilf import ranks
 from ilf.code_digest import Part, code_sha256
+from ilf.executors import Judge
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
-from ilf.models import batches, continuous, endpoint, load, policy_change, sampling, served, shards, tokens
+from ilf.models import batches, load, policy_change, shards, tokens
 from ilf.models.load import compute_dtype, load_tokenizer, sampling_dtype
-from ilf.sandbox import Sandbox, executor, worker
+from ilf.parts import key_of
+from ilf.sampling import hf
+from ilf.sandbox import executor, worker
 from ilf.settings import Phase, Settings
 from ilf.store import Entry, Store
 from ilf.tasks import prompts
@@ -42,11 +44,6 @@ _DRAWING: tuple[Part, ...] = (
     tokens,
     prompts,
 )
-_SAMPLERS: dict[str, tuple[ModuleType, ...]] = {
-    "hf": (sampling, batches),
-    "continuous": (continuous, sampling),
-    "openai": (served, endpoint),
-}
 _TRAINING: tuple[Part, ...] = (loops.fine_tune, fine_tuning, mbpp_datamodule, load, tokens, trainer, shards)
 _JUDGING: tuple[Part, ...] = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
 _RUN_FILES = {
@@ -75,14 +72,13 @@ class Runner:
     """
 
     def __init__(
-        self, settings: Settings, tasks: dict[int, Task], model: Path, store: Store, sandbox: Sandbox, tracker: Tracker
+        self, settings: Settings, tasks: dict[int, Task], model: Path, store: Store, sandbox: Judge, tracker: Tracker
     ) -> None:
         self.settings, self.tasks, self.model = settings, tasks, model
         self.store, self.sandbox, self.tracker = store, sandbox, tracker
         self.folder = Path(settings.output_dir)
         self.tokenizer = load_tokenizer(model, settings.model.bos)
-        aside = ("name", "address", "workers")  # what no verdict depends on
-        self.scoring = {k: v for k, v in asdict(settings.executor).items() if k not in aside}
+        self.scoring = settings.executor.rules
         self.seconds: dict[str, float] = {}  # a stage, all its rounds together
         self._fresh: dict[str, bool] = {}  # whether any part of a stage was done in this run
         self.entries: dict[str, list[str]] = {}  # of the store, by stage: what the run is made of
@@ -184,20 +180,15 @@ class Runner:
             )
         by_id = tasks or self.tasks
         scoring = self.verdicts_of(stage, (by_id[draw.task_id] for draw in draws))
-        settings = self.settings.sampler
         dtype = sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer))
         key = {
-            "code": code_sha256(*_DRAWING, *_SAMPLERS[settings.name]),
+            "code": code_sha256(*_DRAWING),
             "weights": self.weights(model),
             "draws": [asdict(draw) for draw in draws],
             "dtype": str(dtype),
             "attention": self.settings.model.attention,
             "bos": self.settings.model.bos,
-            "temperature": settings.temperature,
-            "max_new_tokens": settings.max_new_tokens,
-            "batch_size": settings.batch_size,
-            "sampler": settings.name,
-            "extra": settings.extra,
+            "sampler": key_of(self.settings.sampler),
         }
         programs: list[Program] = []
 
@@ -264,7 +255,7 @@ class Runner:
         settings, training = self.settings, self.settings.training
         device, quantize = training_device(settings.trainer), training.quantize
         key = {
-            "code": code_sha256(*_TRAINING, kind, *(_SAMPLERS["hf"] if draws else ())),
+            "code": code_sha256(*_TRAINING, kind, *((hf, batches) if draws else ())),
             "weights": self.weights(base),
             "examples": sha256([asdict(e) for e in examples]),
             "phase": asdict(phase),

@@ -10,7 +10,9 @@ import functools
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from ilf.executors import Executor, LocalExecutor
 from ilf.parts import Needs, Part
+from ilf.sampling.sampler import Sampler
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 WRITERS = ("human", "scripted", "unit_tests", "llm")  # of feedback
@@ -146,36 +148,6 @@ class LLM:
 
 
 @dataclass
-class Sampling:
-    """How programs are drawn."""
-
-    name: str = "hf"  # hf | continuous | openai
-    url: str | None = None  # of an OpenAI-compatible server, for openai, such as http://localhost:8000/v1
-    extra: dict[str, Any] = field(default_factory=dict)  # more fields of each request to it, such as {top_k: -1}
-    n: int = 30  # programs a task
-    temperature: float = 0.8
-    max_new_tokens: int = 512  # a bound; sampling stops where the function ends
-    batch_size: int = 32  # programs, or requests, at once; halved when memory runs out
-
-
-@dataclass
-class Executor:
-    """How unit tests are run; see sandbox.Limits for units."""
-
-    name: str = "sandbox"  # sandbox: on this machine | ray: on the nodes of a Ray cluster
-    address: str | None = None  # of the cluster, HOST:PORT; null: the one this machine is of, else one of it alone
-    tests: str = "all"  # all | unseen: without the assert that the prompt shows
-    scoring: str = "as_written"  # how Test is scored: as_written | paper: re-indented and cut as the authors' code does
-    compare: str = "exact"  # exact | approx
-    isolation: str = "best"  # require: an error where this machine leaves something open | best | off
-    time_limit: float = 5.0
-    memory_mb: int = 1024
-    output_mb: int = 16
-    disk_mb: int = 64
-    workers: int = 2  # programs at once; ray: in a task, which takes as many processors
-
-
-@dataclass
 class Phase:
     """Settings of one fine-tuning: the refiner's, or the policy's."""
 
@@ -250,6 +222,12 @@ class Annotate:
     port: int = 8765
 
 
+def _sampler() -> Sampler:
+    from ilf.sampling.hf import HFSampler  # which imports torch
+
+    return HFSampler()
+
+
 @dataclass
 class Settings:
     """One run."""
@@ -267,8 +245,8 @@ class Settings:
     refiner: Refiner = field(default_factory=Refiner)
     refinements: Refinements = field(default_factory=Refinements)
     llm: LLM = field(default_factory=LLM)
-    sampler: Sampling = field(default_factory=Sampling)
-    executor: Executor = field(default_factory=Executor)
+    sampler: Annotated[Sampler, Needs()] = field(default_factory=_sampler)
+    executor: Annotated[Executor, Needs()] = field(default_factory=LocalExecutor)
     adapter: AdapterPart = None
     optimizer: OptimizerPart = field(default_factory=lambda: Part("torch.optim.AdamW"))
     scheduler: SchedulerPart = field(default_factory=lambda: Part("ilf.training.schedules.linear"))

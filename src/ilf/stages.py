@@ -12,10 +12,10 @@ from typing import Any
 from ilf import algorithm, ending
 from ilf.algorithm import Candidate
 from ilf.annotators import Annotators
+from ilf.executors import Judge
 from ilf.files import JsonLines
 from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
-from ilf.sandbox import Sandbox
 from ilf.settings import STAGES, Settings
 from ilf.store import Store
 from ilf.tasks.prompts import completion_of, few_shot_prompt
@@ -66,7 +66,7 @@ class Stages:
         annotations: Sequence[Feedback],
         model: Path,
         store: Store,
-        sandbox: Sandbox,
+        sandbox: Judge,
         tracker: Tracker,
         llm_folder: Path | None = None,
     ) -> None:

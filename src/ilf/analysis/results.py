@@ -222,6 +222,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "isolation": record.isolation,
         "processes": record.processes,
         "sampling": {
+            "name": settings.chosen.get("sampler"),
             **asdict(settings.sampler),
             "dtype": record.dtype,
             "front_tokens": record.front_tokens,

@@ -12,8 +12,8 @@ from typing import Any
 
 from ilf.analysis.refinements import edit_distance
 from ilf.annotation.answers import Answers
+from ilf.executors import Judge
 from ilf.files import sha256
-from ilf.sandbox import Sandbox
 from ilf.tasks.prompts import normalise_newlines
 from ilf.training.unit_test_callback import score
 from ilf.types import Program, Task, Verdict
@@ -57,7 +57,7 @@ class Work:
         failing: Mapping[int, Sequence[Program]],
         tasks: Mapping[int, Task],
         answers: Answers,
-        sandbox: Sandbox,
+        sandbox: Judge,
         tests: str,
     ) -> None:
         self.tasks = {i: tasks[i] for i in _mixed([tasks[i] for i in sorted(failing)])}

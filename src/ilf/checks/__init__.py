@@ -30,12 +30,6 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "refiner.name": ("finetuned", "few_shot", "local", "policy"),
     "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
     "refinements.tasks": ("solved", "annotated"),
-    "sampler.name": ("hf", "continuous", "openai"),
-    "executor.name": ("sandbox", "ray"),
-    "executor.tests": ("all", "unseen"),
-    "executor.scoring": ("as_written", "paper"),
-    "executor.compare": ("exact", "approx"),
-    "executor.isolation": ("require", "best", "off"),
     "memory": ("refuse", "warn"),
     "save.dtype": ("float32", "base", "bfloat16", "float16"),
 }
@@ -53,7 +47,6 @@ def check(settings: Settings) -> None:
     Raises:
         InputError: Names the key, the value, what is allowed and what to do.
     """
-    _check_addresses(settings)
     check_texts(settings)
     check_finite(settings)
     for key, allowed in _ALLOWED.items():
@@ -74,18 +67,6 @@ def check(settings: Settings) -> None:
         raise InputError("stages", [], "must name at least one stage", f"Use 'stages=[{','.join(STAGES)}]'.")
     check_content(settings)
     check_machinery(settings)
-
-
-def _check_addresses(settings: Settings) -> None:
-    """Check first that no address has a secret, which the message on any other key might show."""
-    for key in ("llm.url", "sampler.url"):
-        if set("@?") & set(value_of(settings, key) or ""):
-            raise InputError(
-                key,
-                "(not shown)",
-                "must hold no user, password or query: results.json would show them",
-                "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ of this run's folder, which has it.",
-            )
 
 
 def _check_compare(folders: list[str]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import netrc
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from ilf.paths import check_path
-from ilf.settings import Sampling, Settings
+from ilf.settings import Settings
 from ilf.types import InputError
 
 
@@ -20,9 +19,9 @@ def check_machinery(settings: Settings) -> None:
     """
     _check_processes(settings)
     _check_adapter(settings)
-    _check_executor(settings)
+    settings.executor.check()
     _check_models(settings)
-    _check_sampler(settings.sampler)
+    settings.sampler.check()
     wandb = settings.logger.get("wandb")
     if wandb is not None and wandb.get("mode") == "online" and not _logged_in():
         raise InputError(
@@ -76,21 +75,8 @@ def _check_adapter(settings: Settings) -> None:
         raise InputError("adapter._target_", adapter.target, allowed, "Choose adapter=lora or adapter=ia3.")
 
 
-def _check_executor(settings: Settings) -> None:
-    executor = settings.executor
-    if executor.name == "ray" and find_spec("ray") is None:
-        raise InputError(
-            "executor",
-            "ray",
-            "needs the package ray",
-            "pip install -r requirements-extras.txt, or use executor=sandbox.",
-        )
-    if executor.name != "ray" and executor.address is not None:
-        raise InputError("executor.address", executor.address, "is of a Ray cluster", "Add executor=ray.")
-
-
 def _check_models(settings: Settings) -> None:
-    if settings.model.bos is not None and settings.sampler.name == "openai":
+    if settings.model.bos is not None and not settings.sampler.local:
         allowed = "is not known to the server of sampler=openai, which tokenizes prompts itself"
         raise InputError("model.bos", settings.model.bos, allowed, "Have the server do so, and leave it out.")
     if settings.model.attention == "flash_attention_2":
@@ -116,18 +102,6 @@ def _check_models(settings: Settings) -> None:
                 "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.",
             )
         check_model_folder("refiner.path", settings.refiner.path)
-
-
-def _check_sampler(sampler: Sampling) -> None:
-    served = sampler.name == "openai"
-    if served and not str(sampler.url).startswith(("http://", "https://")):
-        advice = "Give sampler.url=http://HOST:PORT/v1."
-        raise InputError(
-            "sampler.url", sampler.url, "sampler=openai needs an OpenAI-compatible server's address", advice
-        )
-    for key, value in (("sampler.url", sampler.url), ("sampler.extra", sampler.extra)):
-        if value and not served:
-            raise InputError(key, value, "is for a server, and the sampler is another", "Add sampler=openai.")
 
 
 def _logged_in() -> bool:

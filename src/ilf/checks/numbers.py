@@ -19,10 +19,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "rounds",
             "llm.max_tokens",
             "llm.parallel",
-            "sampler.n",
-            "sampler.max_new_tokens",
-            "sampler.batch_size",
-            "executor.workers",
             "training.epochs",
             "training.batch_size",
             "training.refiner.epochs",
@@ -42,10 +38,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "pretrain.epochs",
         ),
     ),
-    "from 1 to 1e9": (  # the system counts bytes in 64 bits
-        lambda value: 1 <= value <= 1e9,
-        ("executor.memory_mb", "executor.output_mb", "executor.disk_mb"),
-    ),
     "at least 1, or null for all tasks": (
         lambda value: value >= 1,
         ("data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"),
@@ -53,14 +45,12 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "above 0": (
         lambda value: value > 0,
         (
-            "sampler.temperature",
             "training.lr",
             "training.refiner.lr",
             "training.policy.lr",
             "pretrain.lr",
         ),
     ),
-    "above 0 and at most 3600": (lambda value: 0 < value <= 3600, ("executor.time_limit",)),
     "0 or more": (
         lambda value: value >= 0,
         (

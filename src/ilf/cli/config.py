@@ -91,6 +91,7 @@ def settings_from(
     if OmegaConf.get_type(config) is not _SCHEMA:  # a saved one has lost its types
         config = OmegaConf.merge(OmegaConf.structured(_SCHEMA), config)  # type: ignore[assignment]
     plain = OmegaConf.to_object(config)
+    _check_addresses("", settings_config := OmegaConf.to_container(config, resolve=True))
     check_known(plain)  # type: ignore[arg-type]
     hints = get_type_hints(Settings, include_extras=True)
     assert isinstance(plain, _SCHEMA)
@@ -102,8 +103,19 @@ def settings_from(
     if settings.mode == "run":
         check_wandb(settings.logger, sweep)
     settings.overrides, settings.chosen = list(overrides), dict(chosen or {})
-    settings.config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings.config = settings_config  # type: ignore[assignment]
     return settings
+
+
+def _check_addresses(key: str, node: Any) -> None:
+    """Check first that no address has a secret, which the message on any other key might show."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _check_addresses(f"{key}.{name}".lstrip("."), value)
+    elif key.endswith(".url") and isinstance(node, str) and set("@?") & set(node):
+        allowed = "must hold no user, password or query: results.json would show them"
+        advice = "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ of this run's folder, which has it."
+        raise InputError(key, "(not shown)", allowed, advice)
 
 
 def loggers_of(config: DictConfig) -> dict[str, Part]:
@@ -206,10 +218,8 @@ def build(settings: Settings) -> Stages:
     from ilf.feedback import llm
     from ilf.feedback.human import load_annotations
     from ilf.feedback.other_model import check_stored
-    from ilf.models.continuous import check_continuous
     from ilf.models.folder import check_model
     from ilf.models.load import resolve
-    from ilf.sandbox import Limits, Sandbox
     from ilf.stages import Stages
     from ilf.store import Store
     from ilf.tasks import jsonl, mbpp
@@ -227,7 +237,7 @@ def build(settings: Settings) -> Stages:
             "needs a GPU and the package flash-attn, and one of them is missing",
             "Install it, or choose model.attention=sdpa.",
         )
-    data, executor = settings.data, settings.executor
+    data = settings.data
     tasks, data_sha256 = load(data)
     feedback, asked = settings.feedback, llm.uses(settings)
     sources, annotations, only = set(feedback.writers), None, None
@@ -255,26 +265,20 @@ def build(settings: Settings) -> Stages:
         llm_folder = Path(name) if Path(name).is_dir() else resolve(None, name, None, "llm.model")
         check_model("llm.model", llm_folder)
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
-    local = settings.sampler.name != "openai"  # else a server may hold the only weights
+    local = settings.sampler.local  # else a server may hold the only weights
     key = "model.path" if settings.model.path is not None else "model.hub"
     config, tokenizer = check_model(key, model, local or bool(trainings(settings)), settings.model.bos)
     sampled = [config]
     if settings.refiner.name == "local":
         sampled.append(check_model("refiner.path", Path(str(settings.refiner.path)), local)[0])
-    for one in sampled if settings.sampler.name == "continuous" else ():
-        check_continuous(one)
+    for one in sampled:
+        settings.sampler.check_model(one)
     check_training(settings, config, splits)
     strategy, devices = (settings.trainer.get(name, "auto") for name in ("strategy", "devices"))
     ranks.join("auto" if strategy == "auto" else str(strategy), None if devices == "auto" else devices)
     store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.any_code)
     check_plan(settings, config, tokenizer, splits)
-    limits = Limits(**{f.name: getattr(executor, f.name) for f in fields(Limits)})
-    if executor.name == "ray":
-        from ilf.sandbox.cluster import ClusterSandbox
-
-        sandbox: Sandbox = ClusterSandbox(limits, executor.address)
-    else:
-        sandbox = Sandbox(limits)
+    sandbox = settings.executor.start()
     for key, one, own in (("data", data, tasks), ("transfer", settings.transfer, splits.transfer)):
         if one is not None and one.name == "jsonl":
             jsonl.check_gold(str(one.path), own, sandbox, key)

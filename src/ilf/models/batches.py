@@ -232,3 +232,15 @@ class RoomyLayer(DynamicLayer):
 def _positions(mask: torch.Tensor) -> torch.Tensor:
     """Return position ids (B, T) that count from 0 at each row's first real token."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return a token id for each row of `logits` (B, V), drawn with the numbers of `uniform` (B,) in [0, 1).
+
+    It is -1 where the logits are no numbers.
+    """
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
+    # Scaled by the total, which rounding leaves a little off 1, so that no token past the last is chosen.
+    target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    return chosen.masked_fill(cumulative[:, -1].isnan(), -1)

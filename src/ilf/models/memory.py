@@ -20,12 +20,11 @@ import torch
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ilf.models.batches import Batch, RoomyLayer, join, joinable, prefill
+from ilf.models.batches import Batch, RoomyLayer, choose, join, joinable, prefill
 from ilf.models.load import adapt
-from ilf.models.sampling import Sampler
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
 from ilf.parts import Part
-from ilf.settings import Sampling
+from ilf.sampling.sampler import Sampler
 from ilf.training.fine_tuning import last_logits, token_losses
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ class FineTuning:
 
 
 def sampling(
-    config: Any, settings: Sampling, dtype: torch.dtype, tokens: int, attention: str = "auto", device: str = "cpu"
+    config: Any, settings: Sampler, dtype: torch.dtype, tokens: int, attention: str = "auto", device: str = "cpu"
 ) -> Need:
     """Return what sampling needs: the weights, every program's keys and values, and one layer's work on them.
 
@@ -123,7 +122,7 @@ def _one_for_all(config: Any) -> Any:
 
 
 def _sampling_step(
-    config: Any, settings: Sampling, dtype: torch.dtype, tokens: int, attention: str, device: str
+    config: Any, settings: Sampler, dtype: torch.dtype, tokens: int, attention: str, device: str
 ) -> tuple[int, int]:
     """Return the bytes of every program's keys and values, and of what comes and goes beside them."""
     layers, rows = config.get_text_config().num_hidden_layers, settings.batch_size
@@ -136,7 +135,7 @@ def _sampling_step(
         meter = Meter(model.parameters())
         with meter:
             batch = join([(prefill(model, [[1] * tokens] * prompts, 1), [0] * rows)])
-            Sampler(settings)._choose(batch.logits, torch.rand(rows))
+            choose(batch.logits, torch.rand(rows), settings.temperature)
             starting = (_kept(batch), meter.most())
             # The last step, in which each layer's room is used up and grows, and all rows are put together anew.
             (layer,), room = batch.cache.layers, (0, 0, 0, last - 1 - tokens)
@@ -146,7 +145,7 @@ def _sampling_step(
             del layer
             meter.forget()
             batch.step(model, torch.ones(rows, dtype=torch.long), torch.ones(rows, dtype=torch.long))
-            Sampler(settings)._choose(batch.logits, torch.rand(rows))
+            choose(batch.logits, torch.rand(rows), settings.temperature)
             batch = join([(batch, list(range(rows)))])
             ending = (_kept(batch), meter.most())
     kept, most = max(starting, ending, key=lambda pair: pair[0] * (layers - 1) + pair[1])

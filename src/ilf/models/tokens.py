@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from ilf.files import whole
+from ilf.types import InputError
 
 # Written before a text whose tokens are to be those of a text that goes on, and cut off again. An anchor must not merge
 # with what follows: none is needed, or a line's end, or a character that hardly any vocabulary has.
@@ -185,3 +186,29 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
+
+
+def positions(config: Any) -> int | None:
+    """Return how many tokens a model of transformers reads at most, None where its configuration sets no bound."""
+    places: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return places
+
+
+def check_room(config: Any, prompt: int, new: int, name: str = "a prompt") -> None:
+    """Check that a model has positions for a prompt and for what is drawn after it.
+
+    Args:
+        config: The model's, of transformers.
+        prompt: Tokens of the longest prompt.
+        new: Tokens to draw, at most: sampler.max_new_tokens.
+        name: What the prompt is.
+
+    Raises:
+        InputError: It has fewer; says what would fit.
+    """
+    places = positions(config)
+    if places is not None and prompt + new > places:
+        allowed = f"with {name} of {prompt} tokens passes the model's {places} positions"
+        fits = f"Use at most {places - prompt}, or" if prompt < places else "Choose"
+        advice = f"{fits} shorter prompts (the refiner's: refiner.old_code_tokens, refiner.shots), or another model."
+        raise InputError("sampler.max_new_tokens", new, allowed, advice)

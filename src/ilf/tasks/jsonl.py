@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ilf.sandbox import Job, Sandbox
+from ilf.executors import Judge
+from ilf.sandbox import Job
 from ilf.settings import Data
 from ilf.tasks.prompts import normalise_newlines
 from ilf.tasks.rows import Columns, check_rows, read_json_lines, task_of, tasks_from
@@ -116,7 +117,7 @@ def split_ids(ids: Sequence[int], fractions: Mapping[str, float]) -> dict[int, s
     return {task_id: name for name, size in sizes.items() for _, task_id in zip(range(size), order, strict=False)}
 
 
-def check_gold(path: str, tasks: Iterable[Task], sandbox: Sandbox, key: str = "data") -> None:
+def check_gold(path: str, tasks: Iterable[Task], sandbox: Judge, key: str = "data") -> None:
     """Execute every gold program on its tests.
 
     Args:

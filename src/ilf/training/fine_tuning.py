@@ -16,21 +16,18 @@ from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.nn import functional
 
 from ilf.models.batches import takes
-from ilf.models.continuous import ContinuousSampler
 from ilf.models.load import load_model, load_tokenizer, resolve
-from ilf.models.sampling import Sampler
-from ilf.models.served import ServedSampler
 from ilf.models.shards import hold_whole, shard
 from ilf.models.tokens import encode_continuation, encode_prompts
 from ilf.parts import Part
-from ilf.settings import Sampling
+from ilf.sampling.hf import HFSampler
+from ilf.sampling.sampler import Sampler
 from ilf.training.schedules import make_schedule
 from ilf.types import Draw, InputError, derive_seed
 
 log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far long work has come
-AnySampler = Sampler | ContinuousSampler | ServedSampler
 ADAMW = Part("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
 LINEAR = Part("ilf.training.schedules.linear")
 
@@ -114,7 +111,7 @@ class FineTuningModule(pl.LightningModule):
         self,
         model: Any,
         tokenizer: Any = None,
-        sampler: AnySampler | None = None,
+        sampler: Sampler | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
         scheduler: Callable[..., Any] | None = LINEAR,
         gradient_checkpointing: bool = False,
@@ -128,7 +125,7 @@ class FineTuningModule(pl.LightningModule):
             folder = Path(model) if Path(model).is_dir() else resolve(None, str(model), None, "model")
             tokenizer = tokenizer or load_tokenizer(folder)
             model = load_model(folder, torch.float32).train()
-        self.model, self.tokenizer, self.sampler = model, tokenizer, sampler or Sampler(Sampling())
+        self.model, self.tokenizer, self.sampler = model, tokenizer, sampler or HFSampler()
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
         self.gradient_checkpointing = gradient_checkpointing
         self.strict_loading = False  # checkpoints hold only what is trained

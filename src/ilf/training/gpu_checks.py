@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, CodeGenConfig
 from ilf.files import write_atomically
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
-from ilf.models.sampling import Sampler
 from ilf.parts import Part
-from ilf.settings import Sampling
+from ilf.sampling.hf import HFSampler
+from ilf.sampling.sampler import Sampler
 from ilf.training.fine_tuning import Example
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
@@ -104,7 +104,7 @@ def peak_bytes(work: Callable[[], Any], device: str) -> tuple[Any, int]:
     return found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
-def draw(folder: Path, settings: Sampling, tokens: int, dtype: torch.dtype, device: str) -> float:
+def draw(folder: Path, settings: Sampler, tokens: int, dtype: torch.dtype, device: str) -> float:
     """Draw one batch from prompts of so many tokens, no program ending before its last token; return programs/s."""
     tokenizer, model = load_tokenizer(folder), load_model(folder, dtype).to(device)
     prompts = [f"{i} " + "x " * tokens for i in range(-(-settings.batch_size // settings.n))]
@@ -113,9 +113,9 @@ def draw(folder: Path, settings: Sampling, tokens: int, dtype: torch.dtype, devi
     # Nothing that is decoded ends a function, and no token ends a text.
     tokenizer.decode = lambda *args, **kwargs: ""
     tokenizer.eos_token_id = model.generation_config.eos_token_id = None
-    list(Sampler(replace(settings, max_new_tokens=2)).sample(model, tokenizer, draws[: settings.batch_size]))  # warm-up
+    list(replace(settings, max_new_tokens=2).sample(model, tokenizer, draws[: settings.batch_size]))  # warm-up
     start = time.monotonic()
-    list(Sampler(settings).sample(model, tokenizer, draws[: settings.batch_size]))
+    list(settings.sample(model, tokenizer, draws[: settings.batch_size]))
     return settings.batch_size / (time.monotonic() - start)
 
 
@@ -152,7 +152,7 @@ def train(
     return speed, {name: p.detach().cpu() for name, p in net.named_parameters() if p.requires_grad}
 
 
-def check_sampling(config: Any, folder: Path, settings: Sampling, tokens: int, device: str) -> Check:
+def check_sampling(config: Any, folder: Path, settings: Sampler, tokens: int, device: str) -> Check:
     """Check sampling's memory against its plan, and say how fast it is."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     speed, measured = peak_bytes(lambda: draw(folder, settings, tokens, dtype, device), device)
@@ -202,7 +202,7 @@ def run_checks(
     device: str = "cuda",
     config: Any = CODEGEN_6B,
     trainings: dict[str, FineTuning] | None = None,
-    drawing: Sampling | None = None,
+    drawing: Sampler | None = None,
     prompt: int = 256,
 ) -> tuple[str, bool]:
     """Do all checks, one after another, and write checks.md as they come; one that fails does not stop the others.
@@ -220,7 +220,7 @@ def run_checks(
     Returns:
         The page, and whether all passed.
     """
-    trainings, drawing = trainings or TRAININGS, drawing or Sampling(n=32, batch_size=32, max_new_tokens=256)
+    trainings, drawing = trainings or TRAININGS, drawing or HFSampler(n=32, batch_size=32, max_new_tokens=256)
     large, start = folder / "large", time.monotonic()
     random_model(config, mini, large, device)
     checks: dict[str, Callable[[], Check]] = {

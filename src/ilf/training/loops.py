@@ -6,6 +6,7 @@ import logging
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,14 @@ from pytorch_lightning.loggers import Logger
 from transformers import AutoConfig
 
 from ilf import ranks
+from ilf.executors import Judge
 from ilf.files import JsonLines
-from ilf.models.continuous import ContinuousSampler
 from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save, saving_dtype
-from ilf.models.sampling import Sampler
-from ilf.models.served import ServedSampler
 from ilf.models.shards import gathered
 from ilf.parts import Part
-from ilf.sandbox import Sandbox
+from ilf.sampling.hf import HFSampler
 from ilf.settings import Phase, Settings
-from ilf.training.fine_tuning import AnySampler, Example, FineTuningModule
+from ilf.training.fine_tuning import Example, FineTuningModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.training.trainer import make_trainer, sampling_trainer, training_device
 from ilf.training.unit_test_callback import TAKEN
@@ -63,7 +62,7 @@ def draw(
     label: str,
     scoring: str,
     as_paper: bool,
-    sandbox: Sandbox,
+    sandbox: Judge,
     loggers: Sequence[Any] = (),
 ) -> tuple[list[Program], int]:
     """Sample and execute planned programs by the test loop; return them, and how often memory ran out.
@@ -90,13 +89,13 @@ def draw(
     kept = [d for d in draws if finished or (d.task_id, d.sample) in taken]
     missing = [d for d in draws if not finished and (d.task_id, d.sample) not in taken]
     local = settings.refiner.path is not None and model == Path(settings.refiner.path)
-    net = None
-    if missing and settings.sampler.name != "openai":
+    sampler = replace(settings.sampler)  # which counts for this stage alone
+    net: Any = model
+    if missing and sampler.local:
         key = "refiner.path" if local else "model.path"
         dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer))
         net = load_model(model, dtype, settings.model.attention, key=key)
     tokenizer = load_tokenizer(model, None if local else settings.model.bos)  # a local refiner may have its own
-    sampler = _sampler(settings, model)
     module = kind(net, tokenizer, sampler)
     size = settings.sampler.batch_size
     data = MBPPDataModule(tokenizer, test_draws=missing, kept_draws=kept, sampling_batch_size=size)
@@ -110,15 +109,6 @@ def _judge(settings: Settings) -> Part:
     return settings.callbacks[_JUDGE]
 
 
-def _sampler(settings: Settings, model: Path) -> AnySampler:
-    """Return what draws programs from the model of a folder."""
-    if settings.sampler.name == "continuous":
-        return ContinuousSampler(settings.sampler)
-    if settings.sampler.name == "openai":
-        return ServedSampler(settings.sampler, str(model.absolute()))
-    return Sampler(settings.sampler)
-
-
 def fine_tune(
     settings: Settings,
     kind: type[FineTuningModule],
@@ -129,7 +119,7 @@ def fine_tune(
     phase: Phase,
     tasks: Mapping[int, Task],
     folder: Path,
-    sandbox: Sandbox,
+    sandbox: Judge,
     loggers: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Fine-tune a folder's model by the fit loop, into `folder`/model; return the steps and the last metrics.
@@ -149,7 +139,8 @@ def fine_tune(
     """
     torch.manual_seed(derive_seed(settings.seed, kind.stage))  # LoRA's first matrices are random
     tokenizer = load_tokenizer(base, settings.model.bos)
-    sampler = Sampler(settings.sampler)  # no server holds what is being trained
+    drawing = settings.sampler  # no server holds what is being trained
+    sampler = HFSampler(drawing.n, drawing.temperature, drawing.max_new_tokens, drawing.batch_size)
     device = training_device(settings.trainer)
     training = settings.training
     net = load_model(base, torch.float32, settings.model.attention, training.quantize, device)

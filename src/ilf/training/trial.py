@@ -14,8 +14,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ilf.models.load import adapt
-from ilf.models.sampling import check_room, positions
 from ilf.models.storageless import empty_model, with_one_layer
+from ilf.models.tokens import check_room, positions
 from ilf.parts import Part
 from ilf.settings import Phase, Settings
 from ilf.training.schedules import make_schedule
@@ -165,7 +165,7 @@ def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapp
     if places is not None and limit > places and trainings(settings):
         advice = f"Give training.max_length={places}: longer rows are rejected, and named."
         raise InputError("training.max_length", limit, f"passes the model's {places} positions", advice)
-    if settings.sampler.name == "openai":
+    if not settings.sampler.local:
         return
     new = settings.sampler.max_new_tokens
     sampled: list[Task] = []

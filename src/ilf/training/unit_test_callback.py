@@ -13,8 +13,9 @@ import pytorch_lightning as pl
 
 from ilf import ranks
 from ilf.analysis.statistics import mean_pass_at_k
+from ilf.executors import Judge
 from ilf.files import JsonLines
-from ilf.sandbox import Job, Sandbox
+from ilf.sandbox import Job
 from ilf.tasks.prompts import as_paper_scores
 from ilf.training.fine_tuning import EVERY
 from ilf.training.mbpp_datamodule import DrawBatch
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 TAKEN = "samples.taken.jsonl"  # of a stage's folder: what earlier stages had drawn
 
 
-def score(programs: Sequence[tuple[str, Task]], sandbox: Sandbox, tests: str, as_paper: bool = False) -> list[Verdict]:
+def score(programs: Sequence[tuple[str, Task]], sandbox: Judge, tests: str, as_paper: bool = False) -> list[Verdict]:
     """Return the verdict of each program on its task: the one scorer of every arm, stage and split.
 
     Args:
@@ -68,7 +69,7 @@ class UnitTestCallback(pl.Callback):
         self,
         stage: str,
         tasks: Mapping[int, Task],
-        sandbox: Sandbox,
+        sandbox: Judge,
         tests: str = "all",
         k: Sequence[int] = (1,),
         folder: Path | None = None,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 
-from ilf.models.sampling import check_room, function_ended
-from ilf.models.tokens import Continuation, encode_prompts, end_ids
-from ilf.settings import Sampling
+from ilf.models.tokens import Continuation, check_room, encode_prompts, end_ids
+from ilf.sampling.hf import function_ended
+from ilf.sampling.sampler import Sampler
 from ilf.tasks.prompts import cut
 from ilf.types import Draw, InputError
 
@@ -44,20 +45,17 @@ def _refused(architecture: str, reason: str) -> InputError:
     return InputError("sampler", "continuous", allowed, "Choose sampler=hf, which samples every causal model.")
 
 
-class ContinuousSampler:
-    """Samples from the same distribution as `Sampler`, but not the same programs.
+@dataclass
+class ContinuousSampler(Sampler):
+    """Samples from the same distribution as `HFSampler`, but not the same programs.
 
-    One stream of random numbers serves all draws of a plan, so that a draw's seed alone does not decide it.
-
-    Args:
-        settings: Temperature, bound on new tokens, programs at once.
+    One stream of random numbers serves all draws of a plan, so that a draw's seed alone does not decide it. Where
+    memory runs out, transformers defers requests itself.
     """
 
-    whole_plans = False
-    halvings = 0  # where memory runs out, transformers defers requests itself
-
-    def __init__(self, settings: Sampling) -> None:
-        self.settings = settings
+    def check_model(self, config: Any) -> None:
+        """Raise InputError where transformers can't batch a model continuously."""
+        check_continuous(config)
 
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
         """Yield each draw with its completion, cut where the function ends, in the order in which they finish.
@@ -66,13 +64,13 @@ class ContinuousSampler:
             InputError: The model can't be sampled so.
             RuntimeError: transformers gives up on a request, or its engine ends.
         """
-        limit, prompts = self.settings.max_new_tokens, list(dict.fromkeys(draw.prompt for draw in draws))
+        limit, prompts = self.max_new_tokens, list(dict.fromkeys(draw.prompt for draw in draws))
         ids = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
         check_room(model.config, max(map(len, ids.values()), default=0), limit)
         continuations = {prompt: Continuation(tokenizer, tokens) for prompt, tokens in ids.items()}
         generation = GenerationConfig(
             do_sample=True,
-            temperature=self.settings.temperature,
+            temperature=self.temperature,
             top_k=0,
             top_p=1.0,
             max_new_tokens=limit,
@@ -80,12 +78,12 @@ class ContinuousSampler:
             pad_token_id=tokenizer.pad_token_id,
         )
         batching = ContinuousBatchingConfig(
-            max_requests_per_batch=self.settings.batch_size, seed=draws[0].seed % 2**31, page_size=_PAGE
+            max_requests_per_batch=self.batch_size, seed=draws[0].seed % 2**31, page_size=_PAGE
         )
         on_gpu = model.device.type == "cuda"
         if not on_gpu:
             pages = -(-(max(map(len, ids.values())) + limit) // _PAGE)
-            batching.num_blocks, batching.max_batch_tokens = self.settings.batch_size * pages + 1, _TOKENS
+            batching.num_blocks, batching.max_batch_tokens = self.batch_size * pages + 1, _TOKENS
         with model.continuous_batching_context_manager(
             generation_config=generation,
             continuous_batching_config=batching,

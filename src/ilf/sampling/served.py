@@ -5,41 +5,62 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ilf.files import whole
 from ilf.models.endpoint import KEY, answers
 from ilf.models.tokens import encode_prompts, loses_space, spells_special
-from ilf.settings import Sampling
+from ilf.sampling.sampler import Sampler
 from ilf.tasks.prompts import cut, function_end
 from ilf.types import Draw, InputError
 
 _SAME = 10  # repetitions of programs at once that are no chance
 
 
-class ServedSampler:
+@dataclass
+class ServedSampler(Sampler):
     """Samples from a model that a server holds, by its completions endpoint, as many requests at once as a batch holds.
 
     A completion is streamed, and broken off where the function ends. The server gets each draw's seed, and decides what
-    it does with it.
+    it does with it. It is to hold the model under the absolute path of its folder.
 
     Args:
-        settings: Address, temperature, bound on new tokens, requests at once, more fields of a request.
-        model: Its name on the server.
+        n: Programs a task.
+        temperature: Of the softmax.
+        max_new_tokens: A bound; sampling stops where the function ends.
+        batch_size: Requests at once.
+        url: Of an OpenAI-compatible server, such as http://localhost:8000/v1. The key is read from $OPENAI_API_KEY.
+        extra: More fields of each request, such as {top_k: -1}.
     """
 
-    whole_plans = False
-    halvings = 0
+    url: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
-    def __init__(self, settings: Sampling, model: str) -> None:
-        self.settings, self.model = settings, model
+    local = False
+    changes_nothing = ("n", "url")
+
+    def check(self) -> None:
+        """Raise InputError where there is no address."""
+        if not str(self.url).startswith(("http://", "https://")):
+            advice = "Give sampler.url=http://HOST:PORT/v1."
+            raise InputError(
+                "sampler.url", self.url, "sampler=openai needs an OpenAI-compatible server's address", advice
+            )
 
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
-        """Yield each draw with its completion, cut where the function ends, as they come; the model lies elsewhere.
+        """Yield each draw with its completion, cut where the function ends, as they come.
+
+        Args:
+            model: The folder of the model, which the server has loaded.
+            tokenizer: Its tokenizer.
+            draws: In any order.
 
         Raises:
             InputError: The server can't be reached, does not hold the model, or does not sample; what came was yielded.
         """
+        name = str(Path(model).absolute())
         texts: dict[str, set[str]] = defaultdict(set)  # of each prompt
         tokens = {
             prompt: encode_prompts(tokenizer, [prompt])[0]
@@ -48,11 +69,11 @@ class ServedSampler:
         }
         found = answers(
             "sampler.url",
-            str(self.settings.url),
-            self.model,
+            str(self.url),
+            name,
             draws,
-            lambda client, draw: self._ask(client, draw, tokens.get(draw.prompt, whole(draw.prompt))),
-            self.settings.batch_size,
+            lambda client, draw: self._ask(client, name, draw, tokens.get(draw.prompt, whole(draw.prompt))),
+            self.batch_size,
             f"Have the server hold that folder under this name, set ${KEY} if it asks for a key, and run the same "
             "command again: what is there is kept.",
         )
@@ -62,7 +83,7 @@ class ServedSampler:
         if len(draws) >= len(texts) + _SAME and all(len(found) == 1 for found in texts.values()):
             raise InputError(
                 "sampler.extra",
-                self.settings.extra,
+                self.extra,
                 "the server gives the same program for every seed, so that it does not sample",
                 "Give what it needs to sample by temperature alone, as +sampler.extra.top_k=-1; see docs/servers.md.",
             )
@@ -87,24 +108,24 @@ class ServedSampler:
             if len(short) == _SAME:
                 raise InputError(
                     "sampler.url",
-                    self.settings.url,
+                    self.url,
                     "the server leaves out the space that a completion begins with, as `transformers serve` does with "
                     "the tokenizer of this model",
                     "Use a server that decodes a completion after its prompt, such as vLLM, or sampler=hf.",
                 )
         yield from short
 
-    def _ask(self, client: Any, draw: Draw, prompt: str | list[int]) -> str:
+    def _ask(self, client: Any, name: str, draw: Draw, prompt: str | list[int]) -> str:
         text = ""
         with client.completions.create(
-            model=self.model,
+            model=name,
             prompt=prompt,
-            temperature=self.settings.temperature,
+            temperature=self.temperature,
             top_p=1.0,
-            max_tokens=self.settings.max_new_tokens,
+            max_tokens=self.max_new_tokens,
             seed=draw.seed % 2**31,  # some servers take no more
             stream=True,
-            extra_body=self.settings.extra,
+            extra_body=self.extra,
         ) as stream:
             for part in stream:
                 piece = part.choices[0].text if part.choices else ""

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ilf.models.batches import Batch, join, joinable, prefill
-from ilf.models.tokens import Continuation, encode_prompts, end_ids
-from ilf.settings import Sampling
+from ilf.models.batches import Batch, choose, join, joinable, prefill
+from ilf.models.tokens import Continuation, check_room, encode_prompts, end_ids
+from ilf.sampling.sampler import Sampler
 from ilf.tasks.prompts import cut, function_end
 from ilf.types import Draw, InputError
 
@@ -27,35 +27,21 @@ log = logging.getLogger(__name__)
 _GO_ON = 0.85
 
 
-class Sampler:
-    """Samples completions from a causal language model of transformers.
+@dataclass
+class HFSampler(Sampler):
+    """Samples completions from a causal language model of transformers, which may be any."""
 
-    Args:
-        settings: Temperature, bound on new tokens, programs at once.
-    """
-
-    # What is drawn depends, in its last bits, on what is computed beside it: only a plan that is drawn whole is drawn
-    # again alike.
     whole_plans = True
-
-    def __init__(self, settings: Sampling) -> None:
-        self.settings = settings
-        self.halvings = 0  # how often memory ran out and half as many programs went on at once
 
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
         """Yield each draw with its completion, cut where the function ends, in the order in which they finish.
-
-        Args:
-            model: A causal language model of transformers, on any device.
-            tokenizer: Its tokenizer, with a padding token.
-            draws: Those of one prompt side by side, so that it is prefilled once.
 
         Raises:
             torch.OutOfMemoryError: Memory runs out for a single program.
             InputError: A prompt and the new tokens are more than the model has positions for.
         """
         left = dict.fromkeys(draws)
-        size = min(self.settings.batch_size, len(draws))
+        size = min(self.batch_size, len(draws))
         while left:
             try:
                 for draw, text in self._decode(model, tokenizer, list(left), size):
@@ -74,7 +60,7 @@ class Sampler:
     @torch.inference_mode()
     def _decode(self, model: Any, tokenizer: Any, draws: Sequence[Draw], size: int) -> Iterator[tuple[Draw, str]]:
         """Draw with at most `size` rows at once."""
-        limit, ends = self.settings.max_new_tokens, end_ids(model, tokenizer)
+        limit, ends = self.max_new_tokens, end_ids(model, tokenizer)
         waiting = _Waiting(model, tokenizer, draws, limit)
         rows: list[_Row] = []
         batch: Batch | None = None
@@ -93,7 +79,7 @@ class Sampler:
             assert batch is not None
             numbers = [0.0 if row.done else row.uniform[len(row.tokens)] for row in rows]
             uniform = torch.tensor(numbers, dtype=torch.float32)  # whatever Lightning's precision makes the default
-            chosen = self._choose(batch.logits, uniform.to(model.device))
+            chosen = choose(batch.logits, uniform.to(model.device), self.temperature)
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if row.done:
                     continue
@@ -112,17 +98,6 @@ class Sampler:
                     yield row.draw, cut(text)
             if not all(row.done for row in rows):
                 batch.step(model, chosen, torch.tensor([not row.done for row in rows], device=model.device))
-
-    def _choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """Return a token id for each row of `logits` (B, V), drawn with the numbers of `uniform` (B,) in [0, 1).
-
-        It is -1 where the logits are no numbers.
-        """
-        cumulative = torch.softmax(logits.float() / self.settings.temperature, dim=-1).cumsum(dim=-1)
-        # Scaled by the total, which rounding leaves a little off 1, so that no token past the last is chosen.
-        target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-        return chosen.masked_fill(cumulative[:, -1].isnan(), -1)
 
 
 @dataclass
@@ -182,32 +157,6 @@ class _Waiting:
         if prompt not in self._continuations:
             self._continuations[prompt] = Continuation(self.tokenizer, self.tokens[prompt])
         return self._continuations[prompt]
-
-
-def positions(config: Any) -> int | None:
-    """Return how many tokens a model of transformers reads at most, None where its configuration sets no bound."""
-    places: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return places
-
-
-def check_room(config: Any, prompt: int, new: int, name: str = "a prompt") -> None:
-    """Check that a model has positions for a prompt and for what is drawn after it.
-
-    Args:
-        config: The model's, of transformers.
-        prompt: Tokens of the longest prompt.
-        new: Tokens to draw, at most: sampler.max_new_tokens.
-        name: What the prompt is.
-
-    Raises:
-        InputError: It has fewer; says what would fit.
-    """
-    places = positions(config)
-    if places is not None and prompt + new > places:
-        allowed = f"with {name} of {prompt} tokens passes the model's {places} positions"
-        fits = f"Use at most {places - prompt}, or" if prompt < places else "Choose"
-        advice = f"{fits} shorter prompts (the refiner's: refiner.old_code_tokens, refiner.shots), or another model."
-        raise InputError("sampler.max_new_tokens", new, allowed, advice)
 
 
 def function_ended(text: str) -> bool:

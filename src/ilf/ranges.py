@@ -1,0 +1,10 @@
+"""Ranges of numbers, for the fields of settings and parts: `parts` checks them."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+Positive = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Mebibytes = Annotated[int, Ge(1), Le(10**9)]  # the system counts bytes in 64 bits
+AboveZero = Annotated[float, Gt(0)]
