@@ -129,7 +129,9 @@ def key_of(part: Any, aside: Sequence[str] = ()) -> dict[str, Any]:
     Left out are the fields that its class names in `changes_nothing`.
     """
     kind = type(part)
-    names = [one.name for one in fields(part) if one.name not in (*aside, *getattr(kind, "changes_nothing", ()))]
+    names = [
+        one.name for one in fields(part) if one.init and one.name not in (*aside, *getattr(kind, "changes_nothing", ()))
+    ]
     own = {name: _plain(getattr(part, name)) for name in names}
     return {"target": f"{kind.__module__}.{kind.__qualname__}", "arguments": own, "code": version_of(kind)}
 
@@ -140,6 +142,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def node_of(part: Any) -> Any:
+    """Return a part as plain values with its `_target_`, as a checkpoint may hold it; None for what can't be named."""
+    if isinstance(part, Part):
+        return {"_target_": part.target, **{name: node_of(value) for name, value in part.arguments.items()}}
+    if isinstance(part, functools.partial):
+        return {"_target_": f"{part.func.__module__}.{part.func.__qualname__}", **part.keywords}
+    if is_dataclass(part) and not isinstance(part, type):
+        kind = type(part)
+        own = {one.name: node_of(getattr(part, one.name)) for one in fields(part) if one.init}
+        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **own}
+    return None if callable(part) else part
+
+
+def from_node(node: Any) -> Any:
+    """Return what `node_of` was given: an instance of a dataclass, else what makes one."""
+    if not (isinstance(node, Mapping) and "_target_" in node):
+        return node
+    part = Part(node["_target_"], {name: from_node(value) for name, value in node.items() if name != "_target_"})
+    return part() if is_dataclass(part.resolve()) else part
 
 
 # ---- from a node of the configuration to what it stands for --------------------------------------------------------

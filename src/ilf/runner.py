@@ -7,45 +7,30 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ilf import ranks
-from ilf.code_digest import Part, code_sha256
+from ilf.code_digest import code_sha256
 from ilf.executors import Judge
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
-from ilf.models import batches, load, policy_change, shards, tokens
-from ilf.models.load import compute_dtype, load_tokenizer, sampling_dtype
-from ilf.parts import key_of
-from ilf.sampling import hf
+from ilf.models import batches, load, policy_change, tokens
+from ilf.models.load import load_tokenizer, sampling_dtype
+from ilf.parts import Part
 from ilf.sandbox import executor, worker
-from ilf.settings import Phase, Settings
+from ilf.settings import Settings
 from ilf.store import Entry, Store
 from ilf.tasks import prompts
 from ilf.tracking import Tracker
-from ilf.training import fine_tuning, loops, mbpp_datamodule, trainer, unit_test_callback
-from ilf.training.fine_tuning import Example, FineTuningModule
-from ilf.training.ilf_module import ILFModule
-from ilf.training.loops import METRICS
-from ilf.training.trainer import CHANGING_NOTHING, changing_results, precision, training_device
-from ilf.training.unit_test_callback import TAKEN, UnitTestCallback
+from ilf.training import unit_test_callback
+from ilf.training.loops import JUDGE, METRICS, TAKEN, Drawing, FineTuning, Model
+from ilf.training.trainer import training_device
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
 log = logging.getLogger(__name__)
 
-# The code that makes what a stage stores, besides its settings. Verdicts and samplers have their own.
-_DRAWING: tuple[Part, ...] = (
-    loops.draw,
-    UnitTestCallback._draw,
-    FineTuningModule.sample,
-    mbpp_datamodule,
-    load,
-    tokens,
-    prompts,
-)
-_TRAINING: tuple[Part, ...] = (loops.fine_tune, fine_tuning, mbpp_datamodule, load, tokens, trainer, shards)
-_JUDGING: tuple[Part, ...] = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
+# The code that makes verdicts, besides the settings of the executor.
+_JUDGING = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",
@@ -148,13 +133,7 @@ class Runner:
         return sha256([self.scoring_of(stage), sorted(tests.items()), code_sha256(*_JUDGING)])[:12]
 
     def draw(
-        self,
-        stage: str,
-        model: Path,
-        draws: list[Draw],
-        label: str,
-        tasks: Mapping[int, Task] | None = None,
-        module: type[FineTuningModule] = ILFModule,
+        self, stage: str, model: Path, draws: list[Draw], label: str, tasks: Mapping[int, Task] | None = None
     ) -> list[Program]:
         """Sample and execute planned programs by Lightning's test loop, and put them into the run's folder.
 
@@ -164,7 +143,6 @@ class Runner:
             draws: Every program to sample.
             label: The stage's name with what tells its rounds and data sets apart.
             tasks: By id, where the draws are on other tasks than the run's.
-            module: What the model is.
         """
         if not draws and not self.requested(stage):
             raise NotRequested(stage)
@@ -180,41 +158,28 @@ class Runner:
             )
         by_id = tasks or self.tasks
         scoring = self.verdicts_of(stage, (by_id[draw.task_id] for draw in draws))
-        dtype = sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer))
-        key = {
-            "code": code_sha256(*_DRAWING),
-            "weights": self.weights(model),
-            "draws": [asdict(draw) for draw in draws],
-            "dtype": str(dtype),
-            "attention": self.settings.model.attention,
-            "bos": self.settings.model.bos,
-            "sampler": key_of(self.settings.sampler),
-        }
+        job = Drawing(
+            self._model(model),
+            draws,
+            self.settings.sampler,
+            sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer)),
+            self.settings.module.policy,
+            self.settings.datamodule,
+            self.settings.trainer,
+        )
+        judge = self._judge(label, by_id).having(scoring=scoring, as_paper=self.scoring_of(stage)["scoring"] == "paper")
         programs: list[Program] = []
 
         def work(entry: Entry) -> dict[str, Any]:
             self._take_from_earlier(stage, draws, entry)
-            found, halvings = ranks.call(
-                loops.draw,
-                self.settings,
-                module,
-                model,
-                draws,
-                by_id,
-                entry.path,
-                label,
-                scoring,
-                self.scoring_of(stage)["scoring"] == "paper",
-                self.sandbox,
-                loggers=self.tracker.loggers,
-            )
+            found, halvings = ranks.call(job.run, judge, entry.path, loggers=self.tracker.loggers)
             programs.extend(found)
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
             rows.path.unlink(missing_ok=True)
             rows.append(program.row() for program in programs)
             return {"halvings": halvings}
 
-        path, facts = self.do(stage, key, work, f"done-{scoring}.json")
+        path, facts = self.do(stage, job.key(), work, f"done-{scoring}.json")
         self.halvings += facts["halvings"]
         rows = path / f"programs-{scoring}.jsonl"
         target = self.folder / "programs" / f"{label.replace(stage, _RUN_FILES[stage])}.jsonl"
@@ -241,63 +206,40 @@ class Runner:
             taken.append(found.values())
             log.info("%s: %d of %d programs were drawn by earlier runs and are taken", stage, len(found), len(draws))
 
-    def fine_tune(
-        self,
-        kind: type[FineTuningModule],
-        base: Path,
-        examples: Sequence[Example],
-        validation: Sequence[Example],
-        draws: Sequence[Draw],
-        phase: Phase,
-        name: str,
-    ) -> Path:
-        """Fine-tune a folder's model on examples; return the result's folder, also put into the run's as `name`."""
-        settings, training = self.settings, self.settings.training
-        device, quantize = training_device(settings.trainer), training.quantize
-        key = {
-            "code": code_sha256(*_TRAINING, kind, *((hf, batches) if draws else ())),
-            "weights": self.weights(base),
-            "examples": sha256([asdict(e) for e in examples]),
-            "phase": asdict(phase),
-            "micro_batch_size": training.micro_batch_size,
-            "adapter": settings.adapter and settings.adapter.key(),
-            "quantize": quantize,
-            "compute_dtype": str(compute_dtype(device)) if quantize else None,
-            "attention": settings.model.attention,
-            "bos": settings.model.bos,
-            "compile": training.compile,
-            "optimizer": settings.optimizer.key(),
-            "scheduler": settings.scheduler and settings.scheduler.key(),
-            "trainer": settings.trainer.having(precision=precision(settings.trainer)).key(CHANGING_NOTHING),
-            "callbacks": [one.key() for one in changing_results(settings.callbacks)],
-            "save": asdict(settings.save),
-            "seed": self.settings.seed,
-        }
+    def fine_tune(self, name: str, base: Path, **what: Sequence[Any]) -> Path:
+        """Fine-tune a folder's model; return the result's folder, also put into the run's as `name`.
+
+        Args:
+            name: "refiner" or "policy".
+            base: The folder.
+            what: `examples`, `validation` and `draws`; see `FineTuning`.
+        """
+        job = FineTuning.of(self.settings, name, self._model(base), **what)
+        stage = f"train_{name}"
 
         def work(entry: Entry) -> dict[str, Any]:
-            return ranks.call(
-                loops.fine_tune,
-                self.settings,
-                kind,
-                base,
-                examples,
-                validation,
-                draws,
-                phase,
-                self.tasks,
-                entry.path,
-                self.sandbox,
-                loggers=self.tracker.loggers,
-            )
+            return ranks.call(job.run, self._judge(stage, self.tasks), entry.path, loggers=self.tracker.loggers)
 
-        path, facts = self.do(kind.stage, key, work)
-        if kind.stage in self.reused:
+        path, facts = self.do(stage, job.key(), work)
+        if stage in self.reused:
             self.tracker.replay(JsonLines(path / METRICS).read())
-        self.fine_tuned[kind.stage] = facts
+        self.fine_tuned[stage] = facts
         shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.copytree(path / "model", self.folder / name, copy_function=link_or_copy)
         self.tracker.artifact(self.folder / name)
         return path / "model"
+
+    def _judge(self, stage: str, tasks: Mapping[int, Task]) -> Part:
+        """Return what makes the callback that executes the programs of a stage."""
+        own = {"sandbox": self.sandbox, "tests": self.settings.executor.tests, "tasks": tasks, "stage": stage}
+        return self.settings.callbacks[JUDGE].having(**own)
+
+    def _model(self, folder: Path) -> Model:
+        """Return how the model of a folder is loaded; a local refiner may have a tokenizer of its own."""
+        settings = self.settings
+        local = settings.refiner.path is not None and folder == Path(settings.refiner.path)
+        bos, key = (None, "refiner.path") if local else (settings.model.bos, "model.path")
+        return Model(folder, self.weights(folder), settings.model.attention, bos, key)
 
     def weights(self, folder: Path) -> str:
         """Return the hash of a model folder."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from ilf.executors import Executor, LocalExecutor
 from ilf.parts import Needs, Part
 from ilf.sampling.sampler import Sampler
+from ilf.training.objectives import SFT, Objective
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 WRITERS = ("human", "scripted", "unit_tests", "llm")  # of feedback
@@ -28,7 +29,18 @@ CallbackPart = Annotated[Part, Needs("pytorch_lightning.Callback")]
 LoggerPart = Annotated[Part, Needs("pytorch_lightning.loggers.Logger")]
 _OF_A_RUN = ("callbacks", "logger", "plugins", "num_nodes", "use_distributed_sampler", "default_root_dir")
 _OF_A_FIT = ("enable_checkpointing", "reload_dataloaders_every_n_epochs")
+_MODULE = ("model", "tokenizer", "sampler", "optimizer", "scheduler", "objective", "seed")
+ModulePart = Annotated[Part, Needs("ilf.training.fine_tuning.FineTuningModule", given=_MODULE)]
+DatamodulePart = Annotated[Part, Needs(given=("tokenizer", "contents", "batch_size", "seed"))]
 TrainerPart = Annotated[Part, Needs("pytorch_lightning.Trainer", given=(*_OF_A_RUN, *_OF_A_FIT))]
+
+
+@dataclass
+class Modules:
+    """The Lightning modules of the two fine-tunings."""
+
+    refiner: ModulePart = field(default_factory=lambda: Part("ilf.training.RefineModule"))
+    policy: ModulePart = field(default_factory=lambda: Part("ilf.training.ILFModule"))
 
 
 @dataclass
@@ -249,6 +261,9 @@ class Settings:
     executor: Annotated[Executor, Needs()] = field(default_factory=LocalExecutor)
     adapter: AdapterPart = None
     optimizer: OptimizerPart = field(default_factory=lambda: Part("torch.optim.AdamW"))
+    objective: Annotated[Objective, Needs()] = field(default_factory=SFT)
+    module: Annotated[Modules, Needs()] = field(default_factory=Modules)
+    datamodule: DatamodulePart = field(default_factory=lambda: Part("ilf.training.MBPPDataModule"))
     scheduler: SchedulerPart = field(default_factory=lambda: Part("ilf.training.schedules.linear"))
     training: Training = field(default_factory=Training)
     trainer: TrainerPart = field(default_factory=lambda: Part("pytorch_lightning.Trainer"))

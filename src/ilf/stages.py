@@ -20,7 +20,6 @@ from ilf.settings import STAGES, Settings
 from ilf.store import Store
 from ilf.tasks.prompts import completion_of, few_shot_prompt
 from ilf.tracking import Tracker
-from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.refine_module import RefineModule
@@ -168,25 +167,20 @@ class Stages:
         for task, f in zip(tasks, feedback, strict=True):
             query = RefineModule.prompt(self.tokenizer, f, task, settings.old_code_tokens)
             pairs.append((task, few_shot_prompt(shots, query) if shots else query))
-        return self._draw("refine", refiner, pairs, RefineModule)
+        return self._draw("refine", refiner, pairs)
 
     def evaluate(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the fine-tuned policy's programs on tasks to report; None is the policy as it was."""
         return self._draw("evaluate", policy or self.model, _task_prompts(tasks))
 
     def _draw(
-        self,
-        stage: str,
-        model: Path,
-        prompts: Sequence[tuple[Task, str]],
-        module: type[FineTuningModule] = ILFModule,
-        n: int | None = None,
+        self, stage: str, model: Path, prompts: Sequence[tuple[Task, str]], n: int | None = None
     ) -> list[Program]:
         """Draw `n` programs for each prompt; those of another data set have seeds and files of their own."""
         label = "transfer_" * (bool(prompts) and prompts[0][0] in self.tasks.transfer) + stage
         draws = plan_draws(prompts, label, n or self.settings.sampler.n, self.runner.seed)
         tasks = {task.task_id: task for task, _ in prompts}
-        return self.runner.draw(stage, model, draws, label + self.runner.suffix, tasks, module)
+        return self.runner.draw(stage, model, draws, label + self.runner.suffix, tasks)
 
     # ---- feedback ----------------------------------------------------------------------------------------------
 
@@ -266,8 +260,7 @@ class Stages:
                 task = self.tasks.by_id[f.task_id]
                 pairs.append((task, RefineModule.prompt(self.tokenizer, f, task, settings.old_code_tokens)))
         draws = plan_draws(pairs, "validate_refiner", self.settings.training.validate_n, self.runner.seed)
-        phase = self.settings.training.refiner
-        return self.runner.fine_tune(RefineModule, self.model, training, held_out, draws, phase, "refiner")
+        return self.runner.fine_tune("refiner", self.model, examples=training, validation=held_out, draws=draws)
 
     def train_policy(self, policy: Path | None, examples: Sequence[Refinement]) -> Path:
         """Return the folder of pi_theta*, validated on Refine."""
@@ -278,7 +271,8 @@ class Stages:
         training = self.settings.training
         encoded = [ILFModule.example(self.tokenizer, e, training.max_length) for e in examples]
         draws = plan_draws(_task_prompts(self.tasks.refine), "validate_policy", training.validate_n, self.runner.seed)
-        tuned = self.runner.fine_tune(ILFModule, policy or self.model, encoded, [], draws, training.policy, "policy")
+        base = policy or self.model
+        tuned = self.runner.fine_tune("policy", base, examples=encoded, validation=[], draws=draws)
         if n := self.settings.select:
             self.validation = self._draw("validate", tuned, _task_prompts(self.tasks.refine), n=n)
         return tuned

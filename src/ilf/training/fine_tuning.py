@@ -15,19 +15,22 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.nn import functional
 
+from ilf import ranks
 from ilf.models.batches import takes
 from ilf.models.load import load_model, load_tokenizer, resolve
 from ilf.models.shards import hold_whole, shard
 from ilf.models.tokens import encode_continuation, encode_prompts
-from ilf.parts import Part
+from ilf.parts import Part, from_node, node_of
 from ilf.sampling.hf import HFSampler
 from ilf.sampling.sampler import Sampler
+from ilf.training.objectives import SFT, Objective
 from ilf.training.schedules import make_schedule
 from ilf.types import Draw, InputError, derive_seed
 
 log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far long work has come
+Completions = list[tuple[Draw, str]]
 ADAMW = Part("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
 LINEAR = Part("ilf.training.schedules.linear")
 
@@ -100,12 +103,13 @@ class FineTuningModule(pl.LightningModule):
         sampler: Draws programs on validation, test and predict.
         optimizer: Makes an optimizer for parameters.
         scheduler: Makes a learning-rate scheduler for the optimizer, stepped with it; None for a constant rate.
+        objective: What is minimised.
         gradient_checkpointing: Compute activations again in the backward pass: less memory, more time.
-        compile: Compile the training forward pass by torch.compile.
         seed: Of dropout.
     """
 
     stage: str  # prefix of the metrics
+    changes_nothing = ("gradient_checkpointing",)  # of its arguments
 
     def __init__(
         self,
@@ -114,13 +118,19 @@ class FineTuningModule(pl.LightningModule):
         sampler: Sampler | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
         scheduler: Callable[..., Any] | None = LINEAR,
+        objective: Objective | None = None,
         gradient_checkpointing: bool = False,
-        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         named = isinstance(model, str | Path)
-        self.save_hyperparameters(ignore=["tokenizer"] if named else ["model", "tokenizer"], logger=False)
+        sampler, optimizer, scheduler, objective = map(from_node, (sampler, optimizer, scheduler, objective))
+        parts = {"sampler": sampler, "optimizer": optimizer, "scheduler": scheduler, "objective": objective}
+        own = {name: node_of(part) for name, part in parts.items()}
+        own |= {"gradient_checkpointing": gradient_checkpointing, "seed": seed} | (
+            {"model": str(model)} if named else {}
+        )
+        self.save_hyperparameters(own, logger=False)
         if named:
             folder = Path(model) if Path(model).is_dir() else resolve(None, str(model), None, "model")
             tokenizer = tokenizer or load_tokenizer(folder)
@@ -129,8 +139,14 @@ class FineTuningModule(pl.LightningModule):
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
         self.gradient_checkpointing = gradient_checkpointing
         self.strict_loading = False  # checkpoints hold only what is trained
-        # Compiled is a function and not the model: names in checkpoints and saved folders stay as they are.
-        self._training_forward = torch.compile(_logits, dynamic=True) if compile else _logits
+        self.objective = objective or SFT()
+        self._training_forward = _logits
+        self._on_drawn: Callable[[Draw, str], None] = lambda draw, text: None
+        self._raised: InputError | None = None  # in this process, until all have come to where they tell each other
+
+    def compile_forward(self) -> None:
+        """Compile the training forward pass: a function and not the model, so that names of weights stay."""
+        self._training_forward = torch.compile(_logits, dynamic=True)
 
     def setup(self, stage: str) -> None:
         """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
@@ -149,24 +165,14 @@ class FineTuningModule(pl.LightningModule):
         """Yield each draw with its completion, in the order in which they finish."""
         return self.sampler.sample(self.model, self.tokenizer, draws)
 
-    def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the mean cross-entropy over the target tokens of each example, (B,), in nats a token.
-
-        Args:
-            batch: `input_ids`, `attention_mask` and `labels`, each (B, T), right-padded; labels of -100 don't count.
-
-        Raises:
-            ValueError: An example has no target token.
-        """
-        labels = batch["labels"]
-        counts = (labels != -100).sum(dim=1)
-        if bool((counts == 0).any()):
-            raise ValueError("a batch holds an example without a target token")
-        first = int((labels != -100).int().argmax(dim=1).min()) - 1  # logits before it predict only prompt tokens
+    def logits(self, batch: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
+        """Return the logits of the last `keep` positions of a batch, (B, keep, V)."""
         forward = self._training_forward if self.training else _logits
-        logits = last_logits(self.model, batch["input_ids"], batch["attention_mask"], labels.shape[1] - first, forward)
-        loss: torch.Tensor = token_losses(logits, labels[:, first:]).sum(dim=1) / counts
-        return loss
+        return last_logits(self.model, batch["input_ids"], batch["attention_mask"], keep, forward)
+
+    def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss of each example of a micro-batch, (B,); see `objectives`."""
+        return self.objective.losses(self, batch)
 
     def configure_model(self) -> None:
         """Divide the model among the processes, where it is to be."""
@@ -240,22 +246,46 @@ class FineTuningModule(pl.LightningModule):
         if wrong:
             raise self._diverged(f"after the last step, {len(wrong)} weights are not finite, {wrong[0]} among them")
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the loss of an example batch; a batch of draws is UnitTestCallback's."""
-        if isinstance(batch, dict):
-            losses = self.losses(batch)
-            if not torch.isfinite(losses).all():
-                raise self._diverged(
-                    f"after {self.trainer.global_step} steps a loss on held-out examples is not finite"
-                )
-            self.log(f"{self.stage}/validation_loss", losses.mean(), batch_size=len(losses), add_dataloader_idx=False)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Completions] | None:
+        """Log the loss of an example batch; return the completions of a batch of draws."""
+        if not isinstance(batch, dict):
+            return self._draw(batch)
+        losses = self.losses(batch)
+        if not torch.isfinite(losses).all():
+            raise self._diverged(f"after {self.trainer.global_step} steps a loss on held-out examples is not finite")
+        self.log(f"{self.stage}/validation_loss", losses.mean(), batch_size=len(losses), add_dataloader_idx=False)
+        return None
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Leave the batch of draws to UnitTestCallback."""
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Completions]:
+        """Return each draw of a batch that is still to be drawn, with its completion."""
+        return self._draw(batch)
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[tuple[Draw, str]]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Completions]:
         """Return each draw of a batch with its completion."""
-        return list(self.sample(batch.draws))
+        return self._draw(batch)
+
+    def _draw(self, batch: Any) -> dict[str, Completions]:
+        """Sample a batch, unless an earlier one could not be: the other processes are still to be told."""
+        found: Completions = []
+        if self._raised is None:
+            try:
+                for draw, text in self.sample(batch.missing):
+                    found.append((draw, text))
+                    self._on_drawn(draw, text)
+            except InputError as error:
+                self._raised = error
+        return {"completions": found}
+
+    def on_drawn(self, take: Callable[[Draw, str], None]) -> None:
+        """Have each completion given to `take` as it comes, before its batch is done."""
+        self._on_drawn = take
+
+    def raise_together(self) -> None:
+        """Raise in every process what was raised in one: the others would wait for it."""
+        errors = ranks.gather([self._raised] if self._raised else [])
+        self._raised = None
+        if errors:
+            raise errors[0]
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer with its learning-rate schedule over all optimizer steps."""

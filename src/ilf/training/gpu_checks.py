@@ -31,7 +31,7 @@ from ilf.sampling.hf import HFSampler
 from ilf.sampling.sampler import Sampler
 from ilf.training.fine_tuning import Example
 from ilf.training.ilf_module import ILFModule
-from ilf.training.mbpp_datamodule import MBPPDataModule
+from ilf.training.mbpp_datamodule import Contents, MBPPDataModule
 from ilf.training.trainer import make_trainer
 from ilf.types import Draw
 
@@ -141,7 +141,7 @@ def train(
         net, tokenizer, optimizer=how.optimizer.having(lr=1e-3), gradient_checkpointing=how.checkpointing
     ).train()
     rows = [Example(i, (5,), (7,) * (how.tokens - 1)) for i in range(4 * how.rows)]
-    data = MBPPDataModule(tokenizer, training=rows, batch_size=2 * how.rows, micro_batch_size=how.rows)
+    data = MBPPDataModule(tokenizer, Contents(rows), batch_size=2 * how.rows, micro_batch_size=how.rows)
     own = {"accelerator": "gpu" if device == "cuda" else "cpu", "precision": how.precision, "gradient_clip_val": 1.0}
     clock = _Clock()
     configured = Part("pytorch_lightning.Trainer", own | {"log_every_n_steps": 1, "enable_model_summary": False})

@@ -1,4 +1,8 @@
-"""What Lightning's loops do for a stage, divided among the processes of a run: samples on test, fine-tuning by fit."""
+"""What Lightning's loops do for a stage, divided among the processes of a run: samples on test, fine-tuning by fit.
+
+A job is a record of everything that decides its result, from which its key in the store is made; it is sent to the
+other processes, which do it together.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import logging
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +19,233 @@ from pytorch_lightning.loggers import Logger
 from transformers import AutoConfig
 
 from ilf import ranks
-from ilf.executors import Judge
-from ilf.files import JsonLines
-from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, save, saving_dtype
-from ilf.models.shards import gathered
-from ilf.parts import Part
+from ilf.code_digest import code_sha256
+from ilf.files import JsonLines, sha256
+from ilf.models import batches, load, shards, tokens
+from ilf.models.load import adapt, compute_dtype, load_model, load_tokenizer, save, saving_dtype
+from ilf.parts import Part, key_of
+from ilf.sampling import hf
 from ilf.sampling.hf import HFSampler
-from ilf.settings import Phase, Settings
-from ilf.training.fine_tuning import Example, FineTuningModule
-from ilf.training.mbpp_datamodule import MBPPDataModule
-from ilf.training.trainer import make_trainer, sampling_trainer, training_device
-from ilf.training.unit_test_callback import TAKEN
-from ilf.types import Draw, Program, Task, derive_seed
+from ilf.sampling.sampler import Sampler
+from ilf.settings import Phase, Settings, Training
+from ilf.tasks import prompts
+from ilf.training import fine_tuning, mbpp_datamodule, schedules, trainer
+from ilf.training.fine_tuning import Example
+from ilf.training.mbpp_datamodule import Contents
+from ilf.training.objectives import Objective
+from ilf.training.trainer import (
+    CHANGING_NOTHING,
+    changing_results,
+    make_trainer,
+    precision,
+    sampling_trainer,
+    training_device,
+)
+from ilf.training.unit_test_callback import UnitTestCallback, kept_samples
+from ilf.types import Draw, Program, derive_seed
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"  # of a fine-tuning: each logged step
-_JUDGE = "unit_tests"  # the callback that executes programs, among the configured ones
+TAKEN = "samples.taken.jsonl"  # of a stage's folder: what earlier stages had drawn
+JUDGE = "unit_tests"  # the callback that executes programs, among the configured ones
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's folder, and how it is loaded."""
+
+    folder: Path
+    weights: str  # hash of the folder
+    attention: str
+    bos: bool | None
+    key: str = "model.path"  # the setting that names it
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The programs of a stage."""
+
+    model: Model
+    draws: Sequence[Draw]
+    sampler: Sampler
+    dtype: torch.dtype
+    module: Part
+    datamodule: Part
+    trainer: Part
+
+    def key(self) -> dict[str, Any]:
+        """Return what decides the programs."""
+        return {
+            "code": code_sha256(
+                Drawing.run, UnitTestCallback._take, fine_tuning.FineTuningModule.sample, mbpp_datamodule, load, tokens,
+                prompts, *((batches,) if isinstance(self.sampler, HFSampler) else ()),
+            ),
+            "weights": self.model.weights,
+            "draws": [asdict(draw) for draw in self.draws],
+            "dtype": str(self.dtype),
+            "attention": self.model.attention,
+            "bos": self.model.bos,
+            "sampler": key_of(self.sampler),
+            "module": self.module.key(),
+            "datamodule": self.datamodule.key(aside=["micro_batch_size"]),
+        }  # fmt: skip
+
+    def run(self, judge: Part, folder: Path, loggers: Sequence[Any] = ()) -> tuple[list[Program], int]:
+        """Sample and execute the programs by the test loop; return them, and how often memory ran out.
+
+        Args:
+            judge: Makes the callback that executes them.
+            folder: Keeps finished batches.
+            loggers: Lightning loggers.
+        """
+        sampler, kept = replace(self.sampler), kept_samples(folder)  # a sampler that counts for this stage alone
+        # Samples that are there only need their verdicts: another scoring of a finished stage loads no model.
+        finished = any(folder.glob("done-*.json"))
+        taken = {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
+        if finished:
+            taken |= {(draw.task_id, draw.sample) for draw in self.draws}
+        net = None
+        if sampler.local and not all((draw.task_id, draw.sample) in taken for draw in self.draws):
+            net = load_model(self.model.folder, self.dtype, self.model.attention, key=self.model.key)
+        tokenizer = load_tokenizer(self.model.folder, self.model.bos)
+        module = self.module(model=net, tokenizer=tokenizer, sampler=sampler)
+        if not sampler.local:
+            module.model = self.model.folder
+        contents = Contents(test_draws=self.draws, taken=taken, kept=set(kept), whole_plans=sampler.whole_plans)
+        data = self.datamodule(tokenizer=tokenizer, contents=contents)
+        callback = judge(folder=folder)
+        made = make_trainer(sampling_trainer(self.trainer), callbacks=[callback], loggers=loggers, epochs=1)
+        made.test(module, data, verbose=False)
+        return callback.programs, sum(ranks.gather([sampler.halvings]))
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """One fine-tuning, of the refiner or of the policy."""
+
+    base: Model
+    examples: Sequence[Example]
+    validation: Sequence[Example]  # to report the loss on
+    draws: Sequence[Draw]  # programs to sample after each epoch
+    phase: Phase
+    training: Training
+    module: Part
+    datamodule: Part
+    objective: Objective
+    optimizer: Part
+    scheduler: Part | None
+    adapter: Part | None
+    trainer: Part
+    callbacks: Mapping[str, Part]
+    sampler: Sampler
+    save_dtype: str
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Settings, name: str, base: Model, **what: Any) -> FineTuning:
+        """Return the fine-tuning that settings ask for.
+
+        Args:
+            settings: Of the run.
+            name: "refiner" or "policy".
+            base: What is fine-tuned.
+            what: `examples`, `validation` and `draws`.
+        """
+        drawing = settings.sampler  # no server holds what is being trained
+        shared = ("training", "datamodule", "objective", "optimizer", "scheduler", "adapter", "trainer", "callbacks")
+        return cls(
+            base=base,
+            phase=getattr(settings.training, name),
+            module=getattr(settings.module, name),
+            sampler=HFSampler(drawing.n, drawing.temperature, drawing.max_new_tokens, drawing.batch_size),
+            save_dtype=settings.save.dtype,
+            seed=settings.seed,
+            **{one: getattr(settings, one) for one in shared},
+            **what,
+        )
+
+    def key(self) -> dict[str, Any]:
+        """Return what decides the weights."""
+        drawn = (hf, batches) if self.draws else ()
+        quantize, device = self.training.quantize, training_device(self.trainer)
+        return {
+            "code": code_sha256(
+                FineTuning.run, fine_tuning, mbpp_datamodule, schedules, load, tokens, trainer, shards, *drawn
+            ),
+            "weights": self.base.weights,
+            "examples": sha256([asdict(e) for e in self.examples]),
+            "phase": asdict(self.phase),
+            "adapter": self.adapter and self.adapter.key(),
+            "quantize": quantize,
+            "compute_dtype": str(compute_dtype(device)) if quantize else None,
+            "attention": self.base.attention,
+            "bos": self.base.bos,
+            "compile": self.training.compile,
+            "module": self.module.key(),
+            "datamodule": self.datamodule.key(aside=["sampling_batch_size"]),
+            "objective": key_of(self.objective),
+            "optimizer": self.optimizer.key(),
+            "scheduler": self.scheduler and self.scheduler.key(),
+            "trainer": self.trainer.having(precision=precision(self.trainer)).key(CHANGING_NOTHING),
+            "callbacks": [one.key() for one in changing_results(self.callbacks)],
+            "save": self.save_dtype,
+            "seed": self.seed,
+        }
+
+    def run(self, judge: Part, folder: Path, loggers: Sequence[Any] = ()) -> dict[str, Any]:
+        """Fine-tune by the fit loop, into `folder`/model; return the steps and the last metrics.
+
+        Args:
+            judge: Makes the callback that executes programs.
+            folder: Keeps a checkpoint until the end.
+            loggers: Lightning loggers.
+        """
+        stage = self.module.resolve().stage  # type: ignore[attr-defined]
+        torch.manual_seed(derive_seed(self.seed, stage))  # LoRA's first matrices are random
+        tokenizer = load_tokenizer(self.base.folder, self.base.bos)
+        device = training_device(self.trainer)
+        net = load_model(self.base.folder, torch.float32, self.base.attention, self.training.quantize, device)
+        net = adapt(net, self.adapter)
+        module = self.module(
+            model=net,
+            tokenizer=tokenizer,
+            sampler=replace(self.sampler),
+            optimizer=self.optimizer.having(lr=self.phase.lr),
+            scheduler=self.scheduler,
+            objective=self.objective,
+            seed=self.seed,
+        ).train()
+        if self.training.compile:
+            module.compile_forward()
+        contents = Contents(self.examples, self.validation, self.draws)
+        data = self.datamodule(tokenizer=tokenizer, contents=contents, batch_size=self.phase.batch_size, seed=self.seed)
+        checkpoints = folder / "checkpoints"
+        made = make_trainer(
+            self.trainer,
+            callbacks=[judge(k=[1]), *(one() for name, one in self.callbacks.items() if name != JUDGE)],
+            loggers=[*loggers, _Rows(folder / METRICS)],
+            epochs=self.phase.epochs,
+            checkpoints=checkpoints,
+        )
+        made.fit(module, data, ckpt_path=_last_checkpoint(checkpoints / "last.ckpt", stage))
+        self._save(net, tokenizer, folder / "model")
+        if ranks.rank() == 0:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        return {
+            "optimizer_steps": made.global_step,
+            "metrics": {k: float(v) for k, v in made.callback_metrics.items()},
+        }
+
+    def _save(self, net: Any, tokenizer: Any, folder: Path) -> None:
+        """Write the model from the first process, wherever its parts are."""
+        weights = shards.gathered(net)
+        if ranks.rank() > 0:
+            return
+        if weights is not None:
+            net = adapt(load_model(self.base.folder, torch.float32), self.adapter)
+            net.load_state_dict(weights)
+        save(net, tokenizer, folder, saving_dtype(self.save_dtype, AutoConfig.from_pretrained(self.base.folder)))
 
 
 class _Rows(Logger):
@@ -50,137 +264,6 @@ class _Rows(Logger):
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Keep nothing: the entry's key.json has the settings."""
-
-
-def draw(
-    settings: Settings,
-    kind: type[FineTuningModule],
-    model: Path,
-    draws: Sequence[Draw],
-    tasks: Mapping[int, Task],
-    folder: Path,
-    label: str,
-    scoring: str,
-    as_paper: bool,
-    sandbox: Judge,
-    loggers: Sequence[Any] = (),
-) -> tuple[list[Program], int]:
-    """Sample and execute planned programs by the test loop; return them, and how often memory ran out.
-
-    Args:
-        settings: Of the run.
-        kind: What the model is.
-        model: Folder of what is sampled from.
-        draws: Every program to sample.
-        tasks: By id.
-        folder: Keeps finished batches.
-        label: Prefix of the logged metrics.
-        scoring: See `UnitTestCallback`.
-        as_paper: See `UnitTestCallback`.
-        sandbox: Executes programs.
-        loggers: Lightning loggers.
-    """
-    callback = _judge(settings)(
-        label, tasks, sandbox, settings.executor.tests, folder=folder, scoring=scoring, as_paper=as_paper
-    )
-    # Samples that are there only need their verdicts: another scoring of a finished stage loads no model.
-    finished = any(folder.glob("done-*.json"))
-    taken = {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
-    kept = [d for d in draws if finished or (d.task_id, d.sample) in taken]
-    missing = [d for d in draws if not finished and (d.task_id, d.sample) not in taken]
-    local = settings.refiner.path is not None and model == Path(settings.refiner.path)
-    sampler = replace(settings.sampler)  # which counts for this stage alone
-    net: Any = model
-    if missing and sampler.local:
-        key = "refiner.path" if local else "model.path"
-        dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer))
-        net = load_model(model, dtype, settings.model.attention, key=key)
-    tokenizer = load_tokenizer(model, None if local else settings.model.bos)  # a local refiner may have its own
-    module = kind(net, tokenizer, sampler)
-    size = settings.sampler.batch_size
-    data = MBPPDataModule(tokenizer, test_draws=missing, kept_draws=kept, sampling_batch_size=size)
-    trainer = make_trainer(sampling_trainer(settings.trainer), callbacks=[callback], loggers=loggers, epochs=1)
-    trainer.test(module, data, verbose=False)
-    return callback.programs, sum(ranks.gather([sampler.halvings]))
-
-
-def _judge(settings: Settings) -> Part:
-    """Return what executes a run's programs."""
-    return settings.callbacks[_JUDGE]
-
-
-def fine_tune(
-    settings: Settings,
-    kind: type[FineTuningModule],
-    base: Path,
-    examples: Sequence[Example],
-    validation: Sequence[Example],
-    draws: Sequence[Draw],
-    phase: Phase,
-    tasks: Mapping[int, Task],
-    folder: Path,
-    sandbox: Judge,
-    loggers: Sequence[Any] = (),
-) -> dict[str, Any]:
-    """Fine-tune a folder's model by the fit loop, into `folder`/model; return the steps and the last metrics.
-
-    Args:
-        settings: Of the run.
-        kind: What the model is to become.
-        base: Folder of the model.
-        examples: To fit on.
-        validation: Examples to report the loss on.
-        draws: Programs to sample after each epoch.
-        phase: Learning rate, epochs, batch size.
-        tasks: By id, those of the draws.
-        folder: Keeps a checkpoint until the end.
-        sandbox: Executes programs.
-        loggers: Lightning loggers.
-    """
-    torch.manual_seed(derive_seed(settings.seed, kind.stage))  # LoRA's first matrices are random
-    tokenizer = load_tokenizer(base, settings.model.bos)
-    drawing = settings.sampler  # no server holds what is being trained
-    sampler = HFSampler(drawing.n, drawing.temperature, drawing.max_new_tokens, drawing.batch_size)
-    device = training_device(settings.trainer)
-    training = settings.training
-    net = load_model(base, torch.float32, settings.model.attention, training.quantize, device)
-    net = adapt(net, settings.adapter)
-    optimizer = settings.optimizer.having(lr=phase.lr)
-    options = {"gradient_checkpointing": training.gradient_checkpointing, "compile": training.compile}
-    module = kind(net, tokenizer, sampler, optimizer, settings.scheduler, seed=settings.seed, **options).train()
-    judge = _judge(settings)(kind.stage, tasks, sandbox, settings.executor.tests, k=[1])
-    callbacks = [judge, *(one() for name, one in settings.callbacks.items() if name != _JUDGE)]
-    data = MBPPDataModule(
-        tokenizer,
-        training=examples,
-        validation=validation,
-        validation_draws=draws,
-        batch_size=phase.batch_size,
-        micro_batch_size=settings.training.micro_batch_size,
-        sampling_batch_size=settings.sampler.batch_size,
-        seed=settings.seed,
-    )
-    checkpoints = folder / "checkpoints"
-    trainer = make_trainer(
-        settings.trainer,
-        callbacks=callbacks,
-        loggers=[*loggers, _Rows(folder / METRICS)],
-        epochs=phase.epochs,
-        checkpoints=checkpoints,
-    )
-    trainer.fit(module, data, ckpt_path=_last_checkpoint(checkpoints / "last.ckpt", kind.stage))
-    weights = gathered(net)
-    if ranks.rank() == 0:
-        if weights is not None:
-            net = adapt(load_model(base, torch.float32), settings.adapter)
-            net.load_state_dict(weights)
-        dtype = saving_dtype(settings.save.dtype, AutoConfig.from_pretrained(base))
-        save(net, tokenizer, folder / "model", dtype)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    return {
-        "optimizer_steps": trainer.global_step,
-        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
-    }
 
 
 def _last_checkpoint(file: Path, stage: str) -> str | None:

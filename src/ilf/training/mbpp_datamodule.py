@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from ilf.models.load import load_tokenizer
 from ilf.models.tokens import encode_prompts
 from ilf.training.fine_tuning import Example
 from ilf.types import Draw, Task, derive_seed
@@ -53,26 +56,44 @@ def micro_batches(examples: Iterable[Example], size: int) -> list[list[Example]]
 
 
 class DrawBatch:
-    """Draws that are sampled together: one thing to Lightning, which looks into lists for tensors to move."""
+    """Draws that are sampled together: one thing to Lightning, which looks into lists for tensors to move.
 
-    def __init__(self, draws: Sequence[Draw]) -> None:
-        self.draws = draws
+    Args:
+        draws: All of them.
+        missing: Those that are still to be sampled; None for all.
+    """
+
+    def __init__(self, draws: Sequence[Draw], missing: Sequence[Draw] | None = None) -> None:
+        self.draws, self.missing = draws, draws if missing is None else missing
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a stage trains and samples on."""
+
+    training: Sequence[Example] = ()  # to fit on
+    validation: Sequence[Example] = ()  # to report the loss on after each epoch
+    validation_draws: Sequence[Draw] = ()  # programs to sample after each epoch
+    test_draws: Sequence[Draw] = ()  # programs to sample on test and predict
+    taken: Collection[tuple[int, int]] = ()  # (task, sample) of test draws that stand in batches of their own
+    kept: Collection[tuple[int, int]] = ()  # of those that are sampled already
+    whole_plans: bool = True  # whether a batch of which a draw is missing is sampled whole again
 
 
 class MBPPDataModule(pl.LightningDataModule):
-    """Loaders for Lightning's fit, validate and test.
+    """Loaders for Lightning's fit, validate, test and predict.
 
-    A training batch is one optimizer step, as a list of micro-batches, which are dicts of tensors (B, T). A validation
-    batch is a micro-batch or a `DrawBatch`, a test batch a `DrawBatch`. Of several processes, each has its share
-    of every step and of the draws, in as many micro-batches and batches as the others, some of which may be empty.
+    Alone, it loads a data set, divides it into the paper's splits, and serves the gold programs of Train to fit on,
+    draws on Refine to validate, and draws on Test to test and predict. A training batch is one optimizer step, as a
+    list of micro-batches, which are dicts of tensors (B, T). A validation batch is a micro-batch or a `DrawBatch`, a
+    test batch a `DrawBatch`. Of several processes, each has its share of every step and of the draws, in as many
+    micro-batches and batches as the others, some of which may be empty.
 
     Args:
-        tokenizer: Gives the padding id and the lengths that batches are planned by.
-        training: Examples to fit on.
-        validation: Examples to report the loss on after each epoch.
-        validation_draws: Programs to sample after each epoch.
-        test_draws: Programs to sample on test.
-        kept_draws: Programs that an earlier run sampled: they follow, in batches of their own.
+        tokenizer: Of the model, or the folder of one: gives the padding id and the lengths that batches are planned by.
+        contents: What to serve; None for what `data` holds.
+        data: A data set, such as `MBPP(path="mbpp.jsonl")`; None for MBPP from the Hugging Face Hub.
+        n: Programs a task, where `contents` does not say.
         batch_size: Examples an optimizer step.
         micro_batch_size: Examples a forward pass, at most.
         sampling_batch_size: Programs sampled at once; a batch of draws is several times as large.
@@ -82,27 +103,24 @@ class MBPPDataModule(pl.LightningDataModule):
     def __init__(
         self,
         tokenizer: Any,
-        *,
-        training: Sequence[Example] = (),
-        validation: Sequence[Example] = (),
-        validation_draws: Sequence[Draw] = (),
-        test_draws: Sequence[Draw] = (),
-        kept_draws: Sequence[Draw] = (),
+        contents: Contents | None = None,
+        data: Any = None,
+        n: int = 1,
         batch_size: int = 32,
         micro_batch_size: int = 1,
         sampling_batch_size: int = 32,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.tokenizer, self.training, self.validation = tokenizer, training, validation
-        self.validation_draws, self.test_draws, self.kept_draws = validation_draws, test_draws, kept_draws
+        self.tokenizer = load_tokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
+        self.contents, self.data, self.n = contents or Contents(), data, n
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampling_batch_size, self.seed = sampling_batch_size, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the epoch's optimizer steps: each example once, in the step that the seed and the epoch decide."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        order = list(self.training)
+        order = list(self.contents.training)
         random.Random(derive_seed(self.seed, "order", epoch)).shuffle(order)
         steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         return DataLoader([self._share(step) for step in steps], batch_size=None)  # type: ignore[arg-type]
@@ -124,19 +142,31 @@ class MBPPDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return a loader of examples, where there are any, and one of draws."""
-        examples = [self._collate(part) for part in micro_batches(self.validation, self.micro_batch_size)]
-        loaders = [examples, self._share_of_draws(self.validation_draws)]
+        own = self.contents
+        examples = [self._collate(part) for part in micro_batches(own.validation, self.micro_batch_size)]
+        loaders = [examples, self._share_of_draws(own.validation_draws)]
         return [DataLoader(batches, batch_size=None) for batches in loaders if batches]  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return the planned batches of draws."""
-        batches = self._share_of_draws(self.test_draws) + self._share_of_draws(self.kept_draws)
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        """Return the planned batches of draws; those that are kept follow, in batches of their own."""
+        own = self.contents
+        kept = [d for d in own.test_draws if (d.task_id, d.sample) in own.taken]
+        planned = [d for d in own.test_draws if (d.task_id, d.sample) not in own.taken]
+        return DataLoader(self._share_of_draws(planned) + self._share_of_draws(kept), batch_size=None)  # type: ignore[arg-type]
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the same."""
+        return self.test_dataloader()
 
     def _share_of_draws(self, draws: Sequence[Draw]) -> list[DrawBatch]:
         (rank, count), batches = self._rank, self.draw_batches(draws)
         share = range(rank, -(-len(batches) // count) * count, count)
-        return [DrawBatch(batches[i] if i < len(batches) else []) for i in share]
+        return [self._batch(batches[i] if i < len(batches) else []) for i in share]
+
+    def _batch(self, draws: Sequence[Draw]) -> DrawBatch:
+        kept = self.contents.kept
+        missing = [d for d in draws if (d.task_id, d.sample) not in kept]
+        return DrawBatch(draws, draws if missing and self.contents.whole_plans else missing)
 
     def draw_batches(self, draws: Sequence[Draw]) -> list[list[Draw]]:
         """Return the draws in batches, prompts of like length together, the longest first: memory fails early.

@@ -15,11 +15,11 @@ from ilf import ranks
 from ilf.analysis.statistics import mean_pass_at_k
 from ilf.executors import Judge
 from ilf.files import JsonLines
-from ilf.sandbox import Job
+from ilf.sandbox import Job, Limits, Sandbox
 from ilf.tasks.prompts import as_paper_scores
 from ilf.training.fine_tuning import EVERY
 from ilf.training.mbpp_datamodule import DrawBatch
-from ilf.types import Draw, InputError, Program, Task, Verdict
+from ilf.types import Draw, Program, Task, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +45,29 @@ def score(programs: Sequence[tuple[str, Task]], sandbox: Judge, tests: str, as_p
     return sandbox.run(jobs)
 
 
+def kept_samples(folder: Path | None) -> dict[tuple[int, int], dict[str, Any]]:
+    """Return the programs that an earlier run of a stage has sampled, in however many processes, by task and sample."""
+    return _rows(folder, "samples")
+
+
+def _rows(folder: Path | None, name: str) -> dict[tuple[int, int], dict[str, Any]]:
+    files = sorted(folder.glob(f"{name}*.jsonl")) if folder is not None else []
+    return {(row["task_id"], row["sample"]): row for file in files for row in JsonLines(file).read()}
+
+
 class UnitTestCallback(pl.Callback):
-    """Draws each batch's programs from the module and executes their unit tests.
+    """Executes the unit tests of the programs that a module samples on validation, test and predict, and logs pass@k.
 
     Samples are kept in `folder` as they come, apart from verdicts: a killed run goes on after its last whole batch (or,
     where samples do not depend on each other at all, after its last sample), and other scoring settings score the same
-    samples.
+    samples. With a folder, predict leaves its programs there as programs.jsonl.
 
     Args:
-        stage: Prefix of the logged metrics.
-        tasks: By id, every task that draws are on.
-        sandbox: Executes programs.
-        tests: See `score`.
         k: The k of pass@k; those above the number of samples are not logged.
+        tests: See `score`.
+        sandbox: Executes the programs; None for one on this machine.
+        tasks: By id, every task that draws are on; None for those of the datamodule.
+        stage: Prefix of the logged metrics; None for the module's.
         folder: Where test batches are kept; None keeps nothing.
         scoring: Names the file of verdicts: a hash of every setting that a verdict depends on.
         as_paper: See `score`. A program is stored as it was sampled, whatever was executed.
@@ -67,137 +77,145 @@ class UnitTestCallback(pl.Callback):
 
     def __init__(
         self,
-        stage: str,
-        tasks: Mapping[int, Task],
-        sandbox: Judge,
-        tests: str = "all",
         k: Sequence[int] = (1,),
+        tests: str = "all",
+        sandbox: Judge | None = None,
+        tasks: Mapping[int, Task] | None = None,
+        stage: str | None = None,
         folder: Path | None = None,
         scoring: str = "",
         as_paper: bool = False,
     ) -> None:
-        self.stage, self.tasks, self.sandbox, self.k = stage, tasks, sandbox, k
-        self.tests, self.as_paper = tests, as_paper
+        self.k, self.tests, self.stage, self.as_paper = k, tests, stage, as_paper
+        self.sandbox = sandbox or Sandbox(Limits())
+        self.tasks: Mapping[int, Task] = tasks or {}
         self.folder, self.verdicts_name = folder, f"verdicts-{scoring}"
         self.programs: list[Program] = []
-        self._error: InputError | None = None  # of this process, until all have come to where they tell each other
+        self._validation: list[tuple[int, bool]] = []
 
-    def _raise_together(self) -> None:
-        """Raise in every process what was raised in one: the others would wait for it."""
-        errors = ranks.gather([self._error] if self._error else [])
-        self._error = None
-        if errors:
-            raise errors[0]
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Take from the Trainer what was not given."""
+        self.stage = self.stage or pl_module.stage
+        self.tasks = self.tasks or trainer.datamodule.tasks  # type: ignore[attr-defined]
+
+    # ---- test and predict --------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Read back what an earlier run of this stage has finished, in however many processes."""
-        self.programs = []
-        self._samples, self._samples_file = self._kept("samples")
-        self._verdicts, self._verdicts_file = self._kept(self.verdicts_name)
+        """Read back what an earlier run of this stage has finished."""
+        self.programs, self._then = [], time.monotonic()
+        self._fresh: list[dict[str, Any]] = []
+        self._samples, self._verdicts = kept_samples(self.folder), _rows(self.folder, self.verdicts_name)
+        self._whole = pl_module.sampler.whole_plans
+        pl_module.on_drawn(self._take)
         ranks.gather([])  # nobody writes before all have read
         if self._samples:
             log.info("%s: %d samples were drawn before and are kept", self.stage, len(self._samples))
 
-    def _kept(self, name: str) -> tuple[dict[tuple[int, int], dict[str, Any]], JsonLines | None]:
-        """Return the rows of all processes' files of a name, by task and sample, and the file of this process."""
-        if self.folder is None:
-            return {}, None
-        rows = [row for file in sorted(self.folder.glob(f"{name}*.jsonl")) for row in JsonLines(file).read()]
+    def _take(self, draw: Draw, text: str) -> None:
+        """Take a completion: one that does not depend on others is kept soon, the others with their batch."""
+        self._fresh.append(vars(draw) | {"completion": text, "program": draw.task_prompt + text})
+        if time.monotonic() > self._then + EVERY:
+            self._then = time.monotonic()
+            log.info("%s: %d of this batch's programs are drawn", self.stage, len(self._fresh))
+            if not self._whole:
+                self._keep()
+
+    def _keep(self) -> None:
+        # A plan that is drawn again whole may hold programs that are kept, perhaps with their verdicts: these stay.
+        rows = [{k: v for k, v in row.items() if k != "task_prompt"} for row in self._fresh]
+        rows = [row for row in rows if (row["task_id"], row["sample"]) not in self._samples]
+        if self.folder is not None:
+            self._file("samples").append(rows)
+        self._samples |= {(row["task_id"], row["sample"]): row for row in rows}
+        self._fresh = []
+
+    def _file(self, name: str) -> JsonLines:
+        """Return this process's file of a name."""
         rank = ranks.rank()
-        own = JsonLines(self.folder / (f"{name}.{rank}.jsonl" if rank else f"{name}.jsonl"))
-        return {(row["task_id"], row["sample"]): row for row in rows}, own
+        assert self.folder is not None
+        return JsonLines(self.folder / (f"{name}.{rank}.jsonl" if rank else f"{name}.jsonl"))
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Draw and execute one planned batch, unless that was done before."""
-        if self._error is None:
-            try:
-                self._take(trainer, pl_module, batch.draws, batch_idx)
-            except InputError as error:
-                self._error = error
-
-    def _take(self, trainer: pl.Trainer, pl_module: Any, batch: Sequence[Draw], batch_idx: int) -> None:
-        keys = [(draw.task_id, draw.sample) for draw in batch]
-        if missing := [draw for draw, key in zip(batch, keys, strict=True) if key not in self._samples]:
-            self._draw(pl_module, batch if pl_module.sampler.whole_plans else missing)
+        """Keep and execute one planned batch, as far as it was drawn."""
+        broken = len(outputs["completions"]) < len(batch.missing)
+        if not (broken and self._whole):
+            self._keep()
+        if broken:  # by an error, which all processes are still to be told
+            return
+        keys = [(draw.task_id, draw.sample) for draw in batch.draws]
         if not all(key in self._verdicts for key in keys):
-            verdicts = self._score([self._samples[key]["program"] for key in keys], batch)
+            verdicts = self._score([self._samples[key]["program"] for key in keys], batch.draws)
             found = [
                 {"task_id": t, "sample": s, **vars(v), "tests": list(v.tests)}
                 for (t, s), v in zip(keys, verdicts, strict=True)
             ]
-            if self._verdicts_file:
-                self._verdicts_file.append(found)
+            if self.folder is not None:
+                self._file(self.verdicts_name).append(found)
             self._verdicts.update(zip(keys, found, strict=True))
-        for key in keys:
-            self.programs.append(Program.from_row(self._samples[key] | self._verdicts[key]))
-        passed = sum(program.verdict.passed for program in self.programs)
+        self.programs += [Program.from_row(self._samples[key] | self._verdicts[key]) for key in keys]
+        batches, passed = trainer.num_test_batches or [0], sum(program.verdict.passed for program in self.programs)
         log.info(
             "%s: %d of %d batches, %d programs, %d passed",
-            self.stage,
-            batch_idx + 1,
-            sum(trainer.num_test_batches),
-            len(self.programs),
-            passed,
+            *(self.stage, batch_idx + 1, sum(batches), len(self.programs), passed),
         )
 
-    def _draw(self, pl_module: Any, draws: Sequence[Draw]) -> None:
-        """Draw programs and keep them: those that don't depend on each other as they come, else all at the end."""
-        whole, drawn, then = pl_module.sampler.whole_plans, 0, time.monotonic()
-        rows: list[dict[str, Any]] = []
-        try:
-            for d, text in pl_module.sample(draws):
-                row = {"task_id": d.task_id, "split": d.split, "sample": d.sample, "seed": d.seed, "prompt": d.prompt}
-                rows.append(row | {"completion": text, "program": d.task_prompt + text})
-                drawn += 1
-                if time.monotonic() > then + EVERY:
-                    then = time.monotonic()
-                    log.info("%s: %d of this batch's %d programs are drawn", self.stage, drawn, len(draws))
-                    if not whole:
-                        self._keep(rows)
-                        rows = []
-        finally:  # also where a server ends
-            if not whole or drawn == len(draws):
-                self._keep(rows)
-
-    def _keep(self, rows: list[dict[str, Any]]) -> None:
-        # A plan that is drawn again whole may hold programs that are kept, perhaps with their verdicts: these stay.
-        rows = [row for row in rows if (row["task_id"], row["sample"]) not in self._samples]
-        if self._samples_file:
-            self._samples_file.append(rows)
-        self._samples |= {(row["task_id"], row["sample"]): row for row in rows}
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Keep what was drawn, where it does not depend on what was not."""
+        if getattr(self, "_fresh", None) and not self._whole:
+            self._keep()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k over all tasks, those of the other processes too."""
-        self._raise_together()
-        self.programs = ranks.gather(self.programs)
-        self.programs.sort(key=lambda program: (program.task_id, program.sample))
+        pl_module.raise_together()
+        self._gather()
         passed = [(p.task_id, p.verdict.passed) for p in self.programs]
         pl_module.log_dict(self._pass_at_k(passed, f"{self.stage}/"))
 
+    def _gather(self) -> None:
+        self.programs = ranks.gather(self.programs)
+        self.programs.sort(key=lambda program: (program.task_id, program.sample))
+
+    def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begin as on test."""
+        self.on_test_epoch_start(trainer, pl_module)
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Do as on test."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the programs with their verdicts."""
+        pl_module.raise_together()
+        self._gather()
+        if self.folder is not None and ranks.rank() == 0:
+            rows = JsonLines(self.folder / "programs.jsonl")
+            rows.path.unlink(missing_ok=True)
+            rows.append(program.row() for program in self.programs)
+
+    # ---- validation --------------------------------------------------------------------------------------------
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Forget the last epoch's validation programs."""
-        self._validation: list[tuple[int, bool]] = []
+        self._validation = []
+        pl_module.on_drawn(lambda draw, text: None)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Draw and execute one batch of draws; a batch of examples is the module's."""
-        if not isinstance(batch, DrawBatch) or not batch.draws or self._error is not None:
+        """Execute the programs of a batch of draws; a batch of examples has none."""
+        if not isinstance(batch, DrawBatch) or not batch.draws or len(outputs["completions"]) < len(batch.draws):
             return
-        try:
-            with trainer.precision_plugin.forward_context():  # weights in 32 bits may be for passes in 16
-                draws, texts = zip(*pl_module.sample(batch.draws), strict=True)
-        except InputError as error:
-            self._error = error
-            return
+        draws, texts = zip(*outputs["completions"], strict=True)
         verdicts = self._score([d.task_prompt + text for d, text in zip(draws, texts, strict=True)], draws)
         self._validation += [(d.task_id, v.passed) for d, v in zip(draws, verdicts, strict=True)]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k of the validation programs."""
-        self._raise_together()
+        pl_module.raise_together()
         self._validation = ranks.gather(self._validation)
         if self._validation:
             pl_module.log_dict(self._pass_at_k(self._validation, f"{self.stage}/validation_"))
