@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import flag_override
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "src" / "ilf" / "models" / "mini"
@@ -89,8 +89,9 @@ def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=["output_dir=unused", *overrides], return_hydra_config=True)
     chosen = config.hydra.runtime.choices
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return settings_from(own, overrides, sweep, chosen)
+    with flag_override(config, ["struct", "readonly"], False):
+        del config["hydra"]
+    return settings_from(config, overrides, sweep, chosen)
 
 
 def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import folder_of
-from conftest import MINI, compose_settings
+from conftest import MINI, ROOT, compose_settings
 from transformers import AutoModelForCausalLM
 
 from ilf.checks import _ALLOWED
@@ -14,15 +14,16 @@ from ilf.models.load import load_tokenizer
 from ilf.sandbox import Limits, Sandbox
 from ilf.settings import Phase
 from ilf.training.ilf_module import ILFModule
-from ilf.training.loops import fine_tune
+from ilf.training.loops import JUDGE, FineTuning, Model
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.trial import check_training
 from ilf.types import Refinement, Splits, Task
 
 FACTORS = {
     "trainer.precision": ["bf16-true", "bf16-mixed", "32-true"],
-    "adapter": ["full", "lora", "qlora", "qlora adapter.quantize=int8"],
-    "optimizer": ["adamw", "adamw_8bit", "paged_adamw_8bit"],
+    "adapter": ["full", "lora", "qlora", "qlora training.quantize=int8", "ia3", "lora adapter.use_dora=true"],
+    "optimizer": ["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor"],
+    "scheduler": ["linear", "cosine", "constant"],
     "training.validate_n": ["1", "0"],
     "training.gradient_checkpointing": ["true", "false"],
     "save.dtype": ["float32", "base", "bfloat16", "float16"],
@@ -46,10 +47,10 @@ def rows():
 
 def test_no_value_is_left_out():
     for key, values in FACTORS.items():
-        if key in ("trainer.precision", "save.dtype"):
-            assert set(values) == set(_ALLOWED[key]) - {"auto"}
-    assert set(FACTORS["optimizer"]) == set(_ALLOWED["optimizer.name"])
-    assert {value.split()[0] for value in FACTORS["adapter"]} == set(_ALLOWED["adapter.name"])
+        if key == "save.dtype":
+            assert set(values) == set(_ALLOWED[key])
+        if key in ("adapter", "optimizer", "scheduler"):
+            assert {value.split()[0] for value in values} == {p.stem for p in (ROOT / "conf" / key).glob("*.yaml")}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,11 @@ def test_any_two_settings_go_together(row, base, tmp_path):
         ILFModule.example(tokenizer, Refinement(1, TASK.prompt, f"    return {i}", "gold"), 100) for i in (1, 2)
     ]
     draws = plan_draws([(TASK, TASK.prompt)], "validate_policy", settings.training.validate_n, 0)
-    found = fine_tune(
-        settings, ILFModule, base, examples, examples, draws, Phase(1e-2, 2, 1), {1: TASK}, tmp_path, Sandbox(Limits())
-    )
+    settings.training.policy = Phase(1e-2, 2, 1)
+    model = Model(base, "", settings.model.attention, None)
+    job = FineTuning.of(settings, "policy", model, examples=examples, validation=examples, draws=draws)
+    judge = settings.callbacks[JUDGE].having(sandbox=Sandbox(Limits()), tasks={1: TASK})
+    found = job.run(judge, tmp_path)
     assert found["optimizer_steps"] == 4
     metrics = {"train_policy/validation_loss"} | ({"train_policy/validation_pass@1"} if draws else set())
     assert metrics <= set(found["metrics"])

@@ -310,7 +310,13 @@ def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
         "gold, sampler.temperature=0.2": ["refinements=gold", "+sampler.temperature=0.2"],
     }
     for i, arm in enumerate(overrides.values()):
-        aside = [f"store.dir=st{i}", f"logger.project=p{i}", f"hydra.job.num={i}", f"output_dir=o{i}", f"seed={i % 2}"]
+        aside = [
+            f"store.dir=st{i}",
+            f"logger.wandb.project=p{i}",
+            f"hydra.job.num={i}",
+            f"output_dir=o{i}",
+            f"seed={i % 2}",
+        ]
         write_job(tmp_path / "s" / f"{i}_x", [*arm, *aside], draw(0.5, i), draw(0.1) if i == 5 else None)
     found = compare(tmp_path / "s")
     labels = [row["arm"] for row in found["_arms"]]

@@ -137,7 +137,7 @@ def test_a_run_fits_the_space_that_is_planned_and_no_less(name, mounted, tmp_pat
     assert _stages(disk / "store", disk / "run", *KINDS[name]).run()["status"] == "complete"
     less = mounted(int(0.9 * need))
     with pytest.raises(OSError, match=f"No space left on device: '{less}/"):
-        _stages(less / "store", less / "run", *KINDS[name], "trainer.memory=warn").run()
+        _stages(less / "store", less / "run", *KINDS[name], "memory=warn").run()
 
 
 def test_only_what_is_written_where_it_is_written_counts(mounted, tmp_path, caplog):
@@ -147,7 +147,7 @@ def test_only_what_is_written_where_it_is_written_counts(mounted, tmp_path, capl
     with pytest.raises(InputError, match=r"output_dir=.*models and checkpoints"):
         _stages(tmp_path / "store", small / "run")
     with caplog.at_level("WARNING"):
-        _stages(small / "store", tmp_path / "run", "trainer.memory=warn")
+        _stages(small / "store", tmp_path / "run", "memory=warn")
         assert "store.dir=" in caplog.text
         caplog.clear()
         (small / "store" / "train_refiner" / "abc").mkdir(parents=True)  # an earlier run's, or this one's

@@ -30,8 +30,7 @@ from transformers import (
 from ilf.cli.config import build
 from ilf.models.folder import check_model
 from ilf.models.load import load_model
-from ilf.models.sampling import Sampler
-from ilf.settings import Sampling
+from ilf.sampling import HFSampler
 from ilf.types import Draw, InputError
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7632008\n"
@@ -256,5 +255,5 @@ def test_an_id_that_no_token_has_is_drawn_and_spells_nothing(tmp_path):
     model = load_model(tmp_path / "model", torch.float32)
     model.get_output_embeddings().bias = torch.nn.Parameter(100.0 * (torch.arange(1344) == 1343))
     draws = [Draw(1, "test", i, i, "x = 1", "") for i in range(3)]
-    found = dict(Sampler(Sampling(max_new_tokens=4)).sample(model, tokenizer, draws))
+    found = dict(HFSampler(max_new_tokens=4).sample(model, tokenizer, draws))
     assert list(found.values()) == [""] * 3

@@ -18,13 +18,13 @@ OPEN = ("llm.extra", "sampler.extra")  # fields of a request, which are the serv
 @pytest.mark.parametrize("group", GROUPS)
 def test_an_added_key_that_nothing_reads_is_an_error_in_every_group(group):
     key = f"{group}.nosuch".lstrip(".")
-    with pytest.raises(InputError, match=rf"{re.escape(key)}=3: is no setting"):
+    with pytest.raises(InputError, match=rf"{re.escape(key)}=3: is no "):
         compose_settings(f"+{key}=3")
     with pytest.raises(InputError, match=re.escape(key)):
         compose_settings(f"++{key}=3")
 
 
-CLOSE = ("model", "feedback.sources", "transfer", *OPEN)  # to another known key, by a letter
+CLOSE = ("model", "module", "feedback.sources", "transfer", *OPEN)  # to another known key, by a letter
 
 
 @pytest.mark.parametrize("key", [key for key in known_keys() if key not in CLOSE and not key.startswith("transfer.")])
@@ -45,9 +45,6 @@ def test_fields_of_a_servers_requests_are_free():
 
 # For each key that not every run reads, a value that the schema takes.
 VALUES = {
-    "adapter.rank": "8",
-    "adapter.alpha": "8",
-    "adapter.dropout": "0.1",
     "data.revision": "abc",
     "data.split": "{prompt: 0, test: 0.5, refine: 0.25, train: 0.25}",
     "model.hub": "a/b",
@@ -65,8 +62,6 @@ VALUES = {
     "training.refiner.": "lr=1e-3",
     "training.policy.": "lr=1e-3",
     "save.dtype": "bfloat16",
-    "logger.mode": "offline",
-    "logger.project": "x",
     "store.prune_days": "3",
     "pretrain.": "epochs=3",
     "annotate.": "port=8766",
@@ -81,8 +76,6 @@ RUNS = {
     "training.refiner.": ["refiner=few_shot"],
     "training.policy.": ["refinements=none"],
     "save.dtype": ["refiner=few_shot", "refinements=none"],
-    "logger.mode": ["logger=none"],
-    "logger.project": ["logger=none"],
 }
 
 
@@ -94,8 +87,8 @@ def test_a_key_that_this_run_does_not_read_is_an_error(key):
 
 
 def test_where_they_are_read_they_are_taken():
-    settings = compose_settings("adapter=lora", "adapter.rank=8", "refiner=few_shot", "refiner.shots=2", "rounds=2")
-    assert (settings.adapter.rank, settings.refiner.shots) == (8, 2)
+    settings = compose_settings("adapter=lora", "adapter.r=8", "refiner=few_shot", "refiner.shots=2", "rounds=2")
+    assert (settings.adapter.get("r"), settings.refiner.shots) == (8, 2)
     assert compose_settings("mode=compare", f"compare=[{ROOT / 'tests'}]", "mode=store").mode == "store"
 
 
@@ -137,9 +130,10 @@ def test_a_file_can_not_keep_a_setting_of_the_command_line_from_its_reader(cli, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["+trainer.max_steps=10"], "trainer.max_steps=10: is no setting"),
+        (["+trainer.max_step=10"], "Did you mean trainer.max_steps?"),
+        (["training.warmup_steps=10"], "It is called scheduler.num_warmup_steps now."),
         (["sampler.temprature=1"], "Did you mean sampler.temperature?"),
-        (["-m", "+sampler.top_p=0.5,0.9"], "sampler.top_p=0.5: is no setting"),
+        (["-m", "+sampler.top_p=0.5,0.9"], "sampler.top_p=0.5: is no argument"),
         (["+hydra.foo=1"], "hydra.foo='1': is no setting of Hydra's"),
         (["hydra.job.nmae=x"], "hydra.job.nmae='x': is no setting of Hydra's"),
         (["~data"], "data: no option of this group is chosen"),
@@ -148,7 +142,7 @@ def test_a_file_can_not_keep_a_setting_of_the_command_line_from_its_reader(cli, 
         (["hydra.run.dir=/proc/nosuch"], "hydra.run.dir='/proc/nosuch': must be a folder that can be written"),
         (["store.dir="], "store.dir='': must not be empty"),
         (["stages=[]"], "stages=[]: must name at least one stage"),
-        (["sampler.n=many"], "sampler.n: Value 'many'"),
+        (["sampler.n=many"], "sampler.n='many': must be a valid integer"),
     ],
 )
 def test_a_command_that_can_not_be_what_was_meant_is_one_line_and_exits_non_zero(cli, arguments, message):
@@ -158,7 +152,7 @@ def test_a_command_that_can_not_be_what_was_meant_is_one_line_and_exits_non_zero
 
 
 def test_no_logger_is_none():
-    assert not compose_settings("~logger").logger.wandb
+    assert compose_settings("~logger").logger == {}
 
 
 def test_a_configuration_can_be_shown_resolved(cli):

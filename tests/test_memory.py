@@ -8,27 +8,28 @@ import pytest
 import torch
 import warm
 from bitsandbytes.functional import QuantState
-from conftest import MINI, ROOT, compose_settings
+from conftest import MINI, OPTIMIZERS, ROOT, compose_settings, lora
 from transformers import AutoConfig, AutoModelForCausalLM, CodeGenConfig
 
 from ilf.budget import Budget, check_memory
 from ilf.models.load import adapt, load_model
 from ilf.models.memory import FineTuning, fine_tuning, optimizer_bytes, sampling
-from ilf.settings import Adapter, Optimizer, Sampling
-from ilf.training.fine_tuning import make_optimizer
+from ilf.sampling import HFSampler
 from ilf.training.gpu_checks import CODEGEN_6B, run_checks
 from ilf.types import InputError
 
 
-def how(adapter=None, optimizer="adamw", precision="32-true", rows=2, tokens=16, checkpointing=False):
-    return FineTuning(adapter or Adapter(), optimizer, precision, rows, tokens, checkpointing)
+def how(adapter=(None, None), optimizer="adamw", precision="32-true", rows=2, tokens=16, checkpointing=False):
+    part, quantize = adapter
+    return FineTuning(part, OPTIMIZERS[optimizer], precision, rows, tokens, checkpointing, quantize=quantize)
 
 
 def size(tensors):
     return sum(t.numel() * t.itemsize for t in tensors)
 
 
-ADAPTERS = [Adapter("full"), Adapter("lora", rank=4), Adapter("qlora", "nf4"), Adapter("qlora", "int8")]
+FULL, QLORA = (None, None), (lora(16), "nf4")
+ADAPTERS = {"full": FULL, "lora": (lora(), None), "nf4": QLORA, "int8": (lora(16), "int8")}
 
 
 def whole(module):
@@ -46,13 +47,14 @@ def scales(state: QuantState):
     return size([state.code, state.absmax, state.offset, state.state2.absmax, state.state2.code])
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: f"{a.name}-{a.quantize}")
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
 def test_parameters_gradients_and_states_are_counted_exactly(adapter, optimizer):
     plan = fine_tuning(AutoConfig.from_pretrained(MINI), how(adapter, optimizer))
-    model = adapt(load_model(MINI, torch.float32, quantize=adapter.quantize), adapter)
+    part, quantize = adapter
+    model = adapt(load_model(MINI, torch.float32, quantize=quantize), part)
     trained = [p for p in model.parameters() if p.requires_grad]
-    made = make_optimizer(Optimizer(optimizer), trained, 1e-3)
+    made = OPTIMIZERS[optimizer](trained, lr=1e-3)
     model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
     made.step()
     assert plan.parameters == whole(model)
@@ -71,7 +73,7 @@ def test_the_plan_is_near_the_measured_peak(work, tmp_path):
     done = warm.run(ROOT / "benchmarks" / "memory.py", [*SHAPE, "--only", work], tmp_path)
     measured, config = int(done.stdout.split()[-1]), AutoConfig.from_pretrained(MINI)
     if work == "sampling":
-        plan = sampling(config, Sampling(n=8, batch_size=64, max_new_tokens=16), torch.float32, 256)
+        plan = sampling(config, HFSampler(n=8, batch_size=64, max_new_tokens=16), torch.float32, 256)
         assert plan.cache > 0.5 * plan.total
     else:
         plan = fine_tuning(config, how(rows=8, tokens=256))
@@ -92,14 +94,14 @@ def test_the_plan_counts_an_optimizers_step(tmp_path):
 
 
 def test_a_6b_model_is_trained_whole_on_80_gb_and_by_qlora_on_12():
-    eight_bit = fine_tuning(CODEGEN_6B, how(None, "adamw_8bit", "bf16-mixed", 1, 1024, True))
+    eight_bit = fine_tuning(CODEGEN_6B, how(FULL, "adamw_8bit", "bf16-mixed", 1, 1024, True))
     assert 70e9 < eight_bit.total < 80e9
-    assert fine_tuning(CODEGEN_6B, how(None, "adamw_8bit", "bf16-mixed", 1, 1024, False)).total > 85e9
-    assert fine_tuning(CODEGEN_6B, how(Adapter("qlora", "nf4"), "adamw", "bf16-mixed", 1, 1024, True)).total < 12e9
+    assert fine_tuning(CODEGEN_6B, how(FULL, "adamw_8bit", "bf16-mixed", 1, 1024, False)).total > 85e9
+    assert fine_tuning(CODEGEN_6B, how(QLORA, "adamw", "bf16-mixed", 1, 1024, True)).total < 12e9
     assert eight_bit.parameters == 4 * 7_064_213_504
-    paged = fine_tuning(CODEGEN_6B, how(None, "paged_adamw_8bit", "bf16-mixed", 1, 64, True), device="cpu")
+    paged = fine_tuning(CODEGEN_6B, how(FULL, "paged_adamw_8bit", "bf16-mixed", 1, 64, True), device="cpu")
     assert paged.least == paged.total  # there is nowhere to go from a CPU
-    assert optimizer_bytes("paged_adamw_8bit", [torch.empty(4095)]) == 8 * 4095
+    assert optimizer_bytes(OPTIMIZERS["paged_adamw_8bit"], [torch.empty(4095)]) == 8 * 4095
 
 
 TOO_LARGE = {
@@ -111,7 +113,7 @@ TOO_LARGE = {
 @pytest.mark.parametrize("work", TOO_LARGE)
 def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, caplog):
     overrides = ["data.limit.train=8", "training.validate_n=0", *TOO_LARGE[work]]
-    with pytest.raises(InputError, match=rf"trainer\.memory='refuse': {work} needs .* GB at its peak") as error:
+    with pytest.raises(InputError, match=rf"memory='refuse': {work} needs .* GB at its peak") as error:
         small_stages(*overrides)
     fitting = re.findall(r"(?:fit: |; )(.+?) \([\d.]+ GB\)", str(error.value))
     assert fitting, error.value
@@ -120,7 +122,7 @@ def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, ca
     check_memory(Budget(settings, config, 8))  # advice that is followed is enough
     if work == "sampling":
         with caplog.at_level("WARNING"):
-            check_memory(Budget(compose_settings(*overrides, "trainer.memory=warn"), config, 8))
+            check_memory(Budget(compose_settings(*overrides, "memory=warn"), config, 8))
         assert f"{work} needs" in caplog.text
 
 
@@ -161,9 +163,9 @@ def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned(monkeyp
 def test_the_checks_of_a_gpu_run_and_say_what_failed(small_stages, tmp_path, cli):
     """On the CPU and at a size for it, where there is too little memory to measure for its checks to pass."""
     small = CodeGenConfig(vocab_size=1280, n_embd=64, n_layer=2, n_head=4, rotary_dim=8, n_positions=256, n_ctx=256)
-    qlora = how(Adapter("qlora", "nf4"), tokens=32, checkpointing=True)
+    qlora = how(QLORA, tokens=32, checkpointing=True)
     trainings = {"broken": replace(qlora, attention="none such"), "qlora": qlora}
-    drawing, ran = Sampling(n=2, batch_size=4, max_new_tokens=8), []
+    drawing, ran = HFSampler(n=2, batch_size=4, max_new_tokens=8), []
 
     def study():
         ran.append(small_stages().run())

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import MINI
+from conftest import MINI, lora
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -20,9 +20,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from ilf.models.batches import choose
 from ilf.models.load import adapt, load_model, load_tokenizer, save
-from ilf.models.sampling import Sampler
-from ilf.settings import Adapter, Sampling
+from ilf.sampling import HFSampler
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
 from ilf.types import Draw, InputError, derive_seed
@@ -50,8 +50,8 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(mini):
     """Nor on how many go on at once: with 5 places, 18 draws of prompts of three lengths come and go."""
     model, tokenizer, _ = mini
     plan = draws(PROMPTS, 6)
-    together = sample(Sampler(Sampling(max_new_tokens=40)), model, tokenizer, plan)
-    few = Sampler(Sampling(max_new_tokens=40, batch_size=5))
+    together = sample(HFSampler(max_new_tokens=40), model, tokenizer, plan)
+    few = HFSampler(max_new_tokens=40, batch_size=5)
     assert together == sample(few, model, tokenizer, plan) == sample(few, model, tokenizer, plan[::-1])[::-1]
     assert together == [sample(few, model, tokenizer, [draw])[0] for draw in plan]
     assert together != sample(few, model, tokenizer, draws(PROMPTS, 6, seed=1))
@@ -62,13 +62,13 @@ def test_a_program_that_is_cut_off_may_end_while_nearly_all_others_go_on(mini):
     """A long one, and twenty-two short ones of which half begin where the others end: it reaches the bound alone."""
     model, tokenizer, _ = mini
     greedy = {"temperature": 1e-6, "batch_size": 12}
-    texts = dict(Sampler(Sampling(**greedy, max_new_tokens=96)).sample(model, tokenizer, draws(PROMPTS, 1)))
+    texts = dict(HFSampler(**greedy, max_new_tokens=96).sample(model, tokenizer, draws(PROMPTS, 1)))
     lengths = {draw.prompt: len(tokenizer(text).input_ids) + 1 for draw, text in texts.items()}
     *_, short = sorted(lengths, key=lengths.__getitem__, reverse=True)
     long, bound = max(lengths, key=lengths.__getitem__), lengths[short] + 4
     assert bound < lengths[long]
     plan = draws([long], 1) + draws([short], 22, seed=1)
-    found = sample(Sampler(Sampling(**greedy, max_new_tokens=bound)), model, tokenizer, plan)
+    found = sample(HFSampler(**greedy, max_new_tokens=bound), model, tokenizer, plan)
     assert set(found[1:]) == {text for draw, text in texts.items() if draw.prompt == short}
     assert len(tokenizer(found[0]).input_ids) <= bound
 
@@ -79,7 +79,7 @@ def test_a_prompt_is_prefilled_once_and_waiting_draws_take_the_places_of_finishe
     hook = model.register_forward_hook(
         lambda module, args, kwargs, output: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    sampler, plan = Sampler(Sampling(max_new_tokens=96, batch_size=4)), draws(PROMPTS, 12)
+    sampler, plan = HFSampler(max_new_tokens=96, batch_size=4), draws(PROMPTS, 12)
     found = dict(sampler.sample(model, tokenizer, plan))
     hook.remove()
     assert sum(rows for rows, width in calls if width > 1) == len(PROMPTS)
@@ -92,11 +92,10 @@ def test_a_prompt_is_prefilled_once_and_waiting_draws_take_the_places_of_finishe
 
 @pytest.mark.parametrize("temperature", [0.5, 0.8, 2.0])
 def test_samples_follow_the_models_distribution(temperature):
-    sampler = Sampler(Sampling(temperature=temperature))
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -math.inf])
     n = 20_000
     uniform = torch.rand(n, generator=torch.Generator().manual_seed(3))
-    counts = Counter(sampler._choose(logits.expand(n, 5), uniform).tolist())
+    counts = Counter(choose(logits.expand(n, 5), uniform, temperature).tolist())
     expected = torch.softmax(logits / temperature, 0)
     chi2 = sum((counts[i] - n * p) ** 2 / (n * p) for i, p in enumerate(expected.tolist()) if p > 0)
     assert chi2 < 16.3  # 0.1% of chi-squared with 3 degrees of freedom
@@ -118,7 +117,7 @@ def test_near_temperature_zero_we_give_what_generate_gives_greedily(mini):
     for model in models():
         model = model.eval()
         model.generation_config = GenerationConfig(eos_token_id=0)
-        sampler = Sampler(Sampling(temperature=1e-6, max_new_tokens=12, batch_size=3))
+        sampler = HFSampler(temperature=1e-6, max_new_tokens=12, batch_size=3)
         prompts = ["x = 1\n", "a much longer prompt than the first\n"]
         found = sample(sampler, model, tokenizer, draws(prompts, 2))
         for text, prompt in zip(found[::2], prompts, strict=True):
@@ -154,7 +153,7 @@ def test_weights_that_a_folder_lacks_are_an_error_and_never_random_numbers(tmp_p
 
 def test_when_memory_runs_out_half_as_many_go_on_and_the_samples_stay(mini):
     model, tokenizer, _ = mini
-    sampler = Sampler(Sampling(max_new_tokens=40))
+    sampler = HFSampler(max_new_tokens=40)
     plan = draws(PROMPTS, 4)
     expected = sample(sampler, model, tokenizer, plan)
 
@@ -180,7 +179,7 @@ def test_sampling_stops_where_the_function_ends(mini):
     model, tokenizer, _ = mini
     calls = []
     hook = model.register_forward_hook(lambda *a: calls.append(1))
-    list(Sampler(Sampling(max_new_tokens=500)).sample(model, tokenizer, draws(PROMPTS, 4)))
+    list(HFSampler(max_new_tokens=500).sample(model, tokenizer, draws(PROMPTS, 4)))
     hook.remove()
     assert len(calls) < 100
 
@@ -201,7 +200,7 @@ def test_implementations_of_attention_agree_and_one_that_a_model_lacks_is_named(
 
 def test_lora_is_saved_merged_and_apart(mini, tmp_path):
     _, tokenizer, folder = mini
-    model = adapt(load_model(folder, torch.float32), Adapter("lora", rank=4))
+    model = adapt(load_model(folder, torch.float32), lora())
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
@@ -215,7 +214,7 @@ def test_lora_is_saved_merged_and_apart(mini, tmp_path):
     assert not torch.allclose(merged, load_model(folder, torch.float32)(ids).logits, atol=1e-2)
 
 
-@pytest.mark.parametrize("adapter", [Adapter(), Adapter("lora", rank=4)])
+@pytest.mark.parametrize("adapter", [None, lora()])
 def test_weights_are_merged_before_they_are_cast(adapter, mini, tmp_path):
     _, tokenizer, folder = mini
     model = adapt(load_model(folder, torch.float32), adapter)

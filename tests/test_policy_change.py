@@ -11,8 +11,6 @@ from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaConfig, LlamaFo
 
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.policy_change import divergence, perplexity, weight_change
-from ilf.models.sampling import Sampler
-from ilf.settings import Optimizer, Phase, Sampling, Training
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
 from ilf.training.fine_tuning import encode
@@ -201,7 +199,7 @@ def test_batches_decide_nothing_and_the_divergence_is_positive_on_each_task(base
 
 
 def test_perplexity_is_exp_of_the_loss_that_is_trained_on(base, tokenizer):
-    module = ILFModule(base, tokenizer, Sampler(Sampling()), Training(), Phase(), Optimizer(), 0)
+    module = ILFModule(base, tokenizer)
     texts = [(p.prompt, p.completion) for p in GOLD]
     examples = [encode(tokenizer, 0, *text, 1024) for text in texts]
     with torch.no_grad():

@@ -10,8 +10,7 @@ from test_training import INT8, NF4, fit
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ilf.models.load import adapt, load_model, load_tokenizer, save
-from ilf.models.sampling import Sampler
-from ilf.settings import Sampling
+from ilf.sampling import HFSampler
 from ilf.types import Draw
 
 IDS = torch.arange(100, 130)[None]
@@ -41,7 +40,7 @@ def values(module):
 @BOTH
 def test_all_linear_layers_but_the_output_are_kept_in_few_bits_and_frozen(adapter):
     base = dict(load_model(MINI, torch.float32).named_modules())
-    model = adapt(load_model(MINI, torch.float32, quantize=adapter.quantize), adapter)
+    model = adapt(load_model(MINI, torch.float32, quantize=adapter[1]), adapter[0])
     found = linears(model)
     assert len(found) == 7 * base["model"].config.num_hidden_layers
     error, bits = (0.1, 4.2) if adapter is NF4 else (0.01, 8.5)  # with the scales, doubly quantised for nf4
@@ -62,15 +61,15 @@ def test_training_lowers_the_loss_leaves_the_base_and_is_saved_in_full_precision
     _, after = fit(MINI, tokenizer, epochs=8, adapter=adapter)
     assert after.callback_metrics["train_policy/loss"] < 0.7 * before.callback_metrics["train_policy/loss"]
     model = after.lightning_module.model
-    untrained = linears(load_model(MINI, torch.float32, quantize=adapter.quantize))
+    untrained = linears(load_model(MINI, torch.float32, quantize=adapter[1]))
     for name, module in linears(model).items():
         same = untrained[name.removeprefix("base_model.model.").removesuffix(".base_layer")]
         assert torch.equal(module.weight.data, same.weight.data)
 
     draws = [Draw(1, "test", i, i, "def f(x):\n", "def f(x):\n") for i in range(3)]
-    texts = dict(Sampler(Sampling(max_new_tokens=8)).sample(model.eval(), tokenizer, draws))
+    texts = dict(HFSampler(max_new_tokens=8).sample(model.eval(), tokenizer, draws))
     assert len(set(texts.values())) > 1
-    assert texts == dict(Sampler(Sampling(max_new_tokens=8)).sample(model, tokenizer, draws))
+    assert texts == dict(HFSampler(max_new_tokens=8).sample(model, tokenizer, draws))
 
     save(model, tokenizer, tmp_path / "policy")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
@@ -91,7 +90,7 @@ def test_sizes_that_no_block_divides_are_quantised_right(adapter, tmp_path):
     shape = {"hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=200, **shape)).save_pretrained(tmp_path)
     original = load_model(tmp_path, torch.float32)
-    model = adapt(load_model(tmp_path, torch.float32, quantize=adapter.quantize), adapter).train()
+    model = adapt(load_model(tmp_path, torch.float32, quantize=adapter[1]), adapter[0]).train()
     for name, module in linears(model).items():
         weight = original.get_submodule(name.removeprefix("base_model.model.").removesuffix(".base_layer")).weight
         assert (values(module)[0] - weight).norm() < 0.15 * weight.norm()

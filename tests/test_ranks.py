@@ -149,11 +149,13 @@ from pathlib import Path
 from ilf import ranks
 from ilf.models.load import load_tokenizer
 from ilf.sandbox import Limits, Sandbox
-from ilf.settings import Adapter, Phase, Sampling, Settings, TrainerSettings, Training
+from ilf.parts import Part
+from ilf.sampling import HFSampler
+from ilf.settings import Phase, Settings, Training
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
-from ilf.training import loops
-from ilf.training.ilf_module import ILFModule
+from ilf.training import ILFModule, UnitTestCallback
+from ilf.training.loops import FineTuning, Model
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.types import Refinement
 
@@ -169,14 +171,19 @@ def program():
     phase = Phase(lr=1e-3, epochs=1, batch_size=4)  # the second step has one example, for two processes
     for name in names:
         strategy, adapter = name.split("_")
-        trainer = TrainerSettings(accelerator="cpu", strategy=strategy, precision="32-true")
-        settings = Settings(trainer=trainer, adapter=Adapter(adapter, rank=4), training=Training(micro_batch_size=2))
-        settings.sampler = Sampling(max_new_tokens=8, batch_size=2)
+        own = {"accelerator": "cpu", "strategy": strategy, "precision": "32-true", "gradient_clip_val": 1.0}
+        settings = Settings(trainer=Part("pytorch_lightning.Trainer", own), training=Training(policy=phase))
+        settings.optimizer = Part("torch.optim.AdamW", {"weight_decay": 0.0})
+        settings.datamodule = Part("ilf.training.MBPPDataModule", {"micro_batch_size": 2, "sampling_batch_size": 2})
+        if adapter == "lora":
+            own = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+            settings.adapter = Part("peft.LoraConfig", own)
+        settings.sampler = HFSampler(max_new_tokens=8, batch_size=2)
         (folder / name).mkdir()
-        facts = ranks.call(
-            loops.fine_tune, settings, ILFModule, MODEL, examples, examples[:2], draws, phase,
-            {t.task_id: t for t in tasks}, folder / name, Sandbox(Limits()),
-        )
+        what = {"examples": examples, "validation": examples[:2], "draws": draws}
+        job = FineTuning.of(settings, "policy", Model(MODEL, "", "auto", None), **what)
+        own = {"tasks": {t.task_id: t for t in tasks}, "sandbox": Sandbox(Limits())}
+        facts = ranks.call(job.run, Part("ilf.training.UnitTestCallback", own), folder / name)
         print(name, facts["optimizer_steps"], *(f"{k}={v:.4f}" for k, v in sorted(facts["metrics"].items())))
 
 ranks.lead(program)
@@ -207,7 +214,7 @@ def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp
 
 
 # As many steps as the policy's training could have, were there an example on every task.
-LONG_WARMUP = ["training.warmup_steps=8", "training.refiner.epochs=1"]
+LONG_WARMUP = ["scheduler.num_warmup_steps=8", "training.refiner.epochs=1"]
 LONG_WARMUP += ["training.refiner.batch_size=1", "training.policy.batch_size=1"]
 
 
@@ -216,7 +223,11 @@ LONG_WARMUP += ["training.refiner.batch_size=1", "training.policy.batch_size=1"]
     [
         (as_torchrun, ["sampler.n=0"], "sampler.n=0"),  # before there is a group
         (as_srun, ["trainer=auto"], "trainer.strategy='auto': is one process, and 2 were started"),
-        (as_srun, ["trainer=ddp", *LONG_WARMUP], "training.warmup_steps=8: is longer than the training"),  # in both
+        (
+            as_srun,
+            ["trainer=ddp", *LONG_WARMUP],
+            "num_warmup_steps=8: must be from 0",
+        ),  # in both
         (as_torchrun, ["trainer=ddp", "training.max_length=53", f"refiner.path={MINI}"], "no program is left"),
     ],
 )

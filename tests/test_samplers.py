@@ -3,25 +3,24 @@
 import json
 import shutil
 from collections import Counter
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import MINI
+from conftest import CPU, MINI
 from transformers import GenerationConfig
 
 from ilf.models import endpoint
-from ilf.models.continuous import ContinuousSampler
 from ilf.models.load import load_model, load_tokenizer
-from ilf.models.sampling import Sampler
-from ilf.models.served import ServedSampler
-from ilf.settings import Sampling
+from ilf.sampling import ContinuousSampler, HFSampler, Sampler, ServedSampler
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
 from ilf.tasks.prompts import cut
-from ilf.training.mbpp_datamodule import DrawBatch
-from ilf.training.unit_test_callback import UnitTestCallback
-from ilf.types import Draw, InputError, derive_seed
+from ilf.training import ILFModule, MBPPDataModule, UnitTestCallback
+from ilf.training.mbpp_datamodule import Contents
+from ilf.training.trainer import make_trainer
+from ilf.training.unit_test_callback import kept_samples
+from ilf.types import Draw, InputError, Task, derive_seed
 
 N, FEW = 300, 60
 PROMPT = tasks_from(mini_tasks.rows()[10:11], None, "paper")[0][0].prompt
@@ -62,17 +61,17 @@ def p_value(a: list[str], b: list[str]) -> float:
 
 
 def test_the_test_sees_another_distribution(mini, reference):
-    other = Sampler(Sampling(**SETTINGS | {"temperature": 1.2}))
+    other = HFSampler(**SETTINGS | {"temperature": 1.2})
     assert p_value(reference, [text for _, text in other.sample(*mini, PLAN)]) < 1e-4
 
 
 def test_our_sampler_draws_from_the_distribution_that_generate_draws_from(mini, reference):
-    found = dict(Sampler(Sampling(**SETTINGS)).sample(*mini, PLAN))
+    found = dict(HFSampler(**SETTINGS).sample(*mini, PLAN))
     assert set(found) == set(PLAN) and p_value(reference, list(found.values())) > 1e-3
 
 
 def test_continuous_batching_draws_each_sample_once_from_the_same_distribution(mini, reference):
-    found = list(ContinuousSampler(Sampling(**SETTINGS)).sample(*mini, PLAN[:FEW]))
+    found = list(ContinuousSampler(**SETTINGS).sample(*mini, PLAN[:FEW]))
     assert len(found) == FEW and {draw for draw, _ in found} == set(PLAN[:FEW])
     assert p_value(reference, [text for _, text in found]) > 1e-3
 
@@ -87,8 +86,8 @@ EXTRA = {"generation_config": json.dumps({"do_sample": True, "top_k": 0, "eos_to
 
 
 def test_a_server_draws_each_sample_once_from_the_same_distribution(server, reference):
-    sampler = ServedSampler(Sampling(**SETTINGS, url=server, extra=EXTRA), str(MINI))
-    found = list(sampler.sample(None, TOKENIZER, PLAN[:FEW]))
+    sampler = ServedSampler(**SETTINGS, url=server, extra=EXTRA)
+    found = list(sampler.sample(MINI, TOKENIZER, PLAN[:FEW]))
     assert len(found) == FEW and {draw for draw, _ in found} == set(PLAN[:FEW])
     assert p_value(reference, [text for _, text in found]) > 1e-3
 
@@ -113,60 +112,82 @@ def test_a_run_on_a_server_goes_on_after_its_last_sample(server, small_stages, s
 
 def test_a_server_that_decodes_greedily_is_an_error(server, tmp_path):
     shutil.copytree(MINI, tmp_path / "mini")  # it keeps what the first request for a model asked for
-    sampler = ServedSampler(Sampling(**SETTINGS | {"max_new_tokens": 8}, url=server), str(tmp_path / "mini"))
+    sampler = ServedSampler(**SETTINGS | {"max_new_tokens": 8}, url=server)
     with pytest.raises(InputError, match=r"sampler\.extra=.*same program for every seed"):
-        list(sampler.sample(None, TOKENIZER, PLAN[:20]))
+        list(sampler.sample(tmp_path / "mini", TOKENIZER, PLAN[:20]))
 
 
 def test_a_server_without_the_model_or_that_is_not_there_is_an_error(server, monkeypatch):
     monkeypatch.setattr(endpoint, "_RETRIES", 1)  # the client waits longer before each
-    sampler = ServedSampler(Sampling(**SETTINGS, url=server), str(MINI.parent))
+    sampler = ServedSampler(**SETTINGS, url=server)
     with pytest.raises(InputError, match=r"sampler\.url='http.*models.*run the same command again"):
-        list(sampler.sample(None, TOKENIZER, PLAN[:2]))
-    nobody = ServedSampler(Sampling(**SETTINGS, url="http://localhost:1/v1"), "m")
+        list(sampler.sample(MINI.parent, TOKENIZER, PLAN[:2]))
+    nobody = ServedSampler(**SETTINGS, url="http://localhost:1/v1")
     with pytest.raises(InputError, match=r"sampler\.url='http://localhost:1/v1'.*APIConnectionError"):
-        list(nobody.sample(None, TOKENIZER, PLAN[:2]))
+        list(nobody.sample("m", TOKENIZER, PLAN[:2]))
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_what_was_drawn_before_an_error_is_kept_where_it_can_be_gone_on_from(whole, tmp_path):
-    def sample(draws):
+@dataclass
+class Breaking(Sampler):
+    """Ends with an error after two programs of each batch."""
+
+    def sample(self, model, tokenizer, draws):
         yield from ((draw, "    return 1") for draw in draws[:2])
         raise InputError("sampler.url", "u", "ends", "Start it.")
 
-    callback = UnitTestCallback("s", {}, None, "all", [1], tmp_path)
-    module = SimpleNamespace(sample=sample, sampler=SimpleNamespace(whole_plans=whole))
-    callback.on_test_epoch_start(None, module)
-    callback.on_test_batch_end(None, module, None, DrawBatch(PLAN[:5]), 0)
-    callback.on_test_batch_end(None, module, None, DrawBatch(PLAN[5:9]), 1)  # nothing more is asked for
-    with pytest.raises(InputError, match="ends"):  # where the other processes raise it, too
-        callback.on_test_epoch_end(None, module)
-    kept = (tmp_path / "samples.jsonl").read_text().splitlines() if not whole else []
-    assert len(kept) == (0 if whole else 2) and (tmp_path / "samples.jsonl").exists() == (not whole)
+
+@dataclass
+class BreakingWhole(Breaking):
+    whole_plans = True
+
+
+def drawn_by(sampler, folder, draws, **contents):
+    """What the test loop keeps of draws."""
+    task = Task(11, "test", "t", "", "f", ("assert f(1) == 1",), "", PROMPT)
+    callback = UnitTestCallback(tasks={11: task}, folder=folder, scoring="s")
+    data = MBPPDataModule(TOKENIZER, Contents(test_draws=draws, whole_plans=sampler.whole_plans, **contents))
+    data.draw_batches = lambda draws: [draws[:5], draws[5:]]
+    make_trainer(CPU, callbacks=[callback], epochs=1).test(ILFModule(None, TOKENIZER, sampler), data, verbose=False)
+    return callback.programs
+
+
+@pytest.mark.parametrize("kind", [Breaking, BreakingWhole])
+def test_what_was_drawn_before_an_error_is_kept_where_it_can_be_gone_on_from(kind, tmp_path):
+    with pytest.raises(InputError, match="ends"):  # at the end, where the other processes raise it, too
+        drawn_by(kind(), tmp_path, PLAN[:9])
+    file = tmp_path / "samples.jsonl"
+    kept = file.read_text().splitlines() if file.exists() else []
+    assert len(kept) == (0 if kind.whole_plans else 2)  # of the second batch nothing is asked for
+
+
+@dataclass
+class Fixed(Sampler):
+    """Writes the same program for each draw."""
+
+    whole_plans = True
+
+    def sample(self, model, tokenizer, draws):
+        return ((draw, "    return 'new'") for draw in draws)
 
 
 def test_a_program_that_is_kept_is_never_drawn_over_though_its_plan_is_drawn_again(tmp_path):
     """Other processes had drawn part of the plan; its text may stand beside its verdict already."""
     old = {"task_id": 11, "split": "test", "sample": 1, "seed": 0, "prompt": "p", "completion": "old", "program": "old"}
     (tmp_path / "samples.1.jsonl").write_text(json.dumps(old) + "\n")
-    sampler = SimpleNamespace(whole_plans=True)
-    module = SimpleNamespace(sampler=sampler, sample=lambda draws: ((draw, "new") for draw in draws))
-    callback = UnitTestCallback("s", {}, None, "all", [1], tmp_path)
-    callback.on_test_epoch_start(None, module)
-    callback._draw(module, PLAN[:3])
-    drawn = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert [row["sample"] for row in drawn] == [0, 2]
-    callback.on_test_epoch_start(None, module)  # as after a kill
-    assert [callback._samples[11, i]["completion"] for i in range(3)] == ["new", "old", "new"]
+    for _ in range(2):  # the second as after a kill
+        found = drawn_by(Fixed(), tmp_path, PLAN[:3], kept=set(kept_samples(tmp_path)))
+        drawn = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+        assert [row["sample"] for row in drawn] == [0, 2]
+        assert [p.completion for p in found] == ["    return 'new'", "old", "    return 'new'"]
 
 
 def test_more_tokens_than_the_model_has_positions_for_are_an_error(mini):
     model, tokenizer = mini
     length, places = len(tokenizer(PROMPT, add_special_tokens=False).input_ids), model.config.max_position_embeddings
-    too_many = Sampler(Sampling(temperature=0.8, max_new_tokens=places - length + 1))
+    too_many = HFSampler(temperature=0.8, max_new_tokens=places - length + 1)
     with pytest.raises(InputError, match=rf"max_new_tokens={places - length + 1}.*Use at most {places - length},"):
         list(too_many.sample(model, tokenizer, PLAN[:1]))
-    assert len(list(Sampler(Sampling(max_new_tokens=places - length)).sample(model, tokenizer, PLAN[:1]))) == 1
+    assert len(list(HFSampler(max_new_tokens=places - length).sample(model, tokenizer, PLAN[:1]))) == 1
 
 
 def test_nothing_is_sampled_from_logits_that_are_no_numbers():
@@ -174,4 +195,4 @@ def test_nothing_is_sampled_from_logits_that_are_no_numbers():
     with torch.no_grad():
         net.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(InputError, match=r"model\.path=.*logits that are no numbers.*float32"):
-        list(Sampler(Sampling()).sample(net, tokenizer, PLAN[:2]))
+        list(HFSampler().sample(net, tokenizer, PLAN[:2]))

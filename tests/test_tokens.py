@@ -14,12 +14,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ilf.models import chat
-from ilf.models.continuous import ContinuousSampler
 from ilf.models.folder import check_model
 from ilf.models.load import load_model, load_tokenizer, save
 from ilf.models.policy_change import perplexity
-from ilf.models.sampling import Sampler
-from ilf.models.served import ServedSampler
 from ilf.models.tokens import (
     Continuation,
     check_code,
@@ -31,7 +28,7 @@ from ilf.models.tokens import (
     loses_space,
     truncate,
 )
-from ilf.settings import Sampling
+from ilf.sampling import ContinuousSampler, HFSampler, ServedSampler
 from ilf.training.fine_tuning import encode
 from ilf.types import Draw, InputError
 
@@ -172,13 +169,13 @@ def draws(n: int = 1) -> list[Draw]:
     return [Draw(i, "test", s, 10 * i + s, p, p) for i, p in enumerate(LEARNT) for s in range(n)]
 
 
-COLD = Sampling(temperature=0.05, max_new_tokens=120, batch_size=2)
+COLD = {"temperature": 0.05, "max_new_tokens": 120, "batch_size": 2}
 
 
-@pytest.mark.parametrize("kind", [Sampler, ContinuousSampler])
+@pytest.mark.parametrize("kind", [HFSampler, ContinuousSampler])
 def test_what_a_model_has_learnt_by_heart_is_sampled_letter_by_letter(by_heart, kind):
     model, tokenizer = load_model(by_heart, torch.float32), load_tokenizer(by_heart)
-    found = {draw.prompt: text for draw, text in kind(COLD).sample(model, tokenizer, draws())}
+    found = {draw.prompt: text for draw, text in kind(**COLD).sample(model, tokenizer, draws())}
     assert found == LEARNT
 
 
@@ -188,14 +185,14 @@ def test_its_programs_are_certain_to_it(by_heart):
 
 
 def test_a_server_that_loses_the_first_space_is_named(by_heart, server):
-    sampler = ServedSampler(Sampling(url=server, temperature=0.05, max_new_tokens=120, batch_size=2), str(by_heart))
+    sampler = ServedSampler(url=server, **COLD)
     tokenizer = load_tokenizer(by_heart)
     multi = [draw for draw in draws(12) if "<|" not in LEARNT[draw.prompt]]
     if loses_space(tokenizer):
         with pytest.raises(InputError, match="leaves out the space"):
-            list(sampler.sample(None, tokenizer, multi[:12]))
+            list(sampler.sample(by_heart, tokenizer, multi[:12]))
     else:
-        found = {draw.prompt: text for draw, text in sampler.sample(None, tokenizer, multi[::12])}
+        found = {draw.prompt: text for draw, text in sampler.sample(by_heart, tokenizer, multi[::12])}
         assert found == {prompt: LEARNT[prompt] for prompt in found} and len(found) == 2
 
 

@@ -17,7 +17,7 @@ from test_end_to_end import wandb_records
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
 from ilf.cli.config import build
-from ilf.settings import Logger
+from ilf.parts import Part
 from ilf.stages import Stages
 from ilf.tracking import _FOLDERS, Tracker, check_wandb
 from ilf.training.unit_test_callback import score
@@ -322,7 +322,7 @@ def hear(event, arguments):
 sys.addaudithook(hear)
 from pathlib import Path
 
-from ilf.settings import Logger
+from ilf.parts import Part
 from ilf.tracking import Tracker
 
 folder = Path(sys.argv[1])
@@ -352,7 +352,7 @@ ODD = "".join(map(chr, range(32))) + "\x7f\x85\u2028\u2029\ufeff\ufffe|`<>&$\\'\
 
 def test_wandb_takes_any_program(tmp_path):
     config = {"seed": 0, "study": None}
-    tracker = Tracker(Logger(wandb=True), tmp_path, config, "model", None)
+    tracker = Tracker(wandb(save_dir=str(tmp_path), mode="offline"), tmp_path, config, "model", None)
     texts = [ODD, "half \ud83d of a pair", "x" * 200_000, ""]
     programs = [
         Program(1, "test", i, 0, "", "", text, Verdict("failed", detail=text[:500])) for i, text in enumerate(texts)
@@ -385,7 +385,13 @@ def test_where_wandb_writes_may_be_chosen_and_is_each_runs_own(tmp_path, monkeyp
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "mine"))
     for folder in ("one", "other"):
         before = dict(os.environ)
-        tracker = Tracker(Logger(wandb=True), tmp_path / folder, {"seed": 0, "study": None}, "model", None)
+        tracker = Tracker(
+            wandb(save_dir=str(tmp_path / folder), mode="offline"),
+            tmp_path / folder,
+            {"seed": 0, "study": None},
+            "model",
+            None,
+        )
         assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "mine")
         assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / folder / "wandb" / "data")
         file = tmp_path / "results.json"
@@ -396,9 +402,13 @@ def test_where_wandb_writes_may_be_chosen_and_is_each_runs_own(tmp_path, monkeyp
         assert {name: os.environ.get(name) for name in _FOLDERS} == {name: before.get(name) for name in _FOLDERS}
 
 
+def wandb(**own):
+    return {"wandb": Part("pytorch_lightning.loggers.WandbLogger", own)}
+
+
 REFUSED = {
-    "a long project": ("logger.project", "x" * 129, "128 characters"),
-    **{f"a project with {sign}": ("logger.project", f"a{sign}b", "cannot contain") for sign in "/\\#?%:"},
+    "a long project": ("logger.wandb.project", "x" * 129, "128 characters"),
+    **{f"a project with {sign}": ("logger.wandb.project", f"a{sign}b", "cannot contain") for sign in "/\\#?%:"},
     "a project of the environment": ("WANDB_PROJECT", "a/b", "cannot contain"),
     "an id with a sign": ("WANDB_RUN_ID", "a:b", "cannot contain"),
     "an id that no artifact may bear": ("WANDB_RUN_ID", "a b", "Artifact name"),
@@ -411,25 +421,25 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_wandb_refuses_is_an_error_at_the_start(case, monkeypatch):
     name, value, reason = REFUSED[case]
-    logger = Logger(wandb=True, project=value if name == "logger.project" else "ilf")
-    if name != "logger.project":
+    logger = wandb(project=value if name == "logger.wandb.project" else "ilf")
+    if name != "logger.wandb.project":
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"(?s)^{re.escape(name)}={re.escape(repr(value))}: .*{reason}"):
         check_wandb(logger, sweep=False)
-    check_wandb(Logger(csv=True, project=value), sweep=True)
+    check_wandb({"csv": Part("pytorch_lightning.loggers.CSVLogger")}, sweep=True)
 
 
 def test_no_secret_is_shown(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", " a secret\n")
     try:
-        check_wandb(Logger(wandb=True), sweep=False)
+        check_wandb(wandb(), sweep=False)
     except InputError as error:
         assert "secret" not in str(error)
 
 
 def test_an_id_is_one_runs(monkeypatch, cli, tmp_path):
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
-    check_wandb(Logger(wandb=True), sweep=False)
+    check_wandb(wandb(), sweep=False)
     done = cli("-m", "seed=0,1", "logger=wandb", "hydra.sweep.dir=sweep")
     assert done.returncode != 0 and "WANDB_RUN_ID='mine': all jobs" in done.stderr
     assert not list(tmp_path.glob("sweep/*/")), "a job has started"

@@ -12,7 +12,7 @@ from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.training.fine_tuning import LINEAR, Example, encode
 from ilf.training.ilf_module import ILFModule
-from ilf.training.mbpp_datamodule import MBPPDataModule, micro_batches, plan_draws
+from ilf.training.mbpp_datamodule import Contents, MBPPDataModule, micro_batches, plan_draws
 from ilf.training.refine_module import RefineModule
 from ilf.training.trainer import make_trainer
 from ilf.types import Feedback, InputError, Refinement, Task
@@ -50,13 +50,15 @@ def fit(
     lr=1e-3,
     scheduler=LINEAR,
     trainer=CPU,
-    **options,
+    compile=False,
 ):
     torch.manual_seed(0)
     part, quantize = adapter
     model = adapt(load_model(folder, torch.float32, quantize=quantize), part)
-    module = ILFModule(model, tokenizer, None, OPTIMIZERS[optimizer].having(lr=lr), scheduler, **options).train()
-    data = MBPPDataModule(tokenizer, training=examples(tokenizer, n), batch_size=batch_size, micro_batch_size=micro)
+    module = ILFModule(model, tokenizer, None, OPTIMIZERS[optimizer].having(lr=lr), scheduler).train()
+    if compile:
+        module.compile_forward()
+    data = MBPPDataModule(tokenizer, Contents(examples(tokenizer, n)), batch_size=batch_size, micro_batch_size=micro)
     trainer = make_trainer(trainer, epochs=epochs, checkpoints=checkpoints)
     trainer.fit(module, data, ckpt_path=resume)
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]), trainer
@@ -123,7 +125,7 @@ def test_a_training_on_mini_is_padded_by_less_than_a_twentieth(tokenizer):
     by_id = {task.task_id: task for task in tasks}
     feedback = annotate(wrong_programs(tasks), by_id, mini.specifications(), 0)
     rows = [RefineModule.example(tokenizer, f, by_id[f.task_id], 512, 1024) for f in feedback]
-    data = MBPPDataModule(tokenizer, training=rows, batch_size=32, micro_batch_size=8)
+    data = MBPPDataModule(tokenizer, Contents(rows), batch_size=32, micro_batch_size=8)
     steps = list(data.train_dataloader())
     masks = [part["attention_mask"] for step in steps for part in step]
     assert 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks) <= 0.05
@@ -207,7 +209,7 @@ def test_compiling_changes_neither_names_nor_what_is_computed(folder, tokenizer,
 
 
 def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
-    data = MBPPDataModule(tokenizer, training=examples(tokenizer, 11), batch_size=4, micro_batch_size=2)
+    data = MBPPDataModule(tokenizer, Contents(examples(tokenizer, 11)), batch_size=4, micro_batch_size=2)
     orders = []
     for epoch in range(2):
         data.trainer = type("T", (), {"current_epoch": epoch, "global_rank": 0, "world_size": 1})()
@@ -267,7 +269,7 @@ def test_training_in_16_bits_rounds_no_rotary_frequencies(folder, tokenizer):
     model = load_model(folder, torch.float32)
     expected = {name: buffer.clone() for name, buffer in model.named_buffers()}
     module = ILFModule(model, tokenizer)
-    data = MBPPDataModule(tokenizer, training=examples(tokenizer, 2), batch_size=2)
+    data = MBPPDataModule(tokenizer, Contents(examples(tokenizer, 2)), batch_size=2)
     trainer = make_trainer(CPU.having(precision="bf16-true"), epochs=1)
     trainer.fit(module, data)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

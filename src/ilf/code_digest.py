@@ -13,13 +13,13 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-Part = ModuleType | Callable[..., Any] | Path
+Code = ModuleType | Callable[..., Any] | Path
 
 _LIBRARIES = {"torch", "pytorch_lightning", "lightning_fabric", "transformers", "peft"}
 _OF_DATACLASSES = {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__"}
 
 
-def code_sha256(*parts: Part) -> str:
+def code_sha256(*parts: Code) -> str:
     """Return 16 characters of a SHA-256 over the syntax of `parts`: comments, docstrings and layout change nothing.
 
     Args:

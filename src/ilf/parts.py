@@ -185,6 +185,8 @@ def read(hint: Any, node: Any, key: str) -> Any:
     kind = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     options = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
     parts = [one for one in options if _is_part(one)]
+    if node is None and any(typing.get_origin(one) is dict for one in parts):
+        return {}
     if type(None) in options and (node is None or (parts and node == {})):  # an option file without a key is empty
         return None
     if not parts:

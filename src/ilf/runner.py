@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf import ranks
-from ilf.code_digest import code_sha256
+from ilf.code_digest import Code, code_sha256
 from ilf.executors import Judge
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
 from ilf.models import batches, load, policy_change, tokens
@@ -30,7 +30,7 @@ from ilf.types import Draw, InputError, Program, Task, derive_seed
 log = logging.getLogger(__name__)
 
 # The code that makes verdicts, besides the settings of the executor.
-_JUDGING = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
+_JUDGING: tuple[Code, ...] = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",

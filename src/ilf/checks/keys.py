@@ -9,13 +9,12 @@ from typing import Any, get_type_hints
 
 from ilf.feedback.llm import uses
 from ilf.files import whole
-from ilf.parts import Part
+from ilf.parts import Part, holds_parts
 from ilf.settings import Phase, Settings
 from ilf.types import InputError
 
 # Keys that not every run reads: what reads them, and whether this run does.
 _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
-    "training.quantize": ("a fine-tuning with an adapter", lambda s: s.adapter is not None),
     "data.revision": ("data=mbpp without data.path", lambda s: s.data.name == "mbpp" and s.data.path is None),
     "data.split": ("data=jsonl", lambda s: s.data.name == "jsonl"),
     "model.hub": ("a model without model.path", lambda s: s.model.path is None),
@@ -39,7 +38,6 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
         "a run that fine-tunes",
         lambda s: s.refinements.name != "none" or s.refiner.name == "finetuned",
     ),
-    "logger.mode": ("logger=wandb", lambda s: "wandb" in s.logger),
     "store.prune_days": ("mode=store", lambda s: s.mode == "store"),
     "pretrain.": ("mode=pretrain", lambda s: s.mode == "pretrain"),
     "annotate.": ("mode=annotate", lambda s: s.mode == "annotate"),
@@ -88,7 +86,7 @@ def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputE
         return InputError(key, value, "is no setting any more", f"It is called {MOVED[key]} now.")
     parent, _, name = key.rpartition(".")
     own = [one.rpartition(".")[2] for one in known_keys() if one.rpartition(".")[0] == parent]
-    own += [one for one in siblings if not one.startswith("_")]
+    own = own or [one for one in siblings if not one.startswith("_")]
     near = [f"{parent}.{one}".lstrip(".") for one in difflib.get_close_matches(name, own, 1, 0.6)]
     near = near or difflib.get_close_matches(key, known_keys(), 1, 0.75)
     listed = f"; {parent} has {', '.join(own)}" if parent and own else ""
@@ -97,15 +95,17 @@ def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputE
 
 
 def known_keys() -> list[str]:
-    """Return every key of the schema, those of groups too."""
+    """Return every key of the schema, those of groups too; what a part takes, its class knows."""
 
     def walk(kind: type, prefix: str) -> Iterator[str]:
-        hints = get_type_hints(kind)
+        hints, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
         for field in fields(kind):
             yield f"{prefix}{field.name}"
+            if holds_parts(annotated[field.name]):
+                continue
             options = getattr(hints[field.name], "__args__", ())  # of an optional group
             for one in (hints[field.name], *options):
-                if is_dataclass(one) and one is not Part:
+                if is_dataclass(one):
                     yield from walk(one, f"{prefix}{field.name}.")  # type: ignore[arg-type]
 
     return list(walk(Settings, ""))
