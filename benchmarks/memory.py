@@ -24,19 +24,19 @@ import torch
 from transformers import AutoConfig
 
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
-from ilf.settings import Adapter, Sampling
-from ilf.training.gpu_checks import draw, peak_bytes, train
+from ilf.sampling import HFSampler
+from ilf.training.gpu_checks import ADAMW, ADAMW_8BIT, LORA, draw, peak_bytes, train
 
 MINI = Path(__file__).resolve().parent.parent / "src" / "ilf" / "models" / "mini"
-FULL = FineTuning(Adapter("full"), "adamw", "32-true", rows=1, tokens=1024, checkpointing=False)
+FULL = FineTuning(None, ADAMW, "32-true", rows=1, tokens=1024, checkpointing=False)
 WORKS = {
     "full": FULL,
-    "full, adamw_8bit": replace(FULL, optimizer="adamw_8bit"),
-    "full, adamw_8bit, checkpointing": replace(FULL, optimizer="adamw_8bit", checkpointing=True),
+    "full, adamw_8bit": replace(FULL, optimizer=ADAMW_8BIT),
+    "full, adamw_8bit, checkpointing": replace(FULL, optimizer=ADAMW_8BIT, checkpointing=True),
     "full, bf16-mixed": replace(FULL, precision="bf16-mixed"),
-    "lora": replace(FULL, adapter=Adapter("lora")),
-    "qlora": replace(FULL, adapter=Adapter("qlora", "nf4")),
-    "lora, checkpointing": replace(FULL, adapter=Adapter("lora"), checkpointing=True),
+    "lora": replace(FULL, adapter=LORA),
+    "qlora": replace(FULL, adapter=LORA, quantize="nf4"),
+    "lora, checkpointing": replace(FULL, adapter=LORA, checkpointing=True),
 }
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--only", help=argparse.SUPPRESS)  # in a child: the work to measure
     args = parser.parse_args()
-    settings = Sampling(n=8, max_new_tokens=args.new_tokens, batch_size=args.batch_size)
+    settings = HFSampler(n=8, max_new_tokens=args.new_tokens, batch_size=args.batch_size)
     dtype, device = getattr(torch, args.dtype), "cuda" if torch.cuda.is_available() else "cpu"
     hows = {name: replace(how, rows=args.rows, tokens=args.tokens) for name, how in WORKS.items()}
     if args.only:

@@ -34,7 +34,7 @@ def measured(started: float, output: str, arguments: list[str]) -> None:
     import wandb  # noqa: F401
 
     imports = time.monotonic() - start
-    from ilf.models.sampling import Sampler
+    from ilf.sampling import HFSampler
     from ilf.sandbox import Sandbox
 
     seconds = {"sampling": 0.0, "training": 0.0, "executing": 0.0, "first_sample": 0.0, "imports": imports}
@@ -51,7 +51,7 @@ def measured(started: float, output: str, arguments: list[str]) -> None:
 
         setattr(owner, name, call)
 
-    draw = Sampler.sample
+    draw = HFSampler.sample
 
     def sample(*args: Any) -> Iterator[Any]:
         drawn = draw(*args)
@@ -64,7 +64,7 @@ def measured(started: float, output: str, arguments: list[str]) -> None:
             seconds["first_sample"] = seconds["first_sample"] or time.time() - started
             yield one
 
-    Sampler.sample = sample  # type: ignore[method-assign]
+    HFSampler.sample = sample  # type: ignore[method-assign]
     timed(pl.Trainer, "fit", "training")
     timed(Sandbox, "run", "executing")
     sys.argv = ["run.py", *arguments]

@@ -23,10 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from transformers import GenerationConfig
 
-from ilf.models.continuous import ContinuousSampler
 from ilf.models.load import load_model, load_tokenizer
-from ilf.models.sampling import Sampler
-from ilf.settings import Sampling
+from ilf.sampling import ContinuousSampler, HFSampler
 from ilf.tasks import mini
 from ilf.tasks.mbpp import read_rows, tasks_from
 from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
@@ -69,11 +67,12 @@ def batched(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Names
 
 def ours(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namespace) -> int:
     """What a run does; return how many programs were drawn."""
-    settings = Sampling(n=args.n, temperature=args.temperature, max_new_tokens=args.limit, batch_size=args.batch_size)
+    kind = ContinuousSampler if args.continuous else HFSampler
+    sampler = kind(args.n, args.temperature, args.limit, args.batch_size)
     draws = plan_draws(args.pairs, "benchmark", args.n, 0)
     data = MBPPDataModule(tokenizer, sampling_batch_size=args.batch_size)
     for batch in data.draw_batches(draws):
-        for _ in (ContinuousSampler if args.continuous else Sampler)(settings).sample(model, tokenizer, batch):
+        for _ in sampler.sample(model, tokenizer, batch):
             pass
     return len(draws)
 

@@ -37,7 +37,7 @@ OURS = [
     ["training.micro_batch_size=8", "optimizer=adamw_8bit"],
     ["training.micro_batch_size=8", "adapter=lora"],
     ["training.micro_batch_size=8", "adapter=qlora"],
-    ["training.micro_batch_size=8", "adapter=qlora", "adapter.quantize=int8"],
+    ["training.micro_batch_size=8", "adapter=qlora", "training.quantize=int8"],
 ]
 
 
@@ -130,9 +130,8 @@ def ours(args: argparse.Namespace, overrides: list[str]) -> float:
 
     from ilf.cli.config import register, settings_from
     from ilf.models.load import adapt, load_model, load_tokenizer
-    from ilf.models.sampling import Sampler
     from ilf.training.ilf_module import ILFModule
-    from ilf.training.mbpp_datamodule import MBPPDataModule
+    from ilf.training.mbpp_datamodule import Contents
     from ilf.training.trainer import make_trainer, training_device
 
     register()
@@ -143,25 +142,26 @@ def ours(args: argparse.Namespace, overrides: list[str]) -> float:
     settings = settings_from(config)
     training, phase = settings.training, settings.training.policy
     tokenizer = load_tokenizer(args.model)
-    data = MBPPDataModule(
-        tokenizer,
-        training=read_examples(args, tokenizer),
-        batch_size=phase.batch_size,
-        micro_batch_size=training.micro_batch_size,
-    )
+    contents = Contents(read_examples(args, tokenizer))
+    data = settings.datamodule(tokenizer=tokenizer, contents=contents, batch_size=phase.batch_size, seed=0)
     device = training_device(settings.trainer)
-    model = load_model(args.model, torch.float32, settings.model.attention, settings.adapter.quantize, device)
+    model = load_model(args.model, torch.float32, settings.model.attention, training.quantize, device)
     model = adapt(model, settings.adapter)
-    module = ILFModule(model, tokenizer, Sampler(settings.sampler), training, phase, settings.optimizer, 0).train()
+    optimizer = settings.optimizer.having(lr=phase.lr)
+    module = ILFModule(model, tokenizer, settings.sampler, optimizer, settings.scheduler)
+    module.gradient_checkpointing = training.gradient_checkpointing
+    module.train()
+    if training.compile:
+        module.compile_forward()
     times: dict[int, float] = {}
 
     class Clock(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             times.setdefault(trainer.global_step, now())
 
-    trainer = make_trainer(settings.trainer, callbacks=[Clock()], loggers=[])
+    trainer = make_trainer(settings.trainer, callbacks=[Clock()], epochs=1)
     trainer.fit(module, data)
-    return (len(data.training) - phase.batch_size) / (times[trainer.global_step] - times[1])
+    return (len(contents.training) - phase.batch_size) / (times[trainer.global_step] - times[1])
 
 
 def measure(args: argparse.Namespace, name: str, overrides: list[str]) -> dict[str, Any]:

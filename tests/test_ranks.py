@@ -29,7 +29,7 @@ from ilf.models.load import load_tokenizer
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.training.fine_tuning import Example
-from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
+from ilf.training.mbpp_datamodule import Contents, MBPPDataModule, plan_draws
 from ilf.types import Draw, InputError, Task
 
 FEW = [
@@ -324,8 +324,7 @@ def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, 
     draws = plan_draws([(TASK, TASK.prompt)], "test", len(lengths), 0)
     data = MBPPDataModule(
         TOKENIZER,
-        training=examples,
-        test_draws=draws,
+        Contents(examples, test_draws=draws),
         batch_size=batch_size,
         micro_batch_size=micro,
         sampling_batch_size=micro,

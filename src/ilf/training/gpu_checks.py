@@ -47,12 +47,12 @@ CODEGEN_6B = CodeGenConfig(  # as Salesforce/codegen-6B-mono's config.json has i
     rotary_dim=64,
     tie_word_embeddings=False,
 )
-_LORA = Part("peft.LoraConfig", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
-_ADAMW, _ADAMW_8BIT = Part("torch.optim.AdamW"), Part("bitsandbytes.optim.AdamW8bit")
-_EIGHT_BIT = FineTuning(None, _ADAMW_8BIT, "bf16-mixed", rows=1, tokens=1024, checkpointing=True)
+LORA = Part("peft.LoraConfig", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
+ADAMW, ADAMW_8BIT = Part("torch.optim.AdamW"), Part("bitsandbytes.optim.AdamW8bit")
+_EIGHT_BIT = FineTuning(None, ADAMW_8BIT, "bf16-mixed", rows=1, tokens=1024, checkpointing=True)
 TRAININGS = {
     "full, adamw_8bit": _EIGHT_BIT,
-    "qlora": replace(_EIGHT_BIT, adapter=_LORA, optimizer=_ADAMW, quantize="nf4"),
+    "qlora": replace(_EIGHT_BIT, adapter=LORA, optimizer=ADAMW, quantize="nf4"),
 }
 _NEAR = (0.8, 1.25)  # plan over measured
 

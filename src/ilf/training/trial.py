@@ -58,12 +58,12 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
         steps = _most_steps(settings, name, phase, len(trained_tasks(name, tasks)))
         _try(
             "optimizer",
-            settings.optimizer.having(lr=phase.lr),
+            optimizer := settings.optimizer.having(lr=phase.lr),
             partial(_step, dtype=torch.bfloat16 if kind == "bf16-true" else torch.float32, device=device),
             {"lr": f"training.{name}.lr"},
         )
         if settings.scheduler is not None and steps:
-            _try("scheduler", settings.scheduler, partial(_schedule, steps=steps), {})
+            _try("scheduler", settings.scheduler, partial(_schedule, optimizer, steps), {})
         _try("trainer", settings.trainer, partial(make_trainer, epochs=phase.epochs), {})
     if trainings(settings) and settings.training.gradient_checkpointing:
         try:
@@ -86,10 +86,9 @@ def _step(optimizer: Part, dtype: torch.dtype, device: torch.device) -> None:
         raise ValueError("the first step gives numbers that are not finite")
 
 
-def _schedule(scheduler: Part, steps: float) -> None:
+def _schedule(optimizer: Part, steps: float, scheduler: Part) -> None:
     """Make a schedule for a training of so many steps."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    make_schedule(scheduler, optimizer, steps)
+    make_schedule(scheduler, optimizer([torch.nn.Parameter(torch.zeros(1))]), steps)
 
 
 def _small(config: Any, settings: Settings) -> Any:
