@@ -18,8 +18,9 @@ from ilf.models.load import adapt, load_model, save
 from ilf.models.memory import FineTuning, fine_tuning, sampling
 from ilf.models.policy_change import perplexity
 from ilf.models.sampling import Sampler
+from ilf.models.targets import encode
 from ilf.settings import Adapter, Optimizer, Phase, Sampling, Training
-from ilf.training.fine_tuning import encode, make_optimizer
+from ilf.training.fine_tuning import make_optimizer
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.training.trial import check_training

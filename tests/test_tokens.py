@@ -20,6 +20,7 @@ from ilf.models.load import load_model, load_tokenizer, save
 from ilf.models.policy_change import perplexity
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
+from ilf.models.targets import encode
 from ilf.models.tokens import (
     Continuation,
     check_code,
@@ -32,7 +33,6 @@ from ilf.models.tokens import (
     truncate,
 )
 from ilf.settings import Sampling
-from ilf.training.fine_tuning import encode
 from ilf.types import Draw, InputError
 
 pieces = st.sampled_from(

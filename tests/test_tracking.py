@@ -17,10 +17,10 @@ from test_end_to_end import wandb_records
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
 from ilf.cli.config import build
+from ilf.scoring import score
 from ilf.settings import Logger
 from ilf.stages import Stages
 from ilf.tracking import _FOLDERS, Tracker, check_wandb
-from ilf.training.unit_test_callback import score
 from ilf.types import InputError, Program, Verdict
 
 

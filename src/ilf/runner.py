@@ -13,17 +13,19 @@ from types import ModuleType
 from typing import Any
 
 from ilf import ranks
+from ilf import scoring as scorer
 from ilf.code_digest import Part, code_sha256
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
-from ilf.models import batches, continuous, endpoint, load, policy_change, sampling, served, shards, tokens
+from ilf.models import batches, continuous, endpoint, load, policy_change, sampling, served, shards, targets, tokens
 from ilf.models.load import compute_dtype, load_tokenizer, sampling_dtype
-from ilf.sandbox import Sandbox, executor, worker
+from ilf.models.targets import Example
+from ilf.sandbox import Sandbox, executor, jobs, worker
 from ilf.settings import Phase, Settings
 from ilf.store import Entry, Store
 from ilf.tasks import prompts
 from ilf.tracking import Tracker
 from ilf.training import fine_tuning, loops, mbpp_datamodule, trainer, unit_test_callback
-from ilf.training.fine_tuning import Example, FineTuningModule
+from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.trainer import precision, training_device
 from ilf.training.unit_test_callback import TAKEN, UnitTestCallback
@@ -46,8 +48,9 @@ _SAMPLERS: dict[str, tuple[ModuleType, ...]] = {
     "continuous": (continuous, sampling),
     "openai": (served, endpoint),
 }
-_TRAINING: tuple[Part, ...] = (loops.fine_tune, fine_tuning, mbpp_datamodule, load, tokens, trainer, shards)
-_JUDGING: tuple[Part, ...] = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
+_TRAINING: tuple[Part, ...] = (loops.fine_tune, fine_tuning, targets, mbpp_datamodule, load, tokens, trainer, shards)
+_WORKER = sorted(Path(worker.__file__).parent.glob("*.py"))
+_JUDGING: tuple[Part, ...] = (scorer, unit_test_callback, prompts, executor, jobs, *_WORKER)
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",
@@ -136,7 +139,7 @@ class Runner:
 
     def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
         """Return what is measured on the results of stages, from the store where that was done before."""
-        code = code_sha256(policy_change, load, tokens, batches)
+        code = code_sha256(policy_change, targets, load, tokens, batches)
         with self.store.entry("measure", {"measure": name, "code": code, **key}) as entry:
             done = entry.done or entry.finish({"found": work()})
         return done["found"]

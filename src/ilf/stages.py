@@ -16,6 +16,7 @@ from ilf.files import JsonLines
 from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
 from ilf.sandbox import Sandbox
+from ilf.scoring import score
 from ilf.settings import STAGES, Settings
 from ilf.store import Store
 from ilf.tasks.prompts import completion_of, few_shot_prompt
@@ -24,7 +25,6 @@ from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.refine_module import RefineModule
-from ilf.training.unit_test_callback import score
 from ilf.types import (
     Feedback,
     InputError,

@@ -22,8 +22,8 @@ from ilf.models.batches import Batch, RoomyLayer, join, joinable, prefill
 from ilf.models.load import adapt
 from ilf.models.sampling import Sampler
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
+from ilf.models.targets import last_logits, token_losses
 from ilf.settings import Adapter, Sampling
-from ilf.training.fine_tuning import last_logits, token_losses
 
 log = logging.getLogger(__name__)
 

@@ -1,27 +1,24 @@
-"""What the refiner's and the policy's fine-tuning have in common: examples, loss, optimizer, checkpoints."""
+"""What the refiner's and the policy's fine-tuning have in common: optimizer, steps, checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
-from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from ilf.models.batches import takes
 from ilf.models.continuous import ContinuousSampler
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
 from ilf.models.shards import hold_whole, shard
-from ilf.models.tokens import encode_continuation, encode_prompts
+from ilf.models.targets import all_logits, last_logits, token_losses
 from ilf.settings import Optimizer, Phase, Training
 from ilf.types import Draw, InputError, derive_seed
 
@@ -29,35 +26,6 @@ log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far long work has come
 AnySampler = Sampler | ContinuousSampler | ServedSampler
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and the target that the model is to write after it, as token ids."""
-
-    task_id: int
-    prompt_ids: tuple[int, ...]
-    target_ids: tuple[int, ...]  # ends with EOS
-
-    @property
-    def length(self) -> int:
-        """Tokens, EOS included."""
-        return len(self.prompt_ids) + len(self.target_ids)
-
-
-def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:
-    """Tokenise prompt and target apart, as the paper does and as a prompt is sampled from, and end the target with EOS.
-
-    Raises:
-        ValueError: Together they are longer than `max_length` tokens. A cut row would lose its EOS, and the model
-            would learn never to stop, so that such a row is refused and not cut.
-    """
-    (prompt_ids,) = encode_prompts(tokenizer, [prompt])
-    target_ids = (*encode_continuation(tokenizer, target), tokenizer.eos_token_id)
-    example = Example(task_id, tuple(prompt_ids), target_ids)
-    if example.length > max_length:
-        raise ValueError(f"{example.length} tokens with EOS, training.max_length is {max_length}")
-    return example
 
 
 def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -84,32 +52,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> 
     """Return linear warm-up and linear decay to 0, in optimizer steps."""
     # As transformers' get_linear_schedule_with_warmup, whose module imports peft and bitsandbytes: seconds.
     return LambdaLR(optimizer, lambda t: t / warmup if t < warmup else (steps - t) / max(1, steps - warmup))
-
-
-def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, int]) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
-    return logits
-
-
-def last_logits(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, forward: Callable[..., Any] = _logits
-) -> torch.Tensor:
-    """Return the logits of the last `keep` positions, (B, keep, V), by `forward`, which may be compiled."""
-    options = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
-    logits: torch.Tensor = forward(model, ids, mask, options)
-    return logits[:, -keep:]  # some models give all
-
-
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of each label but the first, (B, T - 1), in nats; 0 where a label is -100.
-
-    Args:
-        logits: (B, T, V), of any type; computed on in float32.
-        labels: (B, T).
-    """
-    return functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
-    )
 
 
 class FineTuningModule(pl.LightningModule):
@@ -143,7 +85,7 @@ class FineTuningModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold only what is trained
         self.automatic_optimization = False  # a batch is an optimizer step of as many passes as its lengths ask for
         # Compiled is a function and not the model: names in checkpoints and saved folders stay as they are.
-        self._training_forward = torch.compile(_logits, dynamic=True) if training.compile else _logits
+        self._training_forward = torch.compile(all_logits, dynamic=True) if training.compile else all_logits
 
     def setup(self, stage: str) -> None:
         """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
@@ -176,7 +118,7 @@ class FineTuningModule(pl.LightningModule):
         if bool((counts == 0).any()):
             raise ValueError("a batch holds an example without a target token")
         first = int((labels != -100).int().argmax(dim=1).min()) - 1  # logits before it predict only prompt tokens
-        forward = self._training_forward if self.training else _logits
+        forward = self._training_forward if self.training else all_logits
         logits = last_logits(self.model, batch["input_ids"], batch["attention_mask"], labels.shape[1] - first, forward)
         loss: torch.Tensor = token_losses(logits, labels[:, first:]).sum(dim=1) / counts
         return loss

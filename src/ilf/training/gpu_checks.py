@@ -27,8 +27,8 @@ from ilf.files import write_atomically
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
 from ilf.models.sampling import Sampler
+from ilf.models.targets import Example
 from ilf.settings import Adapter, Optimizer, Phase, Sampling, TrainerSettings, Training
-from ilf.training.fine_tuning import Example
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.training.trainer import make_trainer

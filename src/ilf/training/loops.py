@@ -20,9 +20,10 @@ from ilf.models.load import adapt, load_model, load_tokenizer, sampling_dtype, s
 from ilf.models.sampling import Sampler
 from ilf.models.served import ServedSampler
 from ilf.models.shards import gathered
+from ilf.models.targets import Example
 from ilf.sandbox import Sandbox
 from ilf.settings import Phase, Settings
-from ilf.training.fine_tuning import AnySampler, Example, FineTuningModule
+from ilf.training.fine_tuning import AnySampler, FineTuningModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.training.trainer import make_trainer, training_device
 from ilf.training.unit_test_callback import TAKEN, UnitTestCallback

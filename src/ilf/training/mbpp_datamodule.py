@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from ilf.models.targets import Example
 from ilf.models.tokens import encode_prompts
-from ilf.training.fine_tuning import Example
 from ilf.types import Draw, Task, derive_seed
 
 PADDING = 0.05  # of a micro-batch's tokens, at most
