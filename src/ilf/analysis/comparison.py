@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,44 +12,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from ilf.analysis.arms import Arm, Row, arms_of
 from ilf.analysis.comparison_page import markdown, plot
 from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
-from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, paired, pass_at_k, t_ci95
+from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, paired, t_ci95
 from ilf.files import to_csv, write_atomically
-
-Row = dict[str, Any]  # of a CSV file
-Values = Mapping[int, Mapping[str, float]]  # pass@k by seed and task
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """Jobs that differ in the seed alone, or zero-shot: one job a seed of those that start from the same policy."""
-
-    label: str
-    jobs: Sequence[Job]
-    part: str  # of results.json: "zero_shot" or "finetuned"
-
-    def values(self, part: str, name: str) -> Values:
-        """Return pass@k, of a part of results.json, by seed and task; zero-shot has no refiner."""
-        if part == "refiner" and self.part == "zero_shot":
-            return {}
-        k = int(name.removeprefix("pass@"))
-        found = [(job["seed"], job[part]) for job in self.jobs if name in (job[part] or {})]
-        return {s: {t: pass_at_k(p["n_samples"], c, k) for t, c in p["per_task"].items()} for s, p in found}
-
-    def means(self, part: str, name: str) -> list[float]:
-        """Return pass@k, of a part of results.json, of each seed."""
-        return [float(np.mean(list(tasks.values()))) for tasks in self.values(part, name).values()]
-
-    @property
-    def data_sha256(self) -> str | None:
-        """Of the first job that has figures: one that failed early says nothing of its data."""
-        return next((job["data_sha256"] for job in self.jobs if "data_sha256" in job), None)
-
-    @property
-    def status(self) -> str:
-        """What became of the jobs: "failed" only where all did."""
-        return next((job["status"] for job in self.jobs if job["status"] != "failed"), "failed")
 
 
 @dataclass(frozen=True)
@@ -83,7 +49,7 @@ def write_comparison(target: Path, sweeps: Sequence[Path]) -> None:
 
 def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
     names = list(dict.fromkeys(name for job in jobs for part in PARTS for name in (job[part] or {}).get("ci95", {})))
-    zero, arms = _arms(jobs, notes)
+    zero, arms = arms_of(jobs, notes)
     everyone = [*zero.values(), *arms]
     pairs = [pair for name in names for pair in _pairs(everyone, name, notes if name == names[0] else [])]
     rows = [_arm_row(arm, names) for arm in everyone]
@@ -106,25 +72,6 @@ def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
     notes = [*_notes(jobs), *notes]
     write_atomically(target / "comparison.md", markdown(jobs, everyone, rows, pair_rows, names, notes))
     plot(target, jobs, everyone, rows, names)
-
-
-def _arms(jobs: list[Job], notes: list[str]) -> tuple[dict[str, Arm], list[Arm]]:
-    """Return the zero-shot arms by label, and the others."""
-    zero: dict[str, dict[int, Job]] = defaultdict(dict)
-    arms: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        arms[job["label"]].append(job)
-        if job["zero_shot"]:
-            first = zero[job["zero_label"]].setdefault(job["seed"], job)
-            if first["zero_shot"]["per_task"] != job["zero_shot"]["per_task"]:
-                notes.append(
-                    f"{job['folder']} has other zero-shot figures than {first['folder']}, of the same seed; "
-                    "these stand in the table."
-                )
-    return (
-        {label: Arm(label, list(by_seed.values()), "zero_shot") for label, by_seed in zero.items()},
-        [Arm(label, same, "finetuned") for label, same in arms.items()],
-    )
 
 
 def _notes(jobs: list[Job]) -> list[str]:
