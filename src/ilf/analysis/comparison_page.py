@@ -9,7 +9,7 @@ from ilf.analysis.arms import Arm, Row
 from ilf.analysis.jobs import Job
 from ilf.analysis.markdown import inline, table
 from ilf.analysis.plots import Point, bars
-from ilf.analysis.report import model_name, p_text, percent
+from ilf.analysis.wording import model_name, p_text, percent
 
 _SHOWN_PAIRS = 15  # in comparison.md; more are in comparison_pairs.csv
 

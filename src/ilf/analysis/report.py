@@ -14,6 +14,7 @@ from typing import Any
 from ilf.analysis.jobs import arm_name
 from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
+from ilf.analysis.wording import model_name, p_text, percent
 from ilf.tasks.prompts import lines_of
 from ilf.types import Outcome, Splits
 
@@ -38,29 +39,6 @@ class Mended:
     detail: str  # what its unit tests said; empty where an annotation brought the program
     feedback: str
     after: str  # the first refinement that passed, whole
-
-
-def model_name(results: dict[str, Any]) -> str:
-    """Return what a reader calls the model: the folder's name for a local one."""
-    return Path(results["model_id"]).name if results["model"] == "local" else str(results["model"])
-
-
-def percent(value: float, interval: list[float]) -> str:
-    """Return a figure and its interval, in percent.
-
-    >>> percent(0.25, [0.1, 0.4])
-    '25.0 [10.0, 40.0]'
-    """
-    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-
-
-def p_text(p: float) -> str:
-    """Return a p-value to three places, never as 0.
-
-    >>> p_text(0.0001), p_text(0.0213)
-    ('< 0.001', '= 0.021')
-    """
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def _parts(results: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ilf.analysis.markdown import inline
-from ilf.analysis.studies import figures, tables
+from ilf.analysis.studies import feedback, figures, search, tables
 from ilf.analysis.studies.job import Job, Study, read_jobs
 from ilf.files import to_csv, write_atomically
 
@@ -18,10 +18,10 @@ STUDIES: dict[str, Callable[[Sequence[Job]], Study]] = {
     "paper/table2": tables.table2,
     "paper/table3": tables.table3,
     "paper/table4": tables.table4,
-    "paper/tables5_6": tables.tables5_6,
+    "paper/tables5_6": feedback.tables5_6,
     "paper/scorer_effect": tables.scorer_effect,
-    "paper/sweep_a1": tables.sweep_a1,
-    "mini/optuna": tables.sweep_a1,
+    "paper/sweep_a1": search.sweep_a1,
+    "mini/optuna": search.sweep_a1,
     "paper/figure3": figures.figure3,
     "paper/figure4": figures.figure4,
     "paper/figure5": figures.figure5,

@@ -13,8 +13,15 @@ import numpy as np
 
 from ilf.analysis.jobs import arm_name, job_folders, read_job
 from ilf.analysis.markdown import table
-from ilf.analysis.report import model_name, p_text, percent
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
+from ilf.analysis.wording import model_name, p_text, percent
+
+# Notes that several studies bear.
+INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
+PAIRED = (
+    "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test, uncorrected "
+    "for the number of rows (comparison.md of a sweep has Holm's correction)."
+)
 
 
 @dataclass(frozen=True)
