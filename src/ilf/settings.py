@@ -313,6 +313,7 @@ class Settings:
     pretrain: Pretraining = field(default_factory=Pretraining)
     annotate: Annotate = field(default_factory=Annotate)
     study: str | None = None  # its name, set by the files under conf/experiment
+    study_table: str | None = None  # package.module.function that makes the table and figure of a study of one's own
     compare: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
     export: str | None = None  # with mode=export: where the annotations of feedback.path go, .jsonl or .csv
     output_dir: str = "???"

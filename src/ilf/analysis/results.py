@@ -206,6 +206,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "status": record.status,
         "arm": settings.arm,
         "study": settings.study,
+        "study_table": settings.study_table,
         "refinements": settings.refinements.name,
         "feedback": settings.feedback.name,
         "annotator": settings.feedback.source,
