@@ -7,10 +7,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ilf import algorithm, ending
 from ilf.algorithm import Candidate
+from ilf.analysis.schema import Results
 from ilf.annotators import Annotators
 from ilf.files import JsonLines
 from ilf.outputs import write_outputs
@@ -82,7 +82,7 @@ class Stages:
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Results:
         """Run the algorithm as far as `stages` asks, write the run's files, and return results.json.
 
         Raises:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ilf.analysis.jobs import Job
+from ilf.analysis.schema import Reported
 from ilf.analysis.statistics import pass_at_k
 
 Row = dict[str, Any]  # of a CSV file
@@ -22,17 +23,17 @@ class Arm:
 
     label: str
     jobs: Sequence[Job]
-    part: str  # of results.json: "zero_shot" or "finetuned"
+    part: Reported  # "zero_shot" or "finetuned"
 
-    def values(self, part: str, name: str) -> Values:
+    def values(self, part: Reported, name: str) -> Values:
         """Return pass@k, of a part of results.json, by seed and task; zero-shot has no refiner."""
         if part == "refiner" and self.part == "zero_shot":
             return {}
         k = int(name.removeprefix("pass@"))
-        found = [(job["seed"], job[part]) for job in self.jobs if name in (job[part] or {})]
+        found = [(job["seed"], p) for job in self.jobs if (p := job[part]) and name in p]
         return {s: {t: pass_at_k(p["n_samples"], c, k) for t, c in p["per_task"].items()} for s, p in found}
 
-    def means(self, part: str, name: str) -> list[float]:
+    def means(self, part: Reported, name: str) -> list[float]:
         """Return pass@k, of a part of results.json, of each seed."""
         return [float(np.mean(list(tasks.values()))) for tasks in self.values(part, name).values()]
 
@@ -58,9 +59,9 @@ def arms_of(jobs: list[Job], notes: list[str]) -> tuple[dict[str, Arm], list[Arm
     arms: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
         arms[job["label"]].append(job)
-        if job["zero_shot"]:
+        if found := job["zero_shot"]:
             first = zero[job["zero_label"]].setdefault(job["seed"], job)
-            if first["zero_shot"]["per_task"] != job["zero_shot"]["per_task"]:
+            if first["zero_shot"] and first["zero_shot"]["per_task"] != found["per_task"]:
                 notes.append(
                     f"{job['folder']} has other zero-shot figures than {first['folder']}, of the same seed; "
                     "these stand in the table."

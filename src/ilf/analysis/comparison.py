@@ -7,15 +7,15 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
 from ilf.analysis.arms import Arm, Row, arms_of
 from ilf.analysis.comparison_page import markdown, plot
-from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
-from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, paired, t_ci95
+from ilf.analysis.jobs import FIELDS, Job, read_jobs
+from ilf.analysis.schema import PARTS, Reported
+from ilf.analysis.statistics import Difference, bootstrap_ci95, holm, over_seeds, paired, t_ci95
 from ilf.files import to_csv, write_atomically
 
 
@@ -28,7 +28,7 @@ class Pair:
     after: Arm
     tasks: int
     seeds: int  # that both have
-    found: dict[str, Any]  # see statistics.paired
+    found: Difference
 
 
 def write_comparison(target: Path, sweeps: Sequence[Path]) -> None:
@@ -61,10 +61,10 @@ def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
         }
         corrected = dict(zip(own, holm([pair.found["p_value"] for pair in own.values()]), strict=True))
         for arm, row in zip(everyone, rows, strict=True):
-            found = own[arm].found if arm in own else {}
-            row[f"delta_{name}"] = found.get("mean")
-            row[f"delta_{name}_low"], row[f"delta_{name}_high"] = found.get("ci95", (None, None))
-            row[f"p_{name}"], row[f"p_holm_{name}"] = found.get("p_value"), corrected.get(arm)
+            found = own[arm].found if arm in own else None
+            row[f"delta_{name}"] = found and found["mean"]
+            row[f"delta_{name}_low"], row[f"delta_{name}_high"] = found["ci95"] if found else (None, None)
+            row[f"p_{name}"], row[f"p_holm_{name}"] = found and found["p_value"], corrected.get(arm)
     pair_rows = [row for name in names for row in _pair_rows([pair for pair in pairs if pair.name == name])]
     write_atomically(target / "comparison.csv", _csv(_job_rows(jobs, names)))
     write_atomically(target / "comparison_arms.csv", _csv(rows))
@@ -127,7 +127,7 @@ def _csv(rows: Sequence[Row]) -> str:
 def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
     corrected = {}
     for name in names:
-        tested = {i: job["delta"][name]["p_value"] for i, job in enumerate(jobs) if name in (job["delta"] or {})}
+        tested = {i: by_name[name]["p_value"] for i, job in enumerate(jobs) if name in (by_name := job["delta"] or {})}
         for i, p in zip(tested, holm(list(tested.values())), strict=True):
             corrected[i, name] = p
     rows = []
@@ -137,7 +137,8 @@ def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
             "arm": job["label"],
             "status": job["status"],
             "error": job["error"],
-            **{field: job[field] for field in (*FIELDS, "seed")},
+            **{field: job[field] for field in FIELDS},
+            "seed": job["seed"],
             "training_examples": job["counts"]["training_examples"],
         }
         for name in names:
@@ -145,10 +146,10 @@ def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
                 found = job[part] or {}
                 row[f"{part}_{name}"] = found.get(name)
                 row[f"{part}_{name}_low"], row[f"{part}_{name}_high"] = found.get("ci95", {}).get(name, (None, None))
-            delta = (job["delta"] or {}).get(name, {})
+            delta = (job["delta"] or {}).get(name)
             row |= {
-                f"delta_{name}": delta.get("mean"),
-                f"p_{name}": delta.get("p_value"),
+                f"delta_{name}": delta and delta["mean"],
+                f"p_{name}": delta and delta["p_value"],
                 f"p_holm_{name}": corrected.get((i, name)),
             }
         rows.append(row)
@@ -165,7 +166,8 @@ def _arm_row(arm: Arm, names: list[str]) -> Row:
         "training_examples": "-".join(map(str, dict.fromkeys([*examples[:1], *examples[-1:]]))),
     }
     for name in names:
-        for column, part in ((f"refiner_{name}", "refiner"), (name, arm.part)):
+        columns: dict[str, Reported] = {f"refiner_{name}": "refiner", name: arm.part}
+        for column, part in columns.items():
             values = arm.values(part, name)
             over_tasks = np.array(list(over_seeds(values.values()).values()))
             nothing = (None, None)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 
-def model_name(results: dict[str, Any]) -> str:
+class Model(TypedDict):
+    """What results.json says of the model, among others."""
+
+    model: str
+    model_id: str
+
+
+def model_name(results: Model) -> str:
     """Return what a reader calls the model: the folder's name for a local one."""
-    return Path(results["model_id"]).name if results["model"] == "local" else str(results["model"])
+    return Path(results["model_id"]).name if results["model"] == "local" else results["model"]
 
 
 def percent(value: float, interval: list[float]) -> str:

@@ -149,7 +149,7 @@ class JobCallback(Callback):
             log.error("%s", explain(error) or "the job failed", exc_info=None if explain(error) else error)
             _forget_frames(job_return._return_value)
             # One that failed early leaves no results.json: what that would say of its arm is said here.
-            facts = {
+            facts: dict[str, Any] = {
                 "error": str(job_return._return_value) or repr(job_return._return_value),
                 "arm": config.arm,
                 "seed": config.seed,

@@ -23,6 +23,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from transformers import AutoModelForCausalLM, CodeGenConfig
 
+from ilf.analysis.schema import Results
 from ilf.files import write_atomically
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
@@ -180,11 +181,11 @@ def check_reload(folder: Path, how: FineTuning, scratch: Path, device: str) -> C
     return Check("a checkpoint is taken up", same, {"tensors": len(trained)})
 
 
-def check_study(run: Callable[[], dict[str, Any]]) -> Check:
+def check_study(run: Callable[[], Results]) -> Check:
     """Check that a whole study on mini ends, and that fine-tuning helps there."""
     start = time.monotonic()
     results = run()
-    before, after = (results[key]["pass@1"] for key in ("zero_shot", "finetuned"))
+    before, after = (found["pass@1"] for found in (results["zero_shot"], results["finetuned"]) if found)
     figures = {"zero-shot pass@1": round(before, 3), "fine-tuned pass@1": round(after, 3)}
     figures["seconds"] = round(time.monotonic() - start)
     return Check("a study on mini", results["status"] == "complete" and after > before, figures)
@@ -193,7 +194,7 @@ def check_study(run: Callable[[], dict[str, Any]]) -> Check:
 def run_checks(
     mini: Path,
     folder: Path,
-    study: Callable[[], dict[str, Any]],
+    study: Callable[[], Results],
     *,
     device: str = "cuda",
     config: Any = CODEGEN_6B,

@@ -14,7 +14,7 @@ import numpy as np
 from ilf.analysis.jobs import arm_name
 from ilf.analysis.plots import COLOURS, canvas, curve
 from ilf.analysis.statistics import over_seeds, sign_flip_p_value
-from ilf.analysis.studies.job import Job, Study, arm_label, cells, figure, grouped, names, per_task, subject
+from ilf.analysis.studies.job import Job, Study, arm_label, cells, examples, figure, grouped, names, per_task, subject
 from ilf.analysis.wording import p_text, percent
 from ilf.tasks.prompts import lines_of
 
@@ -89,11 +89,11 @@ def figure4(jobs: Sequence[Job]) -> Study:
     lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
     sizes = set()
     for (arm, _), group in grouped(done, lambda job: (job.results["arm"], job.results["training_limit"])).items():
-        size = (arm, *sorted((job.results["seed"], _examples(job)) for job in group))
+        size = (arm, *sorted((job.results["seed"], examples(job)) for job in group))
         if size in sizes:  # a limit above what there is, again
             continue
         sizes.add(size)
-        count = float(np.mean([_examples(job) for job in group]))
+        count = float(np.mean([examples(job) for job in group]))
         row = {
             "row": arm_label(arm, jobs),
             "examples": f"{count:.0f}",
@@ -112,10 +112,6 @@ def figure4(jobs: Sequence[Job]) -> Study:
     columns = {"fine-tuned on": "row", "training tasks": "examples", **{f"{n} (%)": f"{n}_text" for n in shown}}
     notes = ["Percent, with 95% intervals over tasks. The tasks of a smaller number are among those of a larger one."]
     return Study(title, subject(jobs), columns, rows, draw, notes)
-
-
-def _examples(job: Job) -> int:
-    return int(job.results["counts"]["training_examples"])
 
 
 def figure5(jobs: Sequence[Job]) -> Study:
@@ -164,18 +160,18 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     """Relative weight change by group of layers, and KL to the base, by arm."""
     done = [job for job in jobs if job.results["weight_change"] and job.results["kl"]]
     groups = grouped(done, lambda job: job.results["arm"])
-    layers = list(dict.fromkeys(name for job in done for name in job.results["weight_change"]))
+    layers = list(dict.fromkeys(name for job in done for name in job.results["weight_change"] or ()))
     weights = {
-        arm: {name: float(np.mean([j.results["weight_change"][name] for j in group])) for name in layers}
+        arm: {name: float(np.mean([w[name] for j in group if (w := j.results["weight_change"])])) for name in layers}
         for arm, group in groups.items()
     }
-    kl = {arm: over_seeds(job.results["kl"]["per_task"] for job in group) for arm, group in groups.items()}
+    kl = {arm: over_seeds(k["per_task"] for job in group if (k := job.results["kl"])) for arm, group in groups.items()}
     rows = []
     for arm in groups:
         found = figure(kl[arm])
         row: dict[str, Any] = {
             "row": arm_label(arm, jobs),
-            "examples": f"{np.mean([_examples(job) for job in groups[arm]]):.0f}",
+            "examples": f"{np.mean([examples(job) for job in groups[arm]]):.0f}",
             **{f"weights_{name}": value for name, value in weights[arm].items()},
             "weights_text": f"{100 * weights[arm]['all']:.3f}",
             "kl": found["mean"],

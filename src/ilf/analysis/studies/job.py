@@ -13,6 +13,7 @@ import numpy as np
 
 from ilf.analysis.jobs import arm_name, job_folders, read_job
 from ilf.analysis.markdown import table
+from ilf.analysis.schema import Part, Results
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
 from ilf.analysis.wording import model_name, p_text, percent
 
@@ -29,7 +30,7 @@ class Job:
     """One run's folder."""
 
     folder: Path
-    results: dict[str, Any]
+    results: Results
 
     def rows(self, file: str) -> list[dict[str, Any]]:
         """Return the rows of one of its JSON-lines files; none where it was not written."""
@@ -97,6 +98,11 @@ def arm_label(arm: str, jobs: Sequence[Job]) -> str:
     return known.get(arm) or arm_name(arm, jobs[0].results["annotator"])
 
 
+def examples(job: Job) -> int:
+    """Return how many examples the policy of a finished job was fine-tuned on."""
+    return job.results["counts"]["training_examples"] or 0
+
+
 def grouped(jobs: Sequence[Job], key: Callable[[Job], Any]) -> dict[Any, list[Job]]:
     """Return the jobs by `key`, seeds together, in order of appearance."""
     found: dict[Any, list[Job]] = defaultdict(list)
@@ -105,18 +111,18 @@ def grouped(jobs: Sequence[Job], key: Callable[[Job], Any]) -> dict[Any, list[Jo
     return dict(found)
 
 
-def names(jobs: Sequence[Job], part: str) -> list[str]:
+def names(jobs: Sequence[Job], part: Part) -> list[str]:
     """Return the metrics that a part of the results has: pass@k, and the share of tasks with a correct program."""
     found = next((job.results[part] for job in jobs if job.results[part]), None)
     return [*found["ci95"], "one_correct"] if found else []
 
 
-def per_task(jobs: Sequence[Job], part: str, name: str, seeds: Collection[int] | None = None) -> dict[int, float]:
+def per_task(jobs: Sequence[Job], part: Part, name: str, seeds: Collection[int] | None = None) -> dict[int, float]:
     """Return a metric of each task, averaged over seeds: all that jobs have, or those given.
 
     Jobs of one seed that start alike have the same zero-shot programs: each seed counts once.
     """
-    by_seed = {job.results["seed"]: job.results[part] for job in reversed(jobs) if job.results[part]}
+    by_seed = {job.results["seed"]: found for job in reversed(jobs) if (found := job.results[part])}
 
     def metric(n: int, passed: int) -> float:
         return float(passed > 0) if name == "one_correct" else pass_at_k(n, passed, int(name.removeprefix("pass@")))
@@ -149,7 +155,7 @@ def cells(values: dict[str, dict[int, float]]) -> dict[str, Any]:
     return row
 
 
-def against(before: tuple[Sequence[Job], str], after: tuple[Sequence[Job], str], name: str) -> dict[str, Any]:
+def against(before: tuple[Sequence[Job], Part], after: tuple[Sequence[Job], Part], name: str) -> dict[str, Any]:
     """Return the paired difference between two parts of two groups of jobs: the columns of a row.
 
     Args:
@@ -164,7 +170,7 @@ def against(before: tuple[Sequence[Job], str], after: tuple[Sequence[Job], str],
     common = sorted(x.keys() & y.keys())
     if not common:
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p", "difference_text"))
-    found: dict[str, Any] = paired(np.array([x[i] for i in common]), np.array([y[i] for i in common]))
+    found = paired(np.array([x[i] for i in common]), np.array([y[i] for i in common]))
     low, high = found["ci95"]
     text = f"{percent(found['mean'], [low, high])}, p {p_text(found['p_value'])}"
     return {

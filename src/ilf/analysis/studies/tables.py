@@ -18,6 +18,7 @@ from ilf.analysis.studies.job import (
     against,
     arm_label,
     cells,
+    examples,
     grouped,
     names,
     paper_row,
@@ -134,7 +135,7 @@ def table4(jobs: Sequence[Job]) -> Study:
             )
             continue
         after = {name: per_task(group, "finetuned", name) for name in shown}
-        counts = [job.results["counts"]["training_examples"] for job in group]
+        counts = [examples(job) for job in group]
         rows.append(
             {
                 "row": label,
