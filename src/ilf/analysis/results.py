@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -159,8 +159,8 @@ def of_feedback(settings: Settings, outcome: Outcome, delta: Delta | None) -> Fe
 def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) -> RoundResults:
     """Return what one round of the algorithm came to."""
 
-    def count(rows: Iterable[Any] | None) -> int | None:
-        return None if rows is None else sum(1 for _ in rows)
+    def count(rows: Sized | None) -> int | None:
+        return None if rows is None else len(rows)
 
     failing = None if found.failing is None else [i for i in found.failing if tasks.by_id[i].split != "prompt"]
     feedback = None if found.feedback is None else [f for f in found.feedback if f.split != "prompt"]

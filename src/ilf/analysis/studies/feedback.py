@@ -13,7 +13,7 @@ import numpy as np
 from ilf.analysis.plots import COLOURS, canvas, plain
 from ilf.analysis.refinements import edit_distance
 from ilf.analysis.studies import paper
-from ilf.analysis.studies.job import Job, Study, grouped, subject
+from ilf.analysis.studies.job import Job, Row, Study, grouped, subject
 
 
 def tables5_6(jobs: Sequence[Job]) -> Study:
@@ -33,7 +33,7 @@ def tables5_6(jobs: Sequence[Job]) -> Study:
                 **shares,
             }
     measures = dict.fromkeys(measure for found in sources.values() for measure in found)
-    rows: list[dict[str, Any]] = [
+    rows: list[Row] = [
         {"row": measure, **{source: _short(found.get(measure)) for source, found in sources.items()}}
         for measure in measures
     ]

@@ -7,14 +7,25 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ilf.analysis.jobs import arm_name
 from ilf.analysis.plots import COLOURS, canvas, curve
 from ilf.analysis.statistics import over_seeds, sign_flip_p_value
-from ilf.analysis.studies.job import Job, Study, arm_label, cells, examples, figure, grouped, names, per_task, subject
+from ilf.analysis.studies.job import (
+    Job,
+    Row,
+    Study,
+    arm_label,
+    cells,
+    examples,
+    figure,
+    grouped,
+    names,
+    per_task,
+    subject,
+)
 from ilf.analysis.wording import p_text, percent
 from ilf.tasks.prompts import lines_of
 
@@ -51,13 +62,12 @@ def figure3(jobs: Sequence[Job]) -> Study:
     title = "Figure 3: perplexity under the base model"
 
     def draw(file: Path, caption: str) -> None:
-        edges = np.geomspace(1, max(2.0, *(max(v.values()) * 1.01 for v in means.values())), 25)
+        edges = np.geomspace(1, max(2.0, *(max(v.values()) * 1.01 for v in means.values())), 25).tolist()
         with canvas(file, caption) as (axis,):
             for colour, (source, values) in zip(cycle(COLOURS), means.items(), strict=False):
                 array = np.array(list(values.values()))
-                style = {"histtype": "stepfilled", "alpha": 0.25, "color": colour}
                 weights = np.full(len(array), 100 / len(array))
-                axis.hist(array, edges, weights=weights, **style)
+                axis.hist(array, edges, weights=weights, histtype="stepfilled", alpha=0.25, color=colour)
                 label = f"{_name(source, jobs)}: median {np.median(array):.2f}"
                 axis.hist(array, edges, weights=weights, histtype="step", color=colour, linewidth=1.6, label=label)
             axis.set(xscale="log", xlabel="perplexity of the program given the task", ylabel="programs (%)")
@@ -85,7 +95,7 @@ def figure4(jobs: Sequence[Job]) -> Study:
     """pass@k on Test against the number of tasks trained on."""
     shown = names(jobs, "finetuned")[:-1]
     done = [job for job in jobs if job.results["finetuned"]]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
     sizes = set()
     for (arm, _), group in grouped(done, lambda job: (job.results["arm"], job.results["training_limit"])).items():
@@ -126,7 +136,7 @@ def figure5(jobs: Sequence[Job]) -> Study:
                 noted = noted and f["bugs"] is not None
                 number = f["bugs"] or _edits(f["program"], f["refinement"] or f["program"])
                 mistakes[number][f["task_id"]].append(values[f["task_id"]])
-    rows = []
+    rows: list[Row] = []
     for number, by_task in sorted(mistakes.items()):
         values_of = {task_id: float(np.mean(found)) for task_id, found in by_task.items()}
         found = figure(values_of)
@@ -169,7 +179,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     rows = []
     for arm in groups:
         found = figure(kl[arm])
-        row: dict[str, Any] = {
+        row: Row = {
             "row": arm_label(arm, jobs),
             "examples": f"{np.mean([examples(job) for job in groups[arm]]):.0f}",
             **{f"weights_{name}": value for name, value in weights[arm].items()},

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ilf.analysis.jobs import setting_of
 from ilf.analysis.plots import COLOURS, canvas, plain
-from ilf.analysis.studies.job import PAIRED, Job, Study, against, arm_label, cells, grouped, names, per_task, subject
+from ilf.analysis.studies.job import (
+    PAIRED,
+    Job,
+    Row,
+    Study,
+    against,
+    arm_label,
+    cells,
+    grouped,
+    names,
+    per_task,
+    subject,
+)
 
 
 def _rounded(value: str) -> str:
@@ -34,7 +45,7 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
     for (arm, values), group in grouped(tried, lambda job: (job.results["arm"], setting(job))).items():
         own = [job for job in chosen if (job.results["arm"], setting(job)) == (arm, values)]
         scores = per_task(group, "validation", "pass@1")
-        row: dict[str, Any] = {"row": arm_label(arm, jobs), **dict(zip(varied, map(_rounded, values), strict=True))}
+        row: Row = {"row": arm_label(arm, jobs), **dict(zip(varied, map(_rounded, values), strict=True))}
         row |= cells({"validation": scores}) | {"chosen": "chosen" if own else None, "test": None}
         if own:
             name = names(own, "finetuned")[0]
@@ -65,7 +76,7 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
     )
 
 
-def _draw(file: Path, rows: Sequence[Mapping[str, Any]], varied: Sequence[str], title: str) -> None:
+def _draw(file: Path, rows: Sequence[Row], varied: Sequence[str], title: str) -> None:
     """Draw pass@1 on Refine of each setting, a panel an arm; the chosen ones are ringed."""
     arms = list(dict.fromkeys(row["row"] for row in rows))
     most = max(sum(row["row"] == arm for row in rows) for arm in arms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ilf.analysis.studies.job import (
     INTERVALS,
     PAIRED,
     Job,
+    Row,
     Study,
     against,
     arm_label,
@@ -35,7 +35,7 @@ def _columns(first: str, shown: Sequence[str], *more: tuple[str, str]) -> dict[s
     return {first: "row", **heads, **dict(more)}
 
 
-def _bars(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> Callable[[Path, str], None]:
+def _bars(rows: Sequence[Row], shown: Sequence[str]) -> Callable[[Path, str], None]:
     found = {_HEADS.get(name, name): column for name, column in points(rows, shown).items()}
     published = {name: [row.get(f"paper_{name}") for row in rows] for name in shown}
     published = {name: column for name, column in published.items() if any(column)}
@@ -68,7 +68,7 @@ def table1(jobs: Sequence[Job]) -> Study:
 
 
 def _of_refiner(
-    jobs: Sequence[Job], labels: dict[str, list[Job]], reference: str, published: list[dict[str, Any]], title: str
+    jobs: Sequence[Job], labels: dict[str, list[Job]], reference: str, published: list[Row], title: str
 ) -> Study:
     """Return a study that compares refinements on Train by several refiners."""
     shown = names(jobs, "refiner")
@@ -123,7 +123,7 @@ def table4(jobs: Sequence[Job]) -> Study:
     if not shown:
         return Study("Table 4", "", {}, [], lambda file, caption: None)
     zero = {name: per_task(jobs, "zero_shot", name) for name in shown}
-    rows: list[dict[str, Any]] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
+    rows: list[Row] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
     arms = [arm for arm in paper.FINAL if arm != "zero_shot"]
     for arm in [*arms, *(arm for arm in groups if arm not in arms)]:
         group = [job for job in groups.get(arm, []) if job.results["finetuned"]]
