@@ -1,12 +1,9 @@
 """Algorithm 1 over plain dictionaries, and who may import whom."""
 
-import ast
 import itertools
-import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
 
 from ilf import algorithm
 from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, Verdict
@@ -258,35 +255,3 @@ def test_rounds_end_where_nothing_is_left_to_learn_and_keep_what_they_have():
     outcome = whole(steps, rounds=4)
     assert len(outcome.rounds) == 3 and outcome.rounds[2].finetuned is None
     assert outcome.last is outcome.rounds[1] and outcome.policy == "policy 2"
-
-
-def _imports(path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    return names | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
-
-
-def test_doors():
-    source = ROOT / "src" / "ilf"
-    files = {p.relative_to(source).as_posix(): _imports(p) for p in source.rglob("*.py")}
-    own = {name: {i for i in found if i.startswith("ilf")} for name, found in files.items()}
-    standard = set(sys.stdlib_module_names) | {"__future__"}
-    assert {i.split(".")[0] for i in files["types.py"]} <= standard
-    assert own["algorithm.py"] == {"ilf.types"}
-    for name, found in files.items():
-        roots = {i.split(".")[0] for i in found}
-        if not name.startswith("cli/"):
-            assert not roots & {"hydra", "omegaconf"}, name
-        if name != "tracking.py":
-            assert "wandb" not in roots, name
-        if name.startswith("sandbox/"):
-            assert roots <= standard | {"ilf"} | ({"ray"} if name == "sandbox/cluster.py" else set()) and all(
-                i == "ilf.types" or i.startswith("ilf.sandbox") for i in own[name]
-            ), name
-        if name.startswith(("tasks/", "feedback/", "analysis/")):
-            assert "torch" not in roots, name
-        if name != "stages.py":
-            assert "ilf.algorithm" not in found, name
-        if name != "annotation/server.py":  # the only thing that serves
-            assert not roots & {"fastapi", "uvicorn", "starlette", "pygments"}, name
-        assert "utils" not in name

@@ -16,9 +16,9 @@ from ilf.models.folder import check_model
 from ilf.models.load import adapt, load_model, save
 from ilf.models.memory import FineTuning, fine_tuning, sampling
 from ilf.models.policy_change import perplexity
+from ilf.models.targets import encode
 from ilf.sampling import ContinuousSampler, HFSampler
 from ilf.sampling.continuous import check_continuous
-from ilf.training.fine_tuning import encode
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.training.trial import check_training

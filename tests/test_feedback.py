@@ -9,9 +9,9 @@ import pytest
 from ilf.analysis.results import of_feedback
 from ilf.feedback import from_tests, transforms
 from ilf.sandbox import Limits, Sandbox
+from ilf.scoring import score
 from ilf.settings import Settings
 from ilf.training.fine_tuning import FineTuningModule
-from ilf.training.unit_test_callback import score
 from ilf.types import Feedback, Outcome, Program, Round, Task
 
 TASK = Task(

@@ -4,9 +4,9 @@ import datasets
 import pytest
 
 from ilf.sandbox import Limits, Sandbox
+from ilf.scoring import score
 from ilf.tasks import humaneval
 from ilf.tasks.prompts import completion_of, cut
-from ilf.training.unit_test_callback import score
 from ilf.types import InputError, Task
 
 TASKS, SHA256 = humaneval.load()

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ilf.sandbox import Limits, Sandbox
+from ilf.scoring import score
 from ilf.tasks.mbpp import read_rows, tasks_from
 from ilf.tasks.prompts import as_paper_scores, completion_of
 from ilf.training.mbpp_datamodule import DrawBatch, plan_draws
-from ilf.training.unit_test_callback import UnitTestCallback, score
+from ilf.training.unit_test_callback import UnitTestCallback
 from ilf.types import Task
 
 PROMPT = '"""\nt\n"""\n\ndef f(x):\n'

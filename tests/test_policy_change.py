@@ -11,9 +11,9 @@ from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaConfig, LlamaFo
 
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.policy_change import divergence, perplexity, weight_change
+from ilf.models.targets import encode
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
-from ilf.training.fine_tuning import encode
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.types import InputError, Program, Verdict

@@ -26,9 +26,9 @@ from transformers import AutoConfig
 
 from ilf import ranks
 from ilf.models.load import load_tokenizer
+from ilf.models.targets import Example
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
-from ilf.training.fine_tuning import Example
 from ilf.training.mbpp_datamodule import Contents, MBPPDataModule, plan_draws
 from ilf.types import Draw, InputError, Task
 

@@ -2,17 +2,21 @@
 
 import csv
 import json
+import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, compose_settings
 
 from ilf.analysis.jobs import setting_of
 from ilf.analysis.statistics import pass_at_k
 from ilf.analysis.studies import STUDIES, paper, write_study
 from ilf.analysis.studies.job import arm_label, read_jobs
+from ilf.checks import check
+from ilf.types import InputError
 
 TINY = [
     "sampler.n=2",
@@ -231,6 +235,76 @@ def test_a_search_looks_at_no_finished_programs_on_test_either(study):
     tried, chosen = results(again), results(again / "chosen")
     assert all(r["zero_shot"] is r["finetuned"] is None for r in tried) and len(chosen) == 2
     assert not list(again.glob("[0-9]*/programs/zero_shot.jsonl"))
+
+
+PAGE = (ROOT / "docs" / "studies" / "README.md").read_text()
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write the study of one's own that docs/studies/README.md shows, and return its folder."""
+    code, experiment = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL).group(1) for kind in ("python", "yaml"))
+    (tmp_path / "my_studies.py").write_text(code)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "words.yaml").write_text(experiment)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_studies", None)
+
+
+OWN = ["--config-dir", "mine", "experiment=words", *TINY, "measure=[]", "store.dir=store", "hydra.sweep.dir=out"]
+
+
+def test_a_study_of_ones_own_needs_no_edit_here(own, cli, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(own))
+    done = cli(*OWN)
+    assert done.returncode == 0 and "# Words" in done.stdout and "out/words.png" in done.stdout, done.stderr
+    table = rows(own / "out", "words")
+    assert set(table) == {"scripted", "unit_tests"} and (own / "out" / "words.png").stat().st_size > 5000
+    for found in results(own / "out"):
+        assert (found["study"], found["study_table"]) == ("words", "my_studies.words")
+        assert float(table[found["feedback"]]["pass@1"]) == pytest.approx(found["finetuned"]["pass@1"])
+    # It is made again from the results, and what fails there is said with the results kept.
+    again = cli("mode=compare", "compare=[out]", "hydra.run.dir=again")
+    assert again.returncode == 0 and rows(own / "again", "words") == table, again.stderr
+    (own / "my_studies.py").write_text("def words(jobs):\n    return jobs[0].results['no such key']\n")
+    failed = cli(*OWN)
+    assert failed.returncode != 0 and "study_table='my_studies.words'" in failed.stderr and "KeyError" in failed.stderr
+    assert "comparison.md" not in failed.stderr and "comparison.png" in failed.stdout and len(results(own / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("study_table", "words", "package.module.function"),
+        ("study_table", "no_such_module.words", "No module named 'no_such_module'"),
+        ("study_table", "my_studies.no_such_function", "no function 'no_such_function'"),
+        ("study_table", "my_studies.NOTHING", "no function 'NOTHING'"),
+        ("study_table", "broken.words", "ZeroDivisionError"),
+        ("study_table", "my_studies..words", "package.module.function"),
+        ("study_table", "", "must not be empty"),
+        ("study", "comparison", "comparison.*"),
+        ("study", "mine/summary", "summary.*"),
+    ],
+)
+def test_a_table_that_can_not_be_made_is_an_error_before_anything_runs(key, value, said, own):
+    (own / "broken.py").write_text("1 / 0")
+    (own / "my_studies.py").open("a").write("\n\nNOTHING = None\n")
+    with pytest.raises(InputError, match=re.escape(said)) as error:
+        given = {"study": "words", "study_table": "my_studies.words"} | {key: value}
+        check(compose_settings(*(f"{name}={one}" for name, one in given.items())))
+    assert error.value.args[0] == key
+
+
+def test_a_table_without_a_study_is_named_after_its_function(study, own):
+    for file in ("results.json", "feedback.jsonl"):
+        shutil.copy(next(study("paper/table4").glob("0_*")) / file, own)
+    found = json.loads((own / "results.json").read_text()) | {"study": None, "study_table": "my_studies.words"}
+    (own / "results.json").write_text(json.dumps(found))
+    assert write_study(own, [own]) == own / "words.md"
+    # In place of one of ours, too: what is asked for is not ignored.
+    (own / "results.json").write_text(json.dumps(found | {"study": "paper/table4"}))
+    assert write_study(own, [own]) == own / "table4.md" and "# Words" in (own / "table4.md").read_text()
 
 
 def test_what_a_search_tries_is_everything_that_its_jobs_override():

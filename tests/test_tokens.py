@@ -17,6 +17,7 @@ from ilf.models import chat
 from ilf.models.folder import check_model
 from ilf.models.load import load_model, load_tokenizer, save
 from ilf.models.policy_change import perplexity
+from ilf.models.targets import encode
 from ilf.models.tokens import (
     Continuation,
     check_code,
@@ -29,7 +30,6 @@ from ilf.models.tokens import (
     truncate,
 )
 from ilf.sampling import ContinuousSampler, HFSampler, ServedSampler
-from ilf.training.fine_tuning import encode
 from ilf.types import Draw, InputError
 
 pieces = st.sampled_from(

@@ -18,9 +18,9 @@ from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
 from ilf.cli.config import build
 from ilf.parts import Part
+from ilf.scoring import score
 from ilf.stages import Stages
 from ilf.tracking import _FOLDERS, Tracker, check_wandb
-from ilf.training.unit_test_callback import score
 from ilf.types import InputError, Program, Verdict
 
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from ilf.feedback.scripted import annotate
 from ilf.models.load import adapt, load_model, load_tokenizer
+from ilf.models.targets import Example, encode
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
-from ilf.training.fine_tuning import LINEAR, Example, encode
+from ilf.training.fine_tuning import LINEAR
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import Contents, MBPPDataModule, micro_batches, plan_draws
 from ilf.training.refine_module import RefineModule

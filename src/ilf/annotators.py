@@ -15,10 +15,10 @@ from ilf.feedback.other_model import OtherModel
 from ilf.files import JsonLines
 from ilf.models import chat, endpoint, load
 from ilf.runner import NotRequested, Runner
+from ilf.scoring import score
 from ilf.store import Entry
 from ilf.tasks import mini
 from ilf.training.trainer import training_device
-from ilf.training.unit_test_callback import score
 from ilf.types import Feedback, InputError, Program, Splits, Verdict
 
 T = TypeVar("T")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ilf import ranks
 from ilf.analysis import report, results
+from ilf.analysis.schema import PARTS, Results
 from ilf.files import to_json, write_atomically
 from ilf.measures import measure
 from ilf.models.load import sampling_dtype
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, Any]:
+def write_outputs(stages: Stages, outcome: Outcome, status: str) -> Results:
     """Measure, write everything from what there is, and return the results.
 
     Args:
@@ -74,11 +75,11 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> dict[str, An
     shown = report.mended(outcome, stages.tasks)
     write_atomically(stages.folder / "summary.md", report.summary(found, shown, [plot.name for plot in plots]))
     stages.tracker.artifact(stages.folder / "results.json")
-    figures = {
-        f"{part}/{name}": found[part][name]
-        for part in ("zero_shot", "refiner", "finetuned")
-        if found[part]
-        for name in (*found[part]["ci95"], "one_correct")
+    summary = {
+        f"{part}/{name}": figures[name]
+        for part in PARTS
+        if (figures := found[part])
+        for name in (*figures["ci95"], "one_correct")
     }
-    stages.tracker.summary(figures, plots)
+    stages.tracker.summary(summary, plots)
     return found

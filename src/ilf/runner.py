@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ilf import ranks
+from ilf import scoring as scorer
 from ilf.code_digest import Code, code_sha256
 from ilf.executors import Judge
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
-from ilf.models import batches, load, policy_change, tokens
+from ilf.models import batches, load, policy_change, targets, tokens
 from ilf.models.load import load_tokenizer, sampling_dtype
 from ilf.parts import Part
-from ilf.sandbox import executor, worker
+from ilf.sandbox import executor, jobs, worker
 from ilf.settings import Settings
 from ilf.store import Entry, Store
 from ilf.tasks import prompts
@@ -30,7 +31,8 @@ from ilf.types import Draw, InputError, Program, Task, derive_seed
 log = logging.getLogger(__name__)
 
 # The code that makes verdicts, besides the settings of the executor.
-_JUDGING: tuple[Code, ...] = (unit_test_callback, prompts, executor, *sorted(Path(worker.__file__).parent.glob("*.py")))
+_WORKER = sorted(Path(worker.__file__).parent.glob("*.py"))
+_JUDGING: tuple[Code, ...] = (scorer, unit_test_callback, prompts, executor, jobs, *_WORKER)
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",
@@ -118,7 +120,7 @@ class Runner:
 
     def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
         """Return what is measured on the results of stages, from the store where that was done before."""
-        code = code_sha256(policy_change, load, tokens, batches)
+        code = code_sha256(policy_change, targets, load, tokens, batches)
         with self.store.entry("measure", {"measure": name, "code": code, **key}) as entry:
             done = entry.done or entry.finish({"found": work()})
         return done["found"]

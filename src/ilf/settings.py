@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 from ilf.executors import Executor, LocalExecutor
 from ilf.parts import Needs, Part
-from ilf.sampling.sampler import Sampler
-from ilf.training.objectives import SFT, Objective
+from ilf.protocols import Objective, Sampler
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 WRITERS = ("human", "scripted", "unit_tests", "llm")  # of feedback
@@ -234,12 +233,6 @@ class Annotate:
     port: int = 8765
 
 
-def _sampler() -> Sampler:
-    from ilf.sampling.hf import HFSampler  # which imports torch
-
-    return HFSampler()
-
-
 @dataclass
 class Settings:
     """One run."""
@@ -257,11 +250,11 @@ class Settings:
     refiner: Refiner = field(default_factory=Refiner)
     refinements: Refinements = field(default_factory=Refinements)
     llm: LLM = field(default_factory=LLM)
-    sampler: Annotated[Sampler, Needs()] = field(default_factory=_sampler)
+    sampler: Annotated[Sampler, Needs()] = field(default_factory=Part("ilf.sampling.HFSampler"))
     executor: Annotated[Executor, Needs()] = field(default_factory=LocalExecutor)
     adapter: AdapterPart = None
     optimizer: OptimizerPart = field(default_factory=lambda: Part("torch.optim.AdamW"))
-    objective: Annotated[Objective, Needs()] = field(default_factory=SFT)
+    objective: Annotated[Objective, Needs()] = field(default_factory=Part("ilf.training.objectives.SFT"))
     module: Annotated[Modules, Needs()] = field(default_factory=Modules)
     datamodule: DatamodulePart = field(default_factory=lambda: Part("ilf.training.MBPPDataModule"))
     scheduler: SchedulerPart = field(default_factory=lambda: Part("ilf.training.schedules.linear"))
@@ -278,6 +271,7 @@ class Settings:
     pretrain: Pretraining = field(default_factory=Pretraining)
     annotate: Annotate = field(default_factory=Annotate)
     study: str | None = None  # its name, set by the files under conf/experiment
+    study_table: str | None = None  # package.module.function that makes the table and figure of a study of one's own
     compare: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
     export: str | None = None  # with mode=export: where the annotations of feedback.path go, .jsonl or .csv
     output_dir: str = "???"

@@ -7,15 +7,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ilf import algorithm, ending
 from ilf.algorithm import Candidate
+from ilf.analysis.schema import Results
 from ilf.annotators import Annotators
 from ilf.executors import Judge
 from ilf.files import JsonLines
 from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
+from ilf.scoring import score
 from ilf.settings import STAGES, Settings
 from ilf.store import Store
 from ilf.tasks.prompts import completion_of, few_shot_prompt
@@ -23,7 +24,6 @@ from ilf.tracking import Tracker
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.refine_module import RefineModule
-from ilf.training.unit_test_callback import score
 from ilf.types import (
     Feedback,
     InputError,
@@ -81,7 +81,7 @@ class Stages:
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Results:
         """Run the algorithm as far as `stages` asks, write the run's files, and return results.json.
 
         Raises:

@@ -4,53 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
+from ilf.analysis.arms import Arm, Row, arms_of
 from ilf.analysis.comparison_page import markdown, plot
-from ilf.analysis.jobs import FIELDS, PARTS, Job, read_jobs
-from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, paired, pass_at_k, t_ci95
+from ilf.analysis.jobs import FIELDS, Job, read_jobs
+from ilf.analysis.schema import PARTS, Reported
+from ilf.analysis.statistics import Difference, bootstrap_ci95, holm, over_seeds, paired, t_ci95
 from ilf.files import to_csv, write_atomically
-
-Row = dict[str, Any]  # of a CSV file
-Values = Mapping[int, Mapping[str, float]]  # pass@k by seed and task
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """Jobs that differ in the seed alone, or zero-shot: one job a seed of those that start from the same policy."""
-
-    label: str
-    jobs: Sequence[Job]
-    part: str  # of results.json: "zero_shot" or "finetuned"
-
-    def values(self, part: str, name: str) -> Values:
-        """Return pass@k, of a part of results.json, by seed and task; zero-shot has no refiner."""
-        if part == "refiner" and self.part == "zero_shot":
-            return {}
-        k = int(name.removeprefix("pass@"))
-        found = [(job["seed"], job[part]) for job in self.jobs if name in (job[part] or {})]
-        return {s: {t: pass_at_k(p["n_samples"], c, k) for t, c in p["per_task"].items()} for s, p in found}
-
-    def means(self, part: str, name: str) -> list[float]:
-        """Return pass@k, of a part of results.json, of each seed."""
-        return [float(np.mean(list(tasks.values()))) for tasks in self.values(part, name).values()]
-
-    @property
-    def data_sha256(self) -> str | None:
-        """Of the first job that has figures: one that failed early says nothing of its data."""
-        return next((job["data_sha256"] for job in self.jobs if "data_sha256" in job), None)
-
-    @property
-    def status(self) -> str:
-        """What became of the jobs: "failed" only where all did."""
-        return next((job["status"] for job in self.jobs if job["status"] != "failed"), "failed")
 
 
 @dataclass(frozen=True)
@@ -62,7 +28,7 @@ class Pair:
     after: Arm
     tasks: int
     seeds: int  # that both have
-    found: dict[str, Any]  # see statistics.paired
+    found: Difference
 
 
 def write_comparison(target: Path, sweeps: Sequence[Path]) -> None:
@@ -83,7 +49,7 @@ def write_comparison(target: Path, sweeps: Sequence[Path]) -> None:
 
 def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
     names = list(dict.fromkeys(name for job in jobs for part in PARTS for name in (job[part] or {}).get("ci95", {})))
-    zero, arms = _arms(jobs, notes)
+    zero, arms = arms_of(jobs, notes)
     everyone = [*zero.values(), *arms]
     pairs = [pair for name in names for pair in _pairs(everyone, name, notes if name == names[0] else [])]
     rows = [_arm_row(arm, names) for arm in everyone]
@@ -95,10 +61,10 @@ def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
         }
         corrected = dict(zip(own, holm([pair.found["p_value"] for pair in own.values()]), strict=True))
         for arm, row in zip(everyone, rows, strict=True):
-            found = own[arm].found if arm in own else {}
-            row[f"delta_{name}"] = found.get("mean")
-            row[f"delta_{name}_low"], row[f"delta_{name}_high"] = found.get("ci95", (None, None))
-            row[f"p_{name}"], row[f"p_holm_{name}"] = found.get("p_value"), corrected.get(arm)
+            found = own[arm].found if arm in own else None
+            row[f"delta_{name}"] = found and found["mean"]
+            row[f"delta_{name}_low"], row[f"delta_{name}_high"] = found["ci95"] if found else (None, None)
+            row[f"p_{name}"], row[f"p_holm_{name}"] = found and found["p_value"], corrected.get(arm)
     pair_rows = [row for name in names for row in _pair_rows([pair for pair in pairs if pair.name == name])]
     write_atomically(target / "comparison.csv", _csv(_job_rows(jobs, names)))
     write_atomically(target / "comparison_arms.csv", _csv(rows))
@@ -106,25 +72,6 @@ def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
     notes = [*_notes(jobs), *notes]
     write_atomically(target / "comparison.md", markdown(jobs, everyone, rows, pair_rows, names, notes))
     plot(target, jobs, everyone, rows, names)
-
-
-def _arms(jobs: list[Job], notes: list[str]) -> tuple[dict[str, Arm], list[Arm]]:
-    """Return the zero-shot arms by label, and the others."""
-    zero: dict[str, dict[int, Job]] = defaultdict(dict)
-    arms: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        arms[job["label"]].append(job)
-        if job["zero_shot"]:
-            first = zero[job["zero_label"]].setdefault(job["seed"], job)
-            if first["zero_shot"]["per_task"] != job["zero_shot"]["per_task"]:
-                notes.append(
-                    f"{job['folder']} has other zero-shot figures than {first['folder']}, of the same seed; "
-                    "these stand in the table."
-                )
-    return (
-        {label: Arm(label, list(by_seed.values()), "zero_shot") for label, by_seed in zero.items()},
-        [Arm(label, same, "finetuned") for label, same in arms.items()],
-    )
 
 
 def _notes(jobs: list[Job]) -> list[str]:
@@ -180,7 +127,7 @@ def _csv(rows: Sequence[Row]) -> str:
 def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
     corrected = {}
     for name in names:
-        tested = {i: job["delta"][name]["p_value"] for i, job in enumerate(jobs) if name in (job["delta"] or {})}
+        tested = {i: by_name[name]["p_value"] for i, job in enumerate(jobs) if name in (by_name := job["delta"] or {})}
         for i, p in zip(tested, holm(list(tested.values())), strict=True):
             corrected[i, name] = p
     rows = []
@@ -190,7 +137,8 @@ def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
             "arm": job["label"],
             "status": job["status"],
             "error": job["error"],
-            **{field: job[field] for field in (*FIELDS, "seed")},
+            **{field: job[field] for field in FIELDS},
+            "seed": job["seed"],
             "training_examples": job["counts"]["training_examples"],
         }
         for name in names:
@@ -198,10 +146,10 @@ def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
                 found = job[part] or {}
                 row[f"{part}_{name}"] = found.get(name)
                 row[f"{part}_{name}_low"], row[f"{part}_{name}_high"] = found.get("ci95", {}).get(name, (None, None))
-            delta = (job["delta"] or {}).get(name, {})
+            delta = (job["delta"] or {}).get(name)
             row |= {
-                f"delta_{name}": delta.get("mean"),
-                f"p_{name}": delta.get("p_value"),
+                f"delta_{name}": delta and delta["mean"],
+                f"p_{name}": delta and delta["p_value"],
                 f"p_holm_{name}": corrected.get((i, name)),
             }
         rows.append(row)
@@ -218,7 +166,8 @@ def _arm_row(arm: Arm, names: list[str]) -> Row:
         "training_examples": "-".join(map(str, dict.fromkeys([*examples[:1], *examples[-1:]]))),
     }
     for name in names:
-        for column, part in ((f"refiner_{name}", "refiner"), (name, arm.part)):
+        columns: dict[str, Reported] = {f"refiner_{name}": "refiner", name: arm.part}
+        for column, part in columns.items():
             values = arm.values(part, name)
             over_tasks = np.array(list(over_seeds(values.values()).values()))
             nothing = (None, None)

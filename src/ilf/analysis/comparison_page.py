@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ilf.analysis.arms import Arm, Row
 from ilf.analysis.jobs import Job
 from ilf.analysis.markdown import inline, table
 from ilf.analysis.plots import Point, bars
-from ilf.analysis.report import model_name, p_text, percent
-
-if TYPE_CHECKING:
-    from ilf.analysis.comparison import Arm, Row
+from ilf.analysis.wording import model_name, p_text, percent
 
 _SHOWN_PAIRS = 15  # in comparison.md; more are in comparison_pairs.csv
 

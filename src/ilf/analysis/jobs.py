@@ -6,25 +6,61 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import yaml
 
+from ilf.analysis.schema import PARTS, Delta, Metrics, Results
 from ilf.files import read_json
 from ilf.types import InputError
 
-Job = dict[str, Any]  # results.json, with the additions of `_read` and `read_jobs`
 
-PARTS = ("zero_shot", "refiner", "finetuned")
+class Job(TypedDict):
+    """A job of a sweep: what results.json says, or what is known of one without it, with what `read_jobs` adds."""
+
+    folder: str
+    label: str  # shared with the jobs that differ in the seed alone
+    zero_label: str  # shared with the jobs that start from the same zero-shot policy
+    status: str
+    error: str  # empty where there was none
+    overrides: dict[str, str]
+    seed: int
+    arm: NotRequired[str]
+    annotator: str
+    data: str
+    model: str
+    feedback: str
+    refiner_kind: str
+    refinements: str
+    training_task_ids: list[int] | None
+    counts: TrainedOn
+    zero_shot: Metrics | None
+    refiner: Metrics | None
+    finetuned: Metrics | None
+    delta: Delta | None
+    # Only of jobs that have results:
+    model_id: str
+    matched: bool
+    data_sha256: NotRequired[str]
+    entries: NotRequired[dict[str, list[str]]]
+
+
+class TrainedOn(TypedDict):
+    """Of a job's counts, what comparisons read."""
+
+    training_examples: int | None
+
+
+Field = Literal["data", "model", "feedback", "refiner_kind", "refinements"]
 # What results.json says of a job's arm, and the configuration group that sets it.
-FIELDS = {
+FIELDS: dict[Field, str] = {
     "data": "data",
     "model": "model",
     "feedback": "feedback",
     "refiner_kind": "refiner",
     "refinements": "refinements",
 }
-_OF_THE_ARM = ("feedback", "refiner_kind", "refinements")  # what an option of the group `arm` sets
+_OF_THE_ARM: tuple[Field, ...] = ("feedback", "refiner_kind", "refinements")  # what an option of the group `arm` sets
 # Overrides that say nothing of what was measured, whole or by their first word.
 _ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group")
 # Overrides that can't change the zero-shot figures.
@@ -64,7 +100,7 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
     the later job stands, but a failed one never for one that did not fail.
     """
     folders = [folder for sweep in sweeps for folder in job_folders(sweep)]
-    jobs = [_read(folder) | {"folder": str(folder) if len(sweeps) > 1 else folder.name} for folder in folders]
+    jobs = [_read(folder, str(folder) if len(sweeps) > 1 else folder.name) for folder in folders]
     unsaid = _add_labels(jobs)
     kept: list[Job] = []
     notes = [f"Where a run's name says nothing else: {unsaid}."] if unsaid else []
@@ -80,7 +116,7 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
     return kept, notes
 
 
-def read_job(folder: Path) -> tuple[str, Job, dict[str, Any]]:
+def read_job(folder: Path) -> tuple[str, Results, dict[str, Any]]:
     """Return what became of a job, its results.json, and what is known of its failure; absent files are empty.
 
     One whose files are damaged has failed, and its row says so.
@@ -91,14 +127,18 @@ def read_job(folder: Path) -> tuple[str, Job, dict[str, Any]]:
         )
     except InputError as error:
         results, failed = {}, {"error": str(error)}
-    status = results.get("status", "failed")
+    status = str(results.get("status", "failed"))
     if failed and status != "no_training_examples":  # that one has figures: the refiner's, and none is a finding
         status = "failed"
-    return status, results, failed
+    return status, cast(Results, results), failed
 
 
-def _read(folder: Path) -> Job:
+def _read(folder: Path, shown: str) -> Job:
     """Return results.json, or what is known of a job without one, with its overrides and its error.
+
+    Args:
+        folder: The job's.
+        shown: What a reader calls it.
 
     Raises:
         InputError: An older version wrote results.json, without the figures of each task.
@@ -106,12 +146,13 @@ def _read(folder: Path) -> Job:
     status, results, failed = read_job(folder)
     file = folder / ".hydra" / "overrides.yaml"
     overrides = dict(map(_override, yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else []))
-    job = {
+    job: dict[str, Any] = {
         **{field: overrides.get(group, "") for field, group in FIELDS.items()},
         **{"seed": yaml.safe_load(overrides.get("seed", "0")), "annotator": "", "counts": {"training_examples": None}},
         **dict.fromkeys((*PARTS, "delta", "training_task_ids")),
         **failed,
         **results,
+        "folder": shown,
         "status": status,
         "overrides": overrides,
         "error": str(failed.get("error") or "see run.log").split("\n")[0][:200] if failed or status == "failed" else "",
@@ -126,7 +167,7 @@ def _read(folder: Path) -> Job:
                 f"an older version wrote it, without {part}.per_task, which comparisons need",
                 "Run the job again: it takes what is finished from the store.",
             )
-    return job
+    return cast(Job, job)
 
 
 def _override(text: str) -> tuple[str, str]:
@@ -153,7 +194,7 @@ def _add_labels(jobs: list[Job]) -> str:
     # A job without results may not say all; what it does not say sets nothing apart.
     fields = [field for field in FIELDS if len({job[field] for job in jobs} - {""}) > 1]
     common = {field: Counter(job[field] for job in jobs).most_common(1)[0] for field in fields}
-    unsaid = {
+    unsaid: dict[str, str] = {
         field: value for field, (value, count) in common.items() if field != "refinements" and 2 * count > len(jobs)
     }
     left_out: dict[str, str] = {}
@@ -168,9 +209,9 @@ def _add_labels(jobs: list[Job]) -> str:
         if arm == job["refinements"]:
             said.pop("refinements", None)
         left_out |= {FIELDS[field]: value for field, value in said.items() if value == unsaid.get(field)}
-        said = {FIELDS[field]: value for field, value in said.items() if value != unsaid.get(field)}
-        job["label"] = _joined(arm_name(arm, job["annotator"]) or "run", said | rest)
-        before = {key: value for key, value in (said | rest).items() if not _among(key, _AFTER_ZERO_SHOT)}
+        shown = {FIELDS[field]: value for field, value in said.items() if value != unsaid.get(field)} | rest
+        job["label"] = _joined(arm_name(arm, job["annotator"]) or "run", shown)
+        before = {key: value for key, value in shown.items() if not _among(key, _AFTER_ZERO_SHOT)}
         job["zero_label"] = _joined("zero-shot", before)
     return ", ".join(f"{key}={value}" for key, value in left_out.items())
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ilf.analysis.markdown import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#1f5fa8", "#c8553d", "#3a8f5c", "#8a5aa8", "#7a7a7a", "#b8860b")
 
@@ -22,7 +25,7 @@ def plain(text: str) -> str:
 
 
 @contextmanager
-def canvas(file: Path, title: str, panels: int = 1, width: float = 6.4, height: float = 4.2) -> Iterator[list[Any]]:
+def canvas(file: Path, title: str, panels: int = 1, width: float = 6.4, height: float = 4.2) -> Iterator[list[Axes]]:
     """Give axes side by side, and write them to a PNG file."""
     import matplotlib
 

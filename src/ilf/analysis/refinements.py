@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 
 def edit_distance(a: str, b: str) -> float:
@@ -52,7 +51,7 @@ def returns_expected_literal(program: str, tests: Sequence[str]) -> bool:
 
 
 @lru_cache(maxsize=4096)  # many programs have the same tests
-def _expected(test: str) -> tuple[Any, ...]:
+def _expected(test: str) -> tuple[object, ...]:
     return tuple(_literals(_right_sides(ast.parse(test))))
 
 
@@ -61,7 +60,7 @@ def _right_sides(tree: ast.AST) -> list[ast.expr]:
     return [t.comparators[0] for t in tests if isinstance(t, ast.Compare) and isinstance(t.ops[0], ast.Eq)]
 
 
-def _literals(nodes: Sequence[ast.expr]) -> Iterator[Any]:
+def _literals(nodes: Sequence[ast.expr]) -> Iterator[object]:
     for node in nodes:
         try:
             yield ast.literal_eval(node)

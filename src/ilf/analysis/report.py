@@ -9,11 +9,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ilf.analysis.jobs import arm_name
 from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
+from ilf.analysis.schema import Learnt, Metrics, Results
+from ilf.analysis.wording import model_name, p_text, percent
 from ilf.tasks.prompts import lines_of
 from ilf.types import Outcome, Splits
 
@@ -40,43 +41,20 @@ class Mended:
     after: str  # the first refinement that passed, whole
 
 
-def model_name(results: dict[str, Any]) -> str:
-    """Return what a reader calls the model: the folder's name for a local one."""
-    return Path(results["model_id"]).name if results["model"] == "local" else str(results["model"])
-
-
-def percent(value: float, interval: list[float]) -> str:
-    """Return a figure and its interval, in percent.
-
-    >>> percent(0.25, [0.1, 0.4])
-    '25.0 [10.0, 40.0]'
-    """
-    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-
-
-def p_text(p: float) -> str:
-    """Return a p-value to three places, never as 0.
-
-    >>> p_text(0.0001), p_text(0.0213)
-    ('< 0.001', '= 0.021')
-    """
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
-def _parts(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _parts(results: Results) -> dict[str, Metrics]:
     """Return the metrics that a run has, by what a reader calls them, each round and data set apart."""
-    named = [(label, results[key]) for key, label in ROWS.items()]
-    if len(results["rounds"]) > 1:
-        named = named[:1]
-        for number, found in enumerate(results["rounds"], 1):
-            named += [(f"{label}, round {number}", found[key]) for key, label in list(ROWS.items())[1:]]
+    named = [(ROWS["zero_shot"], results["zero_shot"])]
+    rounds: Sequence[Learnt] = results["rounds"] if len(results["rounds"]) > 1 else [results]
+    for number, found in enumerate(rounds, 1):
+        which = f", round {number}" if len(rounds) > 1 else ""
+        named += [(ROWS["refiner"] + which, found["refiner"]), (ROWS["finetuned"] + which, found["finetuned"])]
     if transfer := results["transfer"]:
         named += [(f"zero-shot ({transfer['data']})", transfer["zero_shot"])]
         named += [(f"fine-tuned ({transfer['data']})", transfer["finetuned"])]
     return {label: part for label, part in named if part}
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: Results) -> str:
     """Return the run's figures as a Markdown table: pass@k in percent with 95% intervals over tasks."""
     parts = _parts(results)
     if not parts:
@@ -92,7 +70,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def delta_text(results: dict[str, Any]) -> str:
+def delta_text(results: Results) -> str:
     """Return the fine-tuned policy against zero-shot in one line for each k."""
     lines = []
     for name, d in (results["delta"] or {}).items():
@@ -104,7 +82,7 @@ def delta_text(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def change_text(results: dict[str, Any]) -> str:
+def change_text(results: Results) -> str:
     """Return in a sentence what fine-tuning did to the policy, empty where that was not measured."""
     weights, kl = results["weight_change"], results["kl"]
     parts = []
@@ -116,7 +94,7 @@ def change_text(results: dict[str, Any]) -> str:
     return f"Fine-tuning {' and '.join(parts)}." if parts else ""
 
 
-def cost_text(results: dict[str, Any]) -> str:
+def cost_text(results: Results) -> str:
     """Return in a sentence what the feedback cost and what came of it, empty without any."""
     cost = results["feedback_cost"]
     if not cost["annotations"]:
@@ -133,7 +111,7 @@ def cost_text(results: dict[str, Any]) -> str:
     return text + "."
 
 
-def source_table(results: dict[str, Any]) -> list[str]:
+def source_table(results: Results) -> list[str]:
     """Return, where several sources wrote feedback, what the refiner made of each and how much was trained on."""
     found = (results["refiner"] or {}).get("by_source") or {}
     if len(found) < 2:
@@ -171,7 +149,7 @@ def mended(outcome: Outcome, tasks: Splits, count: int = 5) -> list[Mended]:
     ][:count]
 
 
-def next_runs(results: dict[str, Any]) -> list[tuple[str, str]]:
+def next_runs(results: Results) -> list[tuple[str, str]]:
     """Return two to four commands that this run's results call for, each with its reason."""
     given = {override.partition("=")[0]: override for override in results["overrides"]}
 
@@ -212,7 +190,7 @@ def next_runs(results: dict[str, Any]) -> list[tuple[str, str]]:
     return found[:4]
 
 
-def summary(results: dict[str, Any], mended: Sequence[Mended], plots: Sequence[str]) -> str:
+def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) -> str:
     """Return summary.md: what was run, on what, the figures, programs that were mended, and what to run next.
 
     Args:
@@ -289,7 +267,7 @@ def _diff(before: str, after: str, most: int = 30) -> list[str]:
     return lines if len(lines) <= most else [*lines[: most - 1], f"... {len(lines) - most + 1} more lines"]
 
 
-def plot(results: dict[str, Any], folder: Path) -> None:
+def plot(results: Results, folder: Path) -> None:
     """Draw a run's pass@k with intervals into pass_at_k.png, and over its rounds, where it has several, rounds.png."""
     parts = _parts(results)
     if not parts:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ilf.analysis.refinements import edit_distance, returns_expected_literal
+from ilf.analysis.schema import (
+    Counts,
+    Delta,
+    Described,
+    FeedbackCost,
+    Metrics,
+    Points,
+    Results,
+    RoundResults,
+    Transfer,
+)
 from ilf.analysis.statistics import Floats, bootstrap_ci95, paired, pass_at_k
 from ilf.settings import Settings
 from ilf.types import Outcome, Program, Round, Splits
@@ -42,11 +53,11 @@ def _values(programs: Sequence[Program], k: int) -> Floats:
     return np.array(list(per_task(programs, k).values()))
 
 
-def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> dict[str, Any] | None:
+def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> Metrics | None:
     """Return pass@k with 95% intervals over tasks, and the share of tasks with a correct program."""
     if not programs:
         return None
-    found: dict[str, Any] = {f"pass@{i}": float(_values(programs, i).mean()) for i in k}
+    found: Metrics = {f"pass@{i}": float(_values(programs, i).mean()) for i in k}
     found["ci95"] = {f"pass@{i}": list(bootstrap_ci95(_values(programs, i))) for i in k}
     passed = Counter(p.task_id for p in programs if p.verdict.passed)
     tasks = {p.task_id for p in programs}
@@ -58,7 +69,7 @@ def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> dict[str, A
     }
 
 
-def delta(before: Sequence[Program] | None, after: Sequence[Program] | None, k: Sequence[int]) -> dict[str, Any] | None:
+def delta(before: Sequence[Program] | None, after: Sequence[Program] | None, k: Sequence[int]) -> Delta | None:
     """Return the paired comparison over tasks of `after` against `before`, for each k."""
     if not before or not after:
         return None
@@ -101,7 +112,7 @@ class Record:
     llm_answers: dict[str, Any] | None  # of another model, by what they are for; see feedback/llm.py
 
 
-def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any] | None:
+def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> Metrics | None:
     """Return the refiner's metrics on Train, the tasks that it solved, and what can be said of its refinements."""
     part = metrics(found.refinements, k)
     if part is None or found.refinements is None:
@@ -124,7 +135,7 @@ def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any] 
     }
 
 
-def of_feedback(settings: Settings, outcome: Outcome, delta: dict[str, Any] | None) -> dict[str, Any]:
+def of_feedback(settings: Settings, outcome: Outcome, delta: Delta | None) -> FeedbackCost:
     """Return what the feedback cost, and what came of it: annotations, minutes, points of pass@1 for each hundred.
 
     Counted are all rounds' annotations, those of ids 1 to 10 too. Minutes are those at work, which the annotation page
@@ -132,7 +143,7 @@ def of_feedback(settings: Settings, outcome: Outcome, delta: dict[str, Any] | No
     """
     given = [f for one in outcome.rounds for f in one.feedback or []]
     seconds = [f.seconds for f in given if f.seconds is not None]
-    points = None
+    points: Points | None = None
     if given and delta and "pass@1" in delta and settings.refinements.name in ("model", "human", "llm"):
         mean, ci95 = delta["pass@1"]["mean"], delta["pass@1"]["ci95"]
         points = {"mean": 1e4 * mean / len(given), "ci95": [1e4 * end / len(given) for end in ci95]}
@@ -145,11 +156,11 @@ def of_feedback(settings: Settings, outcome: Outcome, delta: dict[str, Any] | No
     }
 
 
-def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) -> dict[str, Any]:
+def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) -> RoundResults:
     """Return what one round of the algorithm came to."""
 
-    def count(rows: Iterable[Any] | None) -> int | None:
-        return None if rows is None else sum(1 for _ in rows)
+    def count(rows: Sized | None) -> int | None:
+        return None if rows is None else len(rows)
 
     failing = None if found.failing is None else [i for i in found.failing if tasks.by_id[i].split != "prompt"]
     feedback = None if found.feedback is None else [f for f in found.feedback if f.split != "prompt"]
@@ -159,7 +170,6 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
         "finetuned": metrics(found.finetuned, k),
         "delta": delta(outcome.zero_shot, found.finetuned, k),
         "training_task_ids": None if found.examples is None else [e.task_id for e in found.examples],
-        # Whose feedback stands behind how many of them.
         "training_sources": dict(Counter(e.feedback_source for e in found.examples or [] if e.feedback_source)),
         "counts": {
             "failing_tasks": count(failing),
@@ -185,27 +195,14 @@ def _on_policy(annotated: str | None, policy: str, found: Round) -> bool | None:
     return True if on and all(on) else None
 
 
-def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) -> dict[str, Any]:
-    """Return results.json. A part that the run did not come to is null, never left out."""
-    k = settings.evaluate.k
-    feedback = settings.feedback
-    human = "human" in feedback.writers and feedback.path is not None
-    policy = settings.model.hub or settings.model.name
-    samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
-    rounds = [of_round(outcome, one, tasks, k) for one in outcome.rounds]
-    last = of_round(outcome, outcome.last, tasks, k)
-    transfer = settings.transfer and {
-        "data": settings.transfer.name,
-        "data_sha256": record.transfer_sha256,
-        "zero_shot": metrics(outcome.transfer_zero_shot, k),
-        "finetuned": metrics(outcome.transfer_finetuned, k),
-        "delta": delta(outcome.transfer_zero_shot, outcome.transfer_finetuned, k),
-    }
+def _described(settings: Settings, record: Record) -> Described:
+    model = settings.model
     return {
         "schema": SCHEMA,
         "status": record.status,
         "arm": settings.arm,
         "study": settings.study,
+        "study_table": settings.study_table,
         "refinements": settings.refinements.name,
         "feedback": settings.feedback.name,
         "annotator": settings.feedback.source,
@@ -214,9 +211,8 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "overrides": settings.overrides,
         "data": settings.data.name,
         "data_sha256": record.data_sha256,
-        "model": settings.model.name,
-        "model_id": (settings.model.path if settings.model.name == "local" else settings.model.hub)
-        or settings.model.name,
+        "model": model.name,
+        "model_id": (model.path if model.name == "local" else model.hub) or model.name,
         "weights_sha256": record.weights_sha256,
         "scoring": record.scoring,
         "isolation": record.isolation,
@@ -231,28 +227,58 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         },
         "training": asdict(settings.training.policy),
         "training_limit": settings.refinements.limit,
+    }
+
+
+def _of_transfer(settings: Settings, outcome: Outcome, record: Record) -> Transfer | None:
+    k = settings.evaluate.k
+    if settings.transfer is None:
+        return None
+    return {
+        "data": settings.transfer.name,
+        "data_sha256": record.transfer_sha256,
+        "zero_shot": metrics(outcome.transfer_zero_shot, k),
+        "finetuned": metrics(outcome.transfer_finetuned, k),
+        "delta": delta(outcome.transfer_zero_shot, outcome.transfer_finetuned, k),
+    }
+
+
+def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) -> Results:
+    """Return results.json."""
+    k = settings.evaluate.k
+    feedback = settings.feedback
+    human = "human" in feedback.writers and feedback.path is not None
+    policy = settings.model.hub or settings.model.name
+    samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
+    last = of_round(outcome, outcome.last, tasks, k)
+    counts: Counts = {
+        "test_tasks": len(tasks.test),
+        "refine_tasks": len(tasks.refine),
+        "train_tasks": len(tasks.train),
+        **last["counts"],
+        "rejected": len(record.rejected),
+        "selection_samples": settings.sampler.n if samples else None,
+        "optimizer_steps": record.fine_tuned.get("optimizer_steps"),
+    }
+    return {
+        **_described(settings, record),
         "feedback_on_policy": not human or _on_policy(feedback.annotated_policy, policy, outcome.last),
         "annotated_policy": feedback.annotated_policy if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,
-        # Whether all arms of a comparison train on the same tasks: "self" has none of these right, "llm" not all.
+        # "self" trains on none of the tasks that the other arms train on, "llm" not on all.
         "matched": settings.refinements.tasks == "solved" and settings.refinements.name not in ("self", "llm"),
         "zero_shot": metrics(outcome.zero_shot, k),
-        "samples": metrics(outcome.last.samples, k),  # of the policy on everything but Test
+        "samples": metrics(outcome.last.samples, k),
         **last,
-        "rounds": rounds,
+        "counts": counts,
+        "rounds": [of_round(outcome, one, tasks, k) for one in outcome.rounds],
         "feedback_cost": of_feedback(settings, outcome, last["delta"]),
-        "transfer": transfer,
-        "validation": metrics(record.validation, [1]),  # on Refine: what settings are chosen by
-        **record.measured,
-        "counts": {
-            "test_tasks": len(tasks.test),
-            "refine_tasks": len(tasks.refine),
-            "train_tasks": len(tasks.train),
-            **last["counts"],
-            "rejected": len(record.rejected),
-            "selection_samples": settings.sampler.n if samples else None,
-            "optimizer_steps": record.fine_tuned.get("optimizer_steps"),
-        },
+        "transfer": _of_transfer(settings, outcome, record),
+        "validation": metrics(record.validation, [1]),
+        "weight_change": record.measured["weight_change"],
+        "kl": record.measured["kl"],
+        "perplexity": record.measured["perplexity"],
+        "measure_error": record.measured["measure_error"],
         "rejected": record.rejected,
         "llm_answers": record.llm_answers,
         "entries": record.entries,

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,15 @@ _T = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+
+
+class Difference(TypedDict):
+    """What `paired` finds."""
+
+    mean: float
+    ci95: list[float]
+    p_value: float
+    smallest_detectable: float | None
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -115,7 +124,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def paired(before: Floats, after: Floats, seed: int = 0) -> dict[str, object]:
+def paired(before: Floats, after: Floats, seed: int = 0) -> Difference:
     """Return the mean difference over tasks, its interval and p-value, and the smallest difference one could detect.
 
     Args:

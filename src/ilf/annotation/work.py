@@ -14,8 +14,8 @@ from ilf.analysis.refinements import edit_distance
 from ilf.annotation.answers import Answers
 from ilf.executors import Judge
 from ilf.files import sha256
+from ilf.scoring import score
 from ilf.tasks.prompts import normalise_newlines
-from ilf.training.unit_test_callback import score
 from ilf.types import Program, Task, Verdict
 
 _PATIENCE = 300.0  # seconds without a sign of life after which somebody's task is given to others
@@ -49,7 +49,7 @@ class Work:
         tasks: By id.
         answers: What was answered, and where answers go.
         sandbox: Executes programs.
-        tests: See `unit_test_callback.score`.
+        tests: See `ilf.scoring.score`.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from ilf.analysis.studies import check_table
 from ilf.annotation.answers import Answers
 from ilf.checks.machinery import check_model_folder
 from ilf.feedback.llm import check_prompts, uses
@@ -139,6 +140,8 @@ def _check_shares(feedback: FeedbackSettings) -> None:
 
 def _check_study(settings: Settings) -> None:
     """Check what repeats, sweeps or replaces parts of the algorithm."""
+    if settings.study_table is not None:
+        check_table(settings.study, settings.study_table)
     arm, feedback = settings.refinements.name, settings.feedback
     people = "human" in feedback.writers and feedback.path is not None
     if settings.rounds > 1 and people:

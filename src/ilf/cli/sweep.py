@@ -150,7 +150,7 @@ class JobCallback(Callback):
             log.error("%s", explain(error) or "the job failed", exc_info=None if explain(error) else error)
             _forget_frames(job_return._return_value)
             # One that failed early leaves no results.json: what that would say of its arm is said here.
-            facts = {
+            facts: dict[str, Any] = {
                 "error": str(job_return._return_value) or repr(job_return._return_value),
                 "arm": config.arm,
                 "seed": config.seed,
@@ -166,8 +166,11 @@ class JobCallback(Callback):
             sweep = Path(config.hydra.sweep.dir)
             write_comparison(sweep, [sweep])
             write_study(sweep, [sweep])
-        elif study := write_study(file.parent, [file.parent]):
-            print(f"{study}\n{study.with_suffix('.png')}")
+        else:
+            with _told():
+                study = write_study(file.parent, [file.parent])
+            if study:
+                print(f"{study}\n{study.with_suffix('.png')}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Evaluate the chosen settings where a sweep is to choose, and say what it came to."""
@@ -175,7 +178,11 @@ class JobCallback(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         failures = select_and_report(folder) if config.select else []
-        study = write_study(folder, [folder, folder / "chosen"])
+        study = None
+        try:
+            study = write_study(folder, [folder, folder / "chosen"])
+        except InputError as error:  # of a function of the user's
+            failures.append(str(error))
         for file in (folder / "comparison.md", study):
             if file is not None and file.exists():
                 print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")

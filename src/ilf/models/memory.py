@@ -23,9 +23,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from ilf.models.batches import Batch, RoomyLayer, choose, join, joinable, prefill
 from ilf.models.load import adapt
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
+from ilf.models.targets import last_logits, token_losses
 from ilf.parts import Part
-from ilf.sampling.sampler import Sampler
-from ilf.training.fine_tuning import last_logits, token_losses
+from ilf.protocols import Sampler
 
 log = logging.getLogger(__name__)
 

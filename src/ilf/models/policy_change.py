@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ilf.models.batches import join, joinable, prefill
 from ilf.models.load import load_model
-from ilf.training.fine_tuning import Example, encode
+from ilf.models.targets import Example, encode
 from ilf.types import InputError, Program
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")

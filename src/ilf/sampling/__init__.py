@@ -3,10 +3,11 @@
 import importlib
 from typing import Any
 
+from ilf.protocols import Sampler as Sampler
+
 _PLACES = {
     "ContinuousSampler": "continuous",
     "HFSampler": "hf",
-    "Sampler": "sampler",
     "ServedSampler": "served",
 }
 __all__ = list(_PLACES)

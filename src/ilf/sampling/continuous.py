@@ -11,8 +11,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, ContinuousBatchingConfig, 
 from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 
 from ilf.models.tokens import Continuation, check_room, encode_prompts, end_ids
+from ilf.protocols import Sampler
 from ilf.sampling.hf import function_ended
-from ilf.sampling.sampler import Sampler
 from ilf.tasks.prompts import cut
 from ilf.types import Draw, InputError
 

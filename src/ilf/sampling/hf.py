@@ -16,7 +16,7 @@ import torch
 
 from ilf.models.batches import Batch, choose, join, joinable, prefill
 from ilf.models.tokens import Continuation, check_room, encode_prompts, end_ids
-from ilf.sampling.sampler import Sampler
+from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, function_end
 from ilf.types import Draw, InputError
 

@@ -12,7 +12,7 @@ from typing import Any
 from ilf.files import whole
 from ilf.models.endpoint import KEY, answers
 from ilf.models.tokens import encode_prompts, loses_space, spells_special
-from ilf.sampling.sampler import Sampler
+from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, function_end
 from ilf.types import Draw, InputError
 

@@ -8,6 +8,7 @@ r"""Programs + tests -> verdicts, safely and fast. Knows nothing of models and m
 
 or `python -m ilf.sandbox FILE`.
 
+    jobs.py       what is handed in: programs with tests, and limits
     executor.py   hands jobs to workers, and outlives whatever happens to them
     worker/       a judge, which holds the tests, and the programs, each a fork of a warm interpreter
     cluster.py    the same on the nodes of a Ray cluster, each with a sandbox of its own; the only file that needs Ray
@@ -40,7 +41,8 @@ Programs see the standard library only, a fixed hash seed and fixed random numbe
 on what is installed beside us nor on chance.
 """
 
-from ilf.sandbox.executor import Job, Limits, Sandbox
+from ilf.sandbox.executor import Sandbox
+from ilf.sandbox.jobs import Job, Limits
 from ilf.sandbox.probe import Isolation
 
 __all__ = ["Isolation", "Job", "Limits", "Sandbox"]

@@ -14,7 +14,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ilf.sandbox.executor import Job, Limits, Sandbox
+from ilf.sandbox.executor import Sandbox
+from ilf.sandbox.jobs import Job, Limits
 from ilf.sandbox.probe import Isolation
 from ilf.types import InputError, Verdict
 

@@ -14,10 +14,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ilf.sandbox.jobs import Job, Limits
 from ilf.sandbox.probe import Isolation, probe
 from ilf.sandbox.worker.isolation import remove
 from ilf.types import InputError, Verdict
@@ -29,39 +30,6 @@ _ATTEMPTS = 3  # workers that a job may cost
 _GOLD = 5.0  # a program may take this many times as long as its task's gold program
 _FLAGS = ("-S", "-s", "-P", "-W", "ignore", "-X", "utf8")  # the standard library only
 _START = "import json, sys; sys.path.insert(0, sys.argv[1]); import worker.main as w; w.main(json.loads(sys.argv[2]))"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one program may use, how its results are compared, and how it is kept from the machine."""
-
-    time_limit: float = 5.0  # seconds of processor time, rounded up to whole ones; wall time is twice as long
-    memory_mb: int = 1024  # MiB of address space
-    output_mb: int = 16  # MiB in any one file, standard output included
-    disk_mb: int = 64  # MiB in all its files
-    workers: int = 2  # programs at once
-    compare: str = "exact"  # "exact", or "approx": numbers as pytest.approx, as in the paper's tests
-    isolation: str = "best"  # "require" (an error where something is left open), "best" or "off"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A program and the tests it must pass.
-
-    Raises:
-        InputError: There is no test.
-    """
-
-    program: str
-    tests: tuple[str, ...]  # each an assert statement, or other statements that raise where the program is wrong
-    setup: str = ""  # runs after the program, in its process
-    time_limit: float | None = None  # seconds of processor time, in place of the sandbox's
-    gold: str = ""  # where given, a program that exceeds the sandbox's limit may take five times as long as this one
-
-    def __post_init__(self) -> None:
-        if not self.tests:
-            allowed = "must hold one test at least: every program would pass none"
-            raise InputError("tests", self.tests, allowed, "Give an assert statement that calls the program.")
 
 
 class Sandbox:
@@ -94,7 +62,7 @@ class Sandbox:
     def isolation(self) -> Isolation:
         """How programs are kept from this machine: tried, not assumed."""
         self._start(1)
-        return probe(self, self._workers[0].report)
+        return probe(self.run, self._workers[0].report)
 
     def run(self, jobs: Sequence[Job]) -> list[Verdict]:
         """Return a verdict for each job, in order. Identical jobs are executed once."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ilf.sandbox.executor import Sandbox
+from ilf.sandbox.jobs import Job
+from ilf.types import Verdict
 
 _PROGRAM = """
 import os, socket
@@ -50,15 +51,13 @@ class Isolation:
         return f"{text}; left open: {', '.join(self.open)}" + (f" ({reasons})" if reasons else "")
 
 
-def probe(sandbox: Sandbox, report: dict[str, Any]) -> Isolation:
-    """Return how `sandbox` isolates, by running a program that tries what programs should not do.
+def probe(run: Callable[[Sequence[Job]], list[Verdict]], report: dict[str, Any]) -> Isolation:
+    """Return how a sandbox isolates, by running a program that tries what programs should not do.
 
     Args:
-        sandbox: The sandbox.
+        run: The sandbox's.
         report: What its worker said of the mechanisms it entered.
     """
-    from ilf.sandbox.executor import Job
-
     places = [Path(place) / f".ilf-probe-{os.getpid()}" for place in (os.getcwd(), os.path.expanduser("~"), "/var/tmp")]
     tests = {
         "network": "assert connects() == False",
@@ -68,7 +67,7 @@ def probe(sandbox: Sandbox, report: dict[str, Any]) -> Isolation:
     }
     # Whether it wrote is seen from here: what the program calls by such a name may be its own.
     writing = f"for path in {[str(place) for place in places]}:\n    tried(lambda: open(path, 'w').close())\n"
-    verdict = sandbox.run([Job(_PROGRAM + writing, tuple(tests.values()))])[0]
+    verdict = run([Job(_PROGRAM + writing, tuple(tests.values()))])[0]
     found = [name for name, stopped in zip(tests, verdict.tests, strict=True) if not stopped]
     written = [place for place in places if os.path.exists(place)]  # False, too, where we may not look
     for place in written:

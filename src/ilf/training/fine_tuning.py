@@ -1,4 +1,4 @@
-"""What the refiner's and the policy's fine-tuning have in common: examples, loss, optimizer, checkpoints."""
+"""What the refiner's and the policy's fine-tuning have in common: optimizer, steps, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
-from torch.nn import functional
 
 from ilf import ranks
-from ilf.models.batches import takes
 from ilf.models.load import load_model, load_tokenizer, resolve
 from ilf.models.shards import hold_whole, shard
-from ilf.models.tokens import encode_continuation, encode_prompts
+from ilf.models.targets import all_logits, last_logits
 from ilf.parts import Part, from_node, node_of
+from ilf.protocols import Objective, Sampler
 from ilf.sampling.hf import HFSampler
-from ilf.sampling.sampler import Sampler
-from ilf.training.objectives import SFT, Objective
+from ilf.training.objectives import SFT
 from ilf.training.schedules import make_schedule
 from ilf.types import Draw, InputError, derive_seed
 
@@ -33,61 +30,6 @@ EVERY = 10.0  # seconds between two words on how far long work has come
 Completions = list[tuple[Draw, str]]
 ADAMW = Part("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
 LINEAR = Part("ilf.training.schedules.linear")
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and the target that the model is to write after it, as token ids."""
-
-    task_id: int
-    prompt_ids: tuple[int, ...]
-    target_ids: tuple[int, ...]  # ends with EOS
-
-    @property
-    def length(self) -> int:
-        """Tokens, EOS included."""
-        return len(self.prompt_ids) + len(self.target_ids)
-
-
-def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:
-    """Tokenise prompt and target apart, as the paper does and as a prompt is sampled from, and end the target with EOS.
-
-    Raises:
-        ValueError: Together they are longer than `max_length` tokens. A cut row would lose its EOS, and the model
-            would learn never to stop, so that such a row is refused and not cut.
-    """
-    (prompt_ids,) = encode_prompts(tokenizer, [prompt])
-    target_ids = (*encode_continuation(tokenizer, target), tokenizer.eos_token_id)
-    example = Example(task_id, tuple(prompt_ids), target_ids)
-    if example.length > max_length:
-        raise ValueError(f"{example.length} tokens with EOS, training.max_length is {max_length}")
-    return example
-
-
-def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, int]) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
-    return logits
-
-
-def last_logits(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, forward: Callable[..., Any] = _logits
-) -> torch.Tensor:
-    """Return the logits of the last `keep` positions, (B, keep, V), by `forward`, which may be compiled."""
-    options = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
-    logits: torch.Tensor = forward(model, ids, mask, options)
-    return logits[:, -keep:]  # some models give all
-
-
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of each label but the first, (B, T - 1), in nats; 0 where a label is -100.
-
-    Args:
-        logits: (B, T, V), of any type; computed on in float32.
-        labels: (B, T).
-    """
-    return functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
-    )
 
 
 class FineTuningModule(pl.LightningModule):
@@ -140,13 +82,13 @@ class FineTuningModule(pl.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.strict_loading = False  # checkpoints hold only what is trained
         self.objective = objective or SFT()
-        self._training_forward = _logits
+        self._training_forward = all_logits
         self._on_drawn: Callable[[Draw, str], None] = lambda draw, text: None
         self._raised: InputError | None = None  # in this process, until all have come to where they tell each other
 
     def compile_forward(self) -> None:
         """Compile the training forward pass: a function and not the model, so that names of weights stay."""
-        self._training_forward = torch.compile(_logits, dynamic=True)
+        self._training_forward = torch.compile(all_logits, dynamic=True)
 
     def setup(self, stage: str) -> None:
         """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
@@ -167,7 +109,7 @@ class FineTuningModule(pl.LightningModule):
 
     def logits(self, batch: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
         """Return the logits of the last `keep` positions of a batch, (B, keep, V)."""
-        forward = self._training_forward if self.training else _logits
+        forward = self._training_forward if self.training else all_logits
         return last_logits(self.model, batch["input_ids"], batch["attention_mask"], keep, forward)
 
     def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -23,13 +23,14 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from transformers import AutoModelForCausalLM, CodeGenConfig
 
+from ilf.analysis.schema import Results
 from ilf.files import write_atomically
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
+from ilf.models.targets import Example
 from ilf.parts import Part
+from ilf.protocols import Sampler
 from ilf.sampling.hf import HFSampler
-from ilf.sampling.sampler import Sampler
-from ilf.training.fine_tuning import Example
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import Contents, MBPPDataModule
 from ilf.training.trainer import make_trainer
@@ -184,11 +185,11 @@ def check_reload(folder: Path, how: FineTuning, scratch: Path, device: str) -> C
     return Check("a checkpoint is taken up", same, {"tensors": len(trained)})
 
 
-def check_study(run: Callable[[], dict[str, Any]]) -> Check:
+def check_study(run: Callable[[], Results]) -> Check:
     """Check that a whole study on mini ends, and that fine-tuning helps there."""
     start = time.monotonic()
     results = run()
-    before, after = (results[key]["pass@1"] for key in ("zero_shot", "finetuned"))
+    before, after = (found["pass@1"] for found in (results["zero_shot"], results["finetuned"]) if found)
     figures = {"zero-shot pass@1": round(before, 3), "fine-tuned pass@1": round(after, 3)}
     figures["seconds"] = round(time.monotonic() - start)
     return Check("a study on mini", results["status"] == "complete" and after > before, figures)
@@ -197,7 +198,7 @@ def check_study(run: Callable[[], dict[str, Any]]) -> Check:
 def run_checks(
     mini: Path,
     folder: Path,
-    study: Callable[[], dict[str, Any]],
+    study: Callable[[], Results],
     *,
     device: str = "cuda",
     config: Any = CODEGEN_6B,

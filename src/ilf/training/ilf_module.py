@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ilf.training.fine_tuning import Example, FineTuningModule, encode
+from ilf.models.targets import Example, encode
+from ilf.training.fine_tuning import FineTuningModule
 from ilf.types import Refinement
 
 

@@ -21,18 +21,17 @@ from transformers import AutoConfig
 from ilf import ranks
 from ilf.code_digest import code_sha256
 from ilf.files import JsonLines, sha256
-from ilf.models import batches, load, shards, tokens
+from ilf.models import batches, load, shards, targets, tokens
 from ilf.models.load import adapt, compute_dtype, load_model, load_tokenizer, save, saving_dtype
+from ilf.models.targets import Example
 from ilf.parts import Part, key_of
+from ilf.protocols import Objective, Sampler
 from ilf.sampling import hf
 from ilf.sampling.hf import HFSampler
-from ilf.sampling.sampler import Sampler
 from ilf.settings import Phase, Settings, Training
 from ilf.tasks import prompts
 from ilf.training import fine_tuning, mbpp_datamodule, schedules, trainer
-from ilf.training.fine_tuning import Example
 from ilf.training.mbpp_datamodule import Contents
-from ilf.training.objectives import Objective
 from ilf.training.trainer import (
     CHANGING_NOTHING,
     changing_results,
@@ -171,7 +170,7 @@ class FineTuning:
         quantize, device = self.training.quantize, training_device(self.trainer)
         return {
             "code": code_sha256(
-                FineTuning.run, fine_tuning, mbpp_datamodule, schedules, load, tokens, trainer, shards, *drawn
+                FineTuning.run, fine_tuning, targets, mbpp_datamodule, schedules, load, tokens, trainer, shards, *drawn
             ),
             "weights": self.base.weights,
             "examples": sha256([asdict(e) for e in self.examples]),

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ilf.models.load import load_tokenizer
+from ilf.models.targets import Example
 from ilf.models.tokens import encode_prompts
-from ilf.training.fine_tuning import Example
 from ilf.types import Draw, Task, derive_seed
 
 PADDING = 0.05  # of a micro-batch's tokens, at most

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
+
+from ilf.protocols import Objective
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Objective(ABC):
-    """A loss over examples. Derive from it for an objective of your own: a dataclass whose fields are its arguments."""
-
-    changes_nothing: ClassVar[tuple[str, ...]] = ()
-
-    @abstractmethod
-    def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the loss of each example, (B,).
-
-        Args:
-            module: A FineTuningModule: its `model`, `tokenizer`, and `logits`.
-            batch: `input_ids`, `attention_mask` and `labels`, each (B, T), right-padded; labels of -100 don't count.
-        """
 
 
 @dataclass(frozen=True)
@@ -36,7 +21,7 @@ class SFT(Objective):
         Raises:
             ValueError: An example has no target token.
         """
-        from ilf.training.fine_tuning import token_losses
+        from ilf.models.targets import token_losses
 
         labels = batch["labels"]
         counts = (labels != -100).sum(dim=1)

@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
+from ilf.analysis.schema import Results
 from ilf.files import write_atomically
 from ilf.models.load import load_tokenizer, save
 from ilf.parts import Part
@@ -197,8 +198,9 @@ def pretrain(settings: Pretraining, configured: Part, seed: int, folder: Path) -
     }
 
 
-def write_card(folder: Path, settings: Pretraining, facts: dict[str, Any], results: dict[str, Any]) -> None:
+def write_card(folder: Path, settings: Pretraining, facts: dict[str, Any], results: Results) -> None:
     """Write the model's card, README.md, from what its training and its first run gave."""
+    zero_shot = results["zero_shot"] or {}
     shares = f"{REVISIONS:.0%} of the wrong ones as revisions (before, review, after), {SHORT:.0%} as comprehensions"
     shape = f"hidden {settings.hidden}, {settings.layers} layers, {settings.heads} heads, "
     lines = [
@@ -217,8 +219,8 @@ def write_card(folder: Path, settings: Pretraining, facts: dict[str, Any], resul
         f"peak learning rate {settings.lr}; loss of the last epoch {facts['loss']:.3f} nats a learnt token (of "
         "programs and reviews; prompts are only read).",
         f"- **Figures**, {results['sampling']['n']} samples at temperature {results['sampling']['temperature']}: "
-        f"on Test pass@1 {results['zero_shot']['pass@1']:.3f}, one or more correct "
-        f"{results['zero_shot']['one_correct']:.3f} of {results['zero_shot']['n_tasks']} tasks; "
+        f"on Test pass@1 {zero_shot['pass@1']:.3f}, one or more correct "
+        f"{zero_shot['one_correct']:.3f} of {zero_shot['n_tasks']} tasks; "
         f"{results['counts']['failing_tasks']} of "
         f"{results['counts']['refine_tasks'] + results['counts']['train_tasks']} Refine and Train tasks without a "
         "correct one.",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ilf.models.targets import Example, encode
 from ilf.models.tokens import truncate
 from ilf.tasks.prompts import completion_of, refine_prompt
-from ilf.training.fine_tuning import Example, FineTuningModule, encode
+from ilf.training.fine_tuning import FineTuningModule
 from ilf.types import Feedback, Task
 
 

@@ -1,32 +1,64 @@
-"""The paper's tables and figures, made from the folders of runs: NAME.csv, NAME.md and NAME.png."""
+"""Studies: a table and a figure made from the folders of runs, NAME.csv, NAME.md and NAME.png.
+
+The paper's are in `STUDIES`, by the name that `study` gives them. Any other function that makes a `Study` of `Job`s is
+named by `study_table=package.module.function`; what it may build on is in job.py.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 from ilf.analysis.markdown import inline
-from ilf.analysis.studies import figures, tables
+from ilf.analysis.studies import feedback, figures, search, tables
 from ilf.analysis.studies.job import Job, Study, read_jobs
 from ilf.files import to_csv, write_atomically
+from ilf.types import InputError
 
-STUDIES: dict[str, Callable[[Sequence[Job]], Study]] = {
+__all__ = ["STUDIES", "Job", "Study", "Table", "check_table", "write_study"]
+
+log = logging.getLogger(__name__)
+
+Table = Callable[[Sequence[Job]], Study]
+
+STUDIES: dict[str, Table] = {
     "paper/table1": tables.table1,
     "paper/table2": tables.table2,
     "paper/table3": tables.table3,
     "paper/table4": tables.table4,
-    "paper/tables5_6": tables.tables5_6,
+    "paper/tables5_6": feedback.tables5_6,
     "paper/scorer_effect": tables.scorer_effect,
-    "paper/sweep_a1": tables.sweep_a1,
-    "mini/optuna": tables.sweep_a1,
+    "paper/sweep_a1": search.sweep_a1,
+    "mini/optuna": search.sweep_a1,
     "paper/figure3": figures.figure3,
     "paper/figure4": figures.figure4,
     "paper/figure5": figures.figure5,
     "paper/policy_change": figures.policy_change,
 }
+_TAKEN = ("summary", "checks", "comparison", "comparison_arms", "comparison_pairs")  # files that runs write anyway
+_NEEDED = "must be package.module.function: a function that makes an ilf.analysis.studies.Study of a list of its Jobs"
+
+
+def check_table(study: str | None, path: str) -> None:
+    """Check, before anything runs, that a study's own table can be made and written.
+
+    Args:
+        study: The key `study`, which names the files.
+        path: The key `study_table`.
+
+    Raises:
+        InputError: No function is there, or the files are those of something else.
+    """
+    _function_at(path)
+    if _stem(study, path) in _TAKEN:
+        key, value = ("study", study) if study else ("study_table", path)
+        allowed = f"would write over {_stem(study, path)}.*, which runs and sweeps write anyway"
+        raise InputError(key, value, allowed, "Give the study another name: study=NAME.")
 
 
 def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
@@ -38,24 +70,58 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
 
     Returns:
         The Markdown file; None where the jobs belong to no study with a table, or none has come far enough.
+
+    Raises:
+        InputError: The function that `study_table` names is not there, or failed.
     """
     with FileLock(target / ".study.lock"):
         jobs, failed = read_jobs(folders)
-        names = {str(job.results.get("study")) for job in jobs} & STUDIES.keys()
-        if len(names) != 1:
+        named = {(job.results.get("study"), job.results.get("study_table")) for job in jobs}
+        named = {(name, path) for name, path in named if path or name in STUDIES}
+        if len(named) != 1:
             return None
-        name = names.pop()
-        study = STUDIES[name](jobs)
-        study.notes.extend(inline(f"Failed: {folder}: {error}") for folder, error in failed.items())
-        if not study.rows:
-            return None
-        stem = name.split("/")[1]
-        keys = dict.fromkeys(key for row in study.rows for key in row)  # the paper's rows have fewer
-        columns = [key for key in keys if not key.endswith("_text")]
-        write_atomically(target / f"{stem}.csv", to_csv(study.rows, columns))
-        scratch = target / f".{stem}.{os.getpid()}.png"
-        study.draw(scratch, f"{study.title}\n{study.about}")
-        scratch.replace(target / f"{stem}.png")
-        file = target / f"{stem}.md"
-        write_atomically(file, study.markdown(f"{stem}.png"))
-        return file
+        ((name, path),) = named
+        if not path:
+            return _write(target, _stem(name, path), STUDIES[str(name)](jobs), failed)
+        make = _function_at(path)
+        try:
+            return _write(target, _stem(name, path), make(jobs), failed)
+        except Exception as error:  # a function of the user's may fail in any way
+            log.exception("study_table=%s failed", path)
+            allowed = f"failed on the {len(jobs)} jobs that have ended: {type(error).__name__}: {error}"
+            advice = "Mend it; mode=compare 'compare=[FOLDER]' makes the table again from the folder's results."
+            raise InputError("study_table", path, allowed, advice) from error
+
+
+def _write(target: Path, stem: str, study: Study, failed: Mapping[str, str]) -> Path | None:
+    study.notes.extend(inline(f"Failed: {folder}: {error}") for folder, error in failed.items())
+    if not study.rows:
+        return None
+    keys = dict.fromkeys(key for row in study.rows for key in row)  # the paper's rows have fewer
+    columns = [key for key in keys if not key.endswith("_text")]
+    write_atomically(target / f"{stem}.csv", to_csv(study.rows, columns))
+    scratch = target / f".{stem}.{os.getpid()}.png"
+    study.draw(scratch, f"{study.title}\n{study.about}")
+    scratch.replace(target / f"{stem}.png")
+    file = target / f"{stem}.md"
+    write_atomically(file, study.markdown(f"{stem}.png"))
+    return file
+
+
+def _stem(study: str | None, path: str | None) -> str:
+    """Return the name of a study's files: the last word of its name, or that of its function."""
+    return Path(study).name if study else str(path).rpartition(".")[2]
+
+
+def _function_at(path: str) -> Table:
+    module, _, name = path.rpartition(".")
+    advice = f"Correct the path, or put the folder that holds {module.partition('.')[0] or 'the module'} on PYTHONPATH."
+    try:
+        found: Table | None = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # a module of the user's may fail in any way
+        raise InputError(
+            "study_table", path, f"{_NEEDED}; importing {module!r} fails: {type(error).__name__}: {error}", advice
+        ) from error
+    if not callable(found):
+        raise InputError("study_table", path, f"{_NEEDED}; {module} has no function {name!r}", advice)
+    return found

@@ -7,15 +7,26 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ilf.analysis.jobs import arm_name
-from ilf.analysis.plots import COLOURS, canvas, curve, plain
-from ilf.analysis.report import p_text, percent
+from ilf.analysis.plots import COLOURS, canvas, curve
 from ilf.analysis.statistics import over_seeds, sign_flip_p_value
-from ilf.analysis.studies.job import Job, Study, arm_label, cells, figure, grouped, names, per_task, subject
+from ilf.analysis.studies.job import (
+    Job,
+    Row,
+    Study,
+    arm_label,
+    cells,
+    examples,
+    figure,
+    grouped,
+    names,
+    per_task,
+    subject,
+)
+from ilf.analysis.wording import p_text, percent
 from ilf.tasks.prompts import lines_of
 
 
@@ -51,13 +62,12 @@ def figure3(jobs: Sequence[Job]) -> Study:
     title = "Figure 3: perplexity under the base model"
 
     def draw(file: Path, caption: str) -> None:
-        edges = np.geomspace(1, max(2.0, *(max(v.values()) * 1.01 for v in means.values())), 25)
+        edges = np.geomspace(1, max(2.0, *(max(v.values()) * 1.01 for v in means.values())), 25).tolist()
         with canvas(file, caption) as (axis,):
             for colour, (source, values) in zip(cycle(COLOURS), means.items(), strict=False):
                 array = np.array(list(values.values()))
-                style = {"histtype": "stepfilled", "alpha": 0.25, "color": colour}
                 weights = np.full(len(array), 100 / len(array))
-                axis.hist(array, edges, weights=weights, **style)
+                axis.hist(array, edges, weights=weights, histtype="stepfilled", alpha=0.25, color=colour)
                 label = f"{_name(source, jobs)}: median {np.median(array):.2f}"
                 axis.hist(array, edges, weights=weights, histtype="step", color=colour, linewidth=1.6, label=label)
             axis.set(xscale="log", xlabel="perplexity of the program given the task", ylabel="programs (%)")
@@ -85,15 +95,15 @@ def figure4(jobs: Sequence[Job]) -> Study:
     """pass@k on Test against the number of tasks trained on."""
     shown = names(jobs, "finetuned")[:-1]
     done = [job for job in jobs if job.results["finetuned"]]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
     sizes = set()
     for (arm, _), group in grouped(done, lambda job: (job.results["arm"], job.results["training_limit"])).items():
-        size = (arm, *sorted((job.results["seed"], _examples(job)) for job in group))
+        size = (arm, *sorted((job.results["seed"], examples(job)) for job in group))
         if size in sizes:  # a limit above what there is, again
             continue
         sizes.add(size)
-        count = float(np.mean([_examples(job) for job in group]))
+        count = float(np.mean([examples(job) for job in group]))
         row = {
             "row": arm_label(arm, jobs),
             "examples": f"{count:.0f}",
@@ -114,10 +124,6 @@ def figure4(jobs: Sequence[Job]) -> Study:
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
-def _examples(job: Job) -> int:
-    return int(job.results["counts"]["training_examples"])
-
-
 def figure5(jobs: Sequence[Job]) -> Study:
     """The refiner's pass rate against the number of mistakes that the feedback addresses."""
     shown = names(jobs, "refiner")[:1]
@@ -130,7 +136,7 @@ def figure5(jobs: Sequence[Job]) -> Study:
                 noted = noted and f["bugs"] is not None
                 number = f["bugs"] or _edits(f["program"], f["refinement"] or f["program"])
                 mistakes[number][f["task_id"]].append(values[f["task_id"]])
-    rows = []
+    rows: list[Row] = []
     for number, by_task in sorted(mistakes.items()):
         values_of = {task_id: float(np.mean(found)) for task_id, found in by_task.items()}
         found = figure(values_of)
@@ -164,18 +170,18 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     """Relative weight change by group of layers, and KL to the base, by arm."""
     done = [job for job in jobs if job.results["weight_change"] and job.results["kl"]]
     groups = grouped(done, lambda job: job.results["arm"])
-    layers = list(dict.fromkeys(name for job in done for name in job.results["weight_change"]))
+    layers = list(dict.fromkeys(name for job in done for name in job.results["weight_change"] or ()))
     weights = {
-        arm: {name: float(np.mean([j.results["weight_change"][name] for j in group])) for name in layers}
+        arm: {name: float(np.mean([w[name] for j in group if (w := j.results["weight_change"])])) for name in layers}
         for arm, group in groups.items()
     }
-    kl = {arm: over_seeds(job.results["kl"]["per_task"] for job in group) for arm, group in groups.items()}
+    kl = {arm: over_seeds(k["per_task"] for job in group if (k := job.results["kl"])) for arm, group in groups.items()}
     rows = []
     for arm in groups:
         found = figure(kl[arm])
-        row: dict[str, Any] = {
+        row: Row = {
             "row": arm_label(arm, jobs),
-            "examples": f"{np.mean([_examples(job) for job in groups[arm]]):.0f}",
+            "examples": f"{np.mean([examples(job) for job in groups[arm]]):.0f}",
             **{f"weights_{name}": value for name, value in weights[arm].items()},
             "weights_text": f"{100 * weights[arm]['all']:.3f}",
             "kl": found["mean"],
@@ -190,33 +196,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     title = "What fine-tuning did to the policy"
 
     def draw(file: Path, caption: str) -> None:
-        shown = [name for name in layers if name != "all"]
-        height = max(4.2, 1.6 + 0.2 * len(shown))
-        with canvas(file, caption, panels=2, width=5.6, height=height) as (left, right):
-            for colour, (arm, found) in zip(cycle(COLOURS), weights.items(), strict=False):
-                values = [100 * found[name] for name in shown]
-                left.plot(values, range(len(shown)), "o-", color=colour, label=arm_label(arm, jobs))
-            left.set(xlabel="relative weight change (%)", xlim=(0, None), yticks=range(len(shown)), yticklabels=shown)
-            left.invert_yaxis()
-            left.legend(frameon=False, fontsize=8)
-            for i, (colour, arm) in enumerate(zip(cycle(COLOURS), groups, strict=False)):
-                found_kl = figure(kl[arm])
-                right.errorbar(
-                    found_kl["mean"],
-                    i,
-                    xerr=[[found_kl["mean"] - found_kl["low"]], [found_kl["high"] - found_kl["mean"]]],
-                    color=colour,
-                    marker="o",
-                    capsize=3,
-                )
-            right.locator_params(axis="x", nbins=4)
-            right.set(
-                xlabel="KL(fine-tuned || base), nats a token",
-                xlim=(0, None),
-                ylim=(len(rows) - 0.5, -0.5),
-                yticks=range(len(rows)),
-                yticklabels=[row["row"] for row in rows],
-            )
+        _draw_change(file, caption, {arm_label(arm, jobs): found for arm, found in weights.items()}, list(kl.values()))
 
     columns = {
         "fine-tuned on": "row",
@@ -234,50 +214,34 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
-def feedback_shares(file: Path, sources: Mapping[str, Mapping[str, float]], title: str) -> None:
-    """Draw words and categories of feedback by source: the words beside the categories of whom names any."""
-    categories = list(dict.fromkeys(name for found in sources.values() for name in found if name.endswith(" (%)")))
-    height = 1.6 + 0.3 * max(6, len(categories))
+def _draw_change(
+    file: Path, title: str, weights: Mapping[str, Mapping[str, float]], kl: Sequence[Mapping[str, float]]
+) -> None:
+    """Draw the weight change by group of layers, a line an arm, beside each arm's KL to the base, by task."""
+    shown = list(dict.fromkeys(name for found in weights.values() for name in found if name != "all"))
+    height = max(4.2, 1.6 + 0.2 * len(shown))
     with canvas(file, title, panels=2, width=5.6, height=height) as (left, right):
-        for i, (colour, (source, found)) in enumerate(zip(cycle(COLOURS), sources.items(), strict=False)):
-            left.barh(i, found["words"], color=colour)
-            text = f"{found['words']:.1f} words" + (
-                f", {found['mistakes addressed']:.1f} mistakes" if "mistakes addressed" in found else ""
-            )
-            left.annotate(text, (found["words"], i), (4, 0), textcoords="offset points", va="center", fontsize=8)
-            if any(name in found for name in categories):
-                where = np.arange(len(categories)) + (i + 0.5 - len(sources) / 2) * 0.8 / len(sources)
-                heights = [found.get(name, 0.0) for name in categories]
-                right.barh(where, heights, height=0.8 / len(sources), color=colour, label=plain(source))
-        most = max(found["words"] for found in sources.values())
-        left.set(
-            yticks=range(len(sources)),
-            yticklabels=list(map(plain, sources)),
-            xlabel="words a feedback",
-            xlim=(0, 2 * most),
-        )
-        labels = [plain(name.removesuffix(" (%)")) for name in categories]
-        right.set(yticks=range(len(categories)), yticklabels=labels, xlabel="feedbacks that name such a mistake (%)")
+        for colour, (label, found) in zip(cycle(COLOURS), weights.items(), strict=False):
+            values = [100 * found[name] for name in shown]
+            left.plot(values, range(len(shown)), "o-", color=colour, label=label)
+        left.set(xlabel="relative weight change (%)", xlim=(0, None), yticks=range(len(shown)), yticklabels=shown)
         left.invert_yaxis()
-        right.invert_yaxis()
-        right.legend(frameon=False, fontsize=8)
-
-
-def settings_chart(file: Path, rows: Sequence[Mapping[str, Any]], varied: Sequence[str], title: str) -> None:
-    """Draw pass@1 on Refine of each setting, a panel an arm; the chosen ones are ringed."""
-    arms = list(dict.fromkeys(row["row"] for row in rows))
-    most = max(sum(row["row"] == arm for row in rows) for arm in arms)
-    with canvas(file, title, panels=len(arms), width=5.2, height=1.6 + 0.28 * most) as axes:
-        for axis, arm in zip(axes, arms, strict=True):
-            own = [row for row in rows if row["row"] == arm]
-            for i, row in enumerate(own):
-                low, high = 100 * row["validation_low"], 100 * row["validation_high"]
-                axis.plot([low, high], [i, i], color="#9aa5b1", linewidth=2)
-                axis.plot(100 * row["validation"], i, "o", color=COLOURS[0])
-                if row["chosen"]:
-                    axis.plot(100 * row["validation"], i, "o", markersize=13, fillstyle="none", color="black")
-            labels = [plain(", ".join(f"{key.split('.')[-1]} {row[key]}" for key in varied)) for row in own]
-            axis.set_title(arm, fontsize=9)
-            axis.set(xlabel="pass@1 on Refine (%)", yticks=range(len(own)), yticklabels=labels)
-            axis.tick_params(axis="y", labelsize=8)
-            axis.set(ylim=(len(own) - 0.5, -0.5), xlim=(-3, 103))
+        left.legend(frameon=False, fontsize=8)
+        for i, (colour, by_task) in enumerate(zip(cycle(COLOURS), kl, strict=False)):
+            found_kl = figure(by_task)
+            right.errorbar(
+                found_kl["mean"],
+                i,
+                xerr=[[found_kl["mean"] - found_kl["low"]], [found_kl["high"] - found_kl["mean"]]],
+                color=colour,
+                marker="o",
+                capsize=3,
+            )
+        right.locator_params(axis="x", nbins=4)
+        right.set(
+            xlabel="KL(fine-tuned || base), nats a token",
+            xlim=(0, None),
+            ylim=(len(weights) - 0.5, -0.5),
+            yticks=range(len(weights)),
+            yticklabels=list(weights),
+        )

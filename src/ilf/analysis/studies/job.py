@@ -7,14 +7,25 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
 from ilf.analysis.jobs import arm_name, job_folders, read_job
 from ilf.analysis.markdown import table
-from ilf.analysis.report import model_name, p_text, percent
+from ilf.analysis.schema import Part, Results
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
+from ilf.analysis.wording import model_name, p_text, percent
+
+Row = dict[str, Any]  # of a study's table: figures by their names, and with `_text` what a reader sees of them
+K = TypeVar("K")
+
+# Notes that several studies bear.
+INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
+PAIRED = (
+    "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test, uncorrected "
+    "for the number of rows (comparison.md of a sweep has Holm's correction)."
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,7 @@ class Job:
     """One run's folder."""
 
     folder: Path
-    results: dict[str, Any]
+    results: Results
 
     def rows(self, file: str) -> list[dict[str, Any]]:
         """Return the rows of one of its JSON-lines files; none where it was not written."""
@@ -38,7 +49,7 @@ class Study:
     title: str
     about: str  # see `subject`
     columns: dict[str, str]  # of the Markdown table: name of the column -> key of `rows`
-    rows: list[dict[str, Any]]  # of the CSV file; the Markdown table shows them in this order
+    rows: list[Row]  # of the CSV file; the Markdown table shows them in this order
     draw: Callable[[Path, str], None]  # writes the figure, with a caption above
     notes: list[str] = field(default_factory=list)
 
@@ -53,7 +64,7 @@ class Study:
         ]
         return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes), f"![{self.title}]({picture})", ""])
 
-    def _cells(self, row: dict[str, Any]) -> list[str]:
+    def _cells(self, row: Row) -> list[str]:
         return ["" if (value := row.get(key)) is None else str(value) for key in self.columns.values()]
 
 
@@ -90,26 +101,31 @@ def arm_label(arm: str, jobs: Sequence[Job]) -> str:
     return known.get(arm) or arm_name(arm, jobs[0].results["annotator"])
 
 
-def grouped(jobs: Sequence[Job], key: Callable[[Job], Any]) -> dict[Any, list[Job]]:
+def examples(job: Job) -> int:
+    """Return how many examples the policy of a finished job was fine-tuned on."""
+    return job.results["counts"]["training_examples"] or 0
+
+
+def grouped(jobs: Sequence[Job], key: Callable[[Job], K]) -> dict[K, list[Job]]:
     """Return the jobs by `key`, seeds together, in order of appearance."""
-    found: dict[Any, list[Job]] = defaultdict(list)
+    found: dict[K, list[Job]] = defaultdict(list)
     for job in jobs:
         found[key(job)].append(job)
     return dict(found)
 
 
-def names(jobs: Sequence[Job], part: str) -> list[str]:
+def names(jobs: Sequence[Job], part: Part) -> list[str]:
     """Return the metrics that a part of the results has: pass@k, and the share of tasks with a correct program."""
     found = next((job.results[part] for job in jobs if job.results[part]), None)
     return [*found["ci95"], "one_correct"] if found else []
 
 
-def per_task(jobs: Sequence[Job], part: str, name: str, seeds: Collection[int] | None = None) -> dict[int, float]:
+def per_task(jobs: Sequence[Job], part: Part, name: str, seeds: Collection[int] | None = None) -> dict[int, float]:
     """Return a metric of each task, averaged over seeds: all that jobs have, or those given.
 
     Jobs of one seed that start alike have the same zero-shot programs: each seed counts once.
     """
-    by_seed = {job.results["seed"]: job.results[part] for job in reversed(jobs) if job.results[part]}
+    by_seed = {job.results["seed"]: found for job in reversed(jobs) if (found := job.results[part])}
 
     def metric(n: int, passed: int) -> float:
         return float(passed > 0) if name == "one_correct" else pass_at_k(n, passed, int(name.removeprefix("pass@")))
@@ -122,16 +138,25 @@ def per_task(jobs: Sequence[Job], part: str, name: str, seeds: Collection[int] |
     return dict(sorted(values.items()))
 
 
-def figure(values: Mapping[Any, float]) -> dict[str, Any]:
+class Figure(TypedDict):
+    """A mean over tasks, and its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    tasks: int
+
+
+def figure(values: Mapping[int, float] | Mapping[str, float]) -> Figure:
     """Return the mean over tasks and its 95% interval."""
     array = np.array(list(values.values()))
     low, high = bootstrap_ci95(array)
     return {"mean": float(array.mean()), "low": low, "high": high, "tasks": len(array)}
 
 
-def cells(values: dict[str, dict[int, float]]) -> dict[str, Any]:
+def cells(values: dict[str, dict[int, float]]) -> Row:
     """Return the columns of a row for several metrics of one set of tasks: figures, and a text with the interval."""
-    row: dict[str, Any] = {}
+    row: Row = {}
     for name, by_task in values.items():
         if by_task:
             found = figure(by_task)
@@ -142,7 +167,7 @@ def cells(values: dict[str, dict[int, float]]) -> dict[str, Any]:
     return row
 
 
-def against(before: tuple[Sequence[Job], str], after: tuple[Sequence[Job], str], name: str) -> dict[str, Any]:
+def against(before: tuple[Sequence[Job], Part], after: tuple[Sequence[Job], Part], name: str) -> Row:
     """Return the paired difference between two parts of two groups of jobs: the columns of a row.
 
     Args:
@@ -157,7 +182,7 @@ def against(before: tuple[Sequence[Job], str], after: tuple[Sequence[Job], str],
     common = sorted(x.keys() & y.keys())
     if not common:
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p", "difference_text"))
-    found: dict[str, Any] = paired(np.array([x[i] for i in common]), np.array([y[i] for i in common]))
+    found = paired(np.array([x[i] for i in common]), np.array([y[i] for i in common]))
     low, high = found["ci95"]
     text = f"{percent(found['mean'], [low, high])}, p {p_text(found['p_value'])}"
     return {
@@ -169,22 +194,19 @@ def against(before: tuple[Sequence[Job], str], after: tuple[Sequence[Job], str],
     }
 
 
-def paper_row(label: str, figures: dict[str, float], shown: Sequence[str]) -> dict[str, Any]:
+def paper_row(label: str, figures: dict[str, float], shown: Sequence[str]) -> Row:
     """Return a row of the paper's figures, in the columns of ours."""
-    row: dict[str, Any] = {"row": label}
+    row: Row = {"row": label}
     for name in shown:
         row |= {name: figures.get(name), f"{name}_text": f"{100 * figures[name]:.1f}" if name in figures else None}
     return row
 
 
-def points(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> dict[str, list[tuple[float, float, float] | None]]:
+def points(rows: Sequence[Row], shown: Sequence[str]) -> dict[str, list[tuple[float, float, float] | None]]:
     """Return what `plots.bars` draws: a panel a metric, a point with its interval a row."""
-    return {
-        name: [
-            None
-            if row.get(name) is None
-            else (row[name], row.get(f"{name}_low", row[name]), row.get(f"{name}_high", row[name]))
-            for row in rows
-        ]
-        for name in shown
-    }
+
+    def point(row: Row, name: str) -> tuple[float, float, float] | None:
+        value: float | None = row.get(name)
+        return None if value is None else (value, row.get(f"{name}_low", value), row.get(f"{name}_high", value))
+
+    return {name: [point(row, name) for row in rows] for name in shown}

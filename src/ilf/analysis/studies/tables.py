@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ilf.analysis.jobs import setting_of
 from ilf.analysis.plots import bars
-from ilf.analysis.refinements import edit_distance
 from ilf.analysis.studies import paper
-from ilf.analysis.studies.figures import feedback_shares, settings_chart
 from ilf.analysis.studies.job import (
+    INTERVALS,
+    PAIRED,
     Job,
+    Row,
     Study,
     against,
     arm_label,
     cells,
+    examples,
     grouped,
     names,
     paper_row,
@@ -29,11 +28,6 @@ from ilf.analysis.studies.job import (
 )
 
 _HEADS = {"one_correct": "1+ correct", "as_written": "as written", "as_paper": "as the authors' code scores"}
-_INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
-_PAIRED = (
-    "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test, uncorrected "
-    "for the number of rows (comparison.md of a sweep has Holm's correction)."
-)
 
 
 def _columns(first: str, shown: Sequence[str], *more: tuple[str, str]) -> dict[str, str]:
@@ -41,7 +35,7 @@ def _columns(first: str, shown: Sequence[str], *more: tuple[str, str]) -> dict[s
     return {first: "row", **heads, **dict(more)}
 
 
-def _bars(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> Callable[[Path, str], None]:
+def _bars(rows: Sequence[Row], shown: Sequence[str]) -> Callable[[Path, str], None]:
     found = {_HEADS.get(name, name): column for name, column in points(rows, shown).items()}
     published = {name: [row.get(f"paper_{name}") for row in rows] for name in shown}
     published = {name: column for name, column in published.items() if any(column)}
@@ -69,12 +63,12 @@ def table1(jobs: Sequence[Job]) -> Study:
         _columns("tasks", shown, ("number of tasks", "tasks")),
         rows,
         _bars(rows, shown),
-        [_INTERVALS],
+        [INTERVALS],
     )
 
 
 def _of_refiner(
-    jobs: Sequence[Job], labels: dict[str, list[Job]], reference: str, published: list[dict[str, Any]], title: str
+    jobs: Sequence[Job], labels: dict[str, list[Job]], reference: str, published: list[Row], title: str
 ) -> Study:
     """Return a study that compares refinements on Train by several refiners."""
     shown = names(jobs, "refiner")
@@ -94,7 +88,7 @@ def _of_refiner(
     rows += published if rows else []
     head = (f"{shown[0]} against {reference}" if shown else "", "difference_text")
     columns = _columns("refiner", shown, ("tasks", "tasks"), head)
-    return Study(title, subject(jobs), columns, rows, _bars(rows, shown), [_INTERVALS, _PAIRED])
+    return Study(title, subject(jobs), columns, rows, _bars(rows, shown), [INTERVALS, PAIRED])
 
 
 def table2(jobs: Sequence[Job]) -> Study:
@@ -129,7 +123,7 @@ def table4(jobs: Sequence[Job]) -> Study:
     if not shown:
         return Study("Table 4", "", {}, [], lambda file, caption: None)
     zero = {name: per_task(jobs, "zero_shot", name) for name in shown}
-    rows: list[dict[str, Any]] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
+    rows: list[Row] = [{"row": "zero-shot", **cells(zero), **_published("zero_shot", shown)}]
     arms = [arm for arm in paper.FINAL if arm != "zero_shot"]
     for arm in [*arms, *(arm for arm in groups if arm not in arms)]:
         group = [job for job in groups.get(arm, []) if job.results["finetuned"]]
@@ -141,7 +135,7 @@ def table4(jobs: Sequence[Job]) -> Study:
             )
             continue
         after = {name: per_task(group, "finetuned", name) for name in shown}
-        counts = [job.results["counts"]["training_examples"] for job in group]
+        counts = [examples(job) for job in group]
         rows.append(
             {
                 "row": label,
@@ -156,7 +150,7 @@ def table4(jobs: Sequence[Job]) -> Study:
     columns |= {f"paper {name} (%)": f"paper_{name}_text" for name in shown if f"paper_{name}" in rows[0]}
     title = "Table 4: after fine-tuning, on Test"
     drawn = [row for row in rows if row.get(shown[0]) is not None]
-    notes = [_INTERVALS, _PAIRED, f"The paper's figures are {paper.MODEL.removesuffix(' (paper)')}'s on MBPP."]
+    notes = [INTERVALS, PAIRED, f"The paper's figures are {paper.MODEL.removesuffix(' (paper)')}'s on MBPP."]
     return Study(title, subject(jobs), columns, rows, _bars(drawn, shown), notes)
 
 
@@ -191,120 +185,9 @@ def scorer_effect(jobs: Sequence[Job]) -> Study:
     }
     title = f"Effect of the scorer on {name}"
     notes = [
-        _INTERVALS,
-        _PAIRED,
+        INTERVALS,
+        PAIRED,
         "The authors' code indents the first line of a body anew and no other, and cuts at the first line that starts "
         "in the first column. Only what is reported on Test is scored so; training sets are the same.",
     ]
     return Study(title, subject(jobs), columns, rows, _bars(rows, ["as_written", "as_paper"]), notes)
-
-
-def tables5_6(jobs: Sequence[Job]) -> Study:
-    """What feedback is like, by source: how much of it, words, mistakes, edits, categories of mistakes."""
-    sources: dict[str, dict[str, float]] = {}
-    for source, group in grouped(jobs, lambda job: job.results["annotator"]).items():
-        # Seeds may share programs and words; ids 1 to 10 are only for worked examples.
-        rows_of = [f for job in group for f in job.rows("feedback.jsonl") if f["split"] != "prompt"]
-        feedback = list({(f["task_id"], f["program"], f["text"]): f for f in rows_of}.values())
-        if feedback:
-            sources[f"{source} (ours)" if source == "scripted" else source] = _statistics(feedback)
-    if sources:
-        for source, found in paper.FEEDBACK.items():
-            shares = {f"{name} (%)": 100 * share for name, share in paper.CATEGORIES[source].items()}
-            sources[f"{source}, paper"] = {"words": found["words"], "words, sd": found["words_sd"]} | {
-                "mistakes addressed": found["bugs"],
-                **shares,
-            }
-    measures = dict.fromkeys(measure for found in sources.values() for measure in found)
-    rows: list[dict[str, Any]] = [
-        {"row": measure, **{source: _short(found.get(measure)) for source, found in sources.items()}}
-        for measure in measures
-    ]
-    notes = [
-        "Words: mean and standard deviation. Edit distance: Levenshtein from the wrong program to the annotator's "
-        "refinement, as a share of the longer. Categories and the number of mistakes are as the annotator noted them "
-        "(columns `categories` and `bugs` of a file of annotations); the paper's are in its authors' own words.",
-    ]
-    columns = {"": "row", **{source: source for source in sources}}
-    return Study(
-        "Tables 5 and 6: feedback",
-        subject(jobs),
-        columns,
-        rows,
-        lambda file, caption: feedback_shares(file, sources, caption),
-        notes,
-    )
-
-
-def _statistics(feedback: Sequence[dict[str, Any]]) -> dict[str, float]:
-    words = [len(f["text"].split()) for f in feedback]
-    bugs = [f["bugs"] for f in feedback if f["bugs"]]
-    edits = [edit_distance(f["program"], f["refinement"]) for f in feedback if f["refinement"]]
-    sorted_out = [set(f["categories"]) for f in feedback if f["categories"]]
-    shares = Counter(category for categories in sorted_out for category in categories)
-    return {
-        "feedbacks": float(len(feedback)),
-        "words": float(np.mean(words)),
-        "words, sd": float(np.std(words, ddof=1)) if len(words) > 1 else 0.0,
-        **({"mistakes addressed": float(np.mean(bugs))} if bugs else {}),
-        **({"edit distance": float(np.mean(edits))} if edits else {}),
-        **{f"{name} (%)": 100 * count / len(sorted_out) for name, count in shares.most_common()},
-    }
-
-
-def _short(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3g}"
-
-
-def _rounded(value: str) -> str:
-    """Return a setting as it is read easily: Optuna draws learning rates of 17 digits."""
-    try:
-        return f"{float(value):.4g}"
-    except ValueError:
-        return value
-
-
-def sweep_a1(jobs: Sequence[Job]) -> Study:
-    """Settings by arm, judged on Refine, and the chosen ones on Test."""
-    chosen = [job for job in jobs if job.folder.parent.name == "chosen" and job.results["finetuned"]]
-    tried = [job for job in jobs if job.folder.parent.name != "chosen" and job.results["validation"]]
-    settings = {job.folder: setting_of(job.results["overrides"]) for job in jobs}
-    every = list(dict.fromkeys(key for job in tried for key in settings[job.folder]))
-    varied = [key for key in every if len({settings[job.folder].get(key) for job in tried}) > 1]
-
-    def setting(job: Job) -> tuple[str, ...]:
-        return tuple(settings[job.folder].get(key, "") for key in varied)
-
-    rows = []
-    for (arm, values), group in grouped(tried, lambda job: (job.results["arm"], setting(job))).items():
-        own = [job for job in chosen if (job.results["arm"], setting(job)) == (arm, values)]
-        scores = per_task(group, "validation", "pass@1")
-        row: dict[str, Any] = {"row": arm_label(arm, jobs), **dict(zip(varied, map(_rounded, values), strict=True))}
-        row |= cells({"validation": scores}) | {"chosen": "chosen" if own else None, "test": None}
-        if own:
-            name = names(own, "finetuned")[0]
-            found = cells({name: per_task(own, "finetuned", name)})
-            row |= {"test": found[name], "test_text": found[f"{name}_text"]}
-            row |= against((own, "zero_shot"), (own, "finetuned"), name)
-        rows.append(row)
-    columns = {
-        "fine-tuned on": "row",
-        **{key.removeprefix("training.").removeprefix("policy."): key for key in varied},
-        "pass@1 on Refine (%)": "validation_text",
-        "": "chosen",
-        "pass@1 on Test (%)": "test_text",
-        "against zero-shot": "difference_text",
-    }
-    notes = [
-        "Each setting is judged by pass@1 on Refine, with 95% intervals over tasks. Each arm's best one was evaluated "
-        "on Test once; the refiner's programs take gold's best setting where gold was swept too.",
-        _PAIRED,
-    ]
-    return Study(
-        "Settings chosen on Refine",
-        subject(jobs),
-        columns,
-        rows,
-        lambda file, caption: settings_chart(file, rows, varied, caption),
-        notes,
-    )

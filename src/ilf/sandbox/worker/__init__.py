@@ -4,7 +4,7 @@ A worker is an interpreter of its own, started by executor.py, with the standard
 
     main.py       starts them, reads jobs and writes verdicts
     judge.py      evaluates a program's tests, which are nowhere else; reading.py  how each is evaluated;
-    remote.py     objects of the program as tests see them
+    channel.py    messages to the program and back, while there is time; remote.py  its objects as tests see them
     zygote.py     forked from the judge before it has read anything; enters isolation once, forks each program
     program.py    a program's process: runs it, and answers the judge's calls with plain data
     plain.py      plain data as text

@@ -7,38 +7,22 @@ name that the program defines.
 
 import builtins
 import importlib
-import marshal
 import math
-import os
-import select
 import signal
 import socket
 import sys
-import time
 import types
 from typing import Any
 
 from . import plain
+from .channel import Channel, Ended, line_of
 from .reading import MODULES, Call, almost_equal, is_ours, prepare
-from .remote import Remote, Unsupported, number_of, refuse
+from .remote import Unsupported, refuse
 from .zygote import ENDED, START
 
 _REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
-_LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exception can name
-# Exceptions that are made of more than a text, or that would end a loop of the test.
-_NOT_RAISED = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup, StopIteration)
 MEMORY = 768 << 20  # bytes of address space that the judge may use, whatever it is made to unfold
 _DETAIL = 500  # characters of detail kept
-_PATIENCE = 0.05  # seconds until unread answers are read, and between looks at a folder that has no limit of its own
-
-
-class Ended(BaseException):
-    """The program's process gives no more answers, and why: "time", "closed", "garbage" or "disk"."""
-
-
-class ProgramError(Exception):
-    """An exception of the program that has no counterpart here, or is no ordinary Exception, such as SystemExit."""
-
 
 Outcome = tuple[str, str] | None  # of a test: None where it holds, else verdict and detail
 
@@ -80,13 +64,11 @@ class _Case:
 
     def __init__(self, judge: Judge, job: dict[str, Any]) -> None:
         self._judge, self._job = judge, job
-        self._deadline = time.monotonic() + job["wall_limit"]
         self._outcomes: list[Outcome] = []  # of each test so far
         self._before: Outcome = None  # of the program itself
         self.end = ""  # why no more answers came
-        self._received = bytearray()
-        self._patient = False
-        self._channel, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours, job["wall_limit"], judge.folder, judge.disk)
         with theirs:
             try:
                 seconds = max(1, math.ceil(job["time_limit"]))
@@ -104,18 +86,18 @@ class _Case:
         ways, names, called = prepare(tuple(job["tests"]), self._judge.approximately)
         at_once = all(isinstance(way, Call) for way in ways)
         calls = [way.call for way in ways if isinstance(way, Call)] if at_once else []
-        self._patient = at_once
-        self._send((job["program"], job["setup"], calls, not at_once))
-        kind, content = self._receive()
+        self._channel.patient = at_once
+        self._channel.send((job["program"], job["setup"], calls, not at_once))
+        kind, content = self._channel.receive()
         if kind == "error":
-            self._before = content[4] or "failed", _line(content)
+            self._before = content[4] or "failed", line_of(content)
             return
         scope = None
         for test, way in zip(job["tests"], ways, strict=True):
             if isinstance(way, Call):
                 if not at_once:
-                    self._send(("evaluate", way.call))
-                outcome = self._compared(*self._receive(), way.value)
+                    self._channel.send(("evaluate", way.call))
+                outcome = self._compared(*self._channel.receive(), way.value)
             elif isinstance(way, Exception):
                 outcome = "unsupported_test", f"{type(way).__name__}: {way}"
             else:
@@ -161,7 +143,7 @@ class _Case:
 
     def _compared(self, kind: str, content: Any, expected: Any) -> Outcome:
         if kind == "error":
-            return content[4] or "failed", _line(content)
+            return content[4] or "failed", line_of(content)
         equal = almost_equal(content, expected) if self._judge.approximately else content == expected
         return None if equal is True else ("failed", f"the result is {_shown(content)}")
 
@@ -181,7 +163,7 @@ class _Case:
 
     def _scope(self, names: list[str], called: set[str]) -> dict[str, Any]:
         """Return what tests see: our builtins and modules, and what the program defines of the names they use."""
-        answer = self._ask("defined", names)
+        answer = self._channel.ask("defined", names)
         if type(answer) is not dict:
             raise Ended("garbage")
         found = {name: answer[name] for name in names if name in answer and not name.startswith("__")}
@@ -192,82 +174,6 @@ class _Case:
             if not is_ours(name) or (name in called if name in MODULES else not own):
                 scope[name] = value
         return scope | {"__builtins__": _BUILTINS, "__almost_equal__": almost_equal, "sys": _SYS}
-
-    def _ask(self, kind: str, *arguments: object) -> Any:
-        """Have the program do something, and return the result or raise the exception that came instead."""
-        self._send((kind, plain.dumps(list(arguments), number_of)))
-        answer, content = self._receive()
-        if answer == "value":
-            return content
-        known, text = getattr(builtins, content[0], None), content[1]
-        raised: Exception = ProgramError(text)
-        if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, _NOT_RAISED):
-            raised = known(text)
-        raised.line, raised.limit = _line(content), content[4]  # type: ignore[attr-defined]
-        raise raised
-
-    def _send(self, message: Any) -> None:
-        data = marshal.dumps(message)  # which the program's side may read: it trusts us
-        self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
-        try:
-            self._channel.sendall(plain.LENGTH.pack(len(data)) + data)
-        except TimeoutError:
-            raise Ended("time") from None
-        except OSError:
-            raise Ended("closed") from None
-
-    def _receive(self) -> tuple[str, Any]:
-        """Return "value" and a value, or "error" and what `program._Server._report` sends."""
-        try:
-            kind, content = plain.loads(self._message(), lambda number: Remote(self._ask, number))
-            if kind == "error":
-                *texts, line, limit = content
-                name, text, report = map(str, texts)
-                content = name, text, report, int(line) if line else None, limit if limit in _LIMITS else None
-            elif kind != "value":
-                raise Ended("garbage")
-            return kind, content
-        except (Exception, Unsupported):  # another message than program.py sends
-            raise Ended("garbage") from None
-
-    def _message(self) -> bytes:
-        """Return the next message; what has come with it is kept."""
-        received = self._received
-        while True:
-            if len(received) >= plain.LENGTH.size:
-                end = plain.LENGTH.size + plain.LENGTH.unpack_from(received)[0]
-                if end > plain.LONGEST:
-                    raise plain.NotPlain(f"a message of {end} bytes")
-                if len(received) >= end:
-                    message = bytes(received[plain.LENGTH.size : end])
-                    del received[:end]
-                    return message
-            self._wait()
-            try:
-                part = self._channel.recv(1 << 16)
-            except OSError:
-                part = b""
-            if not part:
-                raise Ended("closed")
-            received += part
-
-    def _wait(self) -> None:
-        """Wait for the program; meanwhile see that somebody waits for its verdict, and that its folder is small."""
-        poll = select.poll()
-        poll.register(0, 0)  # standard input: its end is always reported
-        # To be woken for each answer costs more than they do: at first only for the end of the process.
-        poll.register(self._channel, 0 if self._patient else select.POLLIN)
-        while (left := self._deadline - time.monotonic()) > 0:
-            ready = dict(poll.poll(1000 * min(left, _PATIENCE if self._patient or self._judge.folder else left)))
-            if 0 in ready:
-                sys.exit("nobody waits for the verdict")
-            if ready:
-                return
-            if self._judge.folder and _size(self._judge.folder) > self._judge.disk:
-                raise Ended("disk")
-            self._patient = False
-            poll.register(self._channel, select.POLLIN)
-        raise Ended("time")
 
 
 def _import(name: str, *args: Any) -> types.ModuleType:
@@ -281,12 +187,6 @@ _BUILTINS = vars(builtins) | {"__import__": _import} | {name: refuse(f"uses {nam
 _SYS = types.SimpleNamespace(getsizeof=sys.getsizeof, maxsize=sys.maxsize, float_info=sys.float_info)
 
 
-def _line(error: tuple[str, str, str, int | None, str | None]) -> str:
-    """Return an exception of the program in one line."""
-    _, _, report, line, _ = error
-    return f"{report} (line {line})" if line else report
-
-
 def _shown(value: object) -> str:
     try:
         text = repr(value)
@@ -295,17 +195,3 @@ def _shown(value: object) -> str:
     except Unsupported:
         return "not plain data"
     return text if len(text) <= 200 else f"{text[:100]} ... {text[-50:]}"
-
-
-def _size(folder: str) -> int:
-    """Return the bytes in a folder's files, each counted as one block at least."""
-    total, hidden = 0, list[OSError]()
-    for place, folders, files in os.walk(folder, onerror=hidden.append):
-        for name in (*folders, *files):
-            try:
-                found = os.lstat(os.path.join(place, name))
-                total += max(4096, found.st_size, 512 * found.st_blocks)
-            except OSError:
-                pass
-    # A folder that may not be read could hold anything; one that has just gone holds nothing.
-    return total if not any(isinstance(error, PermissionError) for error in hidden) else sys.maxsize

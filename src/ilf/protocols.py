@@ -1,14 +1,17 @@
-"""What draws programs from a model."""
+"""What parts of a run ask of the classes that an option may name: derive from these for parts of your own."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ilf.ranges import AboveZero, Positive
 from ilf.types import Draw
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -48,4 +51,20 @@ class Sampler(ABC):
             model: A causal language model of transformers, on any device; where `local` is false its folder.
             tokenizer: Its tokenizer, with a padding token.
             draws: Those of one prompt side by side. Each has a seed of its own.
+        """
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A loss over examples. Derive from it for an objective of your own: a dataclass whose fields are its arguments."""
+
+    changes_nothing: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss of each example, (B,).
+
+        Args:
+            module: A FineTuningModule: its `model`, `tokenizer`, and `logits`.
+            batch: `input_ids`, `attention_mask` and `labels`, each (B, T), right-padded; labels of -100 don't count.
         """

@@ -1,0 +1,96 @@
+"""Settings by arm, judged on Refine, and the chosen ones on Test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ilf.analysis.jobs import setting_of
+from ilf.analysis.plots import COLOURS, canvas, plain
+from ilf.analysis.studies.job import (
+    PAIRED,
+    Job,
+    Row,
+    Study,
+    against,
+    arm_label,
+    cells,
+    grouped,
+    names,
+    per_task,
+    subject,
+)
+
+
+def _rounded(value: str) -> str:
+    """Return a setting as it is read easily: Optuna draws learning rates of 17 digits."""
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
+
+
+def sweep_a1(jobs: Sequence[Job]) -> Study:
+    """Settings by arm, judged on Refine, and the chosen ones on Test."""
+    chosen = [job for job in jobs if job.folder.parent.name == "chosen" and job.results["finetuned"]]
+    tried = [job for job in jobs if job.folder.parent.name != "chosen" and job.results["validation"]]
+    settings = {job.folder: setting_of(job.results["overrides"]) for job in jobs}
+    every = list(dict.fromkeys(key for job in tried for key in settings[job.folder]))
+    varied = [key for key in every if len({settings[job.folder].get(key) for job in tried}) > 1]
+
+    def setting(job: Job) -> tuple[str, ...]:
+        return tuple(settings[job.folder].get(key, "") for key in varied)
+
+    rows = []
+    for (arm, values), group in grouped(tried, lambda job: (job.results["arm"], setting(job))).items():
+        own = [job for job in chosen if (job.results["arm"], setting(job)) == (arm, values)]
+        scores = per_task(group, "validation", "pass@1")
+        row: Row = {"row": arm_label(arm, jobs), **dict(zip(varied, map(_rounded, values), strict=True))}
+        row |= cells({"validation": scores}) | {"chosen": "chosen" if own else None, "test": None}
+        if own:
+            name = names(own, "finetuned")[0]
+            found = cells({name: per_task(own, "finetuned", name)})
+            row |= {"test": found[name], "test_text": found[f"{name}_text"]}
+            row |= against((own, "zero_shot"), (own, "finetuned"), name)
+        rows.append(row)
+    columns = {
+        "fine-tuned on": "row",
+        **{key.removeprefix("training.").removeprefix("policy."): key for key in varied},
+        "pass@1 on Refine (%)": "validation_text",
+        "": "chosen",
+        "pass@1 on Test (%)": "test_text",
+        "against zero-shot": "difference_text",
+    }
+    notes = [
+        "Each setting is judged by pass@1 on Refine, with 95% intervals over tasks. Each arm's best one was evaluated "
+        "on Test once; the refiner's programs take gold's best setting where gold was swept too.",
+        PAIRED,
+    ]
+    return Study(
+        "Settings chosen on Refine",
+        subject(jobs),
+        columns,
+        rows,
+        lambda file, caption: _draw(file, rows, varied, caption),
+        notes,
+    )
+
+
+def _draw(file: Path, rows: Sequence[Row], varied: Sequence[str], title: str) -> None:
+    """Draw pass@1 on Refine of each setting, a panel an arm; the chosen ones are ringed."""
+    arms = list(dict.fromkeys(row["row"] for row in rows))
+    most = max(sum(row["row"] == arm for row in rows) for arm in arms)
+    with canvas(file, title, panels=len(arms), width=5.2, height=1.6 + 0.28 * most) as axes:
+        for axis, arm in zip(axes, arms, strict=True):
+            own = [row for row in rows if row["row"] == arm]
+            for i, row in enumerate(own):
+                low, high = 100 * row["validation_low"], 100 * row["validation_high"]
+                axis.plot([low, high], [i, i], color="#9aa5b1", linewidth=2)
+                axis.plot(100 * row["validation"], i, "o", color=COLOURS[0])
+                if row["chosen"]:
+                    axis.plot(100 * row["validation"], i, "o", markersize=13, fillstyle="none", color="black")
+            labels = [plain(", ".join(f"{key.split('.')[-1]} {row[key]}" for key in varied)) for row in own]
+            axis.set_title(arm, fontsize=9)
+            axis.set(xlabel="pass@1 on Refine (%)", yticks=range(len(own)), yticklabels=labels)
+            axis.tick_params(axis="y", labelsize=8)
+            axis.set(ylim=(len(own) - 0.5, -0.5), xlim=(-3, 103))

@@ -1,0 +1,36 @@
+"""How figures and models are worded wherever people read of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+
+class Model(TypedDict):
+    """What results.json says of the model, among others."""
+
+    model: str
+    model_id: str
+
+
+def model_name(results: Model) -> str:
+    """Return what a reader calls the model: the folder's name for a local one."""
+    return Path(results["model_id"]).name if results["model"] == "local" else results["model"]
+
+
+def percent(value: float, interval: list[float]) -> str:
+    """Return a figure and its interval, in percent.
+
+    >>> percent(0.25, [0.1, 0.4])
+    '25.0 [10.0, 40.0]'
+    """
+    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def p_text(p: float) -> str:
+    """Return a p-value to three places, never as 0.
+
+    >>> p_text(0.0001), p_text(0.0213)
+    ('< 0.001', '= 0.021')
+    """
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

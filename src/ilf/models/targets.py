@@ -1,0 +1,69 @@
+"""Examples to learn from, each a prompt and its target as tokens, and a model's loss on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ilf.models.batches import takes
+from ilf.models.tokens import encode_continuation, encode_prompts
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the target that the model is to write after it, as token ids."""
+
+    task_id: int
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]  # ends with EOS
+
+    @property
+    def length(self) -> int:
+        """Tokens, EOS included."""
+        return len(self.prompt_ids) + len(self.target_ids)
+
+
+def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:
+    """Tokenise prompt and target apart, as the paper does and as a prompt is sampled from, and end the target with EOS.
+
+    Raises:
+        ValueError: Together they are longer than `max_length` tokens. A cut row would lose its EOS, and the model
+            would learn never to stop, so that such a row is refused and not cut.
+    """
+    (prompt_ids,) = encode_prompts(tokenizer, [prompt])
+    target_ids = (*encode_continuation(tokenizer, target), tokenizer.eos_token_id)
+    example = Example(task_id, tuple(prompt_ids), target_ids)
+    if example.length > max_length:
+        raise ValueError(f"{example.length} tokens with EOS, training.max_length is {max_length}")
+    return example
+
+
+def all_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, int]) -> torch.Tensor:
+    """Return a model's logits, (B, T, V), on rows of tokens, (B, T), and their mask, (B, T)."""
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+    return logits
+
+
+def last_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, forward: Callable[..., Any] = all_logits
+) -> torch.Tensor:
+    """Return the logits of the last `keep` positions, (B, keep, V), by `forward`, which may be compiled."""
+    options = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
+    logits: torch.Tensor = forward(model, ids, mask, options)
+    return logits[:, -keep:]  # some models give all
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each label but the first, (B, T - 1), in nats; 0 where a label is -100.
+
+    Args:
+        logits: (B, T, V), of any type; computed on in float32.
+        labels: (B, T).
+    """
+    return functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
+    )

@@ -1,0 +1,149 @@
+"""Which module may import which: no circles, an order of rooms, and the only doors to some libraries."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SOURCE = ROOT / "src" / "ilf"
+
+# The rooms, packages and modules directly under src/ilf, from top to bottom: a module imports from its own room and
+# from lower lines, whether at its start, within a function or for types alone.
+LAYERS = (
+    ("cli",),
+    ("stages",),
+    ("outputs",),
+    ("annotators", "measures"),
+    ("runner", "budget", "checks"),
+    ("training", "annotation"),
+    ("feedback", "sampling"),
+    ("models", "scoring", "analysis"),
+    ("tasks", "store", "run_folder", "tracking"),
+    ("settings",),
+    ("parts", "protocols", "executors"),
+    ("files", "ranks", "sandbox", "ranges"),
+    ("algorithm", "paths", "disk", "ending"),
+    ("types", "code_digest", "ilf"),
+)
+# Imports that break the order.
+EXCEPTIONS = {("ilf.outputs", "ilf.stages")}  # the type of what it writes the outputs of
+
+
+def modules(source: Path) -> dict[str, Path]:
+    """Return the modules of a package, by dotted name."""
+    files = {".".join(f.relative_to(source.parent).with_suffix("").parts): f for f in sorted(source.rglob("*.py"))}
+    return {name.removesuffix(".__init__"): file for name, file in files.items()}
+
+
+def imports(name: str, file: Path, own: Iterable[str] = ()) -> set[str]:
+    """Return the modules that a module imports anywhere in its source; of the package's `own`, the innermost."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            inner = {f"{start}.{alias.name}" for alias in node.names} & set(own)
+            found |= inner | ({start} if len(inner) < len(node.names) else set())
+    return found - {name}
+
+
+def graph(source: Path) -> dict[str, set[str]]:
+    """Return what each module of a package imports of it."""
+    own = modules(source)
+    return {name: imports(name, file, own) & own.keys() for name, file in own.items()}
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Return the modules of a circle of imports, none where there is no circle."""
+    try:
+        graphlib.TopologicalSorter(edges).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def room(module: str) -> str:
+    return [*module.split(".")[1:], module][0]
+
+
+WAYS = {
+    "at the start": "from package.one import x",
+    "as a module": "from package import one",
+    "by its name": "import package.one as first",
+    "within a function": "def f():\n    from package.one import x",
+    "for types": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from package.one import x",
+    "relative": "from .one import x",
+    "relative, as a module": "from . import one",
+    "by the package": "from package import f",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_circle_is_found_however_it_is_imported(way, tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from package.one import f" if way == "by the package" else "")
+    (package / "one.py").write_text("import package.two")
+    (package / "two.py").write_text(WAYS[way])
+    assert {"package.one", "package.two"} <= set(circle(graph(package)))
+    (package / "two.py").write_text("import sys")
+    assert not circle(graph(package))
+
+
+def test_no_imports_go_in_a_circle():
+    edges = graph(SOURCE)
+    assert not circle({name: {n for n in found if (name, n) not in EXCEPTIONS} for name, found in edges.items()})
+
+
+def test_each_room_imports_only_from_those_below():
+    edges, heights = graph(SOURCE), {name: -i for i, line in enumerate(LAYERS) for name in line}
+    assert {room(name) for name in edges} == set(heights), "each room has its line, and each name there its room"
+    up = {
+        (name, other)
+        for name, found in edges.items()
+        for other in found
+        if room(name) != room(other) and heights[room(name)] <= heights[room(other)]
+    }
+    assert up == EXCEPTIONS
+
+
+def test_rooms_that_need_no_model_load_no_torch():
+    light = ("checks", "annotation", "feedback", "scoring", "analysis", "tasks", "store", "sandbox", "files", "types")
+    names = [n for n in modules(SOURCE) if room(n) in light and not n.endswith(("__main__", "sandbox.cluster"))]
+    assert {room(name) for name in names} == set(light)
+    code = f"import importlib, sys\nfor name in {names}:\n    importlib.import_module(name)\n"
+    code += "print({'torch', 'pytorch_lightning', 'transformers', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE.parent)}, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"set()\n"), done.stderr.decode()
+
+
+def test_doors():
+    own = modules(SOURCE)
+    found = {name: imports(name, file, own) for name, file in own.items()}
+    standard = set(sys.stdlib_module_names) | {"__future__"}
+    assert {i.split(".")[0] for i in found["ilf.types"]} <= standard
+    assert {i for i in found["ilf.algorithm"] if i.startswith("ilf")} == {"ilf.types"}
+    for name, imported in found.items():
+        roots = {i.split(".")[0] for i in imported}
+        if room(name) != "cli":
+            assert not roots & {"hydra", "omegaconf"}, name
+        if name != "ilf.tracking":
+            assert "wandb" not in roots, name
+        if room(name) == "sandbox":
+            assert roots <= standard | {"ilf"} | ({"ray"} if name == "ilf.sandbox.cluster" else set()), name
+            assert all(i == "ilf.types" or room(i) == "sandbox" for i in imported if i.startswith("ilf")), name
+        if room(name) in ("tasks", "feedback", "analysis", "annotation", "scoring"):
+            assert not roots & {"torch", "pytorch_lightning"}, name
+        if name != "ilf.stages":
+            assert "ilf.algorithm" not in imported, name
+        if name != "ilf.annotation.server":  # the only thing that serves
+            assert not roots & {"fastapi", "uvicorn", "starlette", "pygments"}, name
+        assert "utils" not in name
