@@ -63,7 +63,11 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
             {"lr": f"training.{name}.lr"},
         )
         if settings.scheduler is not None and steps:
-            _try("scheduler", settings.scheduler, partial(_schedule, optimizer, steps), {})
+            try:
+                _try("scheduler", settings.scheduler, partial(_schedule, optimizer, steps), {})
+            except InputError as error:
+                key, value, allowed, advice = error.args
+                raise InputError(key, value, f"{allowed} (the {name}'s fine-tuning)", advice) from error
         _try("trainer", settings.trainer, partial(make_trainer, epochs=phase.epochs), {})
     if trainings(settings) and settings.training.gradient_checkpointing:
         try:
