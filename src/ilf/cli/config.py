@@ -1,6 +1,6 @@
 """From Hydra's configuration to checked settings, and from those to the objects of a run.
 
-Imports no torch until `build`: --help answers at once.
+Imports no torch until `build`, and no check until there is something to check: --help answers at once.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from ilf import ending, ranks
-from ilf.checks import check
-from ilf.checks.keys import check_known, check_overrides, known_keys, unknown_key
-from ilf.disk import check_writable
-from ilf.run_folder import claimed
+from ilf.cli.search_path import OwnFolders, check_sources
+from ilf.installation import COMMAND
 from ilf.settings import Settings
-from ilf.tracking import check_wandb
 from ilf.types import InputError
 
 if TYPE_CHECKING:
@@ -52,10 +50,11 @@ OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
 def register() -> None:
-    """Give Hydra the schema. Call before composing."""
+    """Give Hydra the schema, and the folders of ILF_CONFIG_PATH. Call before composing."""
     ConfigStore.instance().store("schema", Settings)
     # --help copies the whole store once a group, which takes seconds; the store is a singleton that nobody writes to.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+    Plugins.instance().register(OwnFolders)
 
 
 def settings_from(config: DictConfig, overrides: Sequence[str] = (), sweep: bool = False) -> Settings:
@@ -69,6 +68,10 @@ def settings_from(config: DictConfig, overrides: Sequence[str] = (), sweep: bool
     Raises:
         InputError: A value can't be used; see `checks`.
     """
+    from ilf.checks import check
+    from ilf.checks.keys import check_known, check_overrides
+    from ilf.tracking import check_wandb
+
     if OmegaConf.get_type(config) is not Settings:  # a saved one has lost its types
         config = OmegaConf.merge(OmegaConf.structured(Settings), config)  # type: ignore[assignment]
     settings = OmegaConf.to_object(config)
@@ -86,7 +89,7 @@ def check_hydra(hydra: DictConfig) -> None:
     """Check what the command line says to Hydra itself.
 
     Raises:
-        InputError: A key is none of Hydra's, or asks for what would mix or lose results.
+        InputError: A key is none of Hydra's, or asks for what would mix or lose results; see `check_sources`.
     """
     for override in hydra.overrides.hydra:
         key, _, value = override.lstrip("+~").partition("=")
@@ -96,6 +99,7 @@ def check_hydra(hydra: DictConfig) -> None:
         kind = OmegaConf.get_type(OmegaConf.select(hydra, parent) if parent else hydra)
         if is_dataclass(kind) and name not in {field.name for field in fields(kind)}:
             raise _unknown_to_hydra(key, value)
+    check_sources(hydra)
     if hydra.job.chdir:
         allowed = "store.dir and all paths of files would be sought in each run's folder"
         raise InputError("hydra.job.chdir", True, allowed, "Leave it out: a run writes into its folder anyway.")
@@ -106,11 +110,13 @@ def check_hydra(hydra: DictConfig) -> None:
 
 
 def _unknown_to_hydra(key: str, value: str) -> InputError:
-    return InputError(key, value, "is no setting of Hydra's", "`python run.py --cfg hydra` shows all keys.")
+    return InputError(key, value, "is no setting of Hydra's", f"`{COMMAND} --cfg hydra` shows all keys.")
 
 
 def explain(error: Exception) -> str | None:
     """Return what an error means to a user, None where only a traceback tells."""
+    from ilf.checks.keys import known_keys, unknown_key
+
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, OmegaConfBaseException) and (key := cause.full_key):
         given = (one.lstrip("+").removeprefix(f"{key}=") for one in sys.argv if one.lstrip("+").startswith(f"{key}="))
@@ -118,8 +124,8 @@ def explain(error: Exception) -> str | None:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key not in known_keys():
             return str(_unknown_to_hydra(key, value) if key.startswith("hydra.") else unknown_key(key, value))
         if isinstance(cause, MissingMandatoryValue):
-            return f"{parent}: no option of this group is chosen. Choose one: `python run.py --help` lists them."
-        return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `python run.py --cfg job` shows all keys and values."
+            return f"{parent}: no option of this group is chosen. Choose one: `{COMMAND} --help` lists them."
+        return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `{COMMAND} --cfg job` shows all keys and values."
     if in_a_file := re.match(r"In '(.+)': .*\n.*\n *full_key: (\S+)", str(error)):
         file, key = in_a_file.groups()
         if key not in known_keys():
@@ -167,6 +173,7 @@ def build(settings: Settings) -> Stages:
 
     from ilf.analysis.jobs import arm_name
     from ilf.budget import check_plan
+    from ilf.disk import check_writable
     from ilf.feedback import llm
     from ilf.feedback.human import load_annotations
     from ilf.feedback.other_model import check_stored
@@ -259,32 +266,11 @@ def opened(settings: Settings) -> Iterator[Stages]:
     Raises:
         InputError: See `run_folder.claimed` and `build`.
     """
+    from ilf.run_folder import claimed
+
     with claimed(settings):
         stages = build(settings)
         try:
             yield stages
         finally:
             stages.tracker.close()
-
-
-def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:
-    """Check that no override takes back what an arm of a study sets.
-
-    Args:
-        arm: The option of the group `arm`, None where none is chosen.
-        overrides: What the command line or the sweep sets.
-        conf: The folder of the configuration.
-
-    Raises:
-        InputError: A group that the arm sets is overridden.
-    """
-    if arm is None:
-        return
-    defaults = OmegaConf.to_container(OmegaConf.load(conf / "arm" / f"{arm}.yaml").defaults)
-    own = {key.removeprefix("override /") for default in defaults for key in default}  # type: ignore[union-attr]
-    for override in overrides:
-        group, _, option = override.lstrip("+~").partition("=")
-        if group in own:
-            raise InputError(
-                group, option, f"is set by arm={arm}", f"Leave {override} out, or choose another arm=..., or arm=null."
-            )
