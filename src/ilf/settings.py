@@ -247,6 +247,13 @@ class Logger:
 
 
 @dataclass
+class Extras:
+    """What the command shows besides."""
+
+    print_config: bool = False  # all settings, at the start of a run
+
+
+@dataclass
 class StoreSettings:
     """Where finished stages are kept."""
 
@@ -310,6 +317,7 @@ class Settings:
     select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once
     logger: Logger = field(default_factory=Logger)
     store: StoreSettings = field(default_factory=StoreSettings)
+    extras: Extras = field(default_factory=Extras)
     pretrain: Pretraining = field(default_factory=Pretraining)
     annotate: Annotate = field(default_factory=Annotate)
     study: str | None = None  # its name, set by the files under conf/experiment

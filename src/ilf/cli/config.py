@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # On import: all that a launcher's job, in another process or on another machine, does here before it composes.
 OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent.parent / file), replace=True)
+OmegaConf.register_new_resolver("command", lambda: COMMAND, replace=True)
 OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
 
 
@@ -261,7 +262,7 @@ def build(settings: Settings) -> Stages:
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Stages]:
-    """Hold the run's folder, build the run, and close its tracker at the end.
+    """Hold the run's folder, show its settings where asked to, build the run, and close its tracker at the end.
 
     Raises:
         InputError: See `run_folder.claimed` and `build`.
@@ -269,6 +270,10 @@ def opened(settings: Settings) -> Iterator[Stages]:
     from ilf.run_folder import claimed
 
     with claimed(settings):
+        if settings.extras.print_config:
+            from ilf.cli.config_tree import show_tree
+
+            show_tree(asdict(settings), Path(settings.output_dir))
         stages = build(settings)
         try:
             yield stages
