@@ -82,7 +82,7 @@ def chat_model() -> Path:
 
 
 def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
-    """Compose as run.py does, outside a Hydra job."""
+    """Compose as the command does, outside a Hydra job."""
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return settings_from(compose("config", overrides=["output_dir=unused", *overrides]), overrides, sweep)

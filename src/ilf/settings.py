@@ -325,7 +325,7 @@ class Settings:
     export: str | None = None  # with mode=export: where the annotations of feedback.path go, .jsonl or .csv
     output_dir: str = "???"
     group: str | None = None  # of W&B: the study or sweep
-    overrides: list[str] = field(default_factory=list)  # what the command line said, set by run.py
+    overrides: list[str] = field(default_factory=list)  # what the command line said, set by cli/config.py
 
 
 def value_of(settings: Settings, key: str) -> Any:
