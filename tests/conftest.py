@@ -22,6 +22,7 @@ MINI = ROOT / "src" / "ilf" / "models" / "mini"
 # MBPP and the ILF paper's annotations are not part of the project: tests on them skip where they are not at hand.
 DATA = Path(os.environ.get("ILF_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.pop("ILF_CONFIG_PATH", None)  # the options of whoever runs the tests are none of theirs
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 # So are real chat models: folders that transformers loads.
 MODELS = Path(os.environ.get("ILF_TEST_MODELS", Path.home() / ".cache" / "ilf-models"))

@@ -365,6 +365,8 @@ def test_what_an_arm_sets_can_not_be_taken_back():
             check_arm(hydra("seed=1", override, f"arm={arm}"))
     check_arm(hydra("arm=gold", "feedback=unit_tests", "refinements.limit=3"))
     check_arm(hydra("refinements=gold"))
+    with pytest.raises(InputError, match=r"arm='\[gold,ilf\]'.*one arm"):
+        check_arm(hydra("arm=[gold,ilf]"))
 
 
 def test_good_settings_pass(monkeypatch):

@@ -79,8 +79,12 @@ def check_arm(hydra: DictConfig) -> None:
     """Check that no override takes back what an arm of a study sets.
 
     Raises:
-        InputError: A group that the arm sets is overridden.
+        InputError: A group that the arm sets is overridden, or there are several arms.
     """
+    for override in hydra.overrides.task:
+        if override.startswith("arm=["):
+            advice = "Choose one, or compare several by a sweep: -m arm=ilf,gold."
+            raise InputError("arm", override.removeprefix("arm="), "is a list, and a run has one arm", advice)
     if (arm := hydra.runtime.choices.get("arm")) is None:
         return
     file = next(source for source in _sources(hydra) if source.is_config(f"arm/{arm}"))
