@@ -23,6 +23,7 @@ MINI = ROOT / "src" / "ilf" / "models" / "mini"
 # MBPP and the ILF paper's annotations are not part of the project: tests on them skip where they are not at hand.
 DATA = Path(os.environ.get("ILF_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.pop("ILF_CONFIG_PATH", None)  # the options of whoever runs the tests are none of theirs
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 # So are real chat models: folders that transformers loads.
 MODELS = Path(os.environ.get("ILF_TEST_MODELS", Path.home() / ".cache" / "ilf-models"))
@@ -84,7 +85,7 @@ def chat_model() -> Path:
 
 
 def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
-    """Compose as run.py does, outside a Hydra job."""
+    """Compose as the command does, outside a Hydra job."""
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=["output_dir=unused", *overrides], return_hydra_config=True)

@@ -247,7 +247,7 @@ def test_an_extra_that_is_not_there_is_named(monkeypatch):
 @pytest.mark.slow
 def test_a_sweep_by_joblib_is_one_sweep(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install -r requirements-extras.txt")
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "stages=[sample,zero_shot,annotate]"]
+    launcher = ["hydra/launcher=processes", "hydra.launcher.n_jobs=2", "stages=[sample,zero_shot,annotate]"]
     command = [sys.executable, ROOT / "run.py", "-m", *launcher, "refinements=gold,none,human", "feedback=unit_tests"]
     # Not by the fork server, whose processes end in another order than joblib's workers need.
     done = subprocess.run([*command, *SWEEP], cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -257,7 +257,9 @@ def test_a_sweep_by_joblib_is_one_sweep(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_by_slurm_is_one_sweep(slurm, cli, tmp_path):
-    done = cli("-m", "hydra/launcher=submitit_slurm", "refinements=gold,none,human", "feedback=unit_tests", *SWEEP)
+    small = [f"hydra.launcher.{key}" for key in ("gpus_per_node=null", "mem_gb=null", "cpus_per_task=1")]
+    launcher = ["hydra/launcher=slurm", *small]
+    done = cli("-m", *launcher, "refinements=gold,none,human", "feedback=unit_tests", *SWEEP)
     assert done.returncode != 0 and "refinements='human'" in done.stderr
     check_sweep(tmp_path, ["gold", "none"], "human", "complete")
     scripts = list((tmp_path / "sweep" / ".submitit").glob("*/*submission.sh"))

@@ -13,6 +13,8 @@ BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", 
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMENTS = [re.findall(r"^# (python run\.py.*)", file.read_text(), re.M) for file in (ROOT / "conf").rglob("*.yaml")]
 COMMANDS += [command for found in COMMENTS for command in found[:1]]
+HELP = re.findall(r"\$\{command:\}(.*?)(?:   |$)", (ROOT / "conf" / "config.yaml").read_text(), re.M)
+COMMANDS += [f"python run.py{arguments}" for arguments in HELP]
 RUNS = sorted({c.split("python run.py")[1].strip() for c in COMMANDS if "python run.py" in c})
 
 
@@ -23,8 +25,8 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
     for name in ("tasks.jsonl", "mbpp.jsonl", "annotations.jsonl", "llm_feedback.jsonl", "FOLDER/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    if "--config-path" in arguments or "--config-dir" in arguments:
-        return  # run by test_store.py and test_studies.py
+    if "--config-" in arguments:
+        return  # run by test_store.py and test_command.py
     words = [w for w in shlex.split(arguments) if w != "-m"]
     words = [
         re.sub(r"=(tasks.jsonl|mbpp.jsonl|annotations.jsonl|llm_feedback.jsonl|FOLDER)$", rf"={tmp_path}/\1", word)
@@ -71,6 +73,6 @@ def test_the_readme_names_every_option_and_every_file():
     for file in (ROOT / "conf").rglob("*.yaml"):
         if file.parent.name != "conf":
             assert file.stem in README, file
-    for group in (ROOT / "conf").iterdir():
-        if group.is_dir():
-            assert f"`{group.name}`" in README
+    for file in (ROOT / "conf").glob("*/**/*.yaml"):
+        group, *parts = file.relative_to(ROOT / "conf").parts
+        assert f"`{'/'.join((group, *parts[:-1])) if group == 'hydra' else group}`" in README, file

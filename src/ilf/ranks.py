@@ -1,6 +1,6 @@
 """The processes of one run: the first does everything, and what it divides by `call`, the others do with it.
 
-torchrun or Slurm's srun starts them all with run.py; where neither did, the first starts the others on its machine.
+torchrun or Slurm's srun starts them all; where neither did, the first starts the others on its machine.
 These read no configuration, write no folder of a run and print only errors: they do what the first calls, and end with
 it. Every other module but those that divide work may think that there is one process.
 """

@@ -17,7 +17,7 @@ from ilf.types import InputError
 _SETTINGS = "settings.json"
 # What another run in the same folder may have otherwise: it goes on with the same figures.
 _FREE = {
-    *("mode", "stages", "measure", "store", "logger", "group", "overrides", "output_dir"),
+    *("mode", "stages", "measure", "store", "extras", "logger", "group", "overrides", "output_dir"),
     *("pretrain", "annotate", "compare", "export", "llm.parallel", "executor.workers", "executor.address"),
     *("trainer.devices", "memory"),
 }

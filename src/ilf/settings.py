@@ -199,6 +199,13 @@ class Evaluate:
 
 
 @dataclass
+class Extras:
+    """What the command shows besides."""
+
+    print_config: bool = False  # all settings, at the start of a run
+
+
+@dataclass
 class StoreSettings:
     """Where finished stages are kept."""
 
@@ -268,6 +275,7 @@ class Settings:
     select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once
     logger: Annotated[dict[str, LoggerPart], Needs(beside=("mode",))] = field(default_factory=dict)
     store: StoreSettings = field(default_factory=StoreSettings)
+    extras: Extras = field(default_factory=Extras)
     pretrain: Pretraining = field(default_factory=Pretraining)
     annotate: Annotate = field(default_factory=Annotate)
     study: str | None = None  # its name, set by the files under conf/experiment

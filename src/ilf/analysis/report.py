@@ -15,6 +15,7 @@ from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
 from ilf.analysis.schema import Learnt, Metrics, Results
 from ilf.analysis.wording import model_name, p_text, percent
+from ilf.installation import COMMAND
 from ilf.tasks.prompts import lines_of
 from ilf.types import Outcome, Splits
 
@@ -157,7 +158,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
         left_out = {"stages", "output_dir", "select", *(change.partition("=")[0] for change in changes)}
         if any(change.startswith("refinements=") for change in changes):
             left_out.add("arm")  # which sets them
-        return shlex.join(["python", "run.py", *changes, *(o for key, o in given.items() if key not in left_out)])
+        return shlex.join([*COMMAND.split(), *changes, *(o for key, o in given.items() if key not in left_out)])
 
     found = []
     n, seed, tests = results["sampling"]["n"], results["seed"], results["counts"]["test_tasks"]

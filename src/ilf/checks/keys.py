@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from ilf.feedback.llm import uses
 from ilf.files import whole
+from ilf.installation import COMMAND
 from ilf.parts import Part, holds_parts
 from ilf.settings import Phase, Settings
 from ilf.types import InputError
@@ -90,7 +91,7 @@ def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputE
     near = [f"{parent}.{one}".lstrip(".") for one in difflib.get_close_matches(name, own, 1, 0.6)]
     near = near or difflib.get_close_matches(key, known_keys(), 1, 0.75)
     listed = f"; {parent} has {', '.join(own)}" if parent and own else ""
-    advice = f"Did you mean {near[0]}?" if near else "`python run.py --cfg job` shows all keys."
+    advice = f"Did you mean {near[0]}?" if near else f"`{COMMAND} --cfg job` shows all keys."
     return InputError(key, value, f"is no setting, so that nothing would read it{listed}", advice)
 
 

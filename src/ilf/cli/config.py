@@ -1,6 +1,6 @@
 """From Hydra's configuration to checked settings, and from those to the objects of a run.
 
-Imports no torch until `build`: --help answers at once.
+Imports no torch until `build`, and no check until there is something to check: --help answers at once.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from ilf import ending, ranks
-from ilf.checks import check
-from ilf.checks.keys import check_known, check_overrides, known_keys, unknown_key
+from ilf.cli.search_path import OwnFolders, check_sources
 from ilf.disk import check_writable
+from ilf.installation import COMMAND
 from ilf.parts import Part, holds_parts, read
 from ilf.run_folder import claimed
 from ilf.settings import Settings
-from ilf.tracking import check_wandb
 from ilf.types import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # On import: all that a launcher's job, in another process or on another machine, does here before it composes.
 OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent.parent / file), replace=True)
+OmegaConf.register_new_resolver("command", lambda: COMMAND, replace=True)
 OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
 
 
@@ -68,10 +69,11 @@ _SCHEMA = _schema()
 
 
 def register() -> None:
-    """Give Hydra the schema. Call before composing."""
+    """Give Hydra the schema, and the folders of ILF_CONFIG_PATH. Call before composing."""
     ConfigStore.instance().store("schema", _SCHEMA)
     # --help copies the whole store once a group, which takes seconds; the store is a singleton that nobody writes to.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+    Plugins.instance().register(OwnFolders)
 
 
 def settings_from(
@@ -88,6 +90,10 @@ def settings_from(
     Raises:
         InputError: A value can't be used; see `checks` and `parts.read`.
     """
+    from ilf.checks import check
+    from ilf.checks.keys import check_known, check_overrides
+    from ilf.tracking import check_wandb
+
     if OmegaConf.get_type(config) is not _SCHEMA:  # a saved one has lost its types
         config = OmegaConf.merge(OmegaConf.structured(_SCHEMA), config)  # type: ignore[assignment]
     plain = OmegaConf.to_object(config)
@@ -131,7 +137,7 @@ def check_hydra(hydra: DictConfig) -> None:
     """Check what the command line says to Hydra itself.
 
     Raises:
-        InputError: A key is none of Hydra's, or asks for what would mix or lose results.
+        InputError: A key is none of Hydra's, or asks for what would mix or lose results; see `check_sources`.
     """
     for override in hydra.overrides.hydra:
         key, _, value = override.lstrip("+~").partition("=")
@@ -141,6 +147,7 @@ def check_hydra(hydra: DictConfig) -> None:
         kind = OmegaConf.get_type(OmegaConf.select(hydra, parent) if parent else hydra)
         if is_dataclass(kind) and name not in {field.name for field in fields(kind)}:
             raise _unknown_to_hydra(key, value)
+    check_sources(hydra)
     if hydra.job.chdir:
         allowed = "store.dir and all paths of files would be sought in each run's folder"
         raise InputError("hydra.job.chdir", True, allowed, "Leave it out: a run writes into its folder anyway.")
@@ -151,11 +158,13 @@ def check_hydra(hydra: DictConfig) -> None:
 
 
 def _unknown_to_hydra(key: str, value: str) -> InputError:
-    return InputError(key, value, "is no setting of Hydra's", "`python run.py --cfg hydra` shows all keys.")
+    return InputError(key, value, "is no setting of Hydra's", f"`{COMMAND} --cfg hydra` shows all keys.")
 
 
 def explain(error: Exception) -> str | None:
     """Return what an error means to a user, None where only a traceback tells."""
+    from ilf.checks.keys import known_keys, unknown_key
+
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, OmegaConfBaseException) and (key := cause.full_key):
         given = (one.lstrip("+").removeprefix(f"{key}=") for one in sys.argv if one.lstrip("+").startswith(f"{key}="))
@@ -166,8 +175,8 @@ def explain(error: Exception) -> str | None:
             siblings = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else []
             return str(unknown_key(key, value, list(map(str, siblings))))
         if isinstance(cause, MissingMandatoryValue):
-            return f"{parent}: no option of this group is chosen. Choose one: `python run.py --help` lists them."
-        return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `python run.py --cfg job` shows all keys and values."
+            return f"{parent}: no option of this group is chosen. Choose one: `{COMMAND} --help` lists them."
+        return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `{COMMAND} --cfg job` shows all keys and values."
     if in_a_file := re.match(r"In '(.+)': .*\n.*\n *full_key: (\S+)", str(error)):
         file, key = in_a_file.groups()
         if key not in known_keys():
@@ -295,37 +304,18 @@ def build(settings: Settings) -> Stages:
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Stages]:
-    """Hold the run's folder, build the run, and close its tracker at the end.
+    """Hold the run's folder, show its settings where asked to, build the run, and close its tracker at the end.
 
     Raises:
         InputError: See `run_folder.claimed` and `build`.
     """
     with claimed(settings):
+        if settings.extras.print_config:
+            from ilf.cli.config_tree import show_tree
+
+            show_tree(asdict(settings), Path(settings.output_dir))
         stages = build(settings)
         try:
             yield stages
         finally:
             stages.tracker.close()
-
-
-def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:
-    """Check that no override takes back what an arm of a study sets.
-
-    Args:
-        arm: The option of the group `arm`, None where none is chosen.
-        overrides: What the command line or the sweep sets.
-        conf: The folder of the configuration.
-
-    Raises:
-        InputError: A group that the arm sets is overridden.
-    """
-    if arm is None:
-        return
-    defaults = OmegaConf.to_container(OmegaConf.load(conf / "arm" / f"{arm}.yaml").defaults)
-    own = {key.removeprefix("override /") for default in defaults for key in default}  # type: ignore[union-attr]
-    for override in overrides:
-        group, _, option = override.lstrip("+~").partition("=")
-        if group in own:
-            raise InputError(
-                group, option, f"is set by arm={arm}", f"Leave {override} out, or choose another arm=..., or arm=null."
-            )

@@ -1,0 +1,129 @@
+"""What a command line asks for by its `mode`, a function each. Heavy imports come as late as they are needed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from ilf.analysis.schema import Results
+from ilf.cli.config import check_device, opened
+from ilf.installation import COMMAND
+from ilf.settings import Settings
+from ilf.types import InputError
+
+
+def run(settings: Settings) -> float | None:
+    """Run the stages that are asked for, show the figures, and return pass@1 on Refine where it was measured."""
+    with opened(settings) as stages:
+        results = stages.run()
+    _show_results(results, Path(settings.output_dir), stages.tracker.upload)
+    return float(results["validation"]["pass@1"]) if results["validation"] else None
+
+
+def _show_results(results: Results, folder: Path, upload: str | None) -> None:
+    from ilf.analysis.report import delta_text, table
+
+    print(f"\n{table(results)}\n\n{delta_text(results)}\n")
+    print(f"{folder / 'summary.md'}")
+    for file in sorted((folder / "plots").glob("*.png")):
+        print(file)
+    if upload:
+        print(f"upload to Weights & Biases: {upload}")
+
+
+def pretrain(settings: Settings) -> None:
+    """Pretrain the mini model, measure it by the stages that need only the policy, and write both on its card."""
+    from ilf.training import pretraining
+
+    folder = Path(settings.pretrain.folder)
+    facts = pretraining.pretrain(settings.pretrain, settings.trainer, settings.seed, folder)
+    settings.mode, settings.model.path, settings.stages = "run", str(folder), ["zero_shot", "sample"]
+    with opened(settings) as stages:
+        results = stages.run()
+    pretraining.write_card(folder, settings.pretrain, facts, results)
+    print(f"\n{folder / 'README.md'}")
+
+
+def check_gpu(settings: Settings) -> None:
+    """Try what a new GPU is to be tried with, and write the page."""
+    check_device(settings)
+    from ilf.training.gpu_checks import run_checks
+
+    def study() -> Results:
+        settings.mode = "run"
+        with opened(settings) as stages:
+            return stages.run()
+
+    folder = Path(settings.output_dir)
+    page, passed = run_checks(Path(str(settings.model.path)), folder, study)
+    print(f"\n{page}\n{folder / 'checks.md'}")
+    if not passed:
+        sys.exit("error: not all checks passed")
+
+
+def annotate(settings: Settings) -> None:
+    """Serve the page for feedback on the programs that fail, of a run with these settings."""
+    from ilf.annotation.answers import Answers
+    from ilf.annotation.server import bind, serve
+    from ilf.annotation.work import Work
+
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise InputError("mode", "annotate", "is for one run, and this is a sweep", "Leave out -m and the study.")
+    settings.stages, settings.logger = ["sample"], {}
+    with bind(settings.annotate) as listener, opened(settings) as stages:
+        answers = Answers(Path(settings.annotate.path))
+        work = Work(stages.failing(), stages.tasks.by_id, answers, stages.sandbox, settings.executor.tests)
+        own = [one for one in settings.overrides if not one.startswith(("mode=", "annotate.", "feedback"))]
+        trained = shlex.join([*own, "feedback=human", f"feedback.path={settings.annotate.path}"])
+        print(f"\n{len(work.tasks)} tasks without a correct program, {len(work.answered())} of them answered")
+        print(f"answers:  {settings.annotate.path}\ntrain:    {COMMAND} {trained}")
+        host = f"[{settings.annotate.host}]" if ":" in settings.annotate.host else settings.annotate.host
+        print(f"page:     http://{host}:{settings.annotate.port}  (Ctrl-C ends it; nothing is lost)", flush=True)
+        serve(work, settings.annotate, listener)
+
+
+def export(settings: Settings) -> None:
+    """Write the annotations of a file into one of another format."""
+    from ilf.feedback.human import export
+
+    print(f"{export(str(settings.feedback.path), str(settings.export))} annotations: {settings.export}")
+
+
+def compare(settings: Settings) -> None:
+    """Compare the jobs of earlier sweeps, in one table and in that of their study."""
+    from ilf.analysis.comparison import write_comparison
+    from ilf.analysis.studies import write_study
+
+    folder, sweeps = Path(settings.output_dir), [Path(sweep) for sweep in settings.compare]
+    write_comparison(folder, sweeps)
+    study = write_study(folder, [*sweeps, *(sweep / "chosen" for sweep in sweeps)])
+    for file in filter(None, (folder / "comparison.md", study)):
+        print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")
+
+
+def show_store(settings: Settings) -> None:
+    """Remove from the store what is to be pruned, and list the rest."""
+    from ilf.store import Store
+
+    store = Store(Path(settings.store.dir))
+    if settings.store.prune_days is not None:
+        print(f"removed {store.prune(settings.store.prune_days)} entries")
+    for row in store.describe():
+        state = "done" if row["done"] else "unfinished"
+        print(f"{row['stage']:14} {row['folder']}  {row['mib']:9.1f} MiB  {row['days']:6.1f} days  {state}")
+
+
+COMMANDS: dict[str, Callable[[Settings], float | None]] = {
+    "run": run,
+    "annotate": annotate,
+    "store": show_store,
+    "pretrain": pretrain,
+    "compare": compare,
+    "checks": check_gpu,
+    "export": export,
+}

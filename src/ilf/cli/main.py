@@ -1,0 +1,69 @@
+"""The command, as run.py, `ilf` and `python -m ilf` start it: compose, check, hand over.
+
+Imports no torch before a command of `commands` does, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ilf import ending, ranks
+from ilf.cli.config import check_hydra, explain, register, settings_from
+from ilf.cli.search_path import check_arm
+from ilf.installation import CONF
+
+
+def command() -> None:
+    """Run what the command line says, and exit with a code, and a line where an error or a signal ends it."""
+    # Errors come to `ending`, which says what they mean, instead of being printed by Hydra.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ.setdefault("HYDRA_MAIN_MODULE", "run")  # names a job, and its log, whose configuration names none
+
+    def program() -> None:
+        register()
+        given = get_args_parser().parse_args().config_path
+        if given is not None and "://" not in given:  # which Hydra would look for beside this module
+            sys.argv += ["--config-path", os.path.abspath(given)]
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
+
+    ending.command(lambda: ranks.lead(program), explain)
+
+
+def job(config: DictConfig) -> float | None:
+    """Check one job's configuration, and do what its `mode` says.
+
+    Returns:
+        What a sweeper that searches for settings maximises: pass@1 on Refine.
+    """
+    ending.listen()  # the jobs of a launcher come to no `command`
+    hydra_config: Any = HydraConfig.get()  # at run time it is a DictConfig
+    overrides, sweep = list(hydra_config.overrides.task), hydra_config.mode is RunMode.MULTIRUN
+    try:
+        check_hydra(hydra_config)
+        settings = settings_from(config, overrides, sweep, hydra_config.runtime.choices)
+        check_arm(hydra_config)
+        if sweep:
+            settings.group = settings.group or settings.study or "_".join(Path(hydra_config.sweep.dir).parts[-2:])
+        from ilf.cli.commands import COMMANDS
+
+        return COMMANDS[settings.mode](settings)
+    except BaseException as error:
+        if (stop := ending.pending()) is not None:
+            if sweep:  # Hydra ends without a word to its callbacks
+                from ilf.analysis.comparison import write_comparison
+
+                write_comparison(Path(hydra_config.sweep.dir), [Path(hydra_config.sweep.dir)])
+            raise stop from error
+        # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
+        if sweep or not isinstance(error, Exception) or (said := explain(error)) is None:
+            raise
+        sys.exit(f"error: {said}")
