@@ -15,8 +15,8 @@ from ilf.feedback import llm
 from ilf.feedback.other_model import OtherModel, check_stored
 from ilf.files import JsonLines
 from ilf.models.load import load_model, load_tokenizer
-from ilf.models.served import ServedSampler
-from ilf.settings import LLM, Sampling
+from ilf.sampling import ServedSampler
+from ilf.settings import LLM
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.types import Draw, Feedback, InputError, Program, Verdict
@@ -462,9 +462,9 @@ def test_half_of_a_surrogate_pair_goes_to_no_server_and_comes_from_none(odd, tmp
     model.answer("refinement", asked, rows)
     assert {row["answer"] for row in rows.read()} == {"a\ufffdb\0\r\u2028"}
     check_stored(str(rows.path), ["refinement"])  # as llm.path takes it
-    sampler = ServedSampler(Sampling(url=url), "served")
+    sampler = ServedSampler(url=url)
     draws = [Draw(1, "test", i, i, "def f():\n    # \udfff\n", "def f():\n") for i in range(2)]
-    texts = [text for _, text in sampler.sample(None, load_tokenizer(MINI), draws)]
+    texts = [text for _, text in sampler.sample("served", load_tokenizer(MINI), draws)]
     assert texts == ["    return 'a\U0001f600\ufffd'"] * 2
     sent = json.dumps(server.requests, ensure_ascii=False)
     assert sent.encode() and "\ufffd" in sent

@@ -174,7 +174,7 @@ class Runner:
             cut = limit is not None and limit <= sum(task.split == "train" for task in self.tasks.values())
             raise InputError(
                 "data.limit.train" if cut else "feedback",
-                limit if cut else self.settings.feedback.name,
+                limit if cut else self.settings.option("feedback"),
                 f"leaves {stage} no task: the policy solves those of Train, or what was said of them was rejected",
                 f"See `rejected` in results.json. {'Raise the limit' if cut else 'Add tasks'}, or add annotations.",
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from ilf import algorithm, ending
 from ilf.algorithm import Candidate
 from ilf.annotators import Annotators
 from ilf.executors import Judge
+from ilf.feedback.source import worked_examples
 from ilf.files import JsonLines
+from ilf.other_answers import OtherAnswers
 from ilf.outputs import write_outputs
 from ilf.runner import NotRequested, Runner
 from ilf.settings import STAGES, Settings
@@ -48,8 +50,7 @@ class Stages:
         tasks: By split, restricted and limited.
         data_sha256: Of the rows that the tasks come from.
         transfer_sha256: Of those of the other data set, None without one.
-        annotations: What people wrote, where they are the source of feedback, or on ids 1 to 10, where another model
-            is; else empty.
+        known: Feedback that was there before the run, by the name of its source.
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
@@ -63,7 +64,7 @@ class Stages:
         tasks: Splits,
         data_sha256: str,
         transfer_sha256: str | None,
-        annotations: Sequence[Feedback],
+        known: Mapping[str, Sequence[Feedback]],
         model: Path,
         store: Store,
         sandbox: Judge,
@@ -74,7 +75,8 @@ class Stages:
         self.transfer_sha256 = transfer_sha256
         self.model = model
         self.runner = Runner(settings, tasks.by_id, model, store, sandbox, tracker)
-        self.annotators = Annotators(self.runner, tasks, annotations, llm_folder)
+        self.other = OtherAnswers(self.runner, llm_folder)
+        self.annotators = Annotators(self.runner, tasks, known, self.other)
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
         self.newest = model  # of the policies: each round samples it
@@ -195,8 +197,9 @@ class Stages:
         return self.annotators.annotate(failing)
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
-        """Draw the other model's refinements."""
-        return self.annotators.ask_llm(feedback)
+        """Have the other model refine wrong programs, or take its stored answers, and execute what it wrote."""
+        shots = worked_examples("llm.shots", self.settings.llm.shots, self.annotators.shots)
+        return self.other.refine(feedback, shots)
 
     # ---- training sets -----------------------------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class Stages:
         if not examples:
             raise InputError(
                 "feedback",
-                self.settings.feedback.name,
+                self.settings.option("feedback"),
                 "gives no example on the Refine split",
                 "Give annotations of that split (MBPP: ids 111 to 310), or raise data.limit.refine where it is set.",
             )
@@ -286,7 +289,7 @@ class Stages:
     def _few_shot(self) -> list[tuple[Feedback, Refinement]]:
         """Return the worked examples of the few-shot refiner."""
         found = []
-        for f in self.annotators.worked_examples("refiner.shots", self.settings.refiner.shots, self.annotators.shots):
+        for f in worked_examples("refiner.shots", self.settings.refiner.shots, self.annotators.shots):
             task = self.tasks.by_id[f.task_id]
             target = completion_of(task.prompt, f.refinement or task.code, task.entry_point)
             found.append((f, Refinement(f.task_id, task.prompt, target, f.source)))

@@ -189,7 +189,8 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     """Return results.json. A part that the run did not come to is null, never left out."""
     k = settings.evaluate.k
     feedback = settings.feedback
-    human = "human" in feedback.writers and feedback.path is not None
+    human = any(one.people for one in feedback.writers) and feedback.path is not None
+    annotated = getattr(feedback, "annotated_policy", None)  # of the feedback of people
     policy = settings.model.hub or settings.model.name
     samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
     rounds = [of_round(outcome, one, tasks, k) for one in outcome.rounds]
@@ -207,8 +208,8 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "arm": settings.arm,
         "study": settings.study,
         "refinements": settings.refinements.name,
-        "feedback": settings.feedback.name,
-        "annotator": settings.feedback.source,
+        "feedback": settings.option("feedback"),
+        "annotator": settings.feedback.name,
         "refiner_kind": settings.refiner.name,
         "seed": settings.seed,
         "overrides": settings.overrides,
@@ -231,8 +232,8 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         },
         "training": asdict(settings.training.policy),
         "training_limit": settings.refinements.limit,
-        "feedback_on_policy": not human or _on_policy(feedback.annotated_policy, policy, outcome.last),
-        "annotated_policy": feedback.annotated_policy if human else None,
+        "feedback_on_policy": not human or _on_policy(annotated, policy, outcome.last),
+        "annotated_policy": annotated if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,
         # Whether all arms of a comparison train on the same tasks: "self" has none of these right, "llm" not all.
         "matched": settings.refinements.tasks == "solved" and settings.refinements.name not in ("self", "llm"),

@@ -22,10 +22,10 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "model.revision": ("a model without model.path", lambda s: s.model.path is None),
     "feedback.path": (
         "feedback=human and, for its worked examples, feedback=llm",
-        lambda s: bool({"human", "llm"} & set(s.feedback.writers)) or "llm" in uses(s),
+        lambda s: any(one.reads_path for one in s.feedback.writers),
     ),
     "feedback.apply": ("feedback=shuffled", lambda s: "shuffle" in s.feedback.transform),
-    "feedback.select": ("feedback=human", lambda s: "human" in s.feedback.writers),
+    "feedback.select": ("feedback=human", lambda s: any(one.people for one in s.feedback.writers)),
     "refiner.path": ("refiner=local", lambda s: s.refiner.name == "local"),
     "refiner.shots": ("refiner=few_shot", lambda s: s.refiner.name == "few_shot"),
     "refiner.old_code_tokens": ("every refiner but refiner=policy", lambda s: s.refiner.name != "policy"),
@@ -65,6 +65,8 @@ def check_known(settings: Settings) -> None:
 
 # Keys of earlier versions, and what they are called now.
 MOVED = {
+    "feedback.name": "feedback",
+    "feedback.source": "feedback",
     "adapter.alpha": "adapter.lora_alpha",
     "adapter.dropout": "adapter.lora_dropout",
     "adapter.quantize": "training.quantize",

@@ -76,8 +76,8 @@ def check_tasks(
     _check_splits(settings, tasks, there)
     arm, asked = settings.refinements.name, set(settings.stages)
     refined = {a.task_id for a in annotations or [] if a.refinement is not None}
-    source, said = settings.feedback.source, {a.task_id for a in annotations or []}
-    alone = annotations is not None and source == "human"  # nobody else speaks
+    writers, said = settings.feedback.writers, {a.task_id for a in annotations or []}
+    alone = annotations is not None and all(one.people for one in writers)  # nobody else speaks
     people = f" in {settings.feedback.path}"
     taught = [t for t in tasks.by_id.values() if (t.code or t.task_id in refined) and (not alone or t.task_id in said)]
     if "train_policy" in asked:
@@ -92,7 +92,8 @@ def check_tasks(
             advice = f"Write some, {_or_raise(settings, 'train')}or choose another arm."
             raise InputError("refinements", arm, allowed, advice)
     # Another source may bring refinements of its own.
-    lacking = source in ("human", "unit_tests") and not any(t.split == "refine" for t in taught)
+    brought = any(one.refines and not one.people for one in writers)
+    lacking = not brought and not any(t.split == "refine" for t in taught)
     if _learns_to_refine(settings) and lacking:
         allowed = "learns from refinements or gold programs of tasks of the Refine split, and there are none"
         more = _or_raise(settings, "refine")
@@ -101,7 +102,8 @@ def check_tasks(
     shots = sum(t.split == "prompt" and t.task_id in said for t in taught)
     for key, wanted, count in (
         ("refiner.shots", alone and settings.refiner.name == "few_shot", settings.refiner.shots),
-        ("llm.shots", (alone or source == "llm") and "llm" in (arm, source), settings.llm.shots),
+        ("llm.shots", alone and arm == "llm", settings.llm.shots),
+        ("llm.shots", len(writers) == 1 and writers[0].asks_llm, settings.llm.shots),
     ):  # those of a script or of tests come later
         if annotations is not None and wanted and shots < count:
             allowed = f"needs as many annotations of the Prompt split (MBPP: ids 1 to 10), and there are {shots}"
