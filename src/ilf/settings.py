@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from ilf.executors import Executor, LocalExecutor
 from ilf.feedback.source import Source
 from ilf.parts import Needs, Part
+from ilf.refiners.finetuned import FineTuned
+from ilf.refiners.refiner import Refiner
 from ilf.sampling.sampler import Sampler
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
@@ -78,16 +80,6 @@ class Model:
     dtype: str = "auto"  # of the weights while sampling: auto | float32 | bfloat16
     bos: bool | None = None  # whether texts begin with the BOS token; null does as the model's tokenizer does
     attention: str = "auto"  # transformers' implementation: auto (its own choice) | eager | sdpa | flash_attention_2
-
-
-@dataclass
-class Refiner:
-    """What pi_Refine is."""
-
-    name: str = "???"  # finetuned | few_shot | local | policy: fresh samples, given the task alone
-    path: str | None = None  # a folder, for local
-    shots: int = 1  # worked examples, for few_shot
-    old_code_tokens: int = 512  # x0 is cut to this many tokens in the refine prompt
 
 
 @dataclass
@@ -228,7 +220,7 @@ class Settings:
     transfer: Data | None = None  # another data set to evaluate on, by data@transfer=...
     model: Model = field(default_factory=Model)
     feedback: Annotated[Source, Needs()] = field(default_factory=_feedback)
-    refiner: Refiner = field(default_factory=Refiner)
+    refiner: Annotated[Refiner, Needs()] = field(default_factory=FineTuned)
     refinements: Refinements = field(default_factory=Refinements)
     llm: LLM = field(default_factory=LLM)
     sampler: Annotated[Sampler, Needs()] = field(default_factory=_sampler)

@@ -210,7 +210,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "refinements": settings.refinements.name,
         "feedback": settings.option("feedback"),
         "annotator": settings.feedback.name,
-        "refiner_kind": settings.refiner.name,
+        "refiner_kind": settings.option("refiner"),
         "seed": settings.seed,
         "overrides": settings.overrides,
         "data": settings.data.name,

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ilf.annotation.answers import Answers
-from ilf.checks.machinery import check_model_folder
 from ilf.feedback.llm import check_prompts, uses
-from ilf.feedback.source import is_heard
-from ilf.paths import check_path, check_target
+from ilf.feedback.source import check_worked_examples, is_heard
+from ilf.paths import check_model_folder, check_path, check_target
 from ilf.settings import Annotate, Data, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
@@ -118,18 +117,8 @@ def _check_study(settings: Settings) -> None:
             "chooses settings by Refine, and stages holds what looks at Test: each setting would",
             "Use 'stages=[sample,annotate,train_refiner,refine,train_policy]', or select=0.",
         )
-    for key, wanted, shots in (
-        ("refiner.shots", settings.refiner.name == "few_shot", settings.refiner.shots),
-        ("llm.shots", bool(uses(settings)), settings.llm.shots),
-    ):
-        limit = settings.data.limit.prompt
-        if wanted and limit is not None and shots > limit:
-            raise InputError(
-                key,
-                shots,
-                f"worked examples are of the Prompt split, and data.limit.prompt={limit}",
-                "Lower it, or raise data.limit.prompt.",
-            )
+    if uses(settings):
+        check_worked_examples(settings, "llm.shots", settings.llm.shots)
 
 
 def _check_llm(settings: Settings) -> None:

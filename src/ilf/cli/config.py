@@ -268,8 +268,8 @@ def build(settings: Settings) -> Stages:
     key = "model.path" if settings.model.path is not None else "model.hub"
     config, tokenizer = check_model(key, model, local or bool(trainings(settings)), settings.model.bos)
     sampled = [config]
-    if settings.refiner.name == "local":
-        sampled.append(check_model("refiner.path", Path(str(settings.refiner.path)), local)[0])
+    if settings.refiner.folder is not None:
+        sampled.append(check_model("refiner.path", settings.refiner.folder, local)[0])
     for one in sampled:
         settings.sampler.check_model(one)
     check_training(settings, config, splits)

@@ -111,6 +111,14 @@ def is_heard(stages: Sequence[str]) -> bool:
     return bool(_HEARD & set(stages))
 
 
+def check_worked_examples(settings: Any, key: str, count: int) -> None:
+    """Raise InputError where a limit leaves fewer tasks of the Prompt split than there are to be worked examples."""
+    limit = settings.data.limit.prompt
+    if limit is not None and count > limit:
+        allowed = f"worked examples are of the Prompt split, and data.limit.prompt={limit}"
+        raise InputError(key, count, allowed, "Lower it, or raise data.limit.prompt.")
+
+
 def worked_examples(key: str, count: int, found: list[T]) -> list[T]:
     """Return `count` of what is known of the Prompt split; `key` is the setting that asks for so many."""
     if len(found) < count:

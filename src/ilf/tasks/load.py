@@ -98,10 +98,10 @@ def check_tasks(
         allowed = "learns from refinements or gold programs of tasks of the Refine split, and there are none"
         more = _or_raise(settings, "refine")
         advice = f"Annotate some with refinements, {more}or choose refiner=local or refiner=few_shot."
-        raise InputError("refiner", "finetuned", allowed + (people if alone else ""), advice)
+        raise InputError("refiner", settings.option("refiner"), allowed + (people if alone else ""), advice)
     shots = sum(t.split == "prompt" and t.task_id in said for t in taught)
     for key, wanted, count in (
-        ("refiner.shots", alone and settings.refiner.name == "few_shot", settings.refiner.shots),
+        ("refiner.shots", alone, settings.refiner.worked_examples),
         ("llm.shots", alone and arm == "llm", settings.llm.shots),
         ("llm.shots", len(writers) == 1 and writers[0].asks_llm, settings.llm.shots),
     ):  # those of a script or of tests come later
@@ -152,7 +152,7 @@ def _learns_to_refine(settings: Settings) -> bool:
     """Return whether a run is to train a refiner."""
     arm = settings.refinements.name
     refines = arm in ("model", "self") or (arm != "none" and settings.refinements.tasks == "solved")
-    return refines and settings.refiner.name == "finetuned" and "train_refiner" in settings.stages
+    return refines and settings.refiner.trains and "train_refiner" in settings.stages
 
 
 def _or_raise(settings: Settings, split: str) -> str:

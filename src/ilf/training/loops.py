@@ -88,7 +88,7 @@ def draw(
     taken = {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
     kept = [d for d in draws if finished or (d.task_id, d.sample) in taken]
     missing = [d for d in draws if not finished and (d.task_id, d.sample) not in taken]
-    local = settings.refiner.path is not None and model == Path(settings.refiner.path)
+    local = model == settings.refiner.folder
     sampler = replace(settings.sampler)  # which counts for this stage alone
     net: Any = model
     if missing and sampler.local:
