@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from ilf.executors import Executor, LocalExecutor
 from ilf.feedback.source import Source
 from ilf.parts import Needs, Part
+from ilf.refinements import Model as RefinersPrograms
+from ilf.refinements import Refinements
 from ilf.refiners.finetuned import FineTuned
 from ilf.refiners.refiner import Refiner
 from ilf.sampling.sampler import Sampler
@@ -80,15 +82,6 @@ class Model:
     dtype: str = "auto"  # of the weights while sampling: auto | float32 | bfloat16
     bos: bool | None = None  # whether texts begin with the BOS token; null does as the model's tokenizer does
     attention: str = "auto"  # transformers' implementation: auto (its own choice) | eager | sdpa | flash_attention_2
-
-
-@dataclass
-class Refinements:
-    """What pi_theta* is fine-tuned on."""
-
-    name: str = "???"  # model | human | gold | llm | self | none
-    tasks: str = "solved"  # solved: Train tasks that the refiner solved, for every arm alike | annotated: all
-    limit: int | None = None  # how many tasks a round gives to train on, drawn at random; null for all
 
 
 @dataclass
@@ -212,7 +205,7 @@ class Settings:
 
     mode: str = "run"  # run | annotate | store | pretrain | compare | checks | export
     seed: int = 0
-    arm: str = ""
+    arm: str = ""  # empty: the option of refinements
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     rounds: int = 1  # of the algorithm, each with samples and feedback of the newest policy
     rounds_from: str = "base"  # what each round fine-tunes: base, on all rounds' examples | last, on the new ones
@@ -221,7 +214,7 @@ class Settings:
     model: Model = field(default_factory=Model)
     feedback: Annotated[Source, Needs()] = field(default_factory=_feedback)
     refiner: Annotated[Refiner, Needs()] = field(default_factory=FineTuned)
-    refinements: Refinements = field(default_factory=Refinements)
+    refinements: Annotated[Refinements, Needs()] = field(default_factory=RefinersPrograms)
     llm: LLM = field(default_factory=LLM)
     sampler: Annotated[Sampler, Needs()] = field(default_factory=_sampler)
     executor: Annotated[Executor, Needs()] = field(default_factory=LocalExecutor)
@@ -256,6 +249,13 @@ class Settings:
         """
         chosen = self.chosen.get(group, "annotator")
         return str(getattr(self, group).name) if chosen == "annotator" else chosen
+
+    @property
+    def trains_refiner(self) -> bool:
+        """Whether the requested stages hold the refiner's fine-tuning."""
+        arm = self.refinements
+        refines = arm.trains and (arm.refines or arm.tasks == "solved")
+        return refines and self.refiner.trains and "train_refiner" in self.stages
 
 
 def value_of(settings: Settings, key: str) -> Any:

@@ -17,6 +17,7 @@ from ilf.files import JsonLines
 from ilf.other_answers import OtherAnswers
 from ilf.outputs import write_outputs
 from ilf.paths import check_model_folder
+from ilf.refinements import COMPARED
 from ilf.refiners.refiner import Refining
 from ilf.runner import NotRequested, Runner
 from ilf.settings import STAGES, Settings
@@ -102,10 +103,9 @@ class Stages:
                 self,
                 self.tasks,
                 outcome,
-                arm=settings.refinements.name,
-                solved_only=settings.refinements.tasks == "solved",
+                arm=settings.refinements,
+                others=COMPARED,
                 seed=settings.seed,
-                limit=settings.refinements.limit,
                 rounds=settings.rounds,
                 from_last=settings.rounds_from == "last",
             )
@@ -130,7 +130,7 @@ class Stages:
             )
         if status == "no_training_examples":
             raise NoTrainingExamples(
-                f"no program is left to fine-tune on (refinements={settings.refinements.name}); counts: "
+                f"no program is left to fine-tune on (refinements={settings.option('refinements')}); counts: "
                 f"{found['counts']}. More programs a task (sampler.n) or more tasks may give some; `rejected` in "
                 f"{self.folder}/results.json says why rows were left out."
             )

@@ -133,7 +133,7 @@ def of_feedback(settings: Settings, outcome: Outcome, delta: dict[str, Any] | No
     given = [f for one in outcome.rounds for f in one.feedback or []]
     seconds = [f.seconds for f in given if f.seconds is not None]
     points = None
-    if given and delta and "pass@1" in delta and settings.refinements.name in ("model", "human", "llm"):
+    if given and delta and "pass@1" in delta and settings.refinements.by_feedback:
         mean, ci95 = delta["pass@1"]["mean"], delta["pass@1"]["ci95"]
         points = {"mean": 1e4 * mean / len(given), "ci95": [1e4 * end / len(given) for end in ci95]}
     return {
@@ -207,7 +207,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "status": record.status,
         "arm": settings.arm,
         "study": settings.study,
-        "refinements": settings.refinements.name,
+        "refinements": settings.option("refinements"),
         "feedback": settings.option("feedback"),
         "annotator": settings.feedback.name,
         "refiner_kind": settings.option("refiner"),
@@ -236,7 +236,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "annotated_policy": annotated if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,
         # Whether all arms of a comparison train on the same tasks: "self" has none of these right, "llm" not all.
-        "matched": settings.refinements.tasks == "solved" and settings.refinements.name not in ("self", "llm"),
+        "matched": settings.refinements.tasks == "solved" and settings.refinements.matched,
         "zero_shot": metrics(outcome.zero_shot, k),
         "samples": metrics(outcome.last.samples, k),  # of the policy on everything but Test
         **last,

@@ -23,8 +23,6 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "eager", "sdpa", "flash_attention_2"),
-    "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
-    "refinements.tasks": ("solved", "annotated"),
     "memory": ("refuse", "warn"),
     "save.dtype": ("float32", "base", "bfloat16", "float16"),
 }

@@ -84,10 +84,10 @@ def _check_sources(settings: Settings) -> None:
         return
     feedback.check(settings)
     brought = any(one.refines and not (one.people and feedback.path is None) for one in feedback.writers)
-    if settings.refinements.name == "human" and not brought and is_heard(settings.stages):
+    if settings.refinements.needs_annotator and not brought and is_heard(settings.stages):
         raise InputError(
             "refinements",
-            "human",
+            settings.option("refinements"),
             f"needs an annotator's refinements, which feedback={settings.option('feedback')} does not bring",
             "Choose feedback=human (on mini: feedback=scripted), or another arm.",
         )
@@ -95,7 +95,7 @@ def _check_sources(settings: Settings) -> None:
 
 def _check_study(settings: Settings) -> None:
     """Check what repeats, sweeps or replaces parts of the algorithm."""
-    arm, feedback = settings.refinements.name, settings.feedback
+    feedback = settings.feedback
     people = any(one.people for one in feedback.writers) and feedback.path is not None
     if settings.rounds > 1 and people:
         raise InputError(
@@ -104,8 +104,9 @@ def _check_study(settings: Settings) -> None:
             "needs feedback on each round's new programs, and annotations are about programs that exist already",
             "Choose feedback=scripted (on mini), unit_tests or llm, or rounds=1.",
         )
-    if settings.rounds > 1 and arm == "none":
-        raise InputError("rounds", settings.rounds, "refinements=none trains nothing to go on from", "Use rounds=1.")
+    if settings.rounds > 1 and not settings.refinements.trains:
+        allowed = f"refinements={settings.option('refinements')} trains nothing to go on from"
+        raise InputError("rounds", settings.rounds, allowed, "Use rounds=1.")
     if settings.transfer is not None and settings.transfer.prompt not in STYLES:
         prompt = settings.transfer.prompt
         raise InputError("transfer.prompt", prompt, f"must be one of {', '.join(STYLES)}", "Choose one of these.")
@@ -131,7 +132,8 @@ def _check_llm(settings: Settings) -> None:
     if not uses(settings):
         return
     if llm.path is None and llm.model is None:
-        option = "refinements=llm" if settings.refinements.name == "llm" else f"feedback={settings.option('feedback')}"
+        group = "refinements" if settings.refinements.asks_llm else "feedback"
+        option = f"{group}={settings.option(group)}"
         raise InputError(
             "llm.model",
             None,

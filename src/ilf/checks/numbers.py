@@ -39,7 +39,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     ),
     "at least 1, or null for all tasks": (
         lambda value: value >= 1,
-        ("data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"),
+        ("data.limit.test", "data.limit.refine", "data.limit.train"),
     ),
     "above 0": (
         lambda value: value > 0,

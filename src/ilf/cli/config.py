@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 
 # On import: all that a launcher's job, in another process or on another machine, does here before it composes.
 OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent.parent / file), replace=True)
-OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
+OmegaConf.register_new_resolver(
+    "first", lambda *values: next((v for v in values if v not in (None, "")), None), replace=True
+)
 
 
 def _run_folder() -> str:
@@ -99,11 +101,12 @@ def settings_from(
     parts = {name: read(hints[name], node, name) for name, node in known.items() if holds_parts(hints[name])}
     settings = Settings(**known | parts)
     settings.overrides, settings.chosen = list(overrides), dict(chosen or {})
+    settings.arm = settings.arm or settings.option("refinements")
     check(settings)
     check_overrides(settings, overrides, sweep)
     if settings.mode == "run":
         check_wandb(settings.logger, sweep)
-    settings.config = settings_config  # type: ignore[assignment]
+    settings.config = settings_config | {"arm": settings.arm}  # type: ignore[assignment, operator]
     return settings
 
 

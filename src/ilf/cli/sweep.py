@@ -161,7 +161,7 @@ class JobCallback(Callback):
             # One that failed early leaves no results.json: what that would say of its arm is said here.
             facts = {
                 "error": str(job_return._return_value) or repr(job_return._return_value),
-                "arm": config.arm,
+                "arm": config.arm or config.hydra.runtime.choices.get("refinements"),
                 "seed": config.seed,
                 **_groups(config),
             }

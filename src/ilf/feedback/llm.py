@@ -37,7 +37,7 @@ def uses(settings: Settings) -> list[str]:
     """Return what a run asks another model for: "feedback", "refinement", both or nothing."""
     asked = {
         "feedback": any(one.asks_llm for one in settings.feedback.writers),
-        "refinement": settings.refinements.name == "llm",
+        "refinement": settings.refinements.asks_llm,
     }
     return [use for use, needed in asked.items() if needed]
 

@@ -27,11 +27,10 @@ _TRIED = 4096  # numbers of the parameter that is tried: of fewer, bitsandbytes 
 
 def trainings(settings: Settings) -> dict[str, Phase]:
     """Return the fine-tunings that the requested stages hold, "refiner" and "policy", with their settings."""
-    arm, stages, found = settings.refinements.name, settings.stages, {}
-    refines = arm in ("model", "self") or settings.refinements.tasks == "solved"
-    if "train_refiner" in stages and settings.refiner.trains and arm != "none" and refines:
+    found = {}
+    if settings.trains_refiner:
         found["refiner"] = settings.training.refiner
-    if "train_policy" in stages and arm != "none":
+    if "train_policy" in settings.stages and settings.refinements.trains:
         found["policy"] = settings.training.policy
     return found
 
