@@ -479,18 +479,22 @@ def test_a_failed_job_leaves_nothing_of_what_it_held(tmp_path):
     except ValueError as error:
         failed = JobReturn()
         failed.status, failed.return_value = JobStatus.FAILED, error
+    own = {"feedback": "annotator"}
     config = OmegaConf.create(
         {
             "mode": "run",
             "arm": "gold",
             "seed": 0,
-            "hydra": {"runtime": {"output_dir": str(tmp_path)}, "mode": "MULTIRUN", "sweep": {"dir": str(tmp_path)}},
-            "feedback": {"source": "scripted"},
-            **{group: {"name": "mini"} for group in FIELDS.values() if group != "feedback"},
+            "hydra": {
+                "runtime": {"output_dir": str(tmp_path), "choices": {**dict.fromkeys(FIELDS.values(), "mini"), **own}},
+                "mode": "MULTIRUN",
+                "sweep": {"dir": str(tmp_path)},
+            },
+            "feedback": {"writer": "scripted"},
         }
     )
-    config.feedback.name = "scripted"
     assert held[0]() is not None
     JobCallback().on_job_end(config, failed)
     assert held[0]() is None
     assert json.loads((tmp_path / "failed.json").read_text())["error"] == "the run failed"
+    assert json.loads((tmp_path / "failed.json").read_text())["feedback"] == "scripted"

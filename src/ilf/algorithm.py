@@ -9,9 +9,9 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
-from ilf.types import Feedback, Outcome, Program, Refinement, Round, Splits, Task, derive_seed
+from ilf.types import Feedback, Found, Outcome, Program, Refinement, Round, Splits, Task, derive_seed, pick
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,23 @@ class Candidate:
     program: str | None  # None where nobody wrote the one that its arm trains on
     source: str
     feedback: Feedback | None = None
+
+
+class Arm(Protocol):
+    """What pi_theta* is fine-tuned on; refinements.py has those that there are."""
+
+    tasks: Literal[
+        "solved", "annotated"
+    ]  # solved: all arms train on the tasks that the refiner solved; else on all annotated ones
+    limit: int | None  # how many tasks to train on; None for all
+    source: ClassVar[str]  # what its programs are called
+    trains: ClassVar[bool]  # else the policy is evaluated as it was
+    refines: ClassVar[bool]  # whether it takes the refiner's programs
+    asks_llm: ClassVar[bool]  # whether it takes another model's
+    own_samples: ClassVar[bool]  # trains on as many of the policy's own correct samples instead, on other tasks
+
+    def program(self, found: Found) -> str | None:
+        """Return the program to train on for one task, None where there is none."""
 
 
 class Steps(Protocol):
@@ -66,10 +83,9 @@ def run(
     tasks: Splits,
     outcome: Outcome,
     *,
-    arm: str,
-    solved_only: bool,
+    arm: Arm,
+    others: Sequence[Arm],
     seed: int,
-    limit: int | None = None,
     rounds: int = 1,
     from_last: bool = False,
 ) -> None:
@@ -79,11 +95,9 @@ def run(
         do: The collaborators.
         tasks: D, by split.
         outcome: Filled in line by line, so that an interrupted run keeps what it has.
-        arm: What pi_theta* is fine-tuned on: "model" (R, the algorithm itself), "human", "gold", "llm", "self" (as
-            many of the policy's own correct samples, on other tasks) or "none".
-        solved_only: All arms train on the tasks that the refiner solved; else on all annotated ones.
+        arm: What pi_theta* is fine-tuned on; R, where it is the algorithm itself.
+        others: The arms that it is compared with, which are to train on the same tasks.
         seed: Of the choice among several correct refinements, and of the tasks that a limit keeps.
-        limit: How many tasks to train on; None for all.
         rounds: How often to repeat the algorithm, each time with samples and feedback of the new policy.
         from_last: Each round fine-tunes the last one's policy on what is new, in place of the first policy on all.
     """
@@ -94,10 +108,10 @@ def run(
     for number in range(1, rounds + 1):
         do.begin_round(number)
         outcome.rounds.append(this := Round())
-        if arm == "none":
+        if not arm.trains:
             this.examples = []
         else:
-            new = _one_round(do, tasks, outcome, arm, solved_only, seed, limit)
+            new = _one_round(do, tasks, outcome, arm, others, seed)
             this.examples = new if from_last else list((learnt := learnt | {e.task_id: e for e in new}).values())
             if not new:  # nothing is left to learn from
                 return
@@ -109,7 +123,7 @@ def run(
 
 
 def _one_round(
-    do: Steps, tasks: Splits, outcome: Outcome, arm: str, solved_only: bool, seed: int, limit: int | None
+    do: Steps, tasks: Splits, outcome: Outcome, arm: Arm, others: Sequence[Arm], seed: int
 ) -> list[Refinement]:
     """Do lines 1 to 3 with the newest policy, and return what they give to train on."""
     this = outcome.rounds[-1]
@@ -122,16 +136,16 @@ def _one_round(
     if not train and len(outcome.rounds) > 1:  # in the first round it is an error, which the steps name
         return []
     # 3. R: sample x1 ~ pi_Refine(.|t, x0, f), keep the correct ones. The other arms need them to match task ids.
-    if arm in ("model", "self") or solved_only:
+    if arm.refines or arm.tasks == "solved":
         seen = [f for one in outcome.rounds for f in one.feedback or [] if f.split != "train"]
         this.refinements = do.refine(do.train_refiner(seen), train)
-    if arm == "llm":
+    if arm.asks_llm:
         this.llm_refinements = do.ask_llm(train)
-    examples = choose(do, tasks, train, this, "model" if arm == "self" else arm, solved_only, seed)
-    if limit is not None and limit < len(examples):  # the tasks of a smaller limit are among those of a larger one
+    examples = choose(do, tasks, train, this, arm, others, seed)
+    if arm.limit is not None and arm.limit < len(examples):  # tasks of a smaller limit are among those of a larger one
         order = random.Random(derive_seed(seed, "limit")).sample(examples, len(examples))
-        examples = sorted(order[:limit], key=lambda example: example.task_id)
-    return choose_own(do, tasks, this.samples, len(examples), seed) if arm == "self" else examples
+        examples = sorted(order[: arm.limit], key=lambda example: example.task_id)
+    return choose_own(do, tasks, this.samples, len(examples), seed) if arm.own_samples else examples
 
 
 def failing(programs: Iterable[Program]) -> dict[int, list[Program]]:
@@ -147,8 +161,8 @@ def choose(
     tasks: Splits,
     feedback: Sequence[Feedback],
     found: Round,
-    arm: str,
-    solved_only: bool,
+    arm: Arm,
+    others: Sequence[Arm],
     seed: int,
 ) -> list[Refinement]:
     """Return the training set of an arm: one example a task, on the same task ids for every arm.
@@ -158,28 +172,28 @@ def choose(
     and by all arms where these are to match.
     """
     solved, llm = _correct(found.refinements or []), _correct(found.llm_refinements or [])
-    golden = any(tasks.by_id[f.task_id].code for f in feedback) and (solved_only or arm == "gold")
-    refining = {f.source for f in feedback if f.refinement is not None} if solved_only or arm == "human" else set()
+    matching, known = arm.tasks == "solved", {other.source for other in others}
+    golden = any(tasks.by_id[f.task_id].code for f in feedback) and (matching or arm.source == "gold")
+    refining = {f.source for f in feedback if f.refinement is not None and (matching or arm.source == "human")}
     groups: list[list[Candidate]] = []
     for f in feedback:
-        if f.task_id not in solved and (solved_only or arm == "model"):
+        one = Found(tasks.by_id[f.task_id], f, solved.get(f.task_id, []), llm.get(f.task_id, []), seed)
+        if not one.refined and (matching or arm.refines):
             continue
-        task = tasks.by_id[f.task_id]
-        group = []
-        if task.code or golden:
-            group.append(Candidate(task, task.code or None, "gold", f))
-        if f.refinement is not None or f.source in refining:
-            group.append(Candidate(task, f.refinement, "human", f))
-        if f.task_id in solved:
-            group.append(Candidate(task, _pick(solved[f.task_id], seed), "model", f))
-        if f.task_id in llm:
-            group.append(Candidate(task, _pick(llm[f.task_id], seed), "llm", f))
-        groups.append(group)
+        programs = {other.source: other.program(one) for other in (*others, arm)}
+        asked = {"gold": golden, "human": f.source in refining}
+        groups.append(
+            [
+                Candidate(one.task, program, source, f)
+                for source, program in programs.items()
+                if program is not None or asked.get(source, source not in known)
+            ]
+        )
     examples = iter(do.express([candidate for group in groups for candidate in group]))
     chosen, found.expressed = [], []
     for group in groups:
         expressed = {candidate.source: next(examples) for candidate in group}
-        example = expressed.get(arm)
+        example = expressed.get(arm.source)
         if all(expressed.values()):
             found.expressed += [e for e in expressed.values() if e is not None]
             if example is not None:
@@ -193,7 +207,7 @@ def choose_own(do: Steps, tasks: Splits, samples: Iterable[Program], count: int,
     They are on Train tasks that the policy solves, so on none of those that the other arms train on.
     """
     correct = _correct(p for p in samples if p.split == "train")
-    candidates = [Candidate(tasks.by_id[i], _pick(programs, seed), "self") for i, programs in correct.items()]
+    candidates = [Candidate(tasks.by_id[i], pick(programs, seed), "self") for i, programs in correct.items()]
     examples = [example for example in do.express(candidates) if example is not None]
     chosen = random.Random(derive_seed(seed, "choose_own")).sample(examples, min(count, len(examples)))
     return sorted(chosen, key=lambda example: example.task_id)
@@ -206,8 +220,3 @@ def _correct(programs: Iterable[Program]) -> dict[int, list[Program]]:
         if program.verdict.passed:
             found[program.task_id].append(program)
     return found
-
-
-def _pick(programs: Sequence[Program], seed: int) -> str:
-    """Return one of a task's programs."""
-    return random.Random(derive_seed(seed, "choose", programs[0].task_id)).choice(programs).program

@@ -225,13 +225,12 @@ class Budget:
     def _sampling(self, dtype: torch.dtype, rows: int) -> Need:
         """Return what drawing so many programs at once needs, from the longest prompts: the refiner's, if it writes."""
         settings, tokens = self.settings, self.prompt
-        if set(settings.stages) & {"train_refiner", "refine"} and settings.refiner.name != "policy":
+        if set(settings.stages) & {"train_refiner", "refine"} and settings.refiner.reads_program:
             # Old code, feedback and the task; people's annotations may be about longer programs than the policy's.
             old = settings.refiner.old_code_tokens
             if settings.feedback.path is None:
                 old = min(old, self.prompt + settings.sampler.max_new_tokens)
-            shots = settings.refiner.shots if settings.refiner.name == "few_shot" else 0
-            tokens = (1 + shots) * (old + _FEEDBACK_TOKENS + self.prompt)
+            tokens = (1 + settings.refiner.worked_examples) * (old + _FEEDBACK_TOKENS + self.prompt)
         drawing = replace(settings.sampler, batch_size=rows)
         return sampling(self.config, drawing, dtype, tokens, settings.model.attention, self.device)
 

@@ -62,7 +62,7 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> Results:
         measured=measured,
         validation=stages.validation,
         transfer_sha256=stages.transfer_sha256,
-        llm_answers={use: dict(counts) for use, counts in stages.annotators.llm_answers.items()} or None,
+        llm_answers={use: dict(counts) for use, counts in stages.other.counts.items()} or None,
     )
     found = results.of_run(settings, stages.tasks, outcome, record)
     pictures = stages.folder / "plots"

@@ -331,6 +331,9 @@ def _bind(target: Any, arguments: Mapping[str, Any], key: str, needs: Needs, com
     own = [name for name in named[needs.positional :] if name not in needs.given]
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     path = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
+    if len(named) < needs.positional and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        allowed = f"takes {len(named)} arguments by place, and every run passes {needs.positional}"
+        raise InputError(f"{key}._target_", path, allowed, "Name another one.")
     for name, value in arguments.items():
         if name in own or (anything and name not in named):
             continue

@@ -52,3 +52,13 @@ def check_target(key: str, path: str, advice: str) -> None:
         reason = "can't be written (Permission denied)"
     if reason is not None:
         raise InputError(key, path, reason, advice)
+
+
+def check_model_folder(key: str, path: str | None) -> None:
+    """Raise InputError where a folder that is given holds no model, naming the setting `key`."""
+    if path is None:
+        return
+    advice = "Check the path; `save_pretrained` writes such a folder."
+    check_path(key, path, "folder", advice)
+    if not (Path(path) / "config.json").is_file():
+        raise InputError(key, path, "must be a folder with a config.json, in Hugging Face's layout", advice)

@@ -154,7 +154,7 @@ class Runner:
             cut = limit is not None and limit <= sum(task.split == "train" for task in self.tasks.values())
             raise InputError(
                 "data.limit.train" if cut else "feedback",
-                limit if cut else self.settings.feedback.name,
+                limit if cut else self.settings.option("feedback"),
                 f"leaves {stage} no task: the policy solves those of Train, or what was said of them was rejected",
                 f"See `rejected` in results.json. {'Raise the limit' if cut else 'Add tasks'}, or add annotations.",
             )
@@ -239,7 +239,7 @@ class Runner:
     def _model(self, folder: Path) -> Model:
         """Return how the model of a folder is loaded; a local refiner may have a tokenizer of its own."""
         settings = self.settings
-        local = settings.refiner.path is not None and folder == Path(settings.refiner.path)
+        local = folder == settings.refiner.folder
         bos, key = (None, "refiner.path") if local else (settings.model.bos, "model.path")
         return Model(folder, self.weights(folder), settings.model.attention, bos, key)
 

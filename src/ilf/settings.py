@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ilf.executors import Executor, LocalExecutor
+from ilf.feedback.source import Source
 from ilf.parts import Needs, Part
 from ilf.protocols import Objective, Sampler
+from ilf.refinements import Model as RefinersPrograms
+from ilf.refinements import Refinements
+from ilf.refiners.finetuned import FineTuned
+from ilf.refiners.refiner import Refiner
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
-WRITERS = ("human", "scripted", "unit_tests", "llm")  # of feedback
 
 
 # Classes and functions of other libraries, or of a user: any that a part's kind allows, by `_target_`.
@@ -89,45 +93,6 @@ class Model:
     dtype: str = "auto"  # of the weights while sampling: auto | float32 | bfloat16
     bos: bool | None = None  # whether texts begin with the BOS token; null does as the model's tokenizer does
     attention: str = "auto"  # transformers' implementation: auto (its own choice) | eager | sdpa | flash_attention_2
-
-
-@dataclass
-class FeedbackSettings:
-    """Who writes the feedback."""
-
-    name: str = "???"  # human | scripted | unit_tests | llm | mixed | shuffled | none; of annotator: the data's own
-    source: str = "???"  # human | scripted | unit_tests | llm | mixed
-    sources: list[str] = field(default_factory=list)  # of mixed: those that are mixed
-    shares: list[float] = field(default_factory=list)  # and how often each is taken, among those that a task has
-    path: str | None = None  # the annotations, where a person wrote them: .jsonl or .csv
-    transform: list[str] = field(default_factory=list)  # of shuffle, one_bug, drop; see feedback/transforms.py
-    apply: str = "refine"  # where shuffled feedback is used: refine | train_and_refine
-    annotated_policy: str | None = None  # whose wrong programs the annotations are about
-    select: str = "annotated"  # annotated | annotated_and_failed
-
-    @property
-    def writers(self) -> list[str]:
-        """The one source, or those that are mixed."""
-        return self.sources if self.source == "mixed" else [self.source]
-
-
-@dataclass
-class Refiner:
-    """What pi_Refine is."""
-
-    name: str = "???"  # finetuned | few_shot | local | policy: fresh samples, given the task alone
-    path: str | None = None  # a folder, for local
-    shots: int = 1  # worked examples, for few_shot
-    old_code_tokens: int = 512  # x0 is cut to this many tokens in the refine prompt
-
-
-@dataclass
-class Refinements:
-    """What pi_theta* is fine-tuned on."""
-
-    name: str = "???"  # model | human | gold | llm | self | none
-    tasks: str = "solved"  # solved: Train tasks that the refiner solved, for every arm alike | annotated: all
-    limit: int | None = None  # how many tasks a round gives to train on, drawn at random; null for all
 
 
 @dataclass
@@ -240,22 +205,28 @@ class Annotate:
     port: int = 8765
 
 
+def _feedback() -> Source:
+    from ilf.feedback.from_tests import UnitTests  # which derives from Source
+
+    return UnitTests()
+
+
 @dataclass
 class Settings:
     """One run."""
 
     mode: str = "run"  # run | annotate | store | pretrain | compare | checks | export
     seed: int = 0
-    arm: str = ""
+    arm: str = ""  # empty: the option of refinements
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     rounds: int = 1  # of the algorithm, each with samples and feedback of the newest policy
     rounds_from: str = "base"  # what each round fine-tunes: base, on all rounds' examples | last, on the new ones
     data: Data = field(default_factory=Data)
     transfer: Data | None = None  # another data set to evaluate on, by data@transfer=...
     model: Model = field(default_factory=Model)
-    feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
-    refiner: Refiner = field(default_factory=Refiner)
-    refinements: Refinements = field(default_factory=Refinements)
+    feedback: Annotated[Source, Needs()] = field(default_factory=_feedback)
+    refiner: Annotated[Refiner, Needs()] = field(default_factory=FineTuned)
+    refinements: Annotated[Refinements, Needs()] = field(default_factory=RefinersPrograms)
     llm: LLM = field(default_factory=LLM)
     sampler: Annotated[Sampler, Needs()] = field(default_factory=Part("ilf.sampling.HFSampler"))
     executor: Annotated[Executor, Needs()] = field(default_factory=LocalExecutor)
@@ -287,6 +258,21 @@ class Settings:
     overrides: list[str] = field(default_factory=list)  # what the command line said
     chosen: dict[str, str] = field(default_factory=dict)  # the option of each group
     config: dict[str, Any] = field(default_factory=dict)  # all of this as plain values, with each part's `_target_`
+
+    def option(self, group: str) -> str:
+        """Return the option that was chosen of a group; where none is known of, what its class is called.
+
+        So too for feedback=annotator, which is whoever annotates the data.
+        """
+        chosen = self.chosen.get(group, "annotator")
+        return str(getattr(self, group).name) if chosen == "annotator" else chosen
+
+    @property
+    def trains_refiner(self) -> bool:
+        """Whether the requested stages hold the refiner's fine-tuning."""
+        arm = self.refinements
+        refines = arm.trains and (arm.refines or arm.tasks == "solved")
+        return refines and self.refiner.trains and "train_refiner" in self.stages
 
 
 def value_of(settings: Settings, key: str) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,17 +12,22 @@ from ilf.algorithm import Candidate
 from ilf.analysis.schema import Results
 from ilf.annotators import Annotators
 from ilf.executors import Judge
+from ilf.feedback.source import worked_examples
 from ilf.files import JsonLines
+from ilf.models.targets import Example
+from ilf.other_answers import OtherAnswers
 from ilf.outputs import write_outputs
+from ilf.paths import check_model_folder
+from ilf.refinements import COMPARED
+from ilf.refiners.refiner import Refining
 from ilf.runner import NotRequested, Runner
 from ilf.scoring import score
 from ilf.settings import STAGES, Settings
 from ilf.store import Store
-from ilf.tasks.prompts import completion_of, few_shot_prompt
+from ilf.tasks.prompts import completion_of
 from ilf.tracking import Tracker
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import plan_draws
-from ilf.training.refine_module import RefineModule
 from ilf.types import (
     Feedback,
     InputError,
@@ -33,7 +37,6 @@ from ilf.types import (
     Refinement,
     Splits,
     Task,
-    derive_seed,
 )
 
 log = logging.getLogger(__name__)
@@ -47,8 +50,7 @@ class Stages:
         tasks: By split, restricted and limited.
         data_sha256: Of the rows that the tasks come from.
         transfer_sha256: Of those of the other data set, None without one.
-        annotations: What people wrote, where they are the source of feedback, or on ids 1 to 10, where another model
-            is; else empty.
+        known: Feedback that was there before the run, by the name of its source.
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
@@ -62,7 +64,7 @@ class Stages:
         tasks: Splits,
         data_sha256: str,
         transfer_sha256: str | None,
-        annotations: Sequence[Feedback],
+        known: Mapping[str, Sequence[Feedback]],
         model: Path,
         store: Store,
         sandbox: Judge,
@@ -73,7 +75,8 @@ class Stages:
         self.transfer_sha256 = transfer_sha256
         self.model = model
         self.runner = Runner(settings, tasks.by_id, model, store, sandbox, tracker)
-        self.annotators = Annotators(self.runner, tasks, annotations, llm_folder)
+        self.other = OtherAnswers(self.runner, llm_folder)
+        self.annotators = Annotators(self.runner, tasks, known, self.other)
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
         self.newest = model  # of the policies: each round samples it
@@ -99,10 +102,9 @@ class Stages:
                 self,
                 self.tasks,
                 outcome,
-                arm=settings.refinements.name,
-                solved_only=settings.refinements.tasks == "solved",
+                arm=settings.refinements,
+                others=COMPARED,
                 seed=settings.seed,
-                limit=settings.refinements.limit,
                 rounds=settings.rounds,
                 from_last=settings.rounds_from == "last",
             )
@@ -127,7 +129,7 @@ class Stages:
             )
         if status == "no_training_examples":
             raise NoTrainingExamples(
-                f"no program is left to fine-tune on (refinements={settings.refinements.name}); counts: "
+                f"no program is left to fine-tune on (refinements={settings.option('refinements')}); counts: "
                 f"{found['counts']}. More programs a task (sampler.n) or more tasks may give some; `rejected` in "
                 f"{self.folder}/results.json says why rows were left out."
             )
@@ -157,16 +159,14 @@ class Stages:
         return self._draw("sample", self.newest, _task_prompts(tasks))
 
     def refine(self, refiner: Path, feedback: Sequence[Feedback]) -> list[Program]:
-        """Draw the refiner's programs, given x0 and f; with refiner=policy, given only the task."""
-        settings = self.settings.refiner
-        shots = self._few_shot() if settings.name == "few_shot" else []
+        """Draw the refiner's programs, each given what the refiner makes of x0 and f."""
+        run, made = self._refining(), self.settings.refiner
         tasks = [self.tasks.by_id[f.task_id] for f in feedback]
-        if settings.name == "policy":
-            return self._draw("refine", refiner, _task_prompts(tasks))
-        pairs = []
-        for task, f in zip(tasks, feedback, strict=True):
-            query = RefineModule.prompt(self.tokenizer, f, task, settings.old_code_tokens)
-            pairs.append((task, few_shot_prompt(shots, query) if shots else query))
+        pairs = [(task, made.prompt(f, task, run)) for task, f in zip(tasks, feedback, strict=True)]
+        for task, prompt in pairs:
+            if not prompt.endswith(task.prompt):
+                allowed = f"must give prompts that end with the task's, which that of task {task.task_id} does not"
+                raise InputError("refiner", self.settings.option("refiner"), allowed, "Mend its `prompt`.")
         return self._draw("refine", refiner, pairs)
 
     def evaluate(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
@@ -189,8 +189,9 @@ class Stages:
         return self.annotators.annotate(failing)
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
-        """Draw the other model's refinements."""
-        return self.annotators.ask_llm(feedback)
+        """Have the other model refine wrong programs, or take its stored answers, and execute what it wrote."""
+        shots = worked_examples("llm.shots", self.settings.llm.shots, self.annotators.shots)
+        return self.other.refine(feedback, shots)
 
     # ---- training sets -----------------------------------------------------------------------------------------
 
@@ -225,41 +226,36 @@ class Stages:
 
     def train_refiner(self, feedback: Sequence[Feedback]) -> Path:
         """Return the folder of pi_Refine."""
-        settings = self.settings.refiner
-        if settings.name in ("few_shot", "policy"):
-            return self.newest if settings.name == "policy" else self.model
-        if settings.name == "local":
-            assert settings.path is not None  # checked with the other settings
-            return Path(settings.path)
-        examples = []
-        feedback = [f for f in feedback if f.split == "refine"]
-        for f in feedback:
-            task, limit = self.tasks.by_id[f.task_id], self.settings.training.max_length
-            try:
-                examples.append(RefineModule.example(self.tokenizer, f, task, settings.old_code_tokens, limit))
-            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-                self.runner.rejected.append(f"task {f.task_id} (refiner): {error}")
-        if not examples and not self.runner.requested("train_refiner"):
+        folder = self.settings.refiner.train(feedback, self._refining())
+        check_model_folder("refiner", str(folder))
+        return folder
+
+    def _refining(self) -> Refining:
+        return Refining(
+            tasks=self.tasks,
+            seed=self.runner.seed,
+            base=self.model,
+            policy=self.newest,
+            tokenizer=self.tokenizer,
+            max_length=self.settings.training.max_length,
+            worked=self.annotators.shots,
+            rejected=self.runner.rejected,
+            fine_tune=self._fine_tune_refiner,
+        )
+
+    def _fine_tune_refiner(
+        self, training: Sequence[Example], held_out: Sequence[Example], prompts: Sequence[tuple[Task, str]]
+    ) -> Path:
+        if not training and not self.runner.requested("train_refiner"):
             raise NotRequested("train_refiner")
-        if not examples:
+        if not training:
             raise InputError(
                 "feedback",
-                self.settings.feedback.name,
+                self.settings.option("feedback"),
                 "gives no example on the Refine split",
                 "Give annotations of that split (MBPP: ids 111 to 310), or raise data.limit.refine where it is set.",
             )
-        # By task, as several rounds may have feedback on the same one.
-        found = list(dict.fromkeys(e.task_id for e in examples))
-        order = random.Random(derive_seed(self.runner.seed, "held_out")).sample(found, len(found))
-        ids = set(order[: len(order) // 5])
-        held_out = [e for i in order for e in examples if e.task_id == i and i in ids]
-        training = [e for i in order for e in examples if e.task_id == i and i not in ids]
-        pairs = []
-        for f in feedback:
-            if f.task_id in ids:
-                task = self.tasks.by_id[f.task_id]
-                pairs.append((task, RefineModule.prompt(self.tokenizer, f, task, settings.old_code_tokens)))
-        draws = plan_draws(pairs, "validate_refiner", self.settings.training.validate_n, self.runner.seed)
+        draws = plan_draws(prompts, "validate_refiner", self.settings.training.validate_n, self.runner.seed)
         return self.runner.fine_tune("refiner", self.model, examples=training, validation=held_out, draws=draws)
 
     def train_policy(self, policy: Path | None, examples: Sequence[Refinement]) -> Path:
@@ -276,15 +272,6 @@ class Stages:
         if n := self.settings.select:
             self.validation = self._draw("validate", tuned, _task_prompts(self.tasks.refine), n=n)
         return tuned
-
-    def _few_shot(self) -> list[tuple[Feedback, Refinement]]:
-        """Return the worked examples of the few-shot refiner."""
-        found = []
-        for f in self.annotators.worked_examples("refiner.shots", self.settings.refiner.shots, self.annotators.shots):
-            task = self.tasks.by_id[f.task_id]
-            target = completion_of(task.prompt, f.refinement or task.code, task.entry_point)
-            found.append((f, Refinement(f.task_id, task.prompt, target, f.source)))
-        return found
 
 
 def _task_prompts(tasks: Sequence[Task]) -> list[tuple[Task, str]]:

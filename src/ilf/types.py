@@ -7,6 +7,8 @@ This module imports only the standard library, so that every other one may impor
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,7 +113,7 @@ class Feedback:
     split: str
     program: str  # x0, whole
     text: str  # f, in plain words; empty for feedback=none
-    source: str  # who wrote it: "human", "scripted", "llm", "unit_tests", "none"
+    source: str  # who wrote it: "human", "scripted", "llm", "unit_tests", "none", or a source of a user's
     refinement: str | None = None  # the annotator's x1, whole
     bugs: int | None = None  # how many mistakes f addresses, where the annotator said so
     categories: tuple[str, ...] = ()  # of these mistakes, in the annotator's words
@@ -131,10 +133,21 @@ class Refinement:
     task_id: int
     prompt: str  # what the policy is given
     target: str  # what it is to write, without EOS
-    source: str  # "model", "human" (the annotator), "gold", "self", "llm"
+    source: str  # "model", "human" (the annotator), "gold", "self", "llm", or what an arm of a user's is called
     parent: str | None = None  # SHA-256 of x0
     feedback: str | None = None  # f
     feedback_source: str | None = None  # who wrote f
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is on a task of Train that the policy fails: what an arm takes the task's example from."""
+
+    task: Task
+    feedback: Feedback
+    refined: Sequence[Program]  # the refiner's correct programs
+    by_llm: Sequence[Program]  # the correct ones of another model, where it is asked
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,13 @@ class Outcome:
         """The last round that came to a policy, else the last one that began."""
         finished = [one for one in self.rounds if one.finetuned is not None]
         return (finished or self.rounds or [Round()])[-1]
+
+
+def pick(programs: Sequence[Program], seed: int) -> str | None:
+    """Return the text of one of a task's programs, as the run's seed decides; None where there is none."""
+    if not programs:
+        return None
+    return random.Random(derive_seed(seed, "choose", programs[0].task_id)).choice(programs).program
 
 
 def derive_seed(seed: int, *path: object) -> int:

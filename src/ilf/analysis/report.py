@@ -201,10 +201,11 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
     """
     counts, seconds, sampling = results["counts"], results["seconds"], results["sampling"]
     arm = arm_name(results["arm"], results["annotator"])
+    trained_on = _TRAINED_ON.get(results["refinements"], f"programs of refinements={results['refinements']}")
     lines = [
         f"# ILF: {arm}, data {results['data']}, model {model_name(results)}",
         "",
-        f"The policy, {model_name(results)}, is fine-tuned on {_TRAINED_ON[results['refinements']]} (arm {arm}). "
+        f"The policy, {model_name(results)}, is fine-tuned on {trained_on} (arm {arm}). "
         f"Data: {results['data']}, with {counts['test_tasks']} Test, {counts['refine_tasks']} Refine and "
         f"{counts['train_tasks']} Train tasks. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
         f"{sampling['n']} samples a task at temperature {sampling['temperature']}; seed {results['seed']}.",

@@ -144,7 +144,7 @@ def of_feedback(settings: Settings, outcome: Outcome, delta: Delta | None) -> Fe
     given = [f for one in outcome.rounds for f in one.feedback or []]
     seconds = [f.seconds for f in given if f.seconds is not None]
     points: Points | None = None
-    if given and delta and "pass@1" in delta and settings.refinements.name in ("model", "human", "llm"):
+    if given and delta and "pass@1" in delta and settings.refinements.by_feedback:
         mean, ci95 = delta["pass@1"]["mean"], delta["pass@1"]["ci95"]
         points = {"mean": 1e4 * mean / len(given), "ci95": [1e4 * end / len(given) for end in ci95]}
     return {
@@ -203,10 +203,10 @@ def _described(settings: Settings, record: Record) -> Described:
         "arm": settings.arm,
         "study": settings.study,
         "study_table": settings.study_table,
-        "refinements": settings.refinements.name,
-        "feedback": settings.feedback.name,
-        "annotator": settings.feedback.source,
-        "refiner_kind": settings.refiner.name,
+        "refinements": settings.option("refinements"),
+        "feedback": settings.option("feedback"),
+        "annotator": settings.feedback.name,
+        "refiner_kind": settings.option("refiner"),
         "seed": settings.seed,
         "overrides": settings.overrides,
         "data": settings.data.name,
@@ -247,7 +247,8 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     """Return results.json."""
     k = settings.evaluate.k
     feedback = settings.feedback
-    human = "human" in feedback.writers and feedback.path is not None
+    human = any(one.people for one in feedback.writers) and feedback.path is not None
+    annotated = getattr(feedback, "annotated_policy", None)  # of the feedback of people
     policy = settings.model.hub or settings.model.name
     samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
     last = of_round(outcome, outcome.last, tasks, k)
@@ -262,11 +263,11 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     }
     return {
         **_described(settings, record),
-        "feedback_on_policy": not human or _on_policy(feedback.annotated_policy, policy, outcome.last),
-        "annotated_policy": feedback.annotated_policy if human else None,
+        "feedback_on_policy": not human or _on_policy(annotated, policy, outcome.last),
+        "annotated_policy": annotated if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,
         # "self" trains on none of the tasks that the other arms train on, "llm" not on all.
-        "matched": settings.refinements.tasks == "solved" and settings.refinements.name not in ("self", "llm"),
+        "matched": settings.refinements.tasks == "solved" and settings.refinements.matched,
         "zero_shot": metrics(outcome.zero_shot, k),
         "samples": metrics(outcome.last.samples, k),
         **last,

@@ -11,7 +11,7 @@ from ilf.checks.keys import check_texts
 from ilf.checks.machinery import check_machinery
 from ilf.checks.numbers import check_finite, check_numbers
 from ilf.paths import check_path, check_target
-from ilf.settings import STAGES, WRITERS, Settings, value_of
+from ilf.settings import STAGES, Settings, value_of
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
@@ -23,21 +23,12 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "eager", "sdpa", "flash_attention_2"),
-    "feedback.name": (*WRITERS, "mixed", "shuffled", "none"),
-    "feedback.source": (*WRITERS, "mixed"),
-    "feedback.apply": ("refine", "train_and_refine"),
-    "feedback.select": ("annotated", "annotated_and_failed"),
-    "refiner.name": ("finetuned", "few_shot", "local", "policy"),
-    "refinements.name": ("model", "human", "gold", "llm", "self", "none"),
-    "refinements.tasks": ("solved", "annotated"),
     "memory": ("refuse", "warn"),
     "save.dtype": ("float32", "base", "bfloat16", "float16"),
 }
 _LISTS = {
     "stages": STAGES,
     "measure": ("weight_change", "kl", "perplexity"),
-    "feedback.transform": ("shuffle", "one_bug", "drop"),
-    "feedback.sources": WRITERS,
 }
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ilf.analysis.studies import check_table
 from ilf.annotation.answers import Answers
-from ilf.checks.machinery import check_model_folder
 from ilf.feedback.llm import check_prompts, uses
-from ilf.paths import check_path, check_target
-from ilf.settings import WRITERS, Annotate, Data, FeedbackSettings, Settings
+from ilf.feedback.source import check_worked_examples, is_heard
+from ilf.paths import check_model_folder, check_path, check_target
+from ilf.settings import Annotate, Data, Settings
 from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
@@ -83,58 +83,14 @@ def _check_sources(settings: Settings) -> None:
         return
     if settings.mode == "annotate":  # the feedback is still to be written
         return
-    _check_shares(feedback)
-    mixed, sources = feedback.source == "mixed", feedback.writers
-    if "scripted" in sources and data.name != "mini":
-        raise InputError(
-            "feedback.sources" if mixed else "feedback",
-            feedback.sources if mixed else feedback.name,
-            f"scripted needs data=mini, not {data.name}: the script knows what mini's tasks ask for",
-            "Choose human or unit_tests, or data=mini.",
-        )
-    if {"human", "llm"} & set(sources) and feedback.path is not None:
-        check_path("feedback.path", feedback.path, "file", "Give a .jsonl or .csv file of annotations.")
-    if "human" in sources and feedback.path is not None:
-        return
-    heard = set(settings.stages) & {"annotate", "train_refiner", "refine", "train_policy"}
-    if "human" in sources and "drop" not in feedback.transform and heard:
-        raise InputError(
-            "feedback.path",
-            None,
-            f"feedback={feedback.name} needs a file of annotations",
-            "Give feedback.path=FILE, or choose feedback=unit_tests.",
-        )
-    if settings.refinements.name == "human" and "scripted" not in sources and heard:
+    feedback.check(settings)
+    brought = any(one.refines and not (one.people and feedback.path is None) for one in feedback.writers)
+    if settings.refinements.needs_annotator and not brought and is_heard(settings.stages):
         raise InputError(
             "refinements",
-            "human",
-            f"needs an annotator's refinements, which feedback={feedback.name} does not bring",
+            settings.option("refinements"),
+            f"needs an annotator's refinements, which feedback={settings.option('feedback')} does not bring",
             "Choose feedback=human (on mini: feedback=scripted), or another arm.",
-        )
-
-
-def _check_shares(feedback: FeedbackSettings) -> None:
-    mixed = feedback.source == "mixed"
-    for key, values in (("feedback.sources", feedback.sources), ("feedback.shares", feedback.shares)):
-        if values and not mixed:
-            raise InputError(
-                key, values, f"is for several sources, and feedback={feedback.name}", "Add feedback=mixed."
-            )
-    if not mixed:
-        return
-    if len(set(feedback.sources)) < max(2, len(feedback.sources)):
-        raise InputError(
-            "feedback.sources",
-            feedback.sources,
-            f"must name two or more of {', '.join(WRITERS)}, each once",
-            "Use 'feedback.sources=[human,unit_tests]'.",
-        )
-    if len(feedback.shares) != len(feedback.sources) or min(feedback.shares) < 0 or not any(feedback.shares):
-        raise InputError(
-            "feedback.shares",
-            feedback.shares,
-            f"must be a number from 0 for each of feedback.sources={feedback.sources}, not all 0",
-            "Use 'feedback.shares=[1,3]' for a quarter and three quarters.",
         )
 
 
@@ -142,8 +98,8 @@ def _check_study(settings: Settings) -> None:
     """Check what repeats, sweeps or replaces parts of the algorithm."""
     if settings.study_table is not None:
         check_table(settings.study, settings.study_table)
-    arm, feedback = settings.refinements.name, settings.feedback
-    people = "human" in feedback.writers and feedback.path is not None
+    feedback = settings.feedback
+    people = any(one.people for one in feedback.writers) and feedback.path is not None
     if settings.rounds > 1 and people:
         raise InputError(
             "rounds",
@@ -151,8 +107,9 @@ def _check_study(settings: Settings) -> None:
             "needs feedback on each round's new programs, and annotations are about programs that exist already",
             "Choose feedback=scripted (on mini), unit_tests or llm, or rounds=1.",
         )
-    if settings.rounds > 1 and arm == "none":
-        raise InputError("rounds", settings.rounds, "refinements=none trains nothing to go on from", "Use rounds=1.")
+    if settings.rounds > 1 and not settings.refinements.trains:
+        allowed = f"refinements={settings.option('refinements')} trains nothing to go on from"
+        raise InputError("rounds", settings.rounds, allowed, "Use rounds=1.")
     if settings.transfer is not None and settings.transfer.prompt not in STYLES:
         prompt = settings.transfer.prompt
         raise InputError("transfer.prompt", prompt, f"must be one of {', '.join(STYLES)}", "Choose one of these.")
@@ -164,23 +121,13 @@ def _check_study(settings: Settings) -> None:
             "chooses settings by Refine, and stages holds what looks at Test: each setting would",
             "Use 'stages=[sample,annotate,train_refiner,refine,train_policy]', or select=0.",
         )
-    for key, wanted, shots in (
-        ("refiner.shots", settings.refiner.name == "few_shot", settings.refiner.shots),
-        ("llm.shots", bool(uses(settings)), settings.llm.shots),
-    ):
-        limit = settings.data.limit.prompt
-        if wanted and limit is not None and shots > limit:
-            raise InputError(
-                key,
-                shots,
-                f"worked examples are of the Prompt split, and data.limit.prompt={limit}",
-                "Lower it, or raise data.limit.prompt.",
-            )
+    if uses(settings):
+        check_worked_examples(settings, "llm.shots", settings.llm.shots)
 
 
 def _check_llm(settings: Settings) -> None:
     """Check where another model's answers come from, and what it is told."""
-    llm, feedback = settings.llm, settings.feedback
+    llm = settings.llm
     check_prompts(llm)
     if llm.path is not None:
         advice = "Give an earlier run's programs/llm_answers.jsonl, or llm_feedback.jsonl for feedback=llm."
@@ -188,7 +135,8 @@ def _check_llm(settings: Settings) -> None:
     if not uses(settings):
         return
     if llm.path is None and llm.model is None:
-        option = "feedback=llm" if feedback.source == "llm" else "refinements=llm"
+        group = "refinements" if settings.refinements.asks_llm else "feedback"
+        option = f"{group}={settings.option(group)}"
         raise InputError(
             "llm.model",
             None,
@@ -199,10 +147,3 @@ def _check_llm(settings: Settings) -> None:
         raise InputError("llm.url", llm.url, "must be an address", "Give llm.url=http://HOST:PORT/v1.")
     if llm.path is None and llm.url is None and (Path(str(llm.model)).exists() or str(llm.model).count("/") > 1):
         check_model_folder("llm.model", llm.model)
-    if feedback.source == "llm" and llm.shots and feedback.path is None and settings.data.annotator != "scripted":
-        raise InputError(
-            "llm.shots",
-            llm.shots,
-            "worked examples of feedback are an annotator's, on ids 1 to 10, and there are none",
-            "Give feedback.path=annotations.jsonl, or llm.shots=0.",
-        )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import netrc
 import os
-from pathlib import Path
 
-from ilf.paths import check_path
+from ilf.paths import check_model_folder
 from ilf.settings import Settings
 from ilf.types import InputError
 
@@ -30,16 +29,6 @@ def check_machinery(settings: Settings) -> None:
             "needs a Weights & Biases login, and none was found",
             "Set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline.",
         )
-
-
-def check_model_folder(key: str, path: str | None) -> None:
-    """Raise InputError where a folder that is given holds no model, naming the setting `key`."""
-    if path is None:
-        return
-    advice = "Check the path; `save_pretrained` writes such a folder."
-    check_path(key, path, "folder", advice)
-    if not (Path(path) / "config.json").is_file():
-        raise InputError(key, path, "must be a folder with a config.json, in Hugging Face's layout", advice)
 
 
 def _check_processes(settings: Settings) -> None:
@@ -93,15 +82,7 @@ def _check_models(settings: Settings) -> None:
         )
     if settings.mode != "pretrain":
         check_model_folder("model.path", settings.model.path)
-    if settings.refiner.name == "local":
-        if settings.refiner.path is None:
-            raise InputError(
-                "refiner.path",
-                None,
-                "refiner=local needs a folder in Hugging Face's layout",
-                "Give refiner.path=FOLDER, such as the refiner/ of an earlier run.",
-            )
-        check_model_folder("refiner.path", settings.refiner.path)
+    settings.refiner.check(settings)
 
 
 def _logged_in() -> bool:

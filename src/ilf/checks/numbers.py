@@ -27,7 +27,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "training.policy.batch_size",
             "training.micro_batch_size",
             "training.max_length",
-            "refiner.old_code_tokens",
             "pretrain.vocabulary",
             "pretrain.hidden",
             "pretrain.intermediate",
@@ -40,7 +39,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     ),
     "at least 1, or null for all tasks": (
         lambda value: value >= 1,
-        ("data.limit.test", "data.limit.refine", "data.limit.train", "refinements.limit"),
+        ("data.limit.test", "data.limit.refine", "data.limit.train"),
     ),
     "above 0": (
         lambda value: value > 0,
@@ -55,7 +54,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda value: value >= 0,
         (
             "data.limit.prompt",
-            "refiner.shots",
             "llm.shots",
             "training.validate_n",
             "select",

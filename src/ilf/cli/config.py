@@ -30,7 +30,7 @@ from ilf.installation import COMMAND
 from ilf.parts import Part, holds_parts, read
 from ilf.run_folder import claimed
 from ilf.settings import Settings
-from ilf.types import InputError
+from ilf.types import Feedback, InputError
 
 if TYPE_CHECKING:
     from ilf.stages import Stages
@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 # On import: all that a launcher's job, in another process or on another machine, does here before it composes.
 OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent.parent / file), replace=True)
 OmegaConf.register_new_resolver("command", lambda: COMMAND, replace=True)
-OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
+OmegaConf.register_new_resolver(
+    "first", lambda *values: next((v for v in values if v not in (None, "")), None), replace=True
+)
 
 
 def _run_folder() -> str:
@@ -104,12 +106,13 @@ def settings_from(
     known = {one.name: getattr(plain, one.name) for one in fields(Settings)}
     parts = {name: read(hints[name], node, name) for name, node in known.items() if holds_parts(hints[name])}
     settings = Settings(**known | parts)
+    settings.overrides, settings.chosen = list(overrides), dict(chosen or {})
+    settings.arm = settings.arm or settings.option("refinements")
     check(settings)
     check_overrides(settings, overrides, sweep)
     if settings.mode == "run":
         check_wandb(settings.logger, sweep)
-    settings.overrides, settings.chosen = list(overrides), dict(chosen or {})
-    settings.config = settings_config  # type: ignore[assignment]
+    settings.config = settings_config | {"arm": settings.arm}  # type: ignore[assignment, operator]
     return settings
 
 
@@ -225,7 +228,6 @@ def build(settings: Settings) -> Stages:
     from ilf.analysis.jobs import arm_name
     from ilf.budget import check_plan
     from ilf.feedback import llm
-    from ilf.feedback.human import load_annotations
     from ilf.feedback.other_model import check_stored
     from ilf.models.folder import check_model
     from ilf.models.load import resolve
@@ -249,17 +251,17 @@ def build(settings: Settings) -> Stages:
     data = settings.data
     tasks, data_sha256 = load(data)
     feedback, asked = settings.feedback, llm.uses(settings)
-    sources, annotations, only = set(feedback.writers), None, None
-    # On the annotation page, what a file annotates already restricts nothing.
-    if settings.mode != "annotate" and sources & {"human", "llm"} and feedback.path is not None:
+    known: dict[str, list[Feedback]] = {}  # by the name of its source
+    for writer in feedback.writers if settings.mode != "annotate" else ():  # there, it restricts nothing
         absent = mbpp.IDS if data.name == "mbpp" else ()  # a local file may be a part of it
-        annotations = load_annotations(feedback.path, {task.task_id: task.split for task in tasks}, absent)
-        if feedback.source == "human":  # where sources are mixed, another one speaks on what people have not annotated
-            only = {annotation.task_id for annotation in annotations}
-        elif "human" not in sources:
-            annotations = [a for a in annotations if a.split == "prompt"]
+        found = writer.known({task.task_id: task.split for task in tasks}, absent)
+        if found is not None:
+            known[writer.name] = found
+    annotations = {f.task_id: f for found in known.values() for f in found}
+    # Where sources are mixed, another one speaks on what people have not annotated.
+    only = set(annotations) if known and all(one.people for one in feedback.writers) else None
     splits = split_tasks(tasks, asdict(data.limit), only)
-    check_tasks(settings, splits, annotations, {task.split for task in tasks})
+    check_tasks(settings, splits, list(annotations.values()) if known else None, {task.split for task in tasks})
     transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
@@ -278,8 +280,8 @@ def build(settings: Settings) -> Stages:
     key = "model.path" if settings.model.path is not None else "model.hub"
     config, tokenizer = check_model(key, model, local or bool(trainings(settings)), settings.model.bos)
     sampled = [config]
-    if settings.refiner.name == "local":
-        sampled.append(check_model("refiner.path", Path(str(settings.refiner.path)), local)[0])
+    if settings.refiner.folder is not None:
+        sampled.append(check_model("refiner.path", settings.refiner.folder, local)[0])
     for one in sampled:
         settings.sampler.check_model(one)
     check_training(settings, config, splits)
@@ -295,10 +297,9 @@ def build(settings: Settings) -> Stages:
         settings.logger,
         Path(settings.output_dir),
         settings.config,
-        arm_name(settings.arm, settings.feedback.source),
+        arm_name(settings.arm, settings.feedback.name),
         settings.group or settings.study,
     )
-    known = annotations or []
     return Stages(settings, splits, data_sha256, transfer_sha256, known, model, store, sandbox, tracker, llm_folder)
 
 

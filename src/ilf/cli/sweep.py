@@ -86,6 +86,15 @@ def _run_chosen(folder: Path, target: Path, overrides: list[str]) -> None:
         stages.run()
 
 
+def _groups(config: DictConfig) -> dict[str, str]:
+    """Return the options of a job that has no results, and who annotates its data."""
+    found = {str(field): str(config.hydra.runtime.choices.get(group)) for field, group in FIELDS.items()}
+    annotator = str(config.feedback.get("writer", found["feedback"]))
+    if found["feedback"] == "annotator":
+        found["feedback"] = annotator
+    return {"annotator": annotator, **found}
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn an error of input into the command's end: an exception of a callback would only be a warning of Hydra's."""
@@ -152,10 +161,9 @@ class JobCallback(Callback):
             # One that failed early leaves no results.json: what that would say of its arm is said here.
             facts: dict[str, Any] = {
                 "error": str(job_return._return_value) or repr(job_return._return_value),
-                "arm": config.arm,
+                "arm": config.arm or config.hydra.runtime.choices.get("refinements"),
                 "seed": config.seed,
-                "annotator": config.feedback.source,
-                **{field: config[group].name for field, group in FIELDS.items()},
+                **_groups(config),
             }
             write_atomically(file, to_json(facts, indent=1))
         else:

@@ -6,7 +6,9 @@ import ast
 import random
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from ilf.feedback.source import Failing, Source, Writing
 from ilf.tasks.prompts import lines_of
 from ilf.types import Feedback, Program, Task, derive_seed
 
@@ -83,3 +85,17 @@ def annotate(failing: Mapping[int, Sequence[Program]], tasks: Mapping[int, Task]
         Feedback(p.task_id, p.split, p.program, in_words(p, tasks[p.task_id]), "unit_tests")
         for p in choose(failing, seed)
     ]
+
+
+@dataclass
+class UnitTests(Source):
+    """What the unit tests said of one of the policy's own wrong programs, in words."""
+
+    name = "unit_tests"
+    refines = False
+    reads_path = False
+    repeatable = True
+
+    def write(self, failing: Failing, run: Writing) -> list[Feedback]:
+        """Return feedback on one program of each failing task."""
+        return annotate(failing, run.tasks.by_id, run.seed)

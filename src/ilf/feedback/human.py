@@ -10,10 +10,14 @@ import io
 import logging
 import math
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ilf.feedback import from_tests
+from ilf.feedback.source import Failing, Source, Writing, is_heard
+from ilf.feedback.transforms import Drop
 from ilf.files import to_csv, to_json, write_atomically
 from ilf.paths import check_path
 from ilf.tasks.prompts import normalise_newlines
@@ -223,3 +227,47 @@ def _is_time(text: str) -> bool:
         return bool(datetime.fromisoformat(text))
     except ValueError:
         return False
+
+
+@dataclass
+class Human(Source):
+    """What people wrote, in the file `path`.
+
+    Args:
+        annotated_policy: Whose wrong programs the annotations are about; null where nobody says so.
+        select: annotated: all annotated tasks; annotated_and_failed: those that the policy fails too.
+    """
+
+    annotated_policy: str | None = None
+    select: Literal["annotated", "annotated_and_failed"] = "annotated"
+
+    name = "human"
+    people = True
+    repeatable = True
+
+    def check(self, settings: Any) -> None:
+        """Raise InputError where the file is missing and a requested stage needs it."""
+        super().check(settings)
+        if self.path is not None:
+            check_path("feedback.path", self.path, "file", "Give a .jsonl or .csv file of annotations.")
+        elif is_heard(settings.stages) and not self._wordless:
+            allowed = f"feedback={settings.option('feedback')} needs a file of annotations"
+            advice = "Give feedback.path=FILE, or choose feedback=unit_tests."
+            raise InputError("feedback.path", None, allowed, advice)
+
+    def known(self, splits: Mapping[int, str], absent: Container[int]) -> list[Feedback] | None:
+        """Return the annotations of the file."""
+        if self.path is None:
+            return None
+        return [replace(one, source=self.name) for one in load_annotations(self.path, splits, absent)]
+
+    def write(self, failing: Failing, run: Writing) -> list[Feedback]:
+        """Return the annotations of this run's tasks. Without a file and without words, the policy's own programs."""
+        if self.path is None:
+            return from_tests.annotate(failing, run.tasks.by_id, run.seed) if self._wordless else []
+        known = [a for a in run.known if a.task_id in run.tasks.by_id]
+        return select(known, failing, self.select == "annotated_and_failed")
+
+    @property
+    def _wordless(self) -> bool:
+        return any(isinstance(one, Drop) for one in self.transforms)

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ilf.feedback import from_tests, scripted
+from ilf.feedback.human import load_annotations
+from ilf.feedback.source import Failing, Source, Writing, worked_examples
 from ilf.files import whole
-from ilf.settings import LLM, Prompt, Settings
+from ilf.paths import check_path
+from ilf.settings import LLM as LLMSettings
+from ilf.settings import Prompt, Settings
+from ilf.tasks import mini
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
 
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -28,11 +35,14 @@ _PLACEHOLDERS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
 
 def uses(settings: Settings) -> list[str]:
     """Return what a run asks another model for: "feedback", "refinement", both or nothing."""
-    asked = {"feedback": settings.feedback.writers, "refinement": [settings.refinements.name]}
-    return [use for use, by in asked.items() if "llm" in by]
+    asked = {
+        "feedback": any(one.asks_llm for one in settings.feedback.writers),
+        "refinement": settings.refinements.asks_llm,
+    }
+    return [use for use, needed in asked.items() if needed]
 
 
-def check_prompts(settings: LLM) -> None:
+def check_prompts(settings: LLMSettings) -> None:
     """Check what stands in braces in the prompts.
 
     Raises:
@@ -171,3 +181,67 @@ def summed(answers: Sequence[dict[str, Any]]) -> Counter[str]:
         found["cut_off"] += row.get("finish_reason") == "length"
         found.update(row.get("usage") or {})
     return found
+
+
+@dataclass
+class LLM(Source):
+    """Another model, on one of the policy's wrong programs of each failing task; its answers are in the store.
+
+    The worked examples that it is shown are by the data's annotator, on ids 1 to 10: from the file `path`, or, on mini,
+    by the script.
+    """
+
+    name = "llm"
+    refines = False
+    asks_llm = True
+    repeatable = True  # but for the answers
+
+    def check(self, settings: Settings) -> None:
+        """Raise InputError where there are no worked examples."""
+        super().check(settings)
+        if self.path is not None:
+            check_path("feedback.path", self.path, "file", "Give a .jsonl or .csv file of annotations.")
+        elif len(settings.feedback.writers) == 1 and settings.llm.shots and settings.data.annotator != "scripted":
+            allowed = "worked examples of feedback are an annotator's, on ids 1 to 10, and there are none"
+            advice = "Give feedback.path=annotations.jsonl, or llm.shots=0."
+            raise InputError("llm.shots", settings.llm.shots, allowed, advice)
+
+    def known(self, splits: Mapping[int, str], absent: Container[int]) -> list[Feedback] | None:
+        """Return the annotations of the Prompt split."""
+        if self.path is None:
+            return None
+        return [a for a in load_annotations(self.path, splits, absent) if a.split == "prompt"]
+
+    def write(self, failing: Failing, run: Writing) -> list[Feedback]:
+        """Return the other model's feedback, behind the worked examples that it was shown.
+
+        A task whose answer is empty or not there is rejected.
+        """
+        examples = self._examples(failing, run)
+        taken = {f.task_id for f, _ in examples}
+        programs = from_tests.choose({i: found for i, found in failing.items() if i not in taken}, run.seed)
+        queries = plan_feedback(run.llm.settings.feedback, programs, run.tasks.by_id, examples, run.seed)
+        texts = {row["task_id"]: row["answer"] for row in run.llm.answers(queries)}
+        found = [f for f, _ in examples]
+        for p in programs:
+            if text := texts.get(p.task_id, "").strip():
+                found.append(Feedback(p.task_id, p.split, p.program, text, self.name))
+            else:
+                reason = "is empty" if p.task_id in texts else "is not among the stored ones"
+                run.rejected.append(f"task {p.task_id} (feedback): the other model's answer {reason}")
+        return found
+
+    def _examples(self, failing: Failing, run: Writing) -> list[tuple[Feedback, Verdict]]:
+        """Return worked examples by the data's annotator, on ids 1 to 10, with what executing their programs gives.
+
+        In every round they are those of the first, when the policy has failed most.
+        """
+        if run.llm.examples is None:
+            ids = {task.task_id for task in run.tasks.prompt}
+            known = [a for a in run.known if a.task_id in ids]
+            if not known and run.annotator == "scripted":
+                few = {i: programs for i, programs in failing.items() if i in ids}
+                known = scripted.annotate(few, run.tasks.by_id, mini.specifications(), run.seed)
+            verdicts = run.score([(f.program, run.tasks.by_id[f.task_id]) for f in known])
+            run.llm.examples = [(f, v) for f, v in zip(known, verdicts, strict=True) if not v.passed]
+        return worked_examples("llm.shots", run.llm.settings.shots, run.llm.examples)

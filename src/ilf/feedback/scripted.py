@@ -10,10 +10,13 @@ import ast
 import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from ilf.feedback.source import Failing, Source, Writing
+from ilf.tasks import mini
 from ilf.tasks.mini_grammar import Names, Sketch, Specification
-from ilf.types import Feedback, Program, Task, derive_seed
+from ilf.types import Feedback, InputError, Program, Task, derive_seed
 
 _SENTENCES: dict[str, tuple[str, ...]] = {
     "loop": (
@@ -213,3 +216,28 @@ class _Rename(ast.NodeTransformer):
 def _canonical(node: ast.expr, names: Names) -> str:
     """Return the code of an expression in a sketch's names."""
     return ast.unparse(_Rename(names).visit(copy.deepcopy(node)))
+
+
+@dataclass
+class Scripted(Source):
+    """Mini's annotator: feedback and refinement on the program that needs the fewest corrections."""
+
+    name = "scripted"
+    reads_path = False
+    repeatable = True
+
+    def check(self, settings: Any) -> None:
+        """Raise InputError where the data have no specifications of their tasks."""
+        super().check(settings)
+        check_specifications(settings.data, "feedback", self.name)
+
+    def write(self, failing: Failing, run: Writing) -> list[Feedback]:
+        """Return feedback on one wrong program of each failing task that has one it can read."""
+        return annotate(failing, run.tasks.by_id, mini.specifications(), run.seed)
+
+
+def check_specifications(data: Any, key: str, value: object) -> None:
+    """Raise InputError, naming a setting, where the script does not know what a data set's tasks ask for."""
+    if data.name != "mini":
+        allowed = f"scripted needs data=mini, not {data.name}: the script knows what mini's tasks ask for"
+        raise InputError(key, value, allowed, "Choose human or unit_tests, or data=mini.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from ilf.types import Feedback, InputError, derive_seed
 
@@ -18,6 +20,56 @@ _NEXT = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])|\n+")
+
+
+@dataclass
+class Transform(ABC):
+    """Changes feedback, from whatever source. Derive from it for one of your own, or give a function."""
+
+    @abstractmethod
+    def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
+        """Return the feedback as it is to be used.
+
+        Args:
+            feedback: One for each task.
+            seed: Of the round; the same seed has to give the same feedback.
+        """
+
+
+@dataclass
+class Drop(Transform):
+    """Keeps the same programs and refinements without a word."""
+
+    def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
+        """Return the feedback as it is to be used."""
+        return drop(feedback)
+
+
+@dataclass
+class Shuffle(Transform):
+    """Gives each program the feedback on another one, see `shuffle`.
+
+    Args:
+        apply: refine: on Train alone; train_and_refine: on Refine too, which the refiner learns from.
+    """
+
+    apply: Literal["refine", "train_and_refine"] = "refine"
+
+    def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
+        """Return the feedback as it is to be used."""
+        return shuffle(feedback, ("train",) if self.apply == "refine" else ("refine", "train"), seed)
+
+
+@dataclass
+class OneBug(Transform):
+    """Keeps the words on the first mistake alone, see `one_bug`."""
+
+    def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
+        """Return the feedback as it is to be used."""
+        return one_bug(feedback)
+
+
+NAMED: dict[str, type[Transform]] = {"shuffle": Shuffle, "one_bug": OneBug, "drop": Drop}
 
 
 def drop(feedback: Sequence[Feedback]) -> list[Feedback]:

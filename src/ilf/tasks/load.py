@@ -74,34 +74,31 @@ def check_tasks(
         InputError: An arm, the refiner or worked examples lack tasks, or programs to learn from.
     """
     _check_splits(settings, tasks, there)
-    arm, asked = settings.refinements.name, set(settings.stages)
+    arm, asked = settings.refinements, set(settings.stages)
     refined = {a.task_id for a in annotations or [] if a.refinement is not None}
-    source, said = settings.feedback.source, {a.task_id for a in annotations or []}
-    alone = annotations is not None and source == "human"  # nobody else speaks
+    writers, said = settings.feedback.writers, {a.task_id for a in annotations or []}
+    alone = annotations is not None and all(one.people for one in writers)  # nobody else speaks
     people = f" in {settings.feedback.path}"
     taught = [t for t in tasks.by_id.values() if (t.code or t.task_id in refined) and (not alone or t.task_id in said)]
-    if "train_policy" in asked:
-        programs = {
-            "gold": ("gold programs (column `code`)", any(t.code for t in tasks.train)),
-            "human": ("people's refinements", not alone or any(t.task_id in refined for t in tasks.train)),
-        }
-        what, there_are = programs.get(arm, ("", True))
-        if not there_are:
-            allowed = f"needs {what} of tasks of the Train split, and there are none"
-            allowed += people if arm == "human" else ""
-            advice = f"Write some, {_or_raise(settings, 'train')}or choose another arm."
-            raise InputError("refinements", arm, allowed, advice)
+    missing = arm.missing(tasks.train, refined if alone else None)
+    if "train_policy" in asked and missing:
+        allowed = f"needs {missing} of tasks of the Train split, and there are none"
+        allowed += people if arm.needs_annotator else ""
+        advice = f"Write some, {_or_raise(settings, 'train')}or choose another arm."
+        raise InputError("refinements", settings.option("refinements"), allowed, advice)
     # Another source may bring refinements of its own.
-    lacking = source in ("human", "unit_tests") and not any(t.split == "refine" for t in taught)
-    if _learns_to_refine(settings) and lacking:
+    brought = any(one.refines and not one.people for one in writers)
+    lacking = not brought and not any(t.split == "refine" for t in taught)
+    if settings.trains_refiner and lacking:
         allowed = "learns from refinements or gold programs of tasks of the Refine split, and there are none"
         more = _or_raise(settings, "refine")
         advice = f"Annotate some with refinements, {more}or choose refiner=local or refiner=few_shot."
-        raise InputError("refiner", "finetuned", allowed + (people if alone else ""), advice)
+        raise InputError("refiner", settings.option("refiner"), allowed + (people if alone else ""), advice)
     shots = sum(t.split == "prompt" and t.task_id in said for t in taught)
     for key, wanted, count in (
-        ("refiner.shots", alone and settings.refiner.name == "few_shot", settings.refiner.shots),
-        ("llm.shots", (alone or source == "llm") and "llm" in (arm, source), settings.llm.shots),
+        ("refiner.shots", alone, settings.refiner.worked_examples),
+        ("llm.shots", alone and arm.asks_llm, settings.llm.shots),
+        ("llm.shots", len(writers) == 1 and writers[0].asks_llm, settings.llm.shots),
     ):  # those of a script or of tests come later
         if annotations is not None and wanted and shots < count:
             allowed = f"needs as many annotations of the Prompt split (MBPP: ids 1 to 10), and there are {shots}"
@@ -127,12 +124,13 @@ def check_unseen(tests: str, tasks: Splits) -> None:
 
 def _check_splits(settings: Settings, tasks: Splits, there: Container[str]) -> None:
     """Check that the splits that the requested stages go over have tasks: in the data, and among the annotated ones."""
-    arm, asked, data = settings.refinements.name, set(settings.stages), settings.data
+    asked, data, trains = set(settings.stages), settings.data, settings.refinements.trains
+    arm = settings.option("refinements")
     drawn = ["refine", "train"] if data.limit.prompt == 0 else ["prompt", "refine", "train"]
-    sampled = "sample" in asked and (arm != "none" or settings.mode == "annotate")
+    sampled = "sample" in asked and (trains or settings.mode == "annotate")
     for needed, splits, use in (
-        (arm != "none" and asked & {"refine", "train_policy"}, ["train"], f"refinements={arm} trains on these"),
-        (_learns_to_refine(settings), ["refine"], "refiner=finetuned learns from these"),
+        (trains and asked & {"refine", "train_policy"}, ["train"], f"refinements={arm} trains on these"),
+        (settings.trains_refiner, ["refine"], "refiner=finetuned learns from these"),
         (settings.select, ["refine"], "select chooses by these"),
         (sampled, drawn, "stage sample draws programs for these"),
     ):
@@ -144,13 +142,6 @@ def _check_splits(settings: Settings, tasks: Splits, there: Container[str]) -> N
             key, path, verb = "data.path", data.path, "holds"
         allowed = f"{verb} no task of {_of(data, *splits)}, and {use}"
         raise InputError(key, path, allowed, "Add some, or ask for other stages.")
-
-
-def _learns_to_refine(settings: Settings) -> bool:
-    """Return whether a run is to train a refiner."""
-    arm = settings.refinements.name
-    refines = arm in ("model", "self") or (arm != "none" and settings.refinements.tasks == "solved")
-    return refines and settings.refiner.name == "finetuned" and "train_refiner" in settings.stages
 
 
 def _or_raise(settings: Settings, split: str) -> str:

@@ -22,10 +22,25 @@ class RefineModule(FineTuningModule):
         return refine_prompt(feedback, task.prompt, truncate(tokenizer, feedback.program, old_code_tokens))
 
     @staticmethod
-    def example(tokenizer: Any, feedback: Feedback, task: Task, old_code_tokens: int, max_length: int) -> Example:
+    def example(
+        tokenizer: Any,
+        feedback: Feedback,
+        task: Task,
+        old_code_tokens: int,
+        max_length: int,
+        prompt: str | None = None,
+    ) -> Example:
         """Return what is learnt from one annotation: the target is the task prompt again, then the refined body.
 
         Where the annotator made no refinement, the target is the task's gold program.
+
+        Args:
+            tokenizer: The model's.
+            feedback: The annotation.
+            task: That it is on.
+            old_code_tokens: See `prompt`.
+            max_length: Tokens of an example.
+            prompt: What the refiner is given, ending with the task's prompt; by default what `prompt` returns.
 
         Raises:
             ValueError: The row is too long (see `encode`), x1 can't be written after the task's prompt, or there is
@@ -35,5 +50,5 @@ class RefineModule(FineTuningModule):
         if not target:
             raise ValueError("neither a refinement nor a gold program to learn from")
         refined = completion_of(task.prompt, target, task.entry_point)
-        prompt = RefineModule.prompt(tokenizer, feedback, task, old_code_tokens).removesuffix(task.prompt)
-        return encode(tokenizer, task.task_id, prompt, task.prompt + refined, max_length)
+        prompt = prompt or RefineModule.prompt(tokenizer, feedback, task, old_code_tokens)
+        return encode(tokenizer, task.task_id, prompt.removesuffix(task.prompt), task.prompt + refined, max_length)

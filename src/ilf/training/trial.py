@@ -27,11 +27,10 @@ _TRIED = 4096  # numbers of the parameter that is tried: of fewer, bitsandbytes 
 
 def trainings(settings: Settings) -> dict[str, Phase]:
     """Return the fine-tunings that the requested stages hold, "refiner" and "policy", with their settings."""
-    arm, stages, found = settings.refinements.name, settings.stages, {}
-    refines = arm in ("model", "self") or settings.refinements.tasks == "solved"
-    if "train_refiner" in stages and settings.refiner.name == "finetuned" and arm != "none" and refines:
+    found = {}
+    if settings.trains_refiner:
         found["refiner"] = settings.training.refiner
-    if "train_policy" in stages and arm != "none":
+    if "train_policy" in settings.stages and settings.refinements.trains:
         found["policy"] = settings.training.policy
     return found
 
@@ -178,11 +177,11 @@ def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapp
         sampled += [*tasks.prompt, *tasks.refine, *tasks.train]
     for task in sampled:
         check_room(config, tokens[task.task_id], new, f"the prompt of task {task.task_id},")
-    if "refine" in stages and settings.refiner.name in ("finetuned", "few_shot"):
-        shots = settings.refiner.shots if settings.refiner.name == "few_shot" else 0
+    refiner = settings.refiner
+    if "refine" in stages and refiner.reads_program and refiner.folder is None:
         example = template + min((tokens[task.task_id] for task in tasks.prompt), default=0)
         for task in tasks.train:
-            prompt = shots * example + template + tokens[task.task_id]
+            prompt = refiner.worked_examples * example + template + tokens[task.task_id]
             check_room(config, prompt, new, f"a refine prompt of task {task.task_id}, which is at least")
 
 

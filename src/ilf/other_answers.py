@@ -1,0 +1,94 @@
+"""What another language model answers in a run, through the store: feedback, or refinements of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ilf.code_digest import code_sha256
+from ilf.feedback import llm, other_model
+from ilf.feedback.other_model import OtherModel
+from ilf.files import JsonLines
+from ilf.models import chat, endpoint, load
+from ilf.runner import Runner
+from ilf.scoring import score
+from ilf.store import Entry
+from ilf.training.trainer import training_device
+from ilf.types import Feedback, Program, Task, Verdict
+
+
+class OtherAnswers:
+    """The other model of a run, asked once.
+
+    Args:
+        runner: Does stages through the store.
+        folder: Of the model, where it is a local one.
+    """
+
+    def __init__(self, runner: Runner, folder: Path | None) -> None:
+        self.runner, self.settings = runner, runner.settings.llm
+        device = training_device(runner.settings.trainer)
+        self.other = OtherModel(self.settings, runner.settings.sampler.temperature, folder, device)
+        self.examples: list[tuple[Feedback, Verdict]] | None = None  # worked ones of feedback, from round to round
+        self.counts: dict[str, Counter[str]] = {}  # of answers, by what they are for
+
+    def answers(self, queries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the answers to questions for feedback."""
+
+        def work(entry: Entry) -> dict[str, Any]:
+            self.other.answer("feedback", queries, JsonLines(entry.path / "answers.jsonl"))
+            return {}
+
+        path, _ = self.runner.do("annotate", self._key("feedback", queries), work)
+        return self._take("feedback", path, "llm_feedback")
+
+    def refine(self, feedback: Sequence[Feedback], shots: Sequence[Feedback]) -> list[Program]:
+        """Return the model's refinements of wrong programs, executed.
+
+        Args:
+            feedback: The wrong programs.
+            shots: Worked examples to show first.
+        """
+        settings, tasks = self.runner.settings, self.runner.tasks
+        prompt, n = self.settings.refinement, settings.sampler.n
+        queries = llm.plan_refinements(prompt, feedback, tasks, shots, n, self.runner.seed)
+        # Another scoring asks nothing anew.
+        scoring = self.runner.verdicts_of("refine", [tasks[f.task_id] for f in feedback])
+
+        def work(entry: Entry) -> dict[str, Any]:
+            answers = JsonLines(entry.path / "answers.jsonl")
+            self.other.answer("refinement", queries, answers)
+            programs = llm.programs(queries, answers.read())
+            texts: list[tuple[str, Task]] = [(p.program, tasks[p.task_id]) for p in programs]
+            verdicts = score(texts, self.runner.sandbox, settings.executor.tests)
+            rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
+            rows.path.unlink(missing_ok=True)
+            rows.append(replace(p, verdict=v).row() for p, v in zip(programs, verdicts, strict=True))
+            return {}
+
+        path, _ = self.runner.do("refine", self._key("refinement", queries), work, f"done-{scoring}.json")
+        self._take("refinement", path, "llm_answers")
+        rows = self.runner.folder / "programs" / f"llm{self.runner.suffix}.jsonl"
+        shutil.copyfile(path / f"programs-{scoring}.jsonl", rows)
+        self.runner.tracker.artifact(rows)
+        return [Program.from_row(row) for row in JsonLines(rows).read()]
+
+    def _key(self, use: str, queries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return everything that decides the answers."""
+        folder = self.other.folder
+        code = code_sha256(llm, other_model, endpoint, *([chat, load] if folder else []))
+        weights = self.runner.weights(folder) if folder else None
+        return {"code": code, "llm": self.other.key(use, weights), "queries": queries}
+
+    def _take(self, use: str, path: Path, name: str) -> list[dict[str, Any]]:
+        """Put a stage's answers into the run's folder, count them, and return them."""
+        target = self.runner.folder / "programs" / f"{name}{self.runner.suffix}.jsonl"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path / "answers.jsonl", target)
+        answers = JsonLines(target).read()
+        self.counts.setdefault(use, Counter()).update(llm.summed(answers))
+        return answers

@@ -1,0 +1,142 @@
+"""What the policy learns from, the arms of a comparison: the protocol and the options of the group `refinements`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ilf.ranges import Positive
+from ilf.types import Found, Task, pick
+
+
+@dataclass
+class Refinements(ABC):
+    """An arm. Derive from it for one of your own: a dataclass whose fields are its arguments.
+
+    Args:
+        tasks: solved: Train tasks that the refiner solved, for every arm alike; annotated: all.
+        limit: How many tasks a round gives to train on, drawn at random; null for all.
+    """
+
+    tasks: Literal["solved", "annotated"] = "solved"
+    limit: Positive | None = None
+
+    source: ClassVar[str]  # of its programs, in training.jsonl; by default the class's name
+    name: ClassVar[str]  # where no option says it; by default the same
+    trains: ClassVar[bool] = True  # else the policy is evaluated as it was
+    refines: ClassVar[bool] = False  # whether it takes the refiner's programs, so that unsolved tasks are left out
+    asks_llm: ClassVar[bool] = False  # whether it takes those of the other model of the group `llm`
+    own_samples: ClassVar[bool] = False  # trains on as many of the policy's own correct samples instead
+    needs_annotator: ClassVar[bool] = False  # takes refinements that came with the feedback
+    by_feedback: ClassVar[bool] = True  # whether what it learns came of feedback
+    matched: ClassVar[bool] = False  # whether it has a program for each task that the refiner solved
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "source" not in vars(cls) and cls.__module__ != __name__:
+            cls.source = cls.__name__
+        if "name" not in vars(cls):
+            cls.name = cls.source
+
+    @abstractmethod
+    def program(self, found: Found) -> str | None:
+        """Return the program to train on for one task, None where there is none. It is executed before it is used."""
+
+    def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
+        """Return what the arm lacks where no task of Train has it, for an error before anything is sampled.
+
+        Args:
+            train: The tasks.
+            refined: Ids of those with a refinement by people; None where others may bring some.
+        """
+        return None
+
+
+@dataclass
+class Model(Refinements):
+    """The algorithm itself: one of the refiner's correct programs."""
+
+    source = "model"
+    refines = True
+    matched = True
+
+    def program(self, found: Found) -> str | None:
+        """Return one of them, as the seed decides."""
+        return pick(found.refined, found.seed)
+
+
+@dataclass
+class Human(Refinements):
+    """The annotator's own refinements."""
+
+    source = "human"
+    needs_annotator = True
+    matched = True
+
+    def program(self, found: Found) -> str | None:
+        """Return the refinement that came with the feedback."""
+        return found.feedback.refinement
+
+    def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
+        """Return what is lacking where people have written no refinement."""
+        lacking = refined is not None and not any(task.task_id in refined for task in train)
+        return "people's refinements" if lacking else None
+
+
+@dataclass
+class Gold(Refinements):
+    """The tasks' gold programs."""
+
+    source = "gold"
+    by_feedback = False
+    matched = True
+
+    def program(self, found: Found) -> str | None:
+        """Return the gold program."""
+        return found.task.code or None
+
+    def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
+        """Return what is lacking where no task has a gold program."""
+        return None if any(task.code for task in train) else "gold programs (column `code`)"
+
+
+@dataclass
+class LLM(Refinements):
+    """Another model's refinements."""
+
+    source = "llm"
+    asks_llm = True
+
+    def program(self, found: Found) -> str | None:
+        """Return one of its correct programs, as the seed decides."""
+        return pick(found.by_llm, found.seed)
+
+
+@dataclass
+class Self(Model):
+    """Self-training: as many of the policy's own correct samples as the refiner's programs would be, on other tasks."""
+
+    source = "model"  # whose number counts
+    name = "self"
+    own_samples = True
+    by_feedback = False
+    matched = False
+
+
+@dataclass
+class Nothing(Refinements):
+    """No fine-tuning: the policy as it was, sampled again."""
+
+    source = "none"
+    trains = False
+    by_feedback = False
+    matched = True
+
+    def program(self, found: Found) -> str | None:
+        """Return none."""
+        return None
+
+
+COMPARED: tuple[Refinements, ...] = (Gold(), Human(), Model(), LLM())  # the arms that train on the same tasks

@@ -1,0 +1,197 @@
+"""Sources of feedback, transforms, refiners and arms of a user's: a package and YAML of their own, no edit of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ilf.stages import Stages
+from ilf.types import InputError
+
+FEW = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "training.epochs=1", "measure=[]"]
+FEW += ["training.validate_n=0"]
+PACKAGE = '''
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ilf.feedback import Source, Transform
+from ilf.types import Feedback
+
+
+@dataclass
+class Reviewer(Source):
+    """Says the same of each first wrong program, and notes that it was asked."""
+
+    words: str = "Look again."
+    log: str | None = None
+
+    def write(self, failing, run):
+        if self.log:
+            Path(self.log).open("a").write(f"{len(failing)} {run.seed}\\n")
+        run.rejected.append("task 0 (reviewer): none")
+        found = []
+        for i, programs in sorted(failing.items()):
+            task = run.tasks.by_id[i]
+            (verdict,) = run.score([(task.code, task)])
+            assert verdict.passed
+            found.append(Feedback(i, task.split, programs[0].program, self.words, "reviewer", task.code))
+        return found
+
+
+def polite(feedback, seed, word="Please"):
+    return [replace(f, text=f"{word}: {f.text}") for f in feedback]
+
+
+@dataclass
+class Louder(Transform):
+    times: int = 1
+
+    def __call__(self, feedback, seed):
+        return [replace(f, text=f.text + "!" * self.times) for f in feedback]
+
+
+@dataclass
+class Silent(Source):
+    pass
+
+
+class Plain(Source):
+    def __init__(self, words):
+        self.words = words
+
+    def write(self, failing, run):
+        return []
+
+
+@dataclass
+class OnTest(Source):
+    def write(self, failing, run):
+        return [Feedback(11, "test", "x", "f", "mine")]
+
+
+def quiet(feedback):
+    return feedback
+'''
+OPTIONS = {
+    "feedback/reviewer": """
+_target_: mine.Reviewer
+words: Look again.
+log: null
+transform: []
+apply: refine
+path: null
+""",
+    "feedback/silent": "_target_: mine.Silent",
+    "feedback/plain": "_target_: mine.Plain\nwords: x",
+    "feedback/on_test": "_target_: mine.OnTest",
+    "feedback/none_such": "_target_: mine.Reveiwer",
+    "feedback/no_source": "_target_: pathlib.Path",
+}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's package on sys.path; returns the folder of their options."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for option, text in OPTIONS.items():
+        file = tmp_path / "conf" / f"{option}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path / "conf"
+
+
+@pytest.fixture
+def own_stages(mine: Path, small_stages: Callable[..., Stages]) -> Callable[..., Stages]:
+    """Build a run in this process that finds a user's options."""
+    return lambda *overrides: small_stages(f"hydra.searchpath=[file://{mine}]", *FEW, *overrides)
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_source_of_a_users_is_heard_throughout_and_asked_once(own_stages, tmp_path, mine):
+    log = tmp_path / "asked"
+    own = ["feedback=reviewer", f"feedback.log={log}"]
+    first = own_stages(*own)
+    found = first.run()
+    assert found["status"] == "complete" and (found["feedback"], found["annotator"]) == ("reviewer", "Reviewer")
+    rows = lines(first.folder / "feedback.jsonl")
+    assert rows and {(row["text"], row["source"]) for row in rows} == {("Look again.", "reviewer")}
+    assert found["training_sources"] == {"reviewer": len(found["training_task_ids"])}
+    assert found["feedback_cost"]["by_source"] == {"reviewer": len(rows)}
+    assert "FEEDBACK:\nLook again." in lines(first.folder / "programs" / "refinements.jsonl")[0]["prompt"]
+    again = own_stages(*own)
+    again.run()
+    assert log.read_text().count("\n") == 1, "what it wrote is in the store"
+    assert (again.folder / "feedback.jsonl").read_bytes() == (first.folder / "feedback.jsonl").read_bytes()
+    assert "task 0 (reviewer): none" in found["rejected"]
+    own_stages(*own, "feedback.words=Think.", "stages=[sample,annotate]").run()
+    assert log.read_text().count("\n") == 2, "its arguments are part of the key"
+    # So is its code.
+    file = tmp_path / "code" / "mine.py"
+    file.write_text(file.read_text().replace("programs[0].program", "programs[-1].program"))
+    del sys.modules["mine"]
+    own_stages(*own, "stages=[sample,annotate]").run()
+    assert log.read_text().count("\n") == 3
+
+
+def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_stages):
+    sources = "feedback.sources=[{_target_: mine.Reviewer, words: Hm.}, unit_tests]"
+    changed = "feedback.transform=[{_target_: mine.polite, word: Pray}, one_bug, {_target_: mine.Louder, times: 2}]"
+    stages = own_stages("feedback=mixed", sources, changed, "stages=[sample,annotate]")
+    found = stages.run()
+    rows = lines(stages.folder / "feedback.jsonl")
+    assert {row["source"] for row in rows} == {"reviewer", "unit_tests"} and found["annotator"] == "mixed"
+    assert all(row["text"].startswith("Pray: ") and row["text"].endswith("!!") for row in rows)
+    assert {row["text"] for row in rows if row["source"] == "reviewer"} == {"Pray: Hm.!!"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["feedback=silent"], r"feedback\._target_='mine\.Silent': lacks what ilf\.feedback\.source\.Source .*write"),
+        (["feedback=plain"], r"feedback\._target_='mine\.Plain': must be a dataclass"),
+        (["feedback=none_such"], r"feedback\._target_='mine\.Reveiwer': can't be imported.*mine\.Reviewer\?"),
+        (["feedback=no_source"], r"feedback\._target_='pathlib\.Path': must be a class that derives from"),
+        (["feedback=reviewer", "+feedback.wrods=x"], r"feedback\.wrods='x': is no argument.*mean feedback\.words"),
+        (["feedback=reviewer", "feedback.words=3"], r"feedback\.words=3: must be a valid string"),
+        (["feedback=reviewer", "feedback.apply=refin"], r"feedback\.apply='refin': must be 'refine' or 'train_and"),
+        (["feedback.transform=[louder]"], r"feedback\.transform='louder': must be of shuffle, one_bug, drop"),
+        (["feedback.transform=[{_target_: mine.quiet}]"], r"feedback\.transform\[0\]\._target_=.*takes 1 arg"),
+        (["feedback.transform=[{_target_: mine.polite, wrod: x}]"], r"feedback\.transform\[0\]\.wrod='x'.*word\?"),
+        (["feedback.transform=[{_target_: mine.Louder, times: x}]"], r"feedback\.transform\[0\]\.times='x'"),
+        (["feedback.transform=[{_target_: mine.Silent}]"], r"feedback\.transform\[0\]\._target_.*derives from"),
+        (["feedback.transform=[{word: x}]"], r"feedback\.transform\[0\]\._target_=None"),
+        (["feedback=mixed", "feedback.sources=[human,mine]"], r"feedback\.sources\[1\]='mine': must be of human, scr"),
+        (["feedback=mixed", "feedback.sources=[unit_tests,{_target_: mine.Silent}]"], r"sources\[1\]\._target_"),
+    ],
+)  # fmt: skip
+def test_what_is_no_source_or_transform_is_named_before_anything_loads(overrides, message, mine):
+    from conftest import compose_settings
+
+    with pytest.raises(InputError, match=message):
+        compose_settings(f"hydra.searchpath=[file://{mine}]", *overrides)
+
+
+def test_feedback_on_test_is_no_feedback(own_stages):
+    with pytest.raises(InputError, match=r"feedback='OnTest'.*on Prompt, Refine and Train, not Feedback\(task_id=11"):
+        own_stages("feedback=on_test", "stages=[sample,annotate]").run()
+
+
+def test_a_source_from_outside_runs_by_the_command_line(mine, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
+    done = cli(
+        *("--config-dir", str(mine), "feedback=reviewer", "stages=[sample,annotate]", "hydra.run.dir=run"),
+        *("data.limit.prompt=2", "data.limit.refine=4", "data.limit.train=4", "logger=none", "store.dir=store"),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(r'"feedback": "reviewer"', (tmp_path / "run" / "results.json").read_text())
