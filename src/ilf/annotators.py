@@ -16,7 +16,6 @@ from ilf.files import JsonLines
 from ilf.models import chat, endpoint, load
 from ilf.runner import NotRequested, Runner
 from ilf.store import Entry
-from ilf.tasks import mini
 from ilf.training.trainer import training_device
 from ilf.training.unit_test_callback import score
 from ilf.types import Feedback, InputError, Program, Splits, Verdict
@@ -130,7 +129,8 @@ class Annotators:
             known = [a for a in self.annotations if a.task_id in self.tasks.by_id]
             return human.select(known, failing, self.settings.feedback.select == "annotated_and_failed")
         if source == "scripted":
-            return scripted.annotate(failing, self.tasks.by_id, mini.specifications(), self.runner.seed)
+            known_to_it = self.settings.data.specifications()
+            return scripted.annotate(failing, self.tasks.by_id, known_to_it, self.runner.seed)
         return from_tests.annotate(failing, self.tasks.by_id, self.runner.seed)
 
     def _mixed(self, failing: dict[int, list[Program]]) -> list[Feedback]:
@@ -186,7 +186,7 @@ class Annotators:
             known = [a for a in self.annotations if a.task_id in ids]
             if not known and self.settings.data.annotator == "scripted":
                 few = {i: programs for i, programs in failing.items() if i in ids}
-                known = scripted.annotate(few, self.tasks.by_id, mini.specifications(), self.runner.seed)
+                known = scripted.annotate(few, self.tasks.by_id, self.settings.data.specifications(), self.runner.seed)
             wrong = [(f.program, self.tasks.by_id[f.task_id]) for f in known]
             verdicts = score(wrong, self.runner.sandbox, self.settings.executor.tests)
             self.examples = [(f, v) for f, v in zip(known, verdicts, strict=True) if not v.passed]

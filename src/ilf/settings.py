@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from ilf.executors import Executor, LocalExecutor
 from ilf.parts import Needs, Part
 from ilf.sampling.sampler import Sampler
+from ilf.tasks import Data, Mini
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 WRITERS = ("human", "scripted", "unit_tests", "llm")  # of feedback
@@ -29,42 +30,6 @@ LoggerPart = Annotated[Part, Needs("pytorch_lightning.loggers.Logger")]
 _OF_A_RUN = ("callbacks", "logger", "plugins", "num_nodes", "use_distributed_sampler", "default_root_dir")
 _OF_A_FIT = ("enable_checkpointing", "reload_dataloaders_every_n_epochs")
 TrainerPart = Annotated[Part, Needs("pytorch_lightning.Trainer", given=(*_OF_A_RUN, *_OF_A_FIT))]
-
-
-@dataclass
-class Limit:
-    """How many tasks of a split to use (the first ids); null for all."""
-
-    prompt: int | None = None
-    test: int | None = None
-    refine: int | None = None
-    train: int | None = None
-
-
-@dataclass
-class Fractions:
-    """How many of one's own tasks go to each split, as shares of 1."""
-
-    prompt: float = 0.0
-    test: float = 0.3
-    refine: float = 0.3
-    train: float = 0.4
-
-
-@dataclass
-class Data:
-    """Where tasks come from."""
-
-    name: str = "???"
-    path: str | None = None  # JSON lines in MBPP's columns; for mbpp, null loads the Hub (mini is generated)
-    revision: str = ""  # commit on the Hub
-    sha256: str | None = None  # what the rows must hash to; null takes any
-    annotator: str = "human"  # who annotates this data: human | scripted
-    annotations: str | None = None  # what the human annotator wrote
-    annotated_policy: str | None = None  # whose wrong programs that annotator saw
-    prompt: str = "paper"  # paper | no_leak
-    split: Fractions = field(default_factory=Fractions)  # of jsonl, where its rows name no split
-    limit: Limit = field(default_factory=Limit)
 
 
 @dataclass
@@ -238,8 +203,8 @@ class Settings:
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     rounds: int = 1  # of the algorithm, each with samples and feedback of the newest policy
     rounds_from: str = "base"  # what each round fine-tunes: base, on all rounds' examples | last, on the new ones
-    data: Data = field(default_factory=Data)
-    transfer: Data | None = None  # another data set to evaluate on, by data@transfer=...
+    data: Annotated[Data, Needs()] = field(default_factory=Mini)
+    transfer: Annotated[Data | None, Needs()] = None  # another data set to evaluate on, by data@transfer=...
     model: Model = field(default_factory=Model)
     feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
     refiner: Refiner = field(default_factory=Refiner)
@@ -270,6 +235,15 @@ class Settings:
     overrides: list[str] = field(default_factory=list)  # what the command line said
     chosen: dict[str, str] = field(default_factory=dict)  # the option of each group
     config: dict[str, Any] = field(default_factory=dict)  # all of this as plain values, with each part's `_target_`
+
+    def option(self, group: str) -> str:
+        """Return the name of a part: its option's, or where none was chosen its class's.
+
+        Args:
+            group: Such as "data" or "data@transfer".
+        """
+        part = getattr(self, group.rpartition("@")[2])
+        return self.chosen.get(group) or type(part).__name__.lower()
 
 
 def value_of(settings: Settings, key: str) -> Any:

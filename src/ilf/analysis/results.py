@@ -195,7 +195,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     rounds = [of_round(outcome, one, tasks, k) for one in outcome.rounds]
     last = of_round(outcome, outcome.last, tasks, k)
     transfer = settings.transfer and {
-        "data": settings.transfer.name,
+        "data": settings.option("data@transfer"),
         "data_sha256": record.transfer_sha256,
         "zero_shot": metrics(outcome.transfer_zero_shot, k),
         "finetuned": metrics(outcome.transfer_finetuned, k),
@@ -212,7 +212,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "refiner_kind": settings.refiner.name,
         "seed": settings.seed,
         "overrides": settings.overrides,
-        "data": settings.data.name,
+        "data": settings.option("data"),
         "data_sha256": record.data_sha256,
         "model": settings.model.name,
         "model_id": (settings.model.path if settings.model.name == "local" else settings.model.hub)
@@ -231,6 +231,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         },
         "training": asdict(settings.training.policy),
         "training_limit": settings.refinements.limit,
+        "test_limit": settings.data.limit.test,
         "feedback_on_policy": not human or _on_policy(feedback.annotated_policy, policy, outcome.last),
         "annotated_policy": feedback.annotated_policy if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,

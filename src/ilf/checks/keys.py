@@ -9,15 +9,14 @@ from typing import Any, get_type_hints
 
 from ilf.feedback.llm import uses
 from ilf.files import whole
-from ilf.parts import Part
+from ilf.parts import Part, holds_parts
 from ilf.settings import Phase, Settings
 from ilf.types import InputError
 
 # Keys that not every run reads: what reads them, and whether this run does.
 _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "training.quantize": ("a fine-tuning with an adapter", lambda s: s.adapter is not None),
-    "data.revision": ("data=mbpp without data.path", lambda s: s.data.name == "mbpp" and s.data.path is None),
-    "data.split": ("data=jsonl", lambda s: s.data.name == "jsonl"),
+    "data.revision": ("data=mbpp without data.path", lambda s: getattr(s.data, "path", None) is None),
     "model.hub": ("a model without model.path", lambda s: s.model.path is None),
     "model.revision": ("a model without model.path", lambda s: s.model.path is None),
     "feedback.path": (
@@ -63,6 +62,8 @@ def check_known(settings: Settings) -> None:
                 raise unknown_key(f"{parent}{name}", value)
 
 
+# Groups whose options say their name; those of parts are told by Hydra, and a part's own `name` is anything.
+_NAMED = {name for name, hint in get_type_hints(Settings, include_extras=True).items() if not holds_parts(hint)}
 # Keys of earlier versions, and what they are called now.
 MOVED = {
     "adapter.alpha": "adapter.lora_alpha",
@@ -149,7 +150,7 @@ def check_overrides(settings: Settings, overrides: Sequence[str], sweep: bool = 
     given = {key: value for key, value in given.items() if value != "null"}
     for key, value in given.items():
         group, _, name = key.rpartition(".")
-        if name == "name" and group in {field.name for field in fields(settings)}:
+        if name == "name" and group in _NAMED:
             raise InputError(key, value, "says which option was chosen, and chooses none", f"Use {group}={value}.")
         for prefix, (reader, read) in _READ_BY.items() if not sweep and settings.mode == "run" else ():
             if (key == prefix or key.startswith(f"{prefix.rstrip('.')}.")) and not read(settings):

@@ -98,11 +98,11 @@ def settings_from(
     known = {one.name: getattr(plain, one.name) for one in fields(Settings)}
     parts = {name: read(hints[name], node, name) for name, node in known.items() if holds_parts(hints[name])}
     settings = Settings(**known | parts)
+    settings.overrides, settings.chosen = list(overrides), dict(chosen or {})
     check(settings)
     check_overrides(settings, overrides, sweep)
     if settings.mode == "run":
         check_wandb(settings.logger, sweep)
-    settings.overrides, settings.chosen = list(overrides), dict(chosen or {})
     settings.config = settings_config  # type: ignore[assignment]
     return settings
 
@@ -222,8 +222,7 @@ def build(settings: Settings) -> Stages:
     from ilf.models.load import resolve
     from ilf.stages import Stages
     from ilf.store import Store
-    from ilf.tasks import jsonl, mbpp
-    from ilf.tasks.load import check_tasks, check_unseen, load, split_tasks
+    from ilf.tasks.load import check_tasks, check_unseen, split_tasks
     from ilf.tracking import Tracker
     from ilf.training.trial import check_training, trainings
 
@@ -238,13 +237,12 @@ def build(settings: Settings) -> Stages:
             "Install it, or choose model.attention=sdpa.",
         )
     data = settings.data
-    tasks, data_sha256 = load(data)
+    tasks, data_sha256 = data.load()
     feedback, asked = settings.feedback, llm.uses(settings)
     sources, annotations, only = set(feedback.writers), None, None
     # On the annotation page, what a file annotates already restricts nothing.
     if settings.mode != "annotate" and sources & {"human", "llm"} and feedback.path is not None:
-        absent = mbpp.IDS if data.name == "mbpp" else ()  # a local file may be a part of it
-        annotations = load_annotations(feedback.path, {task.task_id: task.split for task in tasks}, absent)
+        annotations = load_annotations(feedback.path, {task.task_id: task.split for task in tasks}, data.may_lack)
         if feedback.source == "human":  # where sources are mixed, another one speaks on what people have not annotated
             only = {annotation.task_id for annotation in annotations}
         elif "human" not in sources:
@@ -254,7 +252,7 @@ def build(settings: Settings) -> Stages:
     transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
-        others, transfer_sha256 = load(settings.transfer, "transfer")
+        others, transfer_sha256 = settings.transfer.load("transfer")
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
     check_unseen(settings.executor.tests, splits)
     llm_folder = None
@@ -280,8 +278,8 @@ def build(settings: Settings) -> Stages:
     check_plan(settings, config, tokenizer, splits)
     sandbox = settings.executor.start()
     for key, one, own in (("data", data, tasks), ("transfer", settings.transfer, splits.transfer)):
-        if one is not None and one.name == "jsonl":
-            jsonl.check_gold(str(one.path), own, sandbox, key)
+        if one is not None:
+            one.check_gold(own, sandbox, key)
     tracker = Tracker(
         settings.logger,
         Path(settings.output_dir),

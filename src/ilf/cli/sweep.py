@@ -97,6 +97,12 @@ def _told() -> Iterator[None]:
         sys.exit(f"error: {said}")
 
 
+def _option(config: DictConfig, group: str) -> str:
+    """Return the name of what a job has chosen of a group."""
+    is_part = "_target_" in config[group]  # else the option says its name
+    return str(config.hydra.runtime.choices[group] if is_part else config[group].name)
+
+
 def _forget_frames(error: BaseException | None) -> None:
     """Let go of what was held where an error came through: Hydra keeps the errors of all jobs, and so a whole model."""
     while error is not None:
@@ -155,7 +161,7 @@ class JobCallback(Callback):
                 "arm": config.arm,
                 "seed": config.seed,
                 "annotator": config.feedback.source,
-                **{field: config[group].name for field, group in FIELDS.items()},
+                **{field: _option(config, group) for field, group in FIELDS.items()},
             }
             write_atomically(file, to_json(facts, indent=1))
         else:
