@@ -49,7 +49,6 @@ VALUES = {
     "adapter.alpha": "8",
     "adapter.dropout": "0.1",
     "data.revision": "abc",
-    "data.split": "{prompt: 0, test: 0.5, refine: 0.25, train: 0.25}",
     "model.hub": "a/b",
     "model.revision": "abc",
     "feedback.path": str(ROOT / "README.md"),
@@ -75,6 +74,7 @@ VALUES = {
 }
 # Runs that don't read what the default run reads.
 RUNS = {
+    "data.revision": ["data=mbpp", f"data.path={ROOT / 'README.md'}", "feedback=unit_tests"],
     "refiner.old_code_tokens": ["refiner=policy"],
     "refinements.tasks": ["refinements=none"],
     "refinements.limit": ["refinements=none"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -108,8 +109,12 @@ class Hub(Table):
         except Exception as error:  # of the package, the formats and the network: each has its own classes
             said = str(error.__cause__ or error).partition("\n")[0]
             # What it says of one of the arguments, it says of no other.
-            named = {"splits": "split", "config": "BuilderConfig", "data_files": "Unable to find"}
-            wrong = next((one for one, word in named.items() if getattr(self, one) and word in said), "name")
+            named = {
+                "splits": "split|Instruction",
+                "config": "BuilderConfig",
+                "data_files": "Unable to find|data files found",
+            }
+            wrong = next((one for one, words in named.items() if getattr(self, one) and re.search(words, said)), "name")
             raise InputError(
                 f"{key}.{wrong}",
                 getattr(self, wrong),
