@@ -24,6 +24,7 @@ OPTIONS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rg
 # Options that are composed and checked but not run here, each with the reason.
 NOT_RUN = {
     "data/jsonl": "needs a file of tasks; run by test_own_tasks.py",
+    "data/hub": "needs a data set; run by test_data.py",
     "data/mbpp": "the data is not part of the project; run by tests that have it",
     "experiment/mbpp/smoke": "needs MBPP and a real model",
     "experiment/mbpp/small": "needs MBPP and a real model, for hours",
@@ -82,6 +83,7 @@ NEEDS = {  # what an option can't be composed without
     "data/humaneval": ["stages=[zero_shot]"],
     "sampler/openai": ["sampler.url=http://localhost:8000/v1"],
     "data/jsonl": [f"data.path={SOME_FILE}", f"feedback.path={SOME_FILE}"],
+    "data/hub": ["data.name=owner/name", "feedback=unit_tests"],
     "data/mbpp": [f"feedback.path={SOME_FILE}"],
     "experiment/mbpp/smoke": [f"feedback.path={SOME_FILE}"],
     "experiment/mbpp/small": [f"feedback.path={SOME_FILE}"],
@@ -249,7 +251,7 @@ BAD = {
         r"feedback\.sources=.*scripted needs data=mini",
     ),
     "an unknown transform": (["feedback.transform=[mix]"], r"feedback\.transform='mix'.*shuffle, one_bug, drop"),
-    "a file for generated data": (["data.path=mbpp.jsonl"], r"data\.path='mbpp.jsonl'.*data=mbpp"),
+    "a file for generated data": (["+data.path=mbpp.jsonl"], r"data\.path='mbpp.jsonl'.*no argument of .*Mini"),
     "rounds on people's feedback": (
         ["rounds=2", "feedback=human", f"feedback.path={SOME_FILE}"],
         r"rounds=2.*feedback=scripted.*unit_tests",
@@ -312,7 +314,7 @@ BAD = {
         r"transfer\.prompt='mine'.*paper",
     ),
     "nothing to train on": (["data=humaneval"], r"data='humaneval'.*data@transfer=humaneval"),
-    "a file for another data set": (["data@transfer=humaneval", "transfer.path=x"], r"transfer\.path='x'"),
+    "a file for another data set": (["data@transfer=humaneval", "+transfer.path=x"], r"transfer\.path='x'"),
     "a missing file of another data set": (["data@transfer=mbpp", "transfer.path=x"], r"transfer\.path='x'.*no such"),
     "the same data set twice": (["data@transfer=mini"], r"transfer='mini'.*humaneval"),
     "an unknown measure": (["measure=[kll]"], r"measure='kll'.*weight_change, kl, perplexity"),

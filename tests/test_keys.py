@@ -46,7 +46,6 @@ def test_fields_of_a_servers_requests_are_free():
 # For each key that not every run reads, a value that the schema takes.
 VALUES = {
     "data.revision": "abc",
-    "data.split": "{prompt: 0, test: 0.5, refine: 0.25, train: 0.25}",
     "model.hub": "a/b",
     "model.revision": "abc",
     "feedback.path": str(ROOT / "README.md"),
@@ -70,6 +69,7 @@ VALUES = {
 }
 # Runs that don't read what the default run reads.
 RUNS = {
+    "data.revision": ["data=mbpp", f"data.path={ROOT / 'README.md'}", "feedback=unit_tests"],
     "refiner.old_code_tokens": ["refiner=policy"],
     "refinements.tasks": ["refinements=none"],
     "refinements.limit": ["refinements=none"],

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from ilf.cli.config import build
 from ilf.feedback.human import read_annotations
 from ilf.sandbox import Limits, Sandbox
-from ilf.settings import Data
-from ilf.tasks.jsonl import SPLITS, check_gold, load, split_ids
-from ilf.tasks.load import load as load_any
+from ilf.tasks import MBPP, Jsonl
+from ilf.tasks.data import SPLITS
+from ilf.tasks.table import split_ids
 from ilf.types import InputError
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
@@ -30,7 +30,7 @@ BARE = {"task_id": 3, "text": "t", "signature": "def f(x):", "test_list": ["asse
 
 def write(file, *rows):
     file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n")
-    return Data(name="jsonl", path=str(file))
+    return Jsonl(path=str(file))
 
 
 BAD = {
@@ -67,7 +67,7 @@ def test_every_row_is_checked_and_named_with_its_line(name, tmp_path):
     row, message = BAD[name]
     line = "" if message.startswith(("tasks", ":")) else ":2: "
     with pytest.raises(InputError, match=f"{line}{message}"):
-        load(write(tmp_path / "tasks.jsonl", ROW, row))
+        write(tmp_path / "tasks.jsonl", ROW, row).load()
 
 
 def test_a_signature_gives_the_prompt_that_its_program_would(tmp_path):
@@ -76,7 +76,7 @@ def test_a_signature_gives_the_prompt_that_its_program_would(tmp_path):
     for style in ("paper", "no_leak"):
         data = write(tmp_path / "tasks.jsonl", whole, {**BARE, "signature": f"{head}  \n"})
         data.prompt = style
-        (one, other), _ = load(data)
+        (one, other), _ = data.load()
         assert one.prompt == other.prompt and other.code == "" != one.code
         assert one.entry_point == other.entry_point == "f"
 
@@ -107,34 +107,39 @@ def test_splits_are_a_partition_by_largest_remainder_in_no_order_of_the_file(ids
 
 def test_the_column_decides_the_split(tmp_path):
     rows = [{**BARE, "task_id": i, "split": SPLITS[i % 4]} for i in range(1, 9)]
-    tasks, sha256 = load(write(tmp_path / "tasks.jsonl", *rows))
+    tasks, sha256 = write(tmp_path / "tasks.jsonl", *rows).load()
     assert {t.task_id: t.split for t in tasks} == {row["task_id"]: row["split"] for row in rows}
     # A changed test is other content, a column of one's own is not.
     again = [{**row, "mine": 1} for row in reversed(rows)]
-    assert load(write(tmp_path / "tasks.jsonl", *again))[1] == sha256
+    assert write(tmp_path / "tasks.jsonl", *again).load()[1] == sha256
     rows[3]["test_list"] = ["assert f(2) == 2"]
-    assert load(write(tmp_path / "tasks.jsonl", *rows))[1] != sha256
+    assert write(tmp_path / "tasks.jsonl", *rows).load()[1] != sha256
 
 
 def test_gold_programs_that_do_not_pass_are_named_with_what_came_of_it(tmp_path):
     wrong = [{**ROW, "task_id": i, "code": "def f(x):\n  return 1 / (x - 1)"} for i in range(2, 9)]
     none = {**BARE, "task_id": 20}
     file = tmp_path / "tasks.jsonl"
-    tasks, _ = load(write(file, ROW, none, *wrong))
+    data = write(file, ROW, none, *wrong)
     with pytest.raises(
         InputError, match=r"7 of 8 do not: .*jsonl:3: task 2: failed, .*ZeroDivision.*; and 2 more"
     ) as e:
-        check_gold(str(file), tasks, Sandbox(Limits()))
+        data.check_gold(data.load()[0], Sandbox(Limits()))
     assert "task 1:" not in str(e.value) and "task 20" not in str(e.value) and str(e.value).count("ZeroDivision") == 5
-    tasks, _ = load(write(file, ROW, none))
-    check_gold(str(file), tasks, Sandbox(Limits()))
+    data = write(file, ROW, none)
+    data.check_gold(data.load()[0], Sandbox(Limits()))
 
 
 SELECTING = "stages=[sample,annotate,train_refiner,refine,train_policy]"
 UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, what the error says
-    "no file": (["data.path=null"], None, None, r"data\.path=None.*data=jsonl needs a file"),
+    "no file": (["data.path=null"], None, None, r"data\.path=None.*must name a file"),
     "shares that are no whole": (["data.split.test=0.5"], None, None, r"data\.split=.*together 1"),
-    "a share below 0": (["data.split={prompt:-0.5,test:0.5,refine:0.5,train:0.5}"], None, None, r"data\.split="),
+    "a share below 0": (
+        ["data.split={prompt:-0.5,test:0.5,refine:0.5,train:0.5}"],
+        None,
+        None,
+        r"data\.split\.prompt=-0.5",
+    ),
     "a script": (["feedback=scripted"], None, None, r"feedback='scripted'.*data=mini"),
     "no Test task": ([], {"split": {"test": "train"}}, None, r"data\.path='.*tasks\.jsonl'.*Test split.*`split`"),
     "no Train task": ([], {"split": {"train": "test"}}, None, r"data\.path=.*Train split.*`split`.*refinements=model"),
@@ -316,12 +321,9 @@ def test_an_edited_test_scores_the_same_programs_anew(again, tutorial, caplog):
     assert "were drawn before and are kept" in caplog.text
 
 
-def test_own_tasks_to_evaluate_another_policy_on(again, tmp_path):
-    found = again(
-        {}, {}, "data=mini", "data.path=null", "feedback=unit_tests", "feedback.path=null", "data@transfer=jsonl",
-        f"transfer.path={tmp_path}/tasks.jsonl", "stages=[zero_shot]", "data.limit.test=2",
-        "sampler.n=1", "evaluate.k=[1]",
-    )  # fmt: skip
+def test_own_tasks_to_evaluate_another_policy_on(small_stages):
+    own = ["data@transfer=jsonl", f"transfer.path={TUTORIAL}/tasks.jsonl", "stages=[zero_shot]", "data.limit.test=2"]
+    found = small_stages(*own).run()
     assert found["transfer"]["zero_shot"]["n_tasks"] == 3 and found["transfer"]["data"] == "jsonl"
 
 
@@ -348,12 +350,12 @@ def test_each_kind_of_file_needs_tests(name, tests, tmp_path):
     row = {**ROW, "task_id": 11, "test_list": tests, "test_setup_code": ""}
     data = write(tmp_path / "tasks.jsonl", row)
     with pytest.raises(InputError, match=r"tasks\.jsonl:1: test_list=.*assert"):
-        load_any(Data(name="mbpp" if name == "MBPP" else "jsonl", path=data.path))
+        (MBPP if name == "MBPP" else Jsonl)(path=data.path).load()
 
 
 def test_a_text_with_backslashes_and_quotes_makes_a_task_that_can_be_solved(tmp_path):
     row = {**ROW, "text": 'the file C:\\users\\x of "$\\xi$" or """', "split": "test"}
     row["test_list"] = [r"assert f(r'\xi') == '\\xi'", 'assert f("""a""") == "a"']
-    write(tmp_path / "tasks.jsonl", row)
-    ((task,), _) = load(Data(name="jsonl", path=str(tmp_path / "tasks.jsonl")))
-    check_gold("tasks.jsonl", [replace(task, code=task.prompt + "    return x")], Sandbox(Limits()))
+    data = write(tmp_path / "tasks.jsonl", row)
+    ((task,), _) = data.load()
+    data.check_gold([replace(task, code=task.prompt + "    return x")], Sandbox(Limits()))

@@ -84,6 +84,7 @@ class Annotators:
             ask=self._ask,
             rejected=rejected,
             annotator=self.settings.data.annotator,
+            specifications=self.settings.data.specifications(),
             llm=self.other,
         )
         if source.repeatable:

@@ -259,7 +259,7 @@ def _part(node: Mapping[str, Any], key: str, needs: Needs) -> Part:
 
 def _instance(kind: type, node: Mapping[str, Any], key: str, needs: Needs) -> Any:
     """Return an instance of a class of ours, or of a user's class that derives from it."""
-    target = _target_of(node, key) if "_target_" in node else kind
+    target = _target_of(node, key) if "_target_" in node or inspect.isabstract(kind) else kind
     path = f"{kind.__module__}.{kind.__qualname__}"
     if not (inspect.isclass(target) and issubclass(target, kind)):
         raise InputError(f"{key}._target_", node["_target_"], f"must be a class that derives from {path}", "Derive it.")

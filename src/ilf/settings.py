@@ -18,6 +18,7 @@ from ilf.refinements import Model as RefinersPrograms
 from ilf.refinements import Refinements
 from ilf.refiners.finetuned import FineTuned
 from ilf.refiners.refiner import Refiner
+from ilf.tasks import Data, Mini
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 
@@ -44,42 +45,6 @@ class Modules:
 
     refiner: ModulePart = field(default_factory=lambda: Part("ilf.training.RefineModule"))
     policy: ModulePart = field(default_factory=lambda: Part("ilf.training.ILFModule"))
-
-
-@dataclass
-class Limit:
-    """How many tasks of a split to use (the first ids); null for all."""
-
-    prompt: int | None = None
-    test: int | None = None
-    refine: int | None = None
-    train: int | None = None
-
-
-@dataclass
-class Fractions:
-    """How many of one's own tasks go to each split, as shares of 1."""
-
-    prompt: float = 0.0
-    test: float = 0.3
-    refine: float = 0.3
-    train: float = 0.4
-
-
-@dataclass
-class Data:
-    """Where tasks come from."""
-
-    name: str = "???"
-    path: str | None = None  # JSON lines in MBPP's columns; for mbpp, null loads the Hub (mini is generated)
-    revision: str = ""  # commit on the Hub
-    sha256: str | None = None  # what the rows must hash to; null takes any
-    annotator: str = "human"  # who annotates this data: human | scripted
-    annotations: str | None = None  # what the human annotator wrote
-    annotated_policy: str | None = None  # whose wrong programs that annotator saw
-    prompt: str = "paper"  # paper | no_leak
-    split: Fractions = field(default_factory=Fractions)  # of jsonl, where its rows name no split
-    limit: Limit = field(default_factory=Limit)
 
 
 @dataclass
@@ -221,8 +186,8 @@ class Settings:
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     rounds: int = 1  # of the algorithm, each with samples and feedback of the newest policy
     rounds_from: str = "base"  # what each round fine-tunes: base, on all rounds' examples | last, on the new ones
-    data: Data = field(default_factory=Data)
-    transfer: Data | None = None  # another data set to evaluate on, by data@transfer=...
+    data: Annotated[Data, Needs()] = field(default_factory=Mini)
+    transfer: Annotated[Data | None, Needs()] = None  # another data set to evaluate on, by data@transfer=...
     model: Model = field(default_factory=Model)
     feedback: Annotated[Source, Needs()] = field(default_factory=_feedback)
     refiner: Annotated[Refiner, Needs()] = field(default_factory=FineTuned)
@@ -263,9 +228,12 @@ class Settings:
         """Return the option that was chosen of a group; where none is known of, what its class is called.
 
         So too for feedback=annotator, which is whoever annotates the data.
+
+        Args:
+            group: Such as "data" or "data@transfer".
         """
-        chosen = self.chosen.get(group, "annotator")
-        return str(getattr(self, group).name) if chosen == "annotator" else chosen
+        part, chosen = getattr(self, group.rpartition("@")[2]), self.chosen.get(group, "annotator")
+        return str(getattr(part, "name", type(part).__name__.lower())) if chosen == "annotator" else chosen
 
     @property
     def trains_refiner(self) -> bool:

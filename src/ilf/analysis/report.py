@@ -180,8 +180,8 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
         if d["smallest_detectable"] and d["mean"]:
             needed = math.ceil(tests * (d["smallest_detectable"] / d["mean"]) ** 2)
             reason += f" A true difference of {100 * d['mean']:+.1f} points needs about {needed} tasks to show."
-        # MBPP's Test split has 100 tasks, and mini's too; past these, more samples make each task's share less noisy.
-        limited = tests < 100 and results["data"] != "jsonl"
+        # Where all of Test is used, more samples make each task's share less noisy.
+        limited = results.get("test_limit") == tests
         found.append((command("data.limit.test=null" if limited else f"sampler.n={2 * n}"), reason))
     people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
     refinements = results["annotator"] == "scripted" or people  # the annotator's own

@@ -209,7 +209,7 @@ def _described(settings: Settings, record: Record) -> Described:
         "refiner_kind": settings.option("refiner"),
         "seed": settings.seed,
         "overrides": settings.overrides,
-        "data": settings.data.name,
+        "data": settings.option("data"),
         "data_sha256": record.data_sha256,
         "model": model.name,
         "model_id": (model.path if model.name == "local" else model.hub) or model.name,
@@ -226,6 +226,7 @@ def _described(settings: Settings, record: Record) -> Described:
             "halvings": record.halvings,
         },
         "training": asdict(settings.training.policy),
+        "test_limit": settings.data.limit.test,
         "training_limit": settings.refinements.limit,
     }
 
@@ -235,7 +236,7 @@ def _of_transfer(settings: Settings, outcome: Outcome, record: Record) -> Transf
     if settings.transfer is None:
         return None
     return {
-        "data": settings.transfer.name,
+        "data": settings.option("data@transfer"),
         "data_sha256": record.transfer_sha256,
         "zero_shot": metrics(outcome.transfer_zero_shot, k),
         "finetuned": metrics(outcome.transfer_finetuned, k),

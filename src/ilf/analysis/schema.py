@@ -37,6 +37,7 @@ class Described(TypedDict):
     processes: int
     sampling: dict[str, Any]  # settings.Sampling, and what else a draw depends on
     training: dict[str, Any]  # settings.Phase of the policy
+    test_limit: int | None  # data.limit.test
     training_limit: int | None
 
 

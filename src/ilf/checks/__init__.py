@@ -12,15 +12,11 @@ from ilf.checks.machinery import check_machinery
 from ilf.checks.numbers import check_finite, check_numbers
 from ilf.paths import check_path, check_target
 from ilf.settings import STAGES, Settings, value_of
-from ilf.tasks.prompts import STYLES
 from ilf.types import InputError
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "mode": ("run", "annotate", "store", "pretrain", "compare", "checks", "export"),
     "rounds_from": ("base", "last"),
-    "data.name": ("mini", "mbpp", "jsonl", "humaneval"),
-    "data.annotator": ("human", "scripted"),
-    "data.prompt": STYLES,
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "eager", "sdpa", "flash_attention_2"),
     "memory": ("refuse", "warn"),

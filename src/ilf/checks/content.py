@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from ilf.analysis.studies import check_table
@@ -10,8 +9,7 @@ from ilf.annotation.answers import Answers
 from ilf.feedback.llm import check_prompts, uses
 from ilf.feedback.source import check_worked_examples, is_heard
 from ilf.paths import check_model_folder, check_path, check_target
-from ilf.settings import Annotate, Data, Settings
-from ilf.tasks.prompts import STYLES
+from ilf.settings import Annotate, Settings
 from ilf.types import InputError
 
 
@@ -25,24 +23,6 @@ def check_content(settings: Settings) -> None:
     if settings.mode == "annotate":
         _check_annotate(settings.annotate)
     _check_study(settings)
-
-
-def _check_data(key: str, data: Data) -> None:
-    """Check the settings of a data set, of the group `data` or `data@transfer`."""
-    group = "data@transfer" if key == "transfer" else "data"
-    if data.path is not None and data.name not in ("mbpp", "jsonl"):
-        allowed = f"{group}={data.name} reads no file"
-        raise InputError(f"{key}.path", data.path, allowed, f"Add {group}=mbpp or {group}=jsonl.")
-    if data.path is not None:
-        advice = "Give MBPP's mbpp.jsonl, or leave it out to use the Hub." if data.name == "mbpp" else "Check the path."
-        check_path(f"{key}.path", data.path, "file", advice)
-    if data.name == "jsonl" and data.path is None:
-        advice = f"Give {key}.path=tasks.jsonl; docs/tutorial.md has an example."
-        raise InputError(f"{key}.path", None, f"{group}=jsonl needs a file of tasks", advice)
-    shares = asdict(data.split)
-    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-9:
-        advice = f"Use '{key}.split={{prompt: 0, test: 0.3, refine: 0.3, train: 0.4}}'."
-        raise InputError(f"{key}.split", shares, "must be shares of the tasks, together 1", advice)
 
 
 def _check_annotate(annotate: Annotate) -> None:
@@ -63,20 +43,19 @@ def _check_sources(settings: Settings) -> None:
     data, feedback = settings.data, settings.feedback
     for key, one in (("data", data), ("transfer", settings.transfer)):
         if one is not None:
-            _check_data(key, one)
-    other = settings.transfer
-    if other is not None and other.name == data.name and (data.name != "jsonl" or other.path == data.path):
+            one.check(key)
+    if settings.transfer is not None and settings.transfer.same(data):
         raise InputError(
             "transfer",
-            data.name,
+            settings.option("data@transfer"),
             "is the data set that the policy learns on, and Test is evaluated already",
             "Choose another one: data@transfer=humaneval.",
         )
-    if data.name == "humaneval":
+    if data.only_test:
         if set(settings.stages) - {"zero_shot", "report"} or settings.mode == "annotate":
             raise InputError(
                 "data",
-                "humaneval",
+                settings.option("data"),
                 "has only tasks to evaluate on",
                 "Choose data@transfer=humaneval beside another data set, or 'stages=[zero_shot]'.",
             )
@@ -110,9 +89,6 @@ def _check_study(settings: Settings) -> None:
     if settings.rounds > 1 and not settings.refinements.trains:
         allowed = f"refinements={settings.option('refinements')} trains nothing to go on from"
         raise InputError("rounds", settings.rounds, allowed, "Use rounds=1.")
-    if settings.transfer is not None and settings.transfer.prompt not in STYLES:
-        prompt = settings.transfer.prompt
-        raise InputError("transfer.prompt", prompt, f"must be one of {', '.join(STYLES)}", "Choose one of these.")
     _check_llm(settings)
     if settings.select and {"zero_shot", "evaluate"} & set(settings.stages):
         raise InputError(

@@ -16,8 +16,7 @@ from ilf.types import InputError
 
 # Keys that not every run reads: what reads them, and whether this run does.
 _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
-    "data.revision": ("data=mbpp without data.path", lambda s: s.data.name == "mbpp" and s.data.path is None),
-    "data.split": ("data=jsonl", lambda s: s.data.name == "jsonl"),
+    "data.revision": ("data=mbpp without data.path", lambda s: getattr(s.data, "path", None) is None),
     "model.hub": ("a model without model.path", lambda s: s.model.path is None),
     "model.revision": ("a model without model.path", lambda s: s.model.path is None),
     "feedback.path": (
@@ -60,6 +59,8 @@ def check_known(settings: Settings) -> None:
                 raise unknown_key(f"{parent}{name}", value)
 
 
+# Groups whose options say their name; those of parts are told by Hydra, and a part's own `name` is anything.
+_NAMED = {name for name, hint in get_type_hints(Settings, include_extras=True).items() if not holds_parts(hint)}
 # Keys of earlier versions, and what they are called now.
 MOVED = {
     "feedback.name": "feedback",
@@ -93,7 +94,11 @@ def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputE
     near = [f"{parent}.{one}".lstrip(".") for one in difflib.get_close_matches(name, own, 1, 0.6)]
     near = near or difflib.get_close_matches(key, known_keys(), 1, 0.75)
     listed = f"; {parent} has {', '.join(own)}" if parent and own else ""
-    advice = f"Did you mean {near[0]}?" if near else f"`{COMMAND} --cfg job` shows all keys."
+    advice = f"`{COMMAND} --cfg job` shows all keys."
+    if near:
+        advice = f"Did you mean {near[0]}?"
+    elif siblings:
+        advice = f"Another option of {parent} may read it: `{COMMAND} --help` lists them."
     return InputError(key, value, f"is no setting, so that nothing would read it{listed}", advice)
 
 
@@ -152,7 +157,7 @@ def check_overrides(settings: Settings, overrides: Sequence[str], sweep: bool = 
     given = {key: value for key, value in given.items() if value != "null"}
     for key, value in given.items():
         group, _, name = key.rpartition(".")
-        if name == "name" and group in {field.name for field in fields(settings)}:
+        if name == "name" and group in _NAMED:
             raise InputError(key, value, "says which option was chosen, and chooses none", f"Use {group}={value}.")
         for prefix, (reader, read) in _READ_BY.items() if not sweep and settings.mode == "run" else ():
             if (key == prefix or key.startswith(f"{prefix.rstrip('.')}.")) and not read(settings):

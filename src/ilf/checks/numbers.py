@@ -37,10 +37,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "pretrain.epochs",
         ),
     ),
-    "at least 1, or null for all tasks": (
-        lambda value: value >= 1,
-        ("data.limit.test", "data.limit.refine", "data.limit.train"),
-    ),
     "above 0": (
         lambda value: value > 0,
         (
@@ -53,7 +49,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "0 or more": (
         lambda value: value >= 0,
         (
-            "data.limit.prompt",
             "llm.shots",
             "training.validate_n",
             "select",
@@ -89,8 +84,7 @@ def _floats(key: str, value: Any) -> Iterator[tuple[str, float]]:
 def check_numbers(settings: Settings) -> None:
     """Raise InputError where a number is outside its range."""
     for allowed, (fits, keys) in RANGES.items():
-        of_transfer = [key.replace("data", "transfer", 1) for key in keys if key.startswith("data.")]
-        for key in [*keys, *(of_transfer if settings.transfer else [])]:
+        for key in keys:
             value = value_of(settings, key)
             if value is not None and not fits(value):
                 raise InputError(key, value, f"must be {allowed}", "Choose such a value, or leave it out.")

@@ -233,8 +233,7 @@ def build(settings: Settings) -> Stages:
     from ilf.models.load import resolve
     from ilf.stages import Stages
     from ilf.store import Store
-    from ilf.tasks import jsonl, mbpp
-    from ilf.tasks.load import check_tasks, check_unseen, load, split_tasks
+    from ilf.tasks.load import check_tasks, check_unseen, split_tasks
     from ilf.tracking import Tracker
     from ilf.training.trial import check_training, trainings
 
@@ -249,12 +248,11 @@ def build(settings: Settings) -> Stages:
             "Install it, or choose model.attention=sdpa.",
         )
     data = settings.data
-    tasks, data_sha256 = load(data)
+    tasks, data_sha256 = data.load()
     feedback, asked = settings.feedback, llm.uses(settings)
     known: dict[str, list[Feedback]] = {}  # by the name of its source
     for writer in feedback.writers if settings.mode != "annotate" else ():  # there, it restricts nothing
-        absent = mbpp.IDS if data.name == "mbpp" else ()  # a local file may be a part of it
-        found = writer.known({task.task_id: task.split for task in tasks}, absent)
+        found = writer.known({task.task_id: task.split for task in tasks}, data.may_lack)
         if found is not None:
             known[writer.name] = found
     annotations = {f.task_id: f for found in known.values() for f in found}
@@ -265,7 +263,7 @@ def build(settings: Settings) -> Stages:
     transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
-        others, transfer_sha256 = load(settings.transfer, "transfer")
+        others, transfer_sha256 = settings.transfer.load("transfer")
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
     check_unseen(settings.executor.tests, splits)
     llm_folder = None
@@ -291,8 +289,8 @@ def build(settings: Settings) -> Stages:
     check_plan(settings, config, tokenizer, splits)
     sandbox = settings.executor.start()
     for key, one, own in (("data", data, tasks), ("transfer", settings.transfer, splits.transfer)):
-        if one is not None and one.name == "jsonl":
-            jsonl.check_gold(str(one.path), own, sandbox, key)
+        if one is not None:
+            one.check_gold(own, sandbox, key)
     tracker = Tracker(
         settings.logger,
         Path(settings.output_dir),

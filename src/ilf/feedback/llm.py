@@ -20,7 +20,6 @@ from ilf.files import whole
 from ilf.paths import check_path
 from ilf.settings import LLM as LLMSettings
 from ilf.settings import Prompt, Settings
-from ilf.tasks import mini
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
 
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -241,7 +240,7 @@ class LLM(Source):
             known = [a for a in run.known if a.task_id in ids]
             if not known and run.annotator == "scripted":
                 few = {i: programs for i, programs in failing.items() if i in ids}
-                known = scripted.annotate(few, run.tasks.by_id, mini.specifications(), run.seed)
+                known = scripted.annotate(few, run.tasks.by_id, run.specifications, run.seed)
             verdicts = run.score([(f.program, run.tasks.by_id[f.task_id]) for f in known])
             run.llm.examples = [(f, v) for f, v in zip(known, verdicts, strict=True) if not v.passed]
         return worked_examples("llm.shots", run.llm.settings.shots, run.llm.examples)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ilf.feedback.source import Failing, Source, Writing
-from ilf.tasks import mini
 from ilf.tasks.mini_grammar import Names, Sketch, Specification
 from ilf.types import Feedback, InputError, Program, Task, derive_seed
 
@@ -233,11 +232,14 @@ class Scripted(Source):
 
     def write(self, failing: Failing, run: Writing) -> list[Feedback]:
         """Return feedback on one wrong program of each failing task that has one it can read."""
-        return annotate(failing, run.tasks.by_id, mini.specifications(), run.seed)
+        return annotate(failing, run.tasks.by_id, run.specifications, run.seed)
 
 
 def check_specifications(data: Any, key: str, value: object) -> None:
     """Raise InputError, naming a setting, where the script does not know what a data set's tasks ask for."""
-    if data.name != "mini":
-        allowed = f"scripted needs data=mini, not {data.name}: the script knows what mini's tasks ask for"
+    if not data.specifications():
+        kind = type(data).__name__
+        allowed = (
+            f"scripted needs data=mini: the script knows what mini's tasks ask for, and not what those of {kind} do"
+        )
         raise InputError(key, value, allowed, "Choose human or unit_tests, or data=mini.")

@@ -28,6 +28,7 @@ class Writing:
     ask: Callable[[Source, Failing], list[Feedback]]  # has another source write, or takes what it wrote before
     rejected: list[str]  # a line on each task that nothing can be said of; append to it
     annotator: str  # who annotates the data
+    specifications: Mapping[int, Any]  # what mini's tasks ask for, by id; empty for other data
     llm: Any  # the other model, see other_answers.py
 
 

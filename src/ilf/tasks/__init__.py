@@ -1,1 +1,11 @@
-"""Where tasks come from: files, splits, prompts and their inverse."""
+"""Where tasks come from: the options of the group `data`, splits, prompts and their inverse."""
+
+from ilf.tasks.data import Data, Limit
+from ilf.tasks.hub import Hub
+from ilf.tasks.humaneval import HumanEval
+from ilf.tasks.jsonl import Jsonl
+from ilf.tasks.mbpp import MBPP
+from ilf.tasks.mini import Mini
+from ilf.tasks.table import Table
+
+__all__ = ["MBPP", "Data", "Hub", "HumanEval", "Jsonl", "Limit", "Mini", "Table"]

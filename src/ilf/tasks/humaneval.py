@@ -7,8 +7,10 @@ the hash of the content says which rows a run was on, wherever they came from.
 from __future__ import annotations
 
 import ast
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from ilf.tasks.data import Data
 from ilf.tasks.rows import content_sha256
 from ilf.types import InputError, Task
 
@@ -16,17 +18,28 @@ HUB = "openai/openai_humaneval"
 COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
 
-def load(key: str = "data") -> tuple[list[Task], str]:
-    """Return the 164 tasks in order of id, all of them in split "test", and the SHA-256 of their content.
+@dataclass
+class HumanEval(Data):
+    """HumanEval: 164 tasks, all of them in split "test"."""
 
-    Args:
-        key: The setting's group, for errors: "data" or "transfer".
+    only_test: ClassVar[bool] = True
+    gold_passes: ClassVar[bool] = True
 
-    Raises:
-        InputError: Neither the package nor the Hub gives them.
-    """
-    rows = _rows(key)
-    return sorted(map(_task, rows), key=lambda task: task.task_id), content_sha256(rows, COLUMNS)
+    def check(self, key: str = "data") -> None:
+        """Raise InputError for another style of prompt: these are published as they are."""
+        super().check(key)
+        if self.prompt != "paper":
+            allowed = "HumanEval's prompts are published as they are, and hold no helper code"
+            raise InputError(f"{key}.prompt", self.prompt, allowed, "Leave it out.")
+
+    def read(self, key: str) -> tuple[list[Task], str]:
+        """Return the tasks, and the SHA-256 of their content.
+
+        Raises:
+            InputError: Neither the package nor the Hub gives them.
+        """
+        rows = _rows(key)
+        return list(map(_task, rows)), content_sha256(rows, COLUMNS)
 
 
 def _rows(key: str) -> list[dict[str, Any]]:

@@ -1,46 +1,12 @@
-"""From the settings of a data set to its tasks, and to the splits of a run."""
+"""From all tasks of a data set to the splits of a run, and whether these have what a run needs."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 
-from ilf.settings import Data, Settings
-from ilf.tasks import humaneval, jsonl, mbpp, mini
+from ilf.settings import Settings
+from ilf.tasks.data import SPLITS
 from ilf.types import Feedback, InputError, Splits, Task
-
-_PLACES = {name: f"{ids[0]} to {ids[-1]}" for name, ids in mbpp.SPLIT_IDS.items()}  # in MBPP
-
-
-def load(data: Data, key: str = "data") -> tuple[list[Task], str]:
-    """Return all tasks in order of id, and the SHA-256 of their content.
-
-    Args:
-        data: Its settings.
-        key: Their group, for errors: "data" or "transfer".
-
-    Raises:
-        InputError: The data can't be found, a row is malformed, or none is of Test.
-    """
-    if data.name == "humaneval":
-        return humaneval.load(key)
-    if data.name == "jsonl":
-        tasks, sha256 = jsonl.load(data, key)
-    else:
-        rows = mini.rows() if data.name == "mini" else mbpp.read_rows(data.path, data.revision, key)
-        tasks, sha256 = mbpp.tasks_from(rows, data.sha256, data.prompt, key)
-    if not any(task.split == "test" for task in tasks):
-        place = "column `split`" if data.name == "jsonl" else f"ids {_PLACES['test']}"
-        allowed = f"holds no task of the Test split ({place})"
-        raise InputError(f"{key}.path", data.path, allowed, "Add Test tasks: every figure is reported on them.")
-    return tasks, sha256
-
-
-def _of(data: Data, *splits: str) -> str:
-    """Return the name of splits, with what makes a task one of theirs."""
-    names = f"the {' or '.join(name.title() for name in splits)} split"
-    if data.name == "jsonl":
-        return f"{names} (column `split`, or data.split)"
-    return f"{names} (ids {', '.join(_PLACES[name] for name in splits)})"
 
 
 def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: set[int] | None = None) -> Splits:
@@ -51,7 +17,7 @@ def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: se
         limit: Of a split by its name: how many tasks to keep, the first ids; None for all.
         only: Ids that Refine and Train keep (the annotated ones when feedback comes from a file), before the limit.
     """
-    groups: dict[str, list[Task]] = {name: [] for name in mbpp.SPLIT_IDS}
+    groups: dict[str, list[Task]] = {name: [] for name in SPLITS}
     for task in tasks:
         if only is None or task.split in ("prompt", "test") or task.task_id in only:
             groups[task.split].append(task)
@@ -137,11 +103,12 @@ def _check_splits(settings: Settings, tasks: Splits, there: Container[str]) -> N
         if not needed or any(getattr(tasks, split) for split in splits):
             continue
         if any(split in there for split in splits):  # limits leave a task at least, so that annotations lack them
-            key, path, verb = "feedback.path", settings.feedback.path, "annotates"
+            key, value, verb = "feedback.path", settings.feedback.path, "annotates"
         else:
-            key, path, verb = "data.path", data.path, "holds"
-        allowed = f"{verb} no task of {_of(data, *splits)}, and {use}"
-        raise InputError(key, path, allowed, "Add some, or ask for other stages.")
+            key, value, verb = f"data.{data.source[0]}", data.source[1], "holds"
+        names = " or ".join(name.title() for name in splits)
+        allowed = f"{verb} no task of the {names} split ({data.place_of(*splits)}), and {use}"
+        raise InputError(key, value, allowed, "Add some, or ask for other stages.")
 
 
 def _or_raise(settings: Settings, split: str) -> str:

@@ -5,20 +5,72 @@ The rows come from a local JSON-lines file, or from the Hugging Face Hub at a pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ilf.paths import check_path
 from ilf.tasks import rows as rows_of
+from ilf.tasks.data import Data
 from ilf.tasks.rows import Columns, Row, check_rows, read_json_lines, task_of
 from ilf.types import InputError, Task
 
 HUB = ("google-research-datasets/mbpp", "full")
+REVISION = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
+SHA256 = "e3f45af54c8923849d795cba78c5c94b88c09db89a5dcc9ac538696485b099cf"
 SPLIT_IDS = {"prompt": range(1, 11), "test": range(11, 111), "refine": range(111, 311), "train": range(311, 975)}
 IDS = range(1, 975)
 COLUMNS = {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str}
 FILE = Columns(COLUMNS, unread=("challenge_test_list",))
+_ADVICE = "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
+
+
+@dataclass
+class MBPP(Data):
+    """MBPP, divided as the paper does.
+
+    Args:
+        path: A JSON-lines file in MBPP's columns, which may be a part of it; null loads the Hub.
+        revision: The Hub's commit, used where there is no path.
+        sha256: What the content must hash to; null takes any.
+    """
+
+    annotated_policy: str | None = "Salesforce/codegen-6B-mono"
+    path: str | None = None
+    revision: str = REVISION
+    sha256: str | None = SHA256
+
+    gold_passes: ClassVar[bool] = True
+    may_lack: ClassVar[Container[int]] = IDS
+
+    @property
+    def source(self) -> tuple[str, Any]:
+        """The file, if any."""
+        return "path", self.path
+
+    def same(self, other: Data) -> bool:
+        """Return whether another data set is MBPP, wherever it lies."""
+        return isinstance(other, MBPP)
+
+    def place_of(self, *splits: str) -> str:
+        """Return the ids of these splits."""
+        return ids_of(*splits)
+
+    def check(self, key: str = "data") -> None:
+        """Raise InputError where the file is not there."""
+        super().check(key)
+        if self.path is not None:
+            check_path(f"{key}.path", self.path, "file", _ADVICE)
+
+    def read(self, key: str) -> tuple[list[Task], str]:
+        """Return all tasks in order of id, and the SHA-256 of their content. Raises InputError, see `read_rows`."""
+        return tasks_from(read_rows(self.path, self.revision, key), self.sha256, self.prompt, key)
+
+
+def ids_of(*splits: str) -> str:
+    """Return the ids of splits in words."""
+    return f"ids {', '.join(f'{SPLIT_IDS[name][0]} to {SPLIT_IDS[name][-1]}' for name in splits)}"
 
 
 def split_of(task_id: int) -> str:
@@ -39,7 +91,7 @@ def read_rows(path: str | None, revision: str, key: str = "data") -> list[Row]:
     """
     if path is None:
         return _hub_rows(revision, key)
-    check_path(f"{key}.path", path, "file", "Give MBPP's mbpp.jsonl, or leave it out to use the Hub.")
+    check_path(f"{key}.path", path, "file", _ADVICE)
     rows = read_json_lines(Path(path), FILE)
     check_rows(f"{key}.path", path, rows, FILE)
     return rows

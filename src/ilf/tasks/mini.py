@@ -7,15 +7,44 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
+from ilf.tasks.data import Data
+from ilf.tasks.mbpp import ids_of, tasks_from
 from ilf.tasks.mini_grammar import Specification, draw_argument, draw_names, draw_specification
 from ilf.tasks.mini_parts import FILTERS, MAPS, REDUCTIONS
+from ilf.types import Task
 
 _SEED, _TASKS = 2303_16749, 974  # the paper's number on arXiv
 _ATTEMPTS = 16  # arguments drawn for each task, of which three become tests
+
+
+@dataclass
+class Mini(Data):
+    """The generated tasks, which a script annotates.
+
+    Args:
+        sha256: What the content must hash to; null takes any.
+    """
+
+    annotator: Literal["human", "scripted"] = "scripted"
+    sha256: str | None = None
+
+    gold_passes: ClassVar[bool] = True
+
+    def place_of(self, *splits: str) -> str:
+        """Return the ids of these splits."""
+        return ids_of(*splits)
+
+    def read(self, key: str) -> tuple[list[Task], str]:
+        """Return all tasks in order of id, and the SHA-256 of their content."""
+        return tasks_from(rows(), self.sha256, self.prompt, key)
+
+    def specifications(self) -> Mapping[int, Specification]:
+        """Return what each task asks for, by id."""
+        return specifications()
 
 
 @functools.cache

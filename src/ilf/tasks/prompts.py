@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 from ilf.types import Feedback, Refinement
 
-STYLES = ("paper", "no_leak")
 # A line that starts a statement in the first column, to which a form feed goes back (Python's tokenizer).
 _TOP_LEVEL = re.compile(r"(?<![^\r\n])(?:[ \t\f]*\f)?[^\s#]")
 _PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)

@@ -56,15 +56,24 @@ def read_json_lines(path: Path, columns: Columns, growing: bool = False) -> list
         if row is None:
             log.warning("%s: an unfinished line is left out", where)
             continue
-        check_spelling(where, row, columns)
-        for name, kind in columns.required.items():
-            if name not in row:
-                allowed = f"every row must have this column, and this one has {', '.join(row) or 'none'}"
-                raise InputError(f"{where}: {name}", "(missing)", allowed, "Mend the row.")
-            if not isinstance(row[name], kind) or isinstance(row[name], bool):
-                raise InputError(f"{where}: {name}", row[name], f"must be of type {kind.__name__}", "Mend the row.")
+        check_row(where, row, columns)
         rows.append((where, row))
     return rows
+
+
+def check_row(where: str, row: Mapping[str, Any], columns: Columns) -> None:
+    """Check the columns of a row.
+
+    Raises:
+        InputError: One is missing, misspelt or of another type.
+    """
+    check_spelling(where, row, columns)
+    for name, kind in columns.required.items():
+        if name not in row:
+            allowed = f"every row must have this column, and this one has {', '.join(row) or 'none'}"
+            raise InputError(f"{where}: {name}", "(missing)", allowed, "Mend the row.")
+        if not isinstance(row[name], kind) or isinstance(row[name], bool):
+            raise InputError(f"{where}: {name}", row[name], f"must be of type {kind.__name__}", "Mend the row.")
 
 
 def _parsed(where: str, line: bytes, last: bool) -> dict[str, Any] | None:

@@ -1,0 +1,124 @@
+"""Tasks of any data set that the package `datasets` loads: of the Hugging Face Hub by its name, or local files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ilf.paths import check_path
+from ilf.tasks.rows import Row
+from ilf.tasks.table import Table
+from ilf.types import InputError
+
+
+@dataclass
+class HubColumns:
+    """Which of the data set's columns are ours; null where it has none such."""
+
+    task_id: str | None = None  # whole numbers from 1; null: rows are numbered from 1 as they come
+    text: str = "text"
+    test_list: str = "test_list"
+    code: str | None = "code"
+    signature: str | None = None
+    test_setup_code: str | None = None
+    split: str | None = None
+
+
+@dataclass
+class Hub(Table):
+    """Tasks of a data set that `datasets.load_dataset` takes.
+
+    Args:
+        name: Of the data set on the Hub, such as google-research-datasets/mbpp; a local folder; or parquet, json or csv
+            for `data_files`.
+        config: Of its configurations the one to load; null where it has one.
+        data_files: Of its files those to load: a pattern, a list, or a mapping from its splits.
+        splits: Of its own splits those to load, in this order, whole or as "train[:500]"; null for all.
+        revision: Commit on the Hub; null is the newest.
+        columns: Which of its columns are ours.
+        without: Ids to leave out.
+    """
+
+    name: str | None = None
+    config: str | None = None
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None
+    splits: list[str] | None = None
+    revision: str | None = None
+    columns: HubColumns = field(default_factory=HubColumns)
+    without: list[int] = field(default_factory=list)
+
+    mend_gold: ClassVar[str] = "Leave these out by `without`, or use no gold programs: columns.code=null."
+
+    @property
+    def source(self) -> tuple[str, Any]:
+        """The data set's name."""
+        return "name", self.name
+
+    def same(self, other: Any) -> bool:
+        """Return whether another data set has the same tasks."""
+        return isinstance(other, Hub) and all(
+            getattr(self, one) == getattr(other, one) for one in ("name", "config", "data_files", "splits")
+        )
+
+    def check(self, key: str = "data") -> None:
+        """Raise InputError where no data set is named, or a local folder is not there."""
+        super().check(key)
+        if self.name is None:
+            advice = f"Give {key}.name=OWNER/NAME, or a local folder."
+            raise InputError(f"{key}.name", None, "must name a data set of the Hugging Face Hub, or a folder", advice)
+        local = Path(self.name).exists()
+        if local or self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:
+            check_path(f"{key}.name", self.name, "folder", "Give a folder with parquet, JSON or CSV files.")
+        if local and self.revision is not None:
+            raise InputError(f"{key}.revision", self.revision, "is of the Hub, and a folder has none", "Leave it out.")
+        if self.splits == []:
+            raise InputError(f"{key}.splits", [], "must name at least one", "Leave it out for all of them.")
+
+    def rows(self, key: str) -> Iterator[Row]:
+        """Yield (place, row) for each task, in our columns.
+
+        Raises:
+            InputError: The data can't be loaded, or have no such column.
+        """
+        own = {ours: theirs for ours, theirs in asdict(self.columns).items() if theirs is not None}
+        number = 0
+        for split, part in self._parts(key).items():
+            for ours, theirs in own.items():
+                if theirs not in part.column_names:
+                    near = get_close_matches(theirs, part.column_names, 1)
+                    advice = f"Did you mean {near[0]}?" if near else "Name one of these, or give null for none."
+                    allowed = f"is no column of {self.name}, which has {', '.join(part.column_names)}"
+                    raise InputError(f"{key}.columns.{ours}", theirs, allowed, advice)
+            for i, row in enumerate(part.select_columns(list(dict.fromkeys(own.values())))):
+                number += 1
+                found = {"task_id": number} | {ours: row[theirs] for ours, theirs in own.items()}
+                if found["task_id"] not in self.without:
+                    yield f"{self.name}:{split}[{i}]", found
+
+    def _parts(self, key: str) -> dict[str, Any]:
+        """Return the data set's splits by name."""
+        from datasets import load_dataset
+
+        files, name = self.data_files, str(self.name)
+        try:
+            found = load_dataset(name, self.config, data_files=files, split=self.splits, revision=self.revision)
+        except Exception as error:  # of the package, the formats and the network: each has its own classes
+            said = str(error.__cause__ or error).partition("\n")[0]
+            # What it says of one of the arguments, it says of no other.
+            named = {
+                "splits": "split|Instruction",
+                "config": "BuilderConfig",
+                "data_files": "Unable to find|data files found",
+            }
+            wrong = next((one for one, words in named.items() if getattr(self, one) and re.search(words, said)), "name")
+            raise InputError(
+                f"{key}.{wrong}",
+                getattr(self, wrong),
+                f"could not be loaded by the package datasets ({type(error).__name__}: {said})",
+                "Check it; without a network, give a local folder.",
+            ) from error
+        return dict(zip(self.splits, found, strict=True)) if self.splits else dict(found)

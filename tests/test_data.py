@@ -1,0 +1,312 @@
+"""Data sets as parts: each option's file and class, those of the Hub or a folder, and a class of a user's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
+
+import datasets
+import pytest
+import yaml
+from conftest import ROOT, SMALL, compose_settings
+
+from ilf import parts, tasks
+from ilf.files import sha256
+from ilf.sandbox import Limits, Sandbox
+from ilf.tasks import MBPP, Data, Hub, HumanEval, Jsonl, Mini, Table, mini
+from ilf.tasks.hub import HubColumns
+from ilf.tasks.rows import check_row
+from ilf.tasks.table import FILE
+from ilf.types import InputError, Task
+
+OPTIONS = sorted((ROOT / "conf" / "data").glob("*.yaml"))
+ROW = {"task_id": 7, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
+THEIRS = {"text": "question", "test_list": "asserts", "code": "answer", "split": "part"}
+COLUMNS = [f"data.columns.{ours}={theirs}" for ours, theirs in THEIRS.items()]
+PLACE = Annotated[Data, parts.Needs()]
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_at_home(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
+def test_an_options_file_lists_every_argument_with_the_classs_default(file):
+    node = yaml.safe_load(file.read_text())
+    part = parts.read(PLACE, node, "data")
+    assert part == type(part)() and set(node) == {"_target_", *(one.name for one in fields(part))}
+    assert part == parts.read(PLACE, {"_target_": node["_target_"]}, "data")
+
+
+def test_every_class_has_an_option_of_its_name_in_lower_case():
+    """Which results.json falls back on where Hydra has chosen none."""
+    made = [one for one in map(tasks.__dict__.get, tasks.__all__) if isinstance(one, type) and issubclass(one, Data)]
+    own = {one.__name__.lower() for one in made if not one.__abstractmethods__}
+    assert own == {file.stem for file in OPTIONS}
+    settings = compose_settings("data@transfer=humaneval")
+    assert (settings.option("data"), settings.option("data@transfer")) == ("mini", "humaneval")
+    settings.chosen = {}
+    assert (settings.option("data"), settings.option("data@transfer")) == ("mini", "humaneval")
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("feedback", sorted(file.stem for file in (ROOT / "conf" / "feedback").glob("*.yaml")))
+def test_every_source_of_feedback_can_be_asked_about_every_data_set(feedback, file):
+    """What conf/feedback/ interpolates is there, or the error is about the choice."""
+    try:
+        compose_settings(f"data={file.stem}", f"feedback={feedback}")
+    except InputError as error:
+        assert "Interpolation" not in str(error)
+
+
+@pytest.mark.parametrize("group", ["data", "transfer"])
+@pytest.mark.parametrize("split", ["prompt", "test", "refine", "train"])
+def test_limits_have_a_range(group, split):
+    least = 0 if split == "prompt" else 1
+    own = [] if group == "data" else ["data@transfer=humaneval"]
+    assert getattr(getattr(compose_settings(*own, f"{group}.limit.{split}={least}"), group).limit, split) == least
+    with pytest.raises(InputError, match=rf"^{group}\.limit\.{split}={least - 1}: must be"):
+        compose_settings(*own, f"{group}.limit.{split}={least - 1}")
+
+
+# ---- the same tasks wherever they lie --------------------------------------------------------------------------------
+
+
+def rows_of(ids: range) -> list[dict[str, Any]]:
+    """Mini's rows, each with the split that it has there, so that the model solves some."""
+    by_id = {task.task_id: task for task in Mini().load()[0]}
+    return [{**row, "split": by_id[row["task_id"]].split} for _, row in mini.rows() if row["task_id"] in ids]
+
+
+def as_folder(folder, kind: str, rows: list[dict[str, Any]], files=("train",)):
+    """Write rows in columns of other names, divided among files, as data sets on the Hub lie."""
+    names = {**THEIRS, "task_id": "n"}
+    own = [{theirs: row[ours] for ours, theirs in names.items() if ours in row} for row in rows]
+    (folder / "data").mkdir(parents=True)
+    for i, name in enumerate(files):
+        table, file = datasets.Dataset.from_list(own[i :: len(files)]), f"{folder}/data/{name}-0.{kind}"
+        table.to_parquet(file) if kind == "parquet" else table.to_json(file)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_folder_of_the_hubs_layout_has_the_tasks_of_the_same_file_of_ones_own(kind, tmp_path):
+    rows = rows_of(range(9, 13))
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    expected = Jsonl(path=str(tmp_path / "tasks.jsonl")).load()
+    name = as_folder(tmp_path / "set", kind, rows, ("train", "test"))
+    assert Hub(name=name, columns=HubColumns("n", **THEIRS)).load() == expected
+    tests = Hub(name=name, splits=["test"], columns=HubColumns("n", **THEIRS)).load()[0]
+    assert [task.task_id for task in tests] == [10, 12]  # every second row
+    files = {"data_files": f"{name}/data/test*", "columns": HubColumns("n", **THEIRS)}
+    assert Hub(name=kind.replace("jsonl", "json"), **files).load()[0] == tests
+    numbered = Hub(name=name, splits=["test", "train[:1]"], without=[1], columns=HubColumns(**THEIRS)).load()[0]
+    assert [(task.task_id, task.text) for task in numbered] == [(2, rows[3]["text"]), (3, rows[0]["text"])]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_the_whole_of_ilf_runs_on_a_folder_of_the_hubs_layout(kind, small_stages, tmp_path):
+    name = as_folder(tmp_path / "set", kind, rows_of(range(105, 340)))
+    own = [f"data.name={name}", *COLUMNS, "data.columns.task_id=n"]
+    if kind == "jsonl":  # neither ids nor splits of its own
+        own = [f"data.name={name}", *COLUMNS[:-1], "data.splits=['train[:80]']"]
+    stages = small_stages("data=hub", *own, "feedback=unit_tests", "training.epochs=1", "measure=[]")
+    found = stages.run()
+    assert found["status"] == "complete" and found["data"] == "hub" and found["finetuned"]["pass@1"] > 0
+    # Of 80 rows 24 are for Test, and the limit is 8; by the column, ids 105 to 110 are.
+    assert found["zero_shot"]["n_tasks"] == (8 if kind == "jsonl" else 6)
+    assert (min(found["training_task_ids"]) > 310) == (kind == "parquet")
+
+
+def broken(**changes: Any):
+    """Good rows and one bad one, in the columns of THEIRS."""
+    return [{**ROW, "task_id": 1, "split": "test"}, {**ROW, "task_id": 2, "split": "train", **changes}]
+
+
+BAD = {  # overrides, rows, the error
+    "no name": (["data.name=null"], broken(), r"^data\.name=None: must name a data set"),
+    "no folder": (["data.name=./nowhere"], broken(), r"^data\.name='\./nowhere': no such folder"),
+    "a file": ([f"data.name={ROOT}/README.md"], broken(), r"^data\.name='.*README\.md': is a file"),
+    "a revision of a folder": (["data.revision=abc"], broken(), r"^data\.revision='abc'.*folder has none"),
+    "no split": (["data.splits=[]"], broken(), r"^data\.splits=\[\].*at least one"),
+    "an unknown split": (["data.splits=[trian]"], broken(), r"^data\.splits=\['trian'\].*\['train'\]"),
+    "an unknown configuration": (["data.config=full"], broken(), r"^data\.config='full'.*'default'"),
+    "no such file": (["data.data_files=x*.json"], broken(), r"^data\.data_files='x\*\.json'.*data files found"),
+    "an unknown column": (["data.columns.code=anser"], broken(), r"^data\.columns\.code='anser'.*mean answer\?"),
+    "a column that is none of ours": (["+data.columns.tests=x"], broken(), r"^data\.columns\.tests='x'.*test_list"),
+    "shares that are no whole": (["data.split.test=0.5"], broken(), r"^data\.split=.*together 1"),
+    "no row": (["data.splits=['train[:0]']"], broken(), r"^data\.splits=\['train\[:0\]'\].*no data"),
+    "all left out": (["data.without=[1,2]"], broken(), r"^data\.name='.*': has no row"),
+    "no Test task": (["data.without=[1]"], broken(), r"^data\.name='.*': holds no task of the Test split .*`split`"),
+    "ids that are text": (["data.columns.task_id=question"], broken(), r"set:train\[0\]: task_id='t'.*type int"),
+    "an id twice": (["data.columns.task_id=n"], broken(task_id=1), r"set:train\[1\]: task_id=1.*twice"),
+    "a text that is none": ([], broken(text=None), r"set:train\[1\]: text=None: must be of type str"),
+    "no test": ([], broken(test_list=[]), r"set:train\[1\]: test_list=\[\].*assert"),
+    "neither program nor signature": ([], broken(code=None), r"set:train\[1\]: code=None.*signature"),
+    "another name for a split": ([], broken(split="validation"), r"set:train\[1\]: split='validation'.*prompt, test"),
+    "other content": (["data.sha256=abc"], broken(), r"^data\.sha256='abc'.*hash to"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_with_a_data_set_is_named_with_its_place(name, tmp_path):
+    overrides, rows, message = BAD[name]
+    as_folder(tmp_path / "set", "parquet", rows)
+    own = ["data=hub", f"data.name={tmp_path}/set", *COLUMNS, "feedback=unit_tests"]
+    with pytest.raises(InputError, match=message):
+        compose_settings(*own, *overrides).data.load()
+
+
+def test_gold_programs_of_a_data_set_that_do_not_pass_are_named_with_how_to_leave_them_out(tmp_path):
+    name = as_folder(tmp_path / "set", "parquet", broken(code="def f(x):\n  return 2"))
+    data = Hub(name=name, columns=HubColumns(**THEIRS))
+    with pytest.raises(InputError, match=r"data\.name=.*1 of 2 do not: .*set:train\[1\]: task 2: failed.*`without`"):
+        data.check_gold(data.load()[0], Sandbox(Limits()))
+    data = replace(data, without=[2])
+    data.check_gold(data.load()[0], Sandbox(Limits()))
+
+
+SAME = [
+    (Mini(), Mini(prompt="no_leak"), True),
+    (MBPP(), MBPP(path="mbpp.jsonl"), True),
+    (Jsonl(path="a"), Jsonl(path="a"), True),
+    (Jsonl(path="a"), Jsonl(path="b"), False),
+    (Hub(name="a"), Hub(name="a", revision="b"), True),
+    (Hub(name="a"), Hub(name="a", splits=["test"]), False),
+    (Jsonl(path="a"), Hub(name="a"), False),
+    (HumanEval(), Mini(), False),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "same"), SAME)
+def test_whether_two_data_sets_are_the_same(one, other, same):
+    assert one.same(other) is other.same(one) is same
+
+
+# ---- a class of a user's own -----------------------------------------------------------------------------------------
+
+CODE = '''
+from dataclasses import dataclass, replace
+
+from ilf.files import sha256
+from ilf.tasks import Data, Mini, Table, mini
+
+
+@dataclass
+class Mine(Table):
+    """The first tasks of mini, in a table of one's own."""
+
+    count: int = 60
+
+    def rows(self, key):
+        return mini.rows()[: self.count]
+
+
+@dataclass
+class Whole(Data):
+    """The same as tasks, whose splits are made here."""
+
+    def read(self, key):
+        tasks = [replace(t, split=("test", "refine", "train")[t.task_id % 3]) for t in Mini().load()[0][:60]]
+        return tasks, sha256([t.prompt for t in tasks])
+'''
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A package and a configuration folder of a user's; returns the latter."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "my_tasks.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    for name in ("mine", "whole"):
+        (tmp_path / "conf" / "data" / f"{name}.yaml").write_text(f"_target_: my_tasks.{name.title()}\n")
+    yield tmp_path / "conf"
+    sys.modules.pop("my_tasks", None)
+
+
+def test_ilf_runs_on_a_class_of_ones_own_and_no_file_of_ours_knows_of_it(mine, tmp_path):
+    own = [word for word in SMALL if "limit" not in word] + ["training.epochs=1", "logger=none", "measure=[]"]
+    words = ["--config-dir", str(mine), "data=mine", "+data.count=50", "feedback=unit_tests", *own]
+    command = [sys.executable, str(ROOT / "run.py"), *words, "hydra.run.dir=run"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["status"] == "complete" and found["data"] == "mine" and found["zero_shot"]["n_tasks"] == 15
+    assert found["training_task_ids"]
+
+
+def test_ilf_runs_on_tasks_that_a_class_makes_itself_and_evaluates_on_another(mine, small_stages):
+    path, small = f"hydra.searchpath=[file://{mine}]", ["feedback=unit_tests", "training.epochs=1", "measure=[]"]
+    found = small_stages(path, "data=whole", "data@transfer=mine", *small).run()
+    assert found["status"] == "complete" and (found["data"], found["transfer"]["data"]) == ("whole", "mine")
+    assert found["zero_shot"]["n_tasks"] == 8 and found["transfer"]["zero_shot"]["n_tasks"] == 18
+    with pytest.raises(InputError, match=r"^transfer='whole': is the data set that the policy learns on"):
+        compose_settings(path, "data=whole", "data@transfer=whole", "feedback=unit_tests")
+    with pytest.raises(InputError, match=r"^feedback='scripted'.*data=mini, not whole"):
+        compose_settings(path, "data=whole", "feedback=scripted")
+    with pytest.raises(InputError, match=r"^data\.annotator='scripted': needs a script"):
+        compose_settings(path, "data=whole", "data.annotator=scripted")
+    with pytest.raises(InputError, match=r"^data\.count='many': must be"):
+        compose_settings(path, "data=mine", "+data.count=many", "feedback=unit_tests")
+
+
+GOOD = Task(1, "test", "t", "def f(x):\n  return x", "f", ("assert f(1)",), "", "def f(x):\n")
+
+
+@dataclass
+class Given(Data):
+    """Tasks as they are given."""
+
+    tasks: list[Any] = field(default_factory=list)
+
+    def read(self, key: str) -> tuple[list[Any], str]:
+        """Return them."""
+        return self.tasks, sha256([])
+
+
+MADE = {
+    "nothing": ([], r"^data\._target_='test_data\.Given': holds no task of the Test split"),
+    "rows": ([ROW], r"^data\._target_='test_data\.Given': reads \{'task_id'.*ilf\.types\.Task"),
+    "no Test task": ([replace(GOOD, split="train")], "holds no task of the Test split"),
+    "an unknown split": ([replace(GOOD, split="validation")], "^data: task 1: split='validation'.*prompt, test"),
+    "an id twice": ([GOOD, GOOD], "^data: task 1=1: is the id of two tasks"),
+    **{
+        f"{name} of another type": ([replace(GOOD, **{name: 1.5})], rf"^data: task .*: {name}=1\.5: must be of type")
+        for name in (one.name for one in fields(Task))
+    },
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_a_class_of_ones_own_makes_is_checked(name):
+    made, message = MADE[name]
+    with pytest.raises(InputError, match=message):
+        Given(tasks=made).load()
+    assert Given(tasks=[replace(GOOD, task_id=2), GOOD]).load()[0] == [GOOD, replace(GOOD, task_id=2)]
+
+
+def test_gold_programs_of_ones_own_are_executed():
+    data = Given(tasks=[GOOD, replace(GOOD, task_id=2, code="def f(x):\n  return 0")])
+    with pytest.raises(InputError, match=r"1 of 2 do not: transfer: task 2: failed"):
+        data.check_gold(data.tasks, Sandbox(Limits()), "transfer")
+
+
+@pytest.mark.parametrize("column", ["text", "code", "signature", "test_setup_code", "split"])
+def test_no_text_of_a_row_is_half_of_a_surrogate_pair(column):
+    row = {**ROW, column: "\ud800"}
+    check_row("row 1", row, FILE)
+
+    @dataclass
+    class Odd(Table):
+        def rows(self, key: str) -> list[tuple[str, dict[str, Any]]]:
+            return [("row 1", row)]
+
+    with pytest.raises(InputError, match=rf"^row 1: {column}="):
+        Odd().load()
