@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import warm  # noqa: E402
 
-from ilf.cli.config import build, register, settings_from  # noqa: E402
+from ilf.build import build
+from ilf.cli.config import register, settings_from  # noqa: E402
 from ilf.parts import Part  # noqa: E402
 from ilf.settings import Settings  # noqa: E402
 from ilf.stages import Stages  # noqa: E402

@@ -20,7 +20,7 @@ from ilf.analysis.refinements import edit_distance
 from ilf.annotation.answers import Answers
 from ilf.annotation.server import application, bind
 from ilf.annotation.work import Work
-from ilf.cli.config import build
+from ilf.build import build
 from ilf.feedback.human import read_annotations
 from ilf.files import whole
 from ilf.settings import Annotate

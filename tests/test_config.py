@@ -10,8 +10,9 @@ import pytest
 from conftest import MINI, ROOT, compose_settings, wrong_programs
 from hydra import compose, initialize_config_dir
 
+from ilf.build import build
 from ilf.checks import check
-from ilf.cli.config import build, register
+from ilf.cli.config import register
 from ilf.cli.search_path import check_arm
 from ilf.feedback.scripted import annotate
 from ilf.settings import Settings

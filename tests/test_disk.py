@@ -10,7 +10,7 @@ from conftest import MINI, ROOT, SMALL, compose_settings
 from transformers import AutoConfig
 
 from ilf.budget import Budget
-from ilf.cli.config import build
+from ilf.build import build
 from ilf.disk import check_writable
 from ilf.files import JsonLines, write_atomically
 from ilf.models.load import load_model, load_tokenizer, save

@@ -16,7 +16,7 @@ from ilf.models.load import load_tokenizer
 from ilf.parts import Part, holds_parts
 from ilf.settings import Settings
 from ilf.tasks import Mini
-from ilf.tasks.load import split_tasks
+from ilf.tasks.data import split_tasks
 from ilf.training.trial import check_training
 from ilf.types import InputError, NoTrainingExamples
 
@@ -165,7 +165,8 @@ def test_a_run_without_adapters_or_8_bits_imports_neither(tmp_path):
 import sys
 sys.path[:0] = [{str(ROOT / "src")!r}]
 from hydra import compose, initialize_config_dir
-from ilf.cli.config import build, register, settings_from
+from ilf.build import build
+from ilf.cli.config import register, settings_from
 register()
 own = ["logger=none", "output_dir={tmp_path}/run", "store.dir={tmp_path}/store"]
 with initialize_config_dir({str(ROOT / "conf")!r}, version_base="1.3"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, compose_settings
 
-from ilf.cli.config import build
+from ilf.build import build
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = {part.split("\n", 1)[0]: part for part in PAGE.split("\n## ")[1:]}

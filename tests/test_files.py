@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ilf.analysis import markdown
 from ilf.analysis.plots import bars, curve, plain
 from ilf.annotation.answers import Answers
-from ilf.cli.config import build
+from ilf.build import build
 from ilf.feedback import human, other_model
 from ilf.feedback.human import read_annotations
 from ilf.feedback.other_model import OtherModel, check_stored

@@ -27,7 +27,7 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
-from ilf.cli.config import build
+from ilf.build import build
 from ilf.models.folder import check_model
 from ilf.models.load import load_model
 from ilf.sampling import HFSampler

@@ -11,7 +11,7 @@ from ilf.feedback.scripted import annotate, differences, read, review
 from ilf.sandbox import Job, Limits, Sandbox
 from ilf.settings import Pretraining, TrainerSettings
 from ilf.tasks import mini
-from ilf.tasks.load import split_tasks
+from ilf.tasks.data import split_tasks
 from ilf.tasks.mbpp import COLUMNS, tasks_from
 from ilf.tasks.mini_grammar import draw_names, draw_specification
 from ilf.training import mini_corpus

@@ -14,7 +14,7 @@ from conftest import ROOT, compose_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ilf.cli.config import build
+from ilf.build import build
 from ilf.feedback.human import read_annotations
 from ilf.sandbox import Limits, Sandbox
 from ilf.tasks import MBPP, Jsonl

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ilf.tasks.load import split_tasks
+from ilf.tasks.data import split_tasks
 from ilf.tasks.mbpp import SPLIT_IDS, read_rows, tasks_from
 from ilf.tasks.prompts import completion_of, cut, function_end, normalise_newlines, task_prompt
 from ilf.types import InputError

@@ -16,7 +16,7 @@ from test_end_to_end import wandb_records
 
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
-from ilf.cli.config import build
+from ilf.build import build
 from ilf.parts import Part
 from ilf.scoring import score
 from ilf.stages import Stages

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ilf import ranks
 from ilf.analysis import report, results
@@ -14,25 +15,33 @@ from ilf.files import to_json, write_atomically
 from ilf.measures import measure
 from ilf.models.load import sampling_dtype
 from ilf.models.tokens import front_tokens
+from ilf.runner import Runner
 from ilf.settings import STAGES
 from ilf.training.trainer import training_device
-from ilf.types import Outcome
-
-if TYPE_CHECKING:
-    from ilf.stages import Stages
+from ilf.types import Inputs, Outcome, Program
 
 log = logging.getLogger(__name__)
 
 
-def write_outputs(stages: Stages, outcome: Outcome, status: str) -> Results:
+def write_outputs(
+    runner: Runner,
+    inputs: Inputs,
+    outcome: Outcome,
+    status: str,
+    validation: Sequence[Program] | None,
+    llm_answers: Mapping[str, Mapping[str, int]],
+) -> Results:
     """Measure, write everything from what there is, and return the results.
 
     Args:
-        stages: Of the run.
+        runner: Of the run.
+        inputs: What it has read.
         outcome: What it has found.
         status: "complete", "partial", "no_training_examples", "interrupted" or "failed".
+        validation: Programs on Refine, where settings are to be chosen.
+        llm_answers: Counts of another model's answers, by what they are for.
     """
-    start, settings, runner = time.monotonic(), stages.settings, stages.runner
+    start, settings, folder = time.monotonic(), runner.settings, runner.folder
     # A run that broke off has something to say, which a second failure here must not hide, nor a signal's patience end.
     broken_off = status in ("failed", "interrupted")
     asked = replace(settings, measure=[]) if broken_off else settings
@@ -46,12 +55,12 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> Results:
         measured["measure_error"] = f"{type(error).__name__}: {error}"
     record = results.Record(
         status=status,
-        data_sha256=stages.data_sha256,
-        weights_sha256=runner.weights(stages.model),
+        data_sha256=inputs.data_sha256,
+        weights_sha256=runner.weights(runner.model),
         front_tokens=runner.tokenizer.convert_ids_to_tokens(front_tokens(runner.tokenizer)),
         dtype=str(sampling_dtype(settings.model.dtype, training_device(settings.trainer))),
         scoring=runner.scoring,
-        isolation=asdict(stages.sandbox.isolation),
+        isolation=asdict(runner.sandbox.isolation),
         processes=ranks.count(),
         halvings=runner.halvings,
         seconds={name: runner.seconds.get(name) for name in STAGES},
@@ -60,26 +69,26 @@ def write_outputs(stages: Stages, outcome: Outcome, status: str) -> Results:
         rejected=runner.rejected,
         fine_tuned=runner.fine_tuned.get("train_policy", {}),
         measured=measured,
-        validation=stages.validation,
-        transfer_sha256=stages.transfer_sha256,
-        llm_answers={use: dict(counts) for use, counts in stages.other.counts.items()} or None,
+        validation=validation,
+        transfer_sha256=inputs.transfer_sha256,
+        llm_answers={use: dict(counts) for use, counts in llm_answers.items()} or None,
     )
-    found = results.of_run(settings, stages.tasks, outcome, record)
-    pictures = stages.folder / "plots"
+    found = results.of_run(settings, inputs.tasks, outcome, record)
+    pictures = folder / "plots"
     pictures.mkdir(parents=True, exist_ok=True)
     if not broken_off:
         report.plot(found, pictures)
     plots = sorted(pictures.glob("*.png"))
     runner.seconds["report"] = found["seconds"]["report"] = round(time.monotonic() - start, 2)
-    write_atomically(stages.folder / "results.json", to_json(found, indent=1))
-    shown = report.mended(outcome, stages.tasks)
-    write_atomically(stages.folder / "summary.md", report.summary(found, shown, [plot.name for plot in plots]))
-    stages.tracker.artifact(stages.folder / "results.json")
+    write_atomically(folder / "results.json", to_json(found, indent=1))
+    shown = report.mended(outcome, inputs.tasks)
+    write_atomically(folder / "summary.md", report.summary(found, shown, [plot.name for plot in plots]))
+    runner.tracker.artifact(folder / "results.json")
     summary = {
         f"{part}/{name}": figures[name]
         for part in PARTS
         if (figures := found[part])
         for name in (*figures["ci95"], "one_correct")
     }
-    stages.tracker.summary(summary, plots)
+    runner.tracker.summary(summary, plots)
     return found

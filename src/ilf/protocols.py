@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ilf.ranges import AboveZero, Positive
-from ilf.types import Draw
+from ilf.types import Draw, Feedback, Splits, Task
 
 if TYPE_CHECKING:
     import torch
@@ -68,3 +69,68 @@ class Objective(ABC):
             module: A FineTuningModule: its `model`, `tokenizer`, and `logits`.
             batch: `input_ids`, `attention_mask` and `labels`, each (B, T), right-padded; labels of -100 don't count.
         """
+
+
+@dataclass(frozen=True)
+class Refining:
+    """What only a run knows of, given to a refiner."""
+
+    tasks: Splits
+    seed: int  # of the round of the algorithm
+    base: Path  # folder of the policy that the run started with
+    policy: Path  # folder of the newest one
+    tokenizer: Any  # the policy's
+    module: Any  # the class that fine-tunes refiners, RefineModule: what it is given, and learns to write
+    max_length: int  # tokens of a training example
+    worked: Sequence[Feedback]  # on tasks of the Prompt split, each with a refinement or a gold program
+    rejected: list[str]  # a line on each row that can't be learnt from; append to it
+    # Fine-tunes the base by training.refiner, through the store: on examples, validated on others and on programs that
+    # are drawn for tasks with their prompts. Returns the folder.
+    fine_tune: Callable[[Sequence[Any], Sequence[Any], Sequence[tuple[Task, str]]], Path]
+
+
+@dataclass
+class Refiner(ABC):
+    """Mends wrong programs as feedback says. Derive from it for one of your own: a dataclass with its arguments.
+
+    Args:
+        old_code_tokens: The wrong program is cut to this many tokens in the refine prompt.
+    """
+
+    old_code_tokens: Positive = 512
+
+    name: ClassVar[str]  # where no option says it; by default the class's
+    trains: ClassVar[bool] = False  # whether it is fine-tuned, by training.refiner
+    reads_program: ClassVar[bool] = True  # whether its prompts hold the wrong program
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a model that was there before the run."""
+        return None
+
+    @property
+    def worked_examples(self) -> int:
+        """How many worked examples each prompt holds."""
+        return 0
+
+    def check(self, settings: Any) -> None:  # noqa: B027
+        """Raise InputError where a run with these settings lacks what the refiner needs, before anything loads."""
+
+    @abstractmethod
+    def train(self, feedback: Sequence[Feedback], run: Refining) -> Path:
+        """Return the folder of the model that writes refinements, in Hugging Face's layout.
+
+        Args:
+            feedback: On tasks of Prompt and Refine, of all rounds so far.
+            run: What only the run knows of.
+        """
+
+    def prompt(self, feedback: Feedback, task: Task, run: Refining) -> str:
+        """Return what the model is given for one wrong program; it ends with the task's prompt."""
+        prompt: str = run.module.prompt(run.tokenizer, feedback, task, self.old_code_tokens)
+        return prompt

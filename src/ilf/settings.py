@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ilf.executors import Executor, LocalExecutor
+from ilf.feedback.llm_settings import LLM
 from ilf.feedback.source import Source
 from ilf.parts import Needs, Part
-from ilf.protocols import Objective, Sampler
-from ilf.refinements import Model as RefinersPrograms
+from ilf.protocols import Objective, Refiner, Sampler
 from ilf.refinements import Refinements
-from ilf.refiners.finetuned import FineTuned
-from ilf.refiners.refiner import Refiner
-from ilf.tasks import Data, Mini
+from ilf.tasks.data import Data
 
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 
@@ -58,34 +56,6 @@ class Model:
     dtype: str = "auto"  # of the weights while sampling: auto | float32 | bfloat16
     bos: bool | None = None  # whether texts begin with the BOS token; null does as the model's tokenizer does
     attention: str = "auto"  # transformers' implementation: auto (its own choice) | eager | sdpa | flash_attention_2
-
-
-@dataclass
-class Prompt:
-    """What another model is told; conf/llm/reviewer.yaml says what may stand in braces."""
-
-    system: str = ""  # empty: no such turn
-    question: str = ""
-    answer: str = ""  # of a worked example
-
-
-@dataclass
-class LLM:
-    """Another model, which writes the words for feedback=llm and words and programs for refinements=llm.
-
-    The key of an endpoint is read from $OPENAI_API_KEY, and stands in no setting.
-    """
-
-    name: str = ""  # of what it is told
-    url: str | None = None  # of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; null: it is local
-    model: str | None = None  # its name there; a local one's folder, or its name on the Hub
-    path: str | None = None  # stored answers, JSON lines, in its place: an earlier run's llm_*.jsonl
-    extra: dict[str, Any] = field(default_factory=dict)  # more fields of each request, such as {top_k: -1}
-    shots: int = 1  # worked examples, from the Prompt split
-    max_tokens: int = 1024  # of an answer
-    parallel: int = 8  # requests at once; answers of a local model at once
-    feedback: Prompt = field(default_factory=Prompt)
-    refinement: Prompt = field(default_factory=Prompt)
 
 
 @dataclass
@@ -170,12 +140,6 @@ class Annotate:
     port: int = 8765
 
 
-def _feedback() -> Source:
-    from ilf.feedback.from_tests import UnitTests  # which derives from Source
-
-    return UnitTests()
-
-
 @dataclass
 class Settings:
     """One run."""
@@ -186,12 +150,12 @@ class Settings:
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     rounds: int = 1  # of the algorithm, each with samples and feedback of the newest policy
     rounds_from: str = "base"  # what each round fine-tunes: base, on all rounds' examples | last, on the new ones
-    data: Annotated[Data, Needs()] = field(default_factory=Mini)
+    data: Annotated[Data, Needs()] = field(default_factory=Part("ilf.tasks.Mini"))
     transfer: Annotated[Data | None, Needs()] = None  # another data set to evaluate on, by data@transfer=...
     model: Model = field(default_factory=Model)
-    feedback: Annotated[Source, Needs()] = field(default_factory=_feedback)
-    refiner: Annotated[Refiner, Needs()] = field(default_factory=FineTuned)
-    refinements: Annotated[Refinements, Needs()] = field(default_factory=RefinersPrograms)
+    feedback: Annotated[Source, Needs()] = field(default_factory=Part("ilf.feedback.UnitTests"))
+    refiner: Annotated[Refiner, Needs()] = field(default_factory=Part("ilf.refiners.FineTuned"))
+    refinements: Annotated[Refinements, Needs()] = field(default_factory=Part("ilf.refinements.Model"))
     llm: LLM = field(default_factory=LLM)
     sampler: Annotated[Sampler, Needs()] = field(default_factory=Part("ilf.sampling.HFSampler"))
     executor: Annotated[Executor, Needs()] = field(default_factory=LocalExecutor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from ilf.models.targets import Example
 from ilf.other_answers import OtherAnswers
 from ilf.outputs import write_outputs
 from ilf.paths import check_model_folder
+from ilf.protocols import Refining
 from ilf.refinements import COMPARED
-from ilf.refiners.refiner import Refining
 from ilf.runner import NotRequested, Runner
 from ilf.scoring import score
 from ilf.settings import STAGES, Settings
@@ -31,11 +31,11 @@ from ilf.training.mbpp_datamodule import plan_draws
 from ilf.types import (
     Feedback,
     InputError,
+    Inputs,
     NoTrainingExamples,
     Outcome,
     Program,
     Refinement,
-    Splits,
     Task,
 )
 
@@ -47,10 +47,7 @@ class Stages:
 
     Args:
         settings: Checked by config.py.
-        tasks: By split, restricted and limited.
-        data_sha256: Of the rows that the tasks come from.
-        transfer_sha256: Of those of the other data set, None without one.
-        known: Feedback that was there before the run, by the name of its source.
+        inputs: The tasks, and the feedback that was there before the run.
         model: Folder of the policy.
         store: Finished stages.
         sandbox: Executes programs.
@@ -61,22 +58,17 @@ class Stages:
     def __init__(
         self,
         settings: Settings,
-        tasks: Splits,
-        data_sha256: str,
-        transfer_sha256: str | None,
-        known: Mapping[str, Sequence[Feedback]],
+        inputs: Inputs,
         model: Path,
         store: Store,
         sandbox: Judge,
         tracker: Tracker,
         llm_folder: Path | None = None,
     ) -> None:
-        self.settings, self.tasks, self.data_sha256 = settings, tasks, data_sha256
-        self.transfer_sha256 = transfer_sha256
-        self.model = model
-        self.runner = Runner(settings, tasks.by_id, model, store, sandbox, tracker)
+        self.settings, self.inputs, self.tasks, self.model = settings, inputs, inputs.tasks, model
+        self.runner = Runner(settings, self.tasks.by_id, model, store, sandbox, tracker)
         self.other = OtherAnswers(self.runner, llm_folder)
-        self.annotators = Annotators(self.runner, tasks, known, self.other)
+        self.annotators = Annotators(self.runner, self.tasks, inputs.known, self.other)
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
         self.newest = model  # of the policies: each round samples it
@@ -116,7 +108,7 @@ class Stages:
         finally:
             if ending.pending():
                 status = "interrupted"
-            found = write_outputs(self, outcome, status)
+            found = write_outputs(self.runner, self.inputs, outcome, status, self.validation, self.other.counts)
         order = list(STAGES)
         undone = [s for s in settings.stages if s not in self.runner.seconds]
         undone = [s for s in undone if missing and order.index(s) > order.index(missing)]
@@ -237,6 +229,7 @@ class Stages:
             base=self.model,
             policy=self.newest,
             tokenizer=self.tokenizer,
+            module=self.settings.module.refiner.resolve(),
             max_length=self.settings.training.max_length,
             worked=self.annotators.shots,
             rejected=self.runner.rejected,

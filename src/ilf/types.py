@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,6 +164,16 @@ class Splits:
     def __post_init__(self) -> None:
         everything = (*self.prompt, *self.test, *self.refine, *self.train)
         object.__setattr__(self, "by_id", {task.task_id: task for task in everything})
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads."""
+
+    tasks: Splits  # restricted and limited
+    data_sha256: str  # of the rows that they come from
+    transfer_sha256: str | None = None  # of those of another data set
+    known: Mapping[str, Sequence[Feedback]] = field(default_factory=dict)  # from before the run, by its source's name
 
 
 @dataclass

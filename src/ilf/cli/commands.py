@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from ilf.analysis.schema import Results
-from ilf.cli.config import check_device, opened
+from ilf.build import check_device
+from ilf.cli.config import opened
 from ilf.installation import COMMAND
 from ilf.settings import Settings
 from ilf.types import InputError

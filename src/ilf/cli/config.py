@@ -5,13 +5,12 @@ Imports no torch until `build`, and no check until there is something to check: 
 
 from __future__ import annotations
 
-import gc
 import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -23,14 +22,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from ilf import ending, ranks
+from ilf import ending
 from ilf.cli.search_path import OwnFolders, check_sources
-from ilf.disk import check_writable
 from ilf.installation import COMMAND
 from ilf.parts import Part, holds_parts, read
 from ilf.run_folder import claimed
 from ilf.settings import Settings
-from ilf.types import Feedback, InputError
+from ilf.types import InputError
 
 if TYPE_CHECKING:
     from ilf.stages import Stages
@@ -187,120 +185,6 @@ def explain(error: Exception) -> str | None:
     return str(error) if isinstance(error, HydraException) else ending.explain(error)
 
 
-def check_device(settings: Settings) -> None:
-    """Raise InputError where a GPU is asked for and there is none."""
-    import torch
-
-    if settings.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise InputError(
-            "trainer.accelerator",
-            settings.trainer.get("accelerator"),
-            "this machine has no GPU that torch can use",
-            "Choose trainer=cpu or trainer=auto.",
-        )
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Hold back collections of garbage, and leave what is there at the end out of all later ones.
-
-    What a run imports stays: to go through it takes a second while it comes, and 0.4 at each collection after.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():  # later jobs of a sweep import nothing more
-            gc.freeze()
-        gc.enable()
-
-
-@_without_collections()
-def build(settings: Settings) -> Stages:
-    """Build everything that a run needs and return its stages, ready to run.
-
-    Raises:
-        InputError: The device, its attention, the data or the annotations can't be used, or the device is too small;
-            before the model loads.
-    """
-    from transformers.utils.import_utils import is_flash_attn_2_available
-
-    from ilf.analysis.jobs import arm_name
-    from ilf.budget import check_plan
-    from ilf.feedback import llm
-    from ilf.feedback.other_model import check_stored
-    from ilf.models.folder import check_model
-    from ilf.models.load import resolve
-    from ilf.stages import Stages
-    from ilf.store import Store
-    from ilf.tasks.load import check_tasks, check_unseen, split_tasks
-    from ilf.tracking import Tracker
-    from ilf.training.trial import check_training, trainings
-
-    check_device(settings)
-    check_writable("store.dir", Path(settings.store.dir))
-    check_writable("output_dir", Path(settings.output_dir))
-    if settings.model.attention == "flash_attention_2" and not is_flash_attn_2_available():
-        raise InputError(
-            "model.attention",
-            "flash_attention_2",
-            "needs a GPU and the package flash-attn, and one of them is missing",
-            "Install it, or choose model.attention=sdpa.",
-        )
-    data = settings.data
-    tasks, data_sha256 = data.load()
-    feedback, asked = settings.feedback, llm.uses(settings)
-    known: dict[str, list[Feedback]] = {}  # by the name of its source
-    for writer in feedback.writers if settings.mode != "annotate" else ():  # there, it restricts nothing
-        found = writer.known({task.task_id: task.split for task in tasks}, data.may_lack)
-        if found is not None:
-            known[writer.name] = found
-    annotations = {f.task_id: f for found in known.values() for f in found}
-    # Where sources are mixed, another one speaks on what people have not annotated.
-    only = set(annotations) if known and all(one.people for one in feedback.writers) else None
-    splits = split_tasks(tasks, asdict(data.limit), only)
-    check_tasks(settings, splits, list(annotations.values()) if known else None, {task.split for task in tasks})
-    transfer_sha256 = None
-    if settings.transfer is not None:
-        limit = settings.transfer.limit.test
-        others, transfer_sha256 = settings.transfer.load("transfer")
-        splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
-    check_unseen(settings.executor.tests, splits)
-    llm_folder = None
-    if settings.llm.path is not None:
-        check_stored(settings.llm.path, asked)
-    elif asked and settings.llm.url is None:
-        name = str(settings.llm.model)
-        llm_folder = Path(name) if Path(name).is_dir() else resolve(None, name, None, "llm.model")
-        check_model("llm.model", llm_folder)
-    model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
-    local = settings.sampler.local  # else a server may hold the only weights
-    key = "model.path" if settings.model.path is not None else "model.hub"
-    config, tokenizer = check_model(key, model, local or bool(trainings(settings)), settings.model.bos)
-    sampled = [config]
-    if settings.refiner.folder is not None:
-        sampled.append(check_model("refiner.path", settings.refiner.folder, local)[0])
-    for one in sampled:
-        settings.sampler.check_model(one)
-    check_training(settings, config, splits)
-    strategy, devices = (settings.trainer.get(name, "auto") for name in ("strategy", "devices"))
-    ranks.join("auto" if strategy == "auto" else str(strategy), None if devices == "auto" else devices)
-    store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.any_code)
-    check_plan(settings, config, tokenizer, splits)
-    sandbox = settings.executor.start()
-    for key, one, own in (("data", data, tasks), ("transfer", settings.transfer, splits.transfer)):
-        if one is not None:
-            one.check_gold(own, sandbox, key)
-    tracker = Tracker(
-        settings.logger,
-        Path(settings.output_dir),
-        settings.config,
-        arm_name(settings.arm, settings.feedback.name),
-        settings.group or settings.study,
-    )
-    return Stages(settings, splits, data_sha256, transfer_sha256, known, model, store, sandbox, tracker, llm_folder)
-
-
 @contextmanager
 def opened(settings: Settings) -> Iterator[Stages]:
     """Hold the run's folder, show its settings where asked to, build the run, and close its tracker at the end.
@@ -313,6 +197,8 @@ def opened(settings: Settings) -> Iterator[Stages]:
             from ilf.cli.config_tree import show_tree
 
             show_tree(asdict(settings), Path(settings.output_dir))
+        from ilf.build import build
+
         stages = build(settings)
         try:
             yield stages

@@ -15,11 +15,11 @@ from typing import Any
 
 from ilf.feedback import from_tests, scripted
 from ilf.feedback.human import load_annotations
+from ilf.feedback.llm_settings import LLM as LLMSettings
+from ilf.feedback.llm_settings import Prompt
 from ilf.feedback.source import Failing, Source, Writing, worked_examples
 from ilf.files import whole
 from ilf.paths import check_path
-from ilf.settings import LLM as LLMSettings
-from ilf.settings import Prompt, Settings
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
 
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -32,7 +32,7 @@ _PLACEHOLDERS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
 }
 
 
-def uses(settings: Settings) -> list[str]:
+def uses(settings: Any) -> list[str]:
     """Return what a run asks another model for: "feedback", "refinement", both or nothing."""
     asked = {
         "feedback": any(one.asks_llm for one in settings.feedback.writers),
@@ -195,7 +195,7 @@ class LLM(Source):
     asks_llm = True
     repeatable = True  # but for the answers
 
-    def check(self, settings: Settings) -> None:
+    def check(self, settings: Any) -> None:
         """Raise InputError where there are no worked examples."""
         super().check(settings)
         if self.path is not None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ilf.feedback.llm_settings import LLM
 from ilf.files import JsonLines, whole
 from ilf.models import endpoint
-from ilf.settings import LLM
 from ilf.tasks.rows import Columns, Row, check_rows, read_json_lines
 from ilf.types import InputError
 

@@ -3,15 +3,16 @@
 import importlib
 from typing import Any
 
+from ilf.protocols import Refiner as Refiner
+from ilf.protocols import Refining as Refining
+
 _PLACES = {
     "FewShot": "sampled",
     "FineTuned": "finetuned",
     "Folder": "sampled",
     "Policy": "sampled",
-    "Refiner": "refiner",
-    "Refining": "refiner",
 }
-__all__ = list(_PLACES)
+__all__ = ["Refiner", "Refining", *_PLACES]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilf.refiners.refiner import Refiner, Refining
+from ilf.protocols import Refiner, Refining
 from ilf.types import Feedback, derive_seed
 
 

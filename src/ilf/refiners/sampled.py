@@ -9,8 +9,8 @@ from typing import Any
 
 from ilf.feedback.source import check_worked_examples, worked_examples
 from ilf.paths import check_model_folder
+from ilf.protocols import Refiner, Refining
 from ilf.ranges import Natural
-from ilf.refiners.refiner import Refiner, Refining
 from ilf.tasks.prompts import completion_of, few_shot_prompt
 from ilf.types import Feedback, InputError, Refinement, Task
 

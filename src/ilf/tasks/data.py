@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from ilf.ranges import Natural, Positive
 from ilf.sandbox import Job
-from ilf.types import InputError, Task
+from ilf.types import InputError, Splits, Task
 
 if TYPE_CHECKING:
     from ilf.executors import Judge
@@ -161,3 +161,19 @@ class Data(ABC):
     def specifications(self) -> Mapping[int, Any]:
         """Return what the tasks ask for, by id, as `feedback=scripted` needs it; empty where no script knows."""
         return {}
+
+
+def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: set[int] | None = None) -> Splits:
+    """Return the splits, restricted and limited.
+
+    Args:
+        tasks: All tasks.
+        limit: Of a split by its name: how many tasks to keep, the first ids; None for all.
+        only: Ids that Refine and Train keep (the annotated ones when feedback comes from a file), before the limit.
+    """
+    groups: dict[str, list[Task]] = {name: [] for name in SPLITS}
+    for task in tasks:
+        if only is None or task.split in ("prompt", "test") or task.task_id in only:
+            groups[task.split].append(task)
+    cut = {name: tuple(group[: limit.get(name)]) for name, group in groups.items()}
+    return Splits(test=cut["test"], refine=cut["refine"], train=cut["train"], prompt=cut["prompt"])

@@ -1,28 +1,11 @@
-"""From all tasks of a data set to the splits of a run, and whether these have what a run needs."""
+"""Whether the splits of a run have what its stages need."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 
 from ilf.settings import Settings
-from ilf.tasks.data import SPLITS
-from ilf.types import Feedback, InputError, Splits, Task
-
-
-def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: set[int] | None = None) -> Splits:
-    """Return the splits, restricted and limited.
-
-    Args:
-        tasks: All tasks.
-        limit: Of a split by its name: how many tasks to keep, the first ids; None for all.
-        only: Ids that Refine and Train keep (the annotated ones when feedback comes from a file), before the limit.
-    """
-    groups: dict[str, list[Task]] = {name: [] for name in SPLITS}
-    for task in tasks:
-        if only is None or task.split in ("prompt", "test") or task.task_id in only:
-            groups[task.split].append(task)
-    cut = {name: tuple(group[: limit.get(name)]) for name, group in groups.items()}
-    return Splits(test=cut["test"], refine=cut["refine"], train=cut["train"], prompt=cut["prompt"])
+from ilf.types import Feedback, InputError, Splits
 
 
 def check_tasks(
