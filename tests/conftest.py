@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import warm  # noqa: E402
 
-from ilf.build import build
+from ilf.build import build  # noqa: E402
 from ilf.cli.config import register, settings_from  # noqa: E402
 from ilf.parts import Part  # noqa: E402
 from ilf.settings import Settings  # noqa: E402

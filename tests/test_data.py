@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -310,3 +311,14 @@ def test_no_text_of_a_row_is_half_of_a_surrogate_pair(column):
 
     with pytest.raises(InputError, match=rf"^row 1: {column}="):
         Odd().load()
+
+
+def test_the_tutorials_class_makes_tasks_whose_programs_pass(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "tasks_of_the_tutorial.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = parts.read(PLACE, {"_target_": "tasks_of_the_tutorial.Doubles", "count": 10}, "data")
+    made, _ = data.load()
+    assert [sum(task.split == split for task in made) for split in ("test", "refine", "train")] == [3, 3, 4]
+    data.check_gold(made, Sandbox(Limits()))

@@ -15,11 +15,13 @@ SOURCE = ROOT / "src" / "ilf"
 # The rooms, packages and modules directly under src/ilf, from top to bottom: a module imports from its own room and
 # from lower lines, whether at its start, within a function or for types alone.
 LAYERS = (
-    ("cli", "__main__"),
+    ("__main__",),
+    ("cli",),
     ("build",),
     ("stages",),
     ("outputs",),
-    ("annotators", "measures", "other_answers"),
+    ("annotators", "measures"),
+    ("other_answers",),
     ("runner", "budget", "checks"),
     ("refiners",),
     ("training", "annotation"),

@@ -4,12 +4,12 @@ import ast
 import random
 
 import pytest
-from conftest import MINI, wrong_programs
+from conftest import CPU, MINI, wrong_programs
 
 from ilf.feedback import transforms
 from ilf.feedback.scripted import annotate, differences, read, review
 from ilf.sandbox import Job, Limits, Sandbox
-from ilf.settings import Pretraining, TrainerSettings
+from ilf.settings import Pretraining
 from ilf.tasks import mini
 from ilf.tasks.data import split_tasks
 from ilf.tasks.mbpp import COLUMNS, tasks_from
@@ -175,7 +175,7 @@ TINY = {
 
 
 def test_pretraining_goes_on_after_a_kill(tmp_path, monkeypatch):
-    settings, cpu = Pretraining(epochs=2, **TINY), TrainerSettings(accelerator="cpu")
+    settings, cpu = Pretraining(epochs=2, **TINY), CPU
     whole = pretrain(settings, cpu, 0, tmp_path / "whole")
     with monkeypatch.context() as patch:
         original = CorpusDataModule.train_dataloader

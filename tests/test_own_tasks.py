@@ -134,12 +134,7 @@ SELECTING = "stages=[sample,annotate,train_refiner,refine,train_policy]"
 UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, what the error says
     "no file": (["data.path=null"], None, None, r"data\.path=None.*must name a file"),
     "shares that are no whole": (["data.split.test=0.5"], None, None, r"data\.split=.*together 1"),
-    "a share below 0": (
-        ["data.split={prompt:-0.5,test:0.5,refine:0.5,train:0.5}"],
-        None,
-        None,
-        r"data\.split\.prompt=-0.5",
-    ),
+    "a share below 0": (["data.split.test=-0.5"], None, None, r"data\.split\.test=-0.5.*must be"),
     "a script": (["feedback=scripted"], None, None, r"feedback='scripted'.*data=mini"),
     "no Test task": ([], {"split": {"test": "train"}}, None, r"data\.path='.*tasks\.jsonl'.*Test split.*`split`"),
     "no Train task": ([], {"split": {"train": "test"}}, None, r"data\.path=.*Train split.*`split`.*refinements=model"),

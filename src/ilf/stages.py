@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ilf import algorithm, ending
 from ilf.algorithm import Candidate
@@ -26,7 +27,6 @@ from ilf.settings import STAGES, Settings
 from ilf.store import Store
 from ilf.tasks.prompts import completion_of
 from ilf.tracking import Tracker
-from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.types import (
     Feedback,
@@ -71,6 +71,7 @@ class Stages:
         self.annotators = Annotators(self.runner, self.tasks, inputs.known, self.other)
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
+        self.policy_module: Any = settings.module.policy.resolve()  # the class that fine-tunes the policy
         self.newest = model  # of the policies: each round samples it
         self.validation: list[Program] | None = None  # on Refine, to choose settings by
 
@@ -200,7 +201,7 @@ class Stages:
                     )
                 target = completion_of(c.task.prompt, c.program, c.task.entry_point)
                 row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source)
-                ILFModule.example(self.tokenizer, row, self.settings.training.max_length)
+                self.policy_module.example(self.tokenizer, row, self.settings.training.max_length)
                 rows.append(row)
             except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
                 self.runner.rejected.append(f"task {c.task.task_id} ({c.source}): {error}")
@@ -258,7 +259,7 @@ class Stages:
         rows.append(asdict(example) for example in examples)
         self.tracker.artifact(rows.path)
         training = self.settings.training
-        encoded = [ILFModule.example(self.tokenizer, e, training.max_length) for e in examples]
+        encoded = [self.policy_module.example(self.tokenizer, e, training.max_length) for e in examples]
         draws = plan_draws(_task_prompts(self.tasks.refine), "validate_policy", training.validate_n, self.runner.seed)
         base = policy or self.model
         tuned = self.runner.fine_tune("policy", base, examples=encoded, validation=[], draws=draws)
