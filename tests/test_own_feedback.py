@@ -232,11 +232,11 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["feedback=silent"], r"feedback\._target_='mine\.Silent': lacks what ilf\.feedback\.source\.Source .*write"),
+        (["feedback=silent"], r"feedback\._target_='mine\.Silent': lacks what ilf.*write"),
         (["feedback=plain"], r"feedback\._target_='mine\.Plain': must be a dataclass"),
         (["feedback=none_such"], r"feedback\._target_='mine\.Reveiwer': can't be imported.*mine\.Reviewer\?"),
-        (["feedback=no_source"], r"feedback\._target_='pathlib\.Path': must be a class that derives from ilf\.feedback"),
-        (["feedback=reviewer", "+feedback.wrods=x"], r"feedback\.wrods='x': is no argument.*Did you mean feedback\.words"),
+        (["feedback=no_source"], r"feedback\._target_='pathlib\.Path': must be a class that derives"),
+        (["feedback=reviewer", "+feedback.wrods=x"], r"feedback\.wrods='x': is no argument.*feedback\.words\?"),
         (["feedback=reviewer", "feedback.words=3"], r"feedback\.words=3: must be a valid string"),
         (["feedback=reviewer", "feedback.apply=refin"], r"feedback\.apply='refin': must be 'refine' or 'train_and"),
         (["feedback.transform=[louder]"], r"feedback\.transform='louder': must be of shuffle, one_bug, drop"),
@@ -245,16 +245,16 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
         (["feedback.transform=[{_target_: mine.Louder, times: x}]"], r"feedback\.transform\[0\]\.times='x'"),
         (["feedback.transform=[{_target_: mine.Silent}]"], r"feedback\.transform\[0\]\._target_.*derives from"),
         (["feedback.transform=[{word: x}]"], r"feedback\.transform\[0\]\._target_=None"),
-        (["refiner=untrained"], r"refiner\._target_='mine\.Untrained': lacks what ilf\.refiners\.refiner\.Refiner .*train"),
-        (["refiner=terse", "+refiner.haed=x"], r"refiner\.haed='x': is no argument of mine\.Terse.*refiner\.head\?"),
-        (["refiner=longer", "refiner.old_code_tokens=0"], r"refiner\.old_code_tokens=0: must be greater than or equal to 1"),
-        (["refiner=longer", "refiner.old_code_tokens=x"], r"refiner\.old_code_tokens='x': must be a valid integer"),
-        (["refinements=empty"], r"refinements\._target_='mine\.Empty': lacks what ilf\.refinements\.Refinements .*program"),
-        (["refinements=shortest", "refinements.limit=0"], r"refinements\.limit=0: must be greater than or equal to 1"),
-        (["refinements=shortest", "refinements.tasks=all"], r"refinements\.tasks='all': must be 'solved' or 'annotated'"),
+        (["refiner=untrained"], r"refiner\._target_='mine\.Untrained': lacks what ilf\.refiners.*train"),
+        (["refiner=terse", "+refiner.haed=x"], r"refiner\.haed='x': is no argument.*refiner\.head\?"),
+        (["refiner=longer", "refiner.old_code_tokens=0"], r"refiner\.old_code_tokens=0: must be greater"),
+        (["refiner=longer", "refiner.old_code_tokens=x"], r"refiner\.old_code_tokens='x': must be a valid"),
+        (["refinements=empty"], r"refinements\._target_='mine\.Empty': lacks what ilf.*program"),
+        (["refinements=shortest", "refinements.limit=0"], r"refinements\.limit=0: must be greater"),
+        (["refinements=shortest", "refinements.tasks=all"], r"refinements\.tasks='all': must be 'solved' or"),
         (["refinements=commented", "+refinements.noet=x"], r"refinements\.noet='x': is no arg.*refinements\.note\?"),
-        (["feedback=mixed", "feedback.sources=[human,mine]"], r"feedback\.sources\[1\]='mine': must be of human, scr"),
-        (["feedback=mixed", "feedback.sources=[unit_tests,{_target_: mine.Silent}]"], r"feedback\.sources\[1\]\._target_"),
+        (["feedback=mixed", "feedback.sources=[human,mine]"], r"feedback\.sources\[1\]='mine': must be of human"),
+        (["feedback=mixed", "feedback.sources=[unit_tests,{_target_: mine.Silent}]"], r"sources\[1\]\._target_"),
     ],
 )  # fmt: skip
 def test_what_is_no_source_or_transform_is_named_before_anything_loads(overrides, message, mine):
@@ -270,7 +270,7 @@ def test_a_refiner_of_a_users_prompts_a_folder_of_its_choice(own_stages):
     assert found["refiner_kind"] == "terse" and found["refiner"]["n_tasks"] > 0
     feedback = {row["task_id"]: row["text"] for row in lines(stages.folder / "feedback.jsonl")}
     rows = lines(stages.folder / "programs" / "refinements.jsonl")
-    assert rows and all(row["prompt"].startswith(f"## {feedback[row['task_id']]}\ndef ") for row in rows)
+    assert rows and all(row["prompt"].startswith(f"## {feedback[row['task_id']]}\n") for row in rows)
     assert not (stages.folder / "refiner").exists()
 
 
@@ -307,10 +307,8 @@ def test_an_arm_of_a_users_says_which_program_of_a_task_is_learnt(own_stages):
         own = [one["program"] for one in refined if one["task_id"] == row["task_id"]]
         assert row["prompt"] + row["target"] == min(own, key=len)
     assert "programs of refinements=shortest" in (stages.folder / "summary.md").read_text()
-    # The tasks are those of the other arms.
-    assert (
-        found["training_task_ids"] == own_stages("refinements=gold", "stages=[train_policy]").run()["training_task_ids"]
-    )
+    gold = own_stages("refinements=gold").run()
+    assert found["training_task_ids"] == gold["training_task_ids"], "the tasks are those of the other arms"
 
 
 def test_programs_of_a_users_own_are_executed_and_those_that_fail_are_named(own_stages):

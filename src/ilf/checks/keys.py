@@ -90,7 +90,7 @@ def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputE
         return InputError(key, value, "is no setting any more", f"It is called {MOVED[key]} now.")
     parent, _, name = key.rpartition(".")
     own = [one.rpartition(".")[2] for one in known_keys() if one.rpartition(".")[0] == parent]
-    own += [one for one in siblings if not one.startswith("_")]
+    own = list(dict.fromkeys([*own, *(one for one in siblings if not one.startswith("_"))]))
     near = [f"{parent}.{one}".lstrip(".") for one in difflib.get_close_matches(name, own, 1, 0.6)]
     near = near or difflib.get_close_matches(key, known_keys(), 1, 0.75)
     listed = f"; {parent} has {', '.join(own)}" if parent and own else ""
