@@ -1,11 +1,12 @@
 """Algorithm 1 over plain dictionaries, and who may import whom."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from ilf import algorithm
+from ilf.refinements import COMPARED, LLM, Gold, Human, Model, Nothing, Refinements, Self
 from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, Verdict
 
 
@@ -21,6 +22,9 @@ TASKS = Splits(
     transfer=(task(11, "test"),),
 )
 ALONE = replace(TASKS, transfer=())
+
+
+ARMS = {one.name: one for one in (Model, Human, Gold, LLM, Self, Nothing)}
 
 
 class Steps:
@@ -79,7 +83,7 @@ class Steps:
     def express(self, candidates):
         return [
             None
-            if (c.task.task_id, c.source) in self.unusable
+            if c.program is None or (c.task.task_id, c.source) in self.unusable
             else Refinement(c.task.task_id, c.task.prompt, c.program, c.source)
             for c in candidates
         ]
@@ -94,9 +98,11 @@ class Steps:
         return self._programs("evaluate", [t.task_id for t in tasks])
 
 
-def whole(steps, arm="model", solved_only=True, tasks=ALONE, **more):
+def whole(steps, arm="model", solved_only=True, tasks=ALONE, limit=None, **more):
     outcome = Outcome()
-    algorithm.run(steps, tasks, outcome, arm=arm, solved_only=solved_only, seed=0, **more)
+    if isinstance(arm, str):
+        arm = ARMS[arm]("solved" if solved_only else "annotated", limit)
+    algorithm.run(steps, tasks, outcome, arm=arm, others=COMPARED, seed=0, **more)
     return outcome
 
 
@@ -138,11 +144,6 @@ class Partial(Steps):
         found[312] = replace(found[312], refinement=None)
         found[314] = replace(found[314], refinement=None, source="unit_tests")
         return list(found.values())
-
-    def express(self, candidates):
-        usable = [c for c in candidates if c.program is not None]
-        made = dict(zip(map(id, usable), super().express(usable), strict=True))
-        return [made.get(id(c)) for c in candidates]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,25 @@ def test_the_tasks_of_a_smaller_limit_are_among_those_of_a_larger_one():
 def test_every_arms_programs_on_the_trained_tasks_are_noted():
     found = run(Steps({"refine": {311, 313}}, {(313, "gold")}), "gold")
     assert [(e.task_id, e.source) for e in found.expressed] == [(311, "gold"), (311, "human"), (311, "model")]
+
+
+@dataclass
+class Last(Refinements):
+    """The last of the refiner's correct programs, and of task 312 none."""
+
+    def program(self, found):
+        return None if found.task.task_id == 312 else found.refined[-1].program
+
+
+@pytest.mark.parametrize("solved_only", [True, False])
+def test_an_arm_of_a_users_trains_on_its_own_programs_and_on_tasks_of_the_others(solved_only):
+    class Refined(Last):
+        refines = True
+
+    arm = Refined("solved" if solved_only else "annotated")
+    found = run(Steps({"refine": {311, 312, 313}}, {(313, "gold")}), arm)
+    assert [(e.task_id, e.source, e.target) for e in found.examples] == [(311, "Refined", "refine 311 2")]
+    assert {e.source for e in found.expressed} == {"gold", "human", "model", "Refined"}
 
 
 def test_another_data_set_is_only_evaluated():

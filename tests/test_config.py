@@ -4,17 +4,19 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 from conftest import MINI, ROOT, compose_settings, wrong_programs
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from ilf.build import build
 from ilf.checks import check
 from ilf.cli.config import register
 from ilf.cli.search_path import check_arm
 from ilf.feedback.scripted import annotate
+from ilf.parts import resolve
 from ilf.settings import Settings
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
@@ -108,6 +110,24 @@ def test_every_option_names_its_command_and_sets_only_known_keys(option):
         assert settings.arm == name
     elif group not in NAMELESS:
         assert settings.chosen[group] == name
+    if group in PARTS:  # whose feedback `annotator` is, the data say
+        assert settings.option(group) == ("scripted" if name == "annotator" else name)
+
+
+PARTS = ("feedback", "refiner", "refinements")
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("/")[0] in PARTS])
+def test_an_option_of_ours_lists_every_argument_with_its_default_and_is_called_as_its_class(option):
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))
+    kind = resolve(node.pop("_target_"), "_target_")
+    assert set(node) == {one.name for one in fields(kind)}
+    group, name = option.split("/")
+    if group != "feedback" or name in ("human", "scripted", "unit_tests", "llm", "mixed"):
+        assert kind.name == name  # where no option is known of, as in settings that are built by hand
+    if name not in ("annotator", "none", "shuffled", "mixed"):
+        given = {key: value for key, value in node.items() if "${" not in str(value)}
+        assert given.items() <= asdict(kind()).items()
 
 
 # The default options run in the end-to-end tests.
@@ -242,7 +262,11 @@ BAD = {
         r"feedback\.shares=\[1.0\].*each of feedback\.sources",
     ),
     "no share above 0": (["feedback=mixed", "feedback.shares=[0,0]"], r"feedback\.shares=\[0.0, 0.0\].*not all 0"),
-    "shares of one source": (["feedback.shares=[1,1]"], r"feedback\.shares=.*feedback=scripted.*Add feedback=mixed"),
+    "shares of one source": (["+feedback.shares=[1,1]"], r"feedback\.shares=.*no argument of ilf\.feedback.*Annotator"),
+    "an unknown source": (
+        ["feedback=mixed", "feedback.sources=[human,robot]"],
+        r"feedback\.sources\[1\]='robot': must be of human, scripted, unit_tests, llm",
+    ),
     "people mixed in without a file": (
         ["feedback=mixed", "feedback.sources=[human,unit_tests]"],
         r"feedback\.path=None.*feedback=mixed needs a file",

@@ -202,7 +202,7 @@ def test_wandb_holds_the_run_without_an_account(sweep):
     for part in ("zero_shot", "refiner", "finetuned"):
         assert history[f"{part}/pass@1"] == pytest.approx(results[part]["pass@1"])
     assert "train_policy/loss" in history and "evaluate/programs/path" in history
-    assert config["sampler"]["n"] == 4 and config["refinements"]["name"] == "gold"
+    assert config["sampler"]["n"] == 4 and config["refinements"]["_target_"] == "ilf.refinements.Gold"
     assert {"dataset", "results"} <= artifacts
     assert (run.job_type, run.run_group) == ("gold", "out")
 

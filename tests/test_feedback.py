@@ -8,6 +8,7 @@ import pytest
 
 from ilf.analysis.results import of_feedback
 from ilf.feedback import from_tests, transforms
+from ilf.refinements import Gold, Model
 from ilf.sandbox import Limits, Sandbox
 from ilf.scoring import score
 from ilf.settings import Settings
@@ -121,7 +122,7 @@ def test_the_cost_of_feedback_is_in_points_for_a_hundred_annotations():
     )
     delta = {"pass@1": {"mean": 0.1, "ci95": [-0.05, 0.25]}}
     settings = Settings()
-    settings.refinements.name = "model"
+    settings.refinements = Model()
     found = of_feedback(settings, outcome, delta)
     assert found["annotations"] == 50 and found["by_source"] == {"human": 40, "llm": 10}
     assert (found["minutes"], found["timed"]) == (45.0, 30)
@@ -129,7 +130,7 @@ def test_the_cost_of_feedback_is_in_points_for_a_hundred_annotations():
         "mean": pytest.approx(20),
         "ci95": [pytest.approx(-10), pytest.approx(50)],
     }
-    settings.refinements.name = "gold"
+    settings.refinements = Gold()
     assert of_feedback(settings, outcome, delta)["pass@1_points_per_100"] is None
     assert of_feedback(settings, Outcome(), None)["minutes"] is None
 

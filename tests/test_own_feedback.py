@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ilf.feedback import Source, Transform
+from ilf.refinements import Refinements
+from ilf.refiners import FineTuned, Refiner
 from ilf.types import Feedback
 
 
@@ -76,6 +78,70 @@ class OnTest(Source):
 
 def quiet(feedback):
     return feedback
+
+
+@dataclass
+class Terse(Refiner):
+    """The policy, told only what is wrong."""
+
+    head: str = "# "
+
+    def train(self, feedback, run):
+        return run.base
+
+    def prompt(self, feedback, task, run):
+        return f"{self.head}{feedback.text}\\n{task.prompt}"
+
+
+@dataclass
+class Longer(FineTuned):
+    """Fine-tuned on prompts of its own."""
+
+    def prompt(self, feedback, task, run):
+        return "MEND\\n" + super().prompt(feedback, task, run)
+
+
+@dataclass
+class NoFolder(Terse):
+    def train(self, feedback, run):
+        return Path("nowhere")
+
+
+@dataclass
+class Headless(Terse):
+    def prompt(self, feedback, task, run):
+        return feedback.text
+
+
+@dataclass
+class Untrained(Refiner):
+    pass
+
+
+@dataclass
+class Shortest(Refinements):
+    """The shortest of the refiner's correct programs."""
+
+    refines = True
+    source = "short"
+
+    def program(self, found):
+        return min((p.program for p in found.refined), key=len)
+
+
+@dataclass
+class Commented(Refinements):
+    """Gold with a comment; of odd tasks, what is wrong."""
+
+    note: str = "mine"
+
+    def program(self, found):
+        return found.task.code + f"\\n    # {self.note}" if found.task.task_id % 2 else "def wrong(:"
+
+
+@dataclass
+class Empty(Refinements):
+    pass
 '''
 OPTIONS = {
     "feedback/reviewer": """
@@ -91,6 +157,14 @@ path: null
     "feedback/on_test": "_target_: mine.OnTest",
     "feedback/none_such": "_target_: mine.Reveiwer",
     "feedback/no_source": "_target_: pathlib.Path",
+    "refiner/terse": "_target_: mine.Terse\nhead: '## '",
+    "refiner/longer": "_target_: mine.Longer\nold_code_tokens: 300",
+    "refiner/no_folder": "_target_: mine.NoFolder",
+    "refiner/headless": "_target_: mine.Headless",
+    "refiner/untrained": "_target_: mine.Untrained",
+    "refinements/shortest": "_target_: mine.Shortest\ntasks: solved\nlimit: null",
+    "refinements/commented": "_target_: mine.Commented\nnote: mine\ntasks: annotated\nlimit: null",
+    "refinements/empty": "_target_: mine.Empty",
 }
 
 
@@ -158,11 +232,11 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["feedback=silent"], r"feedback\._target_='mine\.Silent': lacks what ilf\.feedback\.source\.Source .*write"),
+        (["feedback=silent"], r"feedback\._target_='mine\.Silent': lacks what ilf.*write"),
         (["feedback=plain"], r"feedback\._target_='mine\.Plain': must be a dataclass"),
         (["feedback=none_such"], r"feedback\._target_='mine\.Reveiwer': can't be imported.*mine\.Reviewer\?"),
-        (["feedback=no_source"], r"feedback\._target_='pathlib\.Path': must be a class that derives from"),
-        (["feedback=reviewer", "+feedback.wrods=x"], r"feedback\.wrods='x': is no argument.*mean feedback\.words"),
+        (["feedback=no_source"], r"feedback\._target_='pathlib\.Path': must be a class that derives"),
+        (["feedback=reviewer", "+feedback.wrods=x"], r"feedback\.wrods='x': is no argument.*feedback\.words\?"),
         (["feedback=reviewer", "feedback.words=3"], r"feedback\.words=3: must be a valid string"),
         (["feedback=reviewer", "feedback.apply=refin"], r"feedback\.apply='refin': must be 'refine' or 'train_and"),
         (["feedback.transform=[louder]"], r"feedback\.transform='louder': must be of shuffle, one_bug, drop"),
@@ -171,7 +245,15 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
         (["feedback.transform=[{_target_: mine.Louder, times: x}]"], r"feedback\.transform\[0\]\.times='x'"),
         (["feedback.transform=[{_target_: mine.Silent}]"], r"feedback\.transform\[0\]\._target_.*derives from"),
         (["feedback.transform=[{word: x}]"], r"feedback\.transform\[0\]\._target_=None"),
-        (["feedback=mixed", "feedback.sources=[human,mine]"], r"feedback\.sources\[1\]='mine': must be of human, scr"),
+        (["refiner=untrained"], r"refiner\._target_='mine\.Untrained': lacks what ilf.*train"),
+        (["refiner=terse", "+refiner.haed=x"], r"refiner\.haed='x': is no argument.*refiner\.head\?"),
+        (["refiner=longer", "refiner.old_code_tokens=0"], r"refiner\.old_code_tokens=0: must be greater"),
+        (["refiner=longer", "refiner.old_code_tokens=x"], r"refiner\.old_code_tokens='x': must be a valid"),
+        (["refinements=empty"], r"refinements\._target_='mine\.Empty': lacks what ilf.*program"),
+        (["refinements=shortest", "refinements.limit=0"], r"refinements\.limit=0: must be greater"),
+        (["refinements=shortest", "refinements.tasks=all"], r"refinements\.tasks='all': must be 'solved' or"),
+        (["refinements=commented", "+refinements.noet=x"], r"refinements\.noet='x': is no arg.*refinements\.note\?"),
+        (["feedback=mixed", "feedback.sources=[human,mine]"], r"feedback\.sources\[1\]='mine': must be of human"),
         (["feedback=mixed", "feedback.sources=[unit_tests,{_target_: mine.Silent}]"], r"sources\[1\]\._target_"),
     ],
 )  # fmt: skip
@@ -180,6 +262,63 @@ def test_what_is_no_source_or_transform_is_named_before_anything_loads(overrides
 
     with pytest.raises(InputError, match=message):
         compose_settings(f"hydra.searchpath=[file://{mine}]", *overrides)
+
+
+def test_a_refiner_of_a_users_prompts_a_folder_of_its_choice(own_stages):
+    stages = own_stages("refiner=terse", "stages=[sample,annotate,train_refiner,refine]")
+    found = stages.run()
+    assert found["refiner_kind"] == "terse" and found["refiner"]["n_tasks"] > 0
+    feedback = {row["task_id"]: row["text"] for row in lines(stages.folder / "feedback.jsonl")}
+    rows = lines(stages.folder / "programs" / "refinements.jsonl")
+    assert rows and all(row["prompt"].startswith(f"## {feedback[row['task_id']]}\n") for row in rows)
+    assert not (stages.folder / "refiner").exists()
+
+
+def test_a_refiner_of_a_users_is_fine_tuned_on_its_own_prompts(own_stages):
+    stages = own_stages("refiner=longer", "stages=[sample,annotate,train_refiner,refine]")
+    found = stages.run()
+    assert found["refiner_kind"] == "longer" and (stages.folder / "refiner" / "config.json").exists()
+    assert all(row["prompt"].startswith("MEND\nOLD") for row in lines(stages.folder / "programs" / "refinements.jsonl"))
+    ours = own_stages("refiner=finetuned", "stages=[sample,annotate,train_refiner]")
+    ours.run()
+    assert stages.runner.weights(stages.folder / "refiner") != ours.runner.weights(ours.folder / "refiner")
+
+
+@pytest.mark.parametrize(
+    ("refiner", "message"),
+    [
+        ("no_folder", r"refiner='nowhere': no such folder"),
+        ("headless", r"refiner='headless': must give prompts that end with the task's, which that of task 3\d\d"),
+    ],
+)
+def test_what_a_refiner_gives_is_checked_before_it_is_used(refiner, message, own_stages):
+    with pytest.raises(InputError, match=message):
+        own_stages(f"refiner={refiner}", "stages=[sample,annotate,train_refiner,refine]").run()
+
+
+def test_an_arm_of_a_users_says_which_program_of_a_task_is_learnt(own_stages):
+    stages = own_stages("refinements=shortest")
+    found = stages.run()
+    assert found["status"] == "complete" and (found["arm"], found["refinements"]) == ("shortest", "shortest")
+    rows = lines(stages.folder / "training.jsonl")
+    assert {row["source"] for row in rows} == {"short"} and found["matched"] is False
+    refined = [row for row in lines(stages.folder / "programs" / "refinements.jsonl") if row["verdict"] == "passed"]
+    for row in rows:
+        own = [one["program"] for one in refined if one["task_id"] == row["task_id"]]
+        assert row["prompt"] + row["target"] == min(own, key=len)
+    assert "programs of refinements=shortest" in (stages.folder / "summary.md").read_text()
+    gold = own_stages("refinements=gold").run()
+    assert found["training_task_ids"] == gold["training_task_ids"], "the tasks are those of the other arms"
+
+
+def test_programs_of_a_users_own_are_executed_and_those_that_fail_are_named(own_stages):
+    stages = own_stages("refinements=commented", "refinements.limit=2", "refinements.note=hm")
+    found = stages.run()
+    rows = lines(stages.folder / "training.jsonl")
+    assert len(rows) == 2 and {row["source"] for row in rows} == {"Commented"} and found["training_limit"] == 2
+    assert all(row["task_id"] % 2 for row in rows)
+    assert [line for line in found["rejected"] if re.match(r"task 3\d[02468] \(Commented\)", line)]
+    assert found["refiner"] is None, "nothing asked for it"
 
 
 def test_feedback_on_test_is_no_feedback(own_stages):

@@ -211,7 +211,7 @@ def test_a_folder_holds_the_results_of_one_configuration(changed, taken, tmp_pat
     if not taken:
         with claimed(compose_settings(own, changed)):
             return
-    key = "refinements.name" if changed.startswith("refinements") else changed.partition("=")[0]
+    key = "refinements._target_" if changed.startswith("refinements") else changed.partition("=")[0]
     with pytest.raises(FolderTaken, match=rf"output_dir=.*{key} was .* and is .*hydra\.run\.dir"):
         claimed(compose_settings(own, changed)).__enter__()
     assert (tmp_path / "run" / "settings.json").read_bytes() == before
