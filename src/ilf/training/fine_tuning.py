@@ -27,7 +27,7 @@ from ilf.types import Draw, InputError, derive_seed
 log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far long work has come
-Completions = list[tuple[Draw, str]]
+Completions = list[dict[str, Any]]  # a Draw's fields, with `completion`
 ADAMW = Part("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
 LINEAR = Part("ilf.training.schedules.linear")
 
@@ -118,7 +118,7 @@ class FineTuningModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Divide the model among the processes, where it is to be."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def on_validation_epoch_start(self) -> None:
@@ -212,7 +212,7 @@ class FineTuningModule(pl.LightningModule):
         if self._raised is None:
             try:
                 for draw, text in self.sample(batch.missing):
-                    found.append((draw, text))
+                    found.append(vars(draw) | {"completion": text})
                     self._on_drawn(draw, text)
             except InputError as error:
                 self._raised = error

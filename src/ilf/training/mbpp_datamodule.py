@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ilf.models.load import load_tokenizer
-from ilf.models.targets import Example
+from ilf.models.targets import Example, encode
 from ilf.models.tokens import encode_prompts
+from ilf.tasks import MBPP
+from ilf.tasks.data import split_tasks
+from ilf.tasks.prompts import completion_of
 from ilf.types import Draw, Task, derive_seed
 
+log = logging.getLogger(__name__)
+
+_LONGEST = 1024  # tokens of an example, where no settings say it
 PADDING = 0.05  # of a micro-batch's tokens, at most
 _REFILLS = 8  # batches of draws hold so many times the programs that are sampled at once
 
@@ -80,6 +87,21 @@ class Contents:
     whole_plans: bool = True  # whether a batch of which a draw is missing is sampled whole again
 
 
+class _Steps(Dataset[Any]):
+    """The optimizer steps of a datamodule."""
+
+    def __init__(self, data: MBPPDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return -(-len(self.data.contents.training) // self.data.batch_size)
+
+    def __getitem__(self, number: int) -> list[dict[str, torch.Tensor]]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.data.step(number)
+
+
 class MBPPDataModule(pl.LightningDataModule):
     """Loaders for Lightning's fit, validate, test and predict.
 
@@ -114,16 +136,40 @@ class MBPPDataModule(pl.LightningDataModule):
         super().__init__()
         self.tokenizer = load_tokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
         self.contents, self.data, self.n = contents or Contents(), data, n
+        self.alone = contents is None  # whether it has still to read the data
+        self.tasks: dict[int, Task] = {}  # by id, where it has read them
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampling_batch_size, self.seed = sampling_batch_size, seed
 
+    def setup(self, stage: str) -> None:
+        """Read the data set, where nothing else is to be served."""
+        if not self.alone:
+            return
+        self.alone, data = False, self.data or MBPP()
+        splits = split_tasks(data.load()[0], vars(data.limit))
+        self.tasks, training = splits.by_id, []
+        for task in splits.train:
+            try:
+                target = completion_of(task.prompt, task.code, task.entry_point)
+                training.append(encode(self.tokenizer, task.task_id, task.prompt, target, _LONGEST))
+            except (ValueError, SyntaxError) as error:
+                log.warning("task %d is left out of the training: %s", task.task_id, error)
+        draws = {
+            name: plan_draws([(task, task.prompt) for task in tasks], name, self.n, self.seed)
+            for name, tasks in (("validate", splits.refine), ("test", splits.test))
+        }
+        self.contents = Contents(training, validation_draws=draws["validate"], test_draws=draws["test"])
+
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the epoch's optimizer steps: each example once, in the step that the seed and the epoch decide."""
+        """Return each epoch's optimizer steps: each example once, in the step that the seed and the epoch decide."""
+        return DataLoader(_Steps(self), batch_size=None)
+
+    def step(self, number: int) -> list[dict[str, torch.Tensor]]:
+        """Return this process's micro-batches of an optimizer step of the epoch that is under way."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         order = list(self.contents.training)
         random.Random(derive_seed(self.seed, "order", epoch)).shuffle(order)
-        steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        return DataLoader([self._share(step) for step in steps], batch_size=None)  # type: ignore[arg-type]
+        return self._share(order[number * self.batch_size : (number + 1) * self.batch_size])
 
     def _share(self, step: Sequence[Example]) -> list[dict[str, torch.Tensor]]:
         """Return this process's micro-batches of an optimizer step."""

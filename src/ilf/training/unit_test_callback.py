@@ -125,7 +125,7 @@ class UnitTestCallback(pl.Callback):
             return
         keys = [(draw.task_id, draw.sample) for draw in batch.draws]
         if not all(key in self._verdicts for key in keys):
-            verdicts = self._score([self._samples[key]["program"] for key in keys], batch.draws)
+            verdicts = self._score([self._samples[key]["program"] for key in keys], [t for t, _ in keys])
             found = [
                 {"task_id": t, "sample": s, **vars(v), "tests": list(v.tests)}
                 for (t, s), v in zip(keys, verdicts, strict=True)
@@ -186,11 +186,11 @@ class UnitTestCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Execute the programs of a batch of draws; a batch of examples has none."""
-        if not isinstance(batch, DrawBatch) or not batch.draws or len(outputs["completions"]) < len(batch.draws):
-            return
-        draws, texts = zip(*outputs["completions"], strict=True)
-        verdicts = self._score([d.task_prompt + text for d, text in zip(draws, texts, strict=True)], draws)
-        self._validation += [(d.task_id, v.passed) for d, v in zip(draws, verdicts, strict=True)]
+        rows = outputs["completions"] if isinstance(batch, DrawBatch) else []
+        if rows and len(rows) == len(batch.draws):
+            programs = [row["task_prompt"] + row["completion"] for row in rows]
+            verdicts = self._score(programs, [row["task_id"] for row in rows])
+            self._validation += [(row["task_id"], v.passed) for row, v in zip(rows, verdicts, strict=True)]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k of the validation programs."""
@@ -199,8 +199,8 @@ class UnitTestCallback(pl.Callback):
         if self._validation:
             pl_module.log_dict(self._pass_at_k(self._validation, f"{self.stage}/validation_"))
 
-    def _score(self, programs: Sequence[str], draws: Sequence[Draw]) -> list[Verdict]:
-        tasks = [self.tasks[draw.task_id] for draw in draws]
+    def _score(self, programs: Sequence[str], ids: Sequence[int]) -> list[Verdict]:
+        tasks = [self.tasks[task_id] for task_id in ids]
         return score(list(zip(programs, tasks, strict=True)), self.sandbox, self.tests, self.as_paper)
 
     def _pass_at_k(self, passed: Sequence[tuple[int, bool]], prefix: str) -> dict[str, float]:

@@ -1,0 +1,115 @@
+"""The Lightning face without Hydra, settings or store: what a Lightning user expects of it."""
+
+import json
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import MINI, ROOT, lora
+
+from ilf.models.load import adapt, load_model, load_tokenizer
+from ilf.parts import Part
+from ilf.sampling import HFSampler
+from ilf.tasks import Mini
+from ilf.tasks.data import Limit
+from ilf.training import ILFModule, MBPPDataModule, UnitTestCallback
+from ilf.types import InputError
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    found = {}
+    for cell in json.loads((ROOT / "docs" / "lightning.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), found)
+    return found
+
+
+def test_the_notebook_runs_and_its_figures_are_of_every_task(cells):
+    assert {"train_policy/pass@1", "train_policy/pass@2"} == set(cells["tested"])
+    assert {"train_policy/validation_pass@1", "train_policy/validation_pass@2"} == set(cells["validated"])
+    assert len(cells["judge"].programs) == sum(len(batch["completions"]) for batch in cells["predictions"]) == 12
+    rows = [json.loads(line) for line in (cells["folder"] / "programs.jsonl").read_text().splitlines()]
+    assert {row["task_id"] for row in rows} == {
+        task.task_id for task in cells["data"].tasks.values() if task.split == "test"
+    }
+
+
+def test_a_module_is_loaded_with_its_hyperparameters(cells):
+    again = cells["again"]
+    assert isinstance(again.sampler, HFSampler) and again.sampler.max_new_tokens == 64
+    assert again.hparams["optimizer"]["lr"] == 2e-4 and again.hparams["model"] == cells["model"]
+
+
+def fit(trainer, **module):
+    data = MBPPDataModule(MINI, data=Mini(limit=Limit(test=1, refine=1, train=7)), batch_size=2, micro_batch_size=2)
+    torch.manual_seed(0)
+    own = {"sampler": HFSampler(max_new_tokens=4), "optimizer": partial(torch.optim.SGD, lr=1e-2), "scheduler": None}
+    module = ILFModule(MINI, **own | module)
+    trainer = pl.Trainer(callbacks=[UnitTestCallback()], enable_checkpointing=False, **QUIET, **trainer)
+    trainer.fit(module, data)
+    return module, trainer
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps"),
+    [
+        ({"fast_dev_run": True}, 1),
+        ({"max_epochs": None, "max_steps": 3}, 3),
+        ({"max_epochs": 2, "limit_train_batches": 2}, 4),
+        ({"max_epochs": 1, "accumulate_grad_batches": 2}, 2),
+        ({"max_epochs": 1, "precision": "bf16-mixed", "limit_val_batches": 0}, 4),
+    ],
+)
+def test_the_trainers_own_arguments_say_how_long_and_how(trainer, steps):
+    assert fit(trainer)[1].global_step == steps
+
+
+def test_accumulated_batches_are_one_larger_batch():
+    """SGD without momentum: a step on the mean of two batches of two is one on a batch of four."""
+
+    def weights(batch_size, accumulated):
+        data = MBPPDataModule(MINI, data=Mini(limit=Limit(train=8, refine=1, test=1)), batch_size=batch_size)
+        own = {"optimizer": partial(torch.optim.SGD, lr=1e-2), "scheduler": None}
+        module = ILFModule(MINI, sampler=HFSampler(max_new_tokens=4), **own)
+        trainer = pl.Trainer(
+            max_epochs=1, accumulate_grad_batches=accumulated, limit_val_batches=0, enable_checkpointing=False, **QUIET
+        )
+        trainer.fit(module, data)
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    assert torch.allclose(weights(4, 1), weights(2, 2), atol=1e-6)
+    assert not torch.allclose(weights(4, 1), weights(2, 1), atol=1e-6)
+
+
+def test_the_trainer_clips_gradients():
+    free, clipped = fit({"max_steps": 1})[0], fit({"max_steps": 1, "gradient_clip_val": 1e-6})[0]
+    start = load_model(MINI, torch.float32).state_dict()
+    moved = [
+        sum(float((p - start[n.removeprefix("model.")]).norm()) for n, p in one.named_parameters())
+        for one in (free, clipped)
+    ]
+    assert moved[0] > 100 * moved[1] > 0
+
+
+def test_a_schedule_that_needs_an_end_is_refused_without_one():
+    with pytest.raises(InputError, match="has no end"):
+        fit({"max_epochs": -1}, scheduler=Part("ilf.training.schedules.linear"))
+
+
+def test_a_model_that_is_given_whole_is_no_hyperparameter(tmp_path):
+    net = adapt(load_model(MINI, torch.float32), lora())
+    module = ILFModule(net, load_tokenizer(MINI), sampler=HFSampler(max_new_tokens=4))
+    data = MBPPDataModule(MINI, data=Mini(limit=Limit(test=1, refine=1, train=2)))
+    trainer = pl.Trainer(
+        max_steps=1, limit_val_batches=0, default_root_dir=tmp_path, enable_checkpointing=False, **QUIET
+    )
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "lora.ckpt")
+    other = adapt(load_model(MINI, torch.float32), lora())
+    loaded = ILFModule.load_from_checkpoint(tmp_path / "lora.ckpt", model=other, tokenizer=load_tokenizer(MINI))
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    assert trained and all(torch.equal(p, dict(loaded.named_parameters())[n]) for n, p in trained.items())
