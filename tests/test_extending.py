@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, compose_settings
 
+from ilf.analysis.studies import write_study
 from ilf.build import build
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -121,3 +122,38 @@ def test_a_module(outside):
     stages, results = run(outside, "A Lightning module", "module")
     assert key_of(stages, results, "train_policy")["module"]["target"] == "my_package.modules.Gentle"
     assert key_of(stages, results, "train_refiner")["module"]["target"] == "ilf.training.RefineModule"
+
+
+def test_a_data_set(outside):
+    stages, results = run(outside, "A data set", "data")
+    assert results["data"] == "some" and all(i % 3 == 1 for i in stages.tasks.by_id)
+
+
+def test_a_source_of_feedback(outside):
+    stages, results = run(outside, "A source of feedback", "feedback")
+    rows = [json.loads(line) for line in (stages.folder / "feedback.jsonl").read_text().splitlines()]
+    assert results["feedback"] == "reviewer" and {row["text"] for row in rows} == {"Read the task again."}
+
+
+def test_a_transform(outside):
+    stages, _ = run(outside, "A transform of feedback", "transform")
+    rows = [json.loads(line) for line in (stages.folder / "feedback.jsonl").read_text().splitlines()]
+    assert rows and all(row["text"].endswith("!!") for row in rows)
+
+
+def test_a_refiner(outside):
+    stages, results = run(outside, "A refiner", "refiner")
+    rows = [json.loads(line) for line in (stages.folder / "programs" / "refinements.jsonl").read_text().splitlines()]
+    assert results["refiner_kind"] == "careful" and all(row["prompt"].startswith("Slowly.") for row in rows)
+
+
+def test_an_arm(outside):
+    stages, results = run(outside, "An arm", "arm")
+    rows = [json.loads(line) for line in (stages.folder / "training.jsonl").read_text().splitlines()]
+    assert results["arm"] == "shortest" and {row["source"] for row in rows} == {"shortest"}
+
+
+def test_a_study(outside):
+    stages, results = run(outside, "A study", "study")
+    file = write_study(stages.folder, [stages.folder])
+    assert results["study"] == "counts" and f"| {results['counts']['training_examples']} |" in file.read_text()
