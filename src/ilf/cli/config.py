@@ -92,6 +92,9 @@ def settings_from(
     """
     if OmegaConf.get_type(config) is not _SCHEMA:  # a saved one has lost its types
         config = OmegaConf.merge(OmegaConf.structured(_SCHEMA), config)  # type: ignore[assignment]
+    if not config.arm:  # which loggers name runs after
+        config = config.copy()
+        config.arm = (chosen or {}).get("refinements", "")
     plain = OmegaConf.to_object(config)
     _check_addresses("", settings_config := OmegaConf.to_container(config, resolve=True))
     check_known(plain)  # type: ignore[arg-type]
@@ -320,10 +323,14 @@ def check_arm(arm: str | None, overrides: list[str], conf: Path) -> None:
     Raises:
         InputError: A group that the arm sets is overridden.
     """
-    if arm is None:
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    folders = [conf, *(Path(one.path) for one in sources if one.schema == "file")]  # a user's too
+    files = (folder / "arm" / f"{arm}.yaml" for folder in folders)
+    file = next((one for one in files if arm is not None and one.is_file()), None)
+    if file is None:
         return
-    defaults = OmegaConf.to_container(OmegaConf.load(conf / "arm" / f"{arm}.yaml").defaults)
-    own = {key.removeprefix("override /") for default in defaults for key in default}  # type: ignore[union-attr]
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(file)).get("defaults", [])  # type: ignore[union-attr]
+    own = {key.removeprefix("override /") for one in defaults if isinstance(one, dict) for key in one}
     for override in overrides:
         group, _, option = override.lstrip("+~").partition("=")
         if group in own:
