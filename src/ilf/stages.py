@@ -243,11 +243,15 @@ class Stages:
             base=self.model,
             policy=self.newest,
             tokenizer=self.tokenizer,
-            max_length=self.settings.training.max_length,
             worked=self.annotators.shots,
             rejected=self.runner.rejected,
+            example=self._refiner_example,
             fine_tune=self._fine_tune_refiner,
         )
+
+    def _refiner_example(self, feedback: Feedback, task: Task, prompt: str) -> Example:
+        old, limit = self.settings.refiner.old_code_tokens, self.settings.training.max_length
+        return RefineModule.example(self.tokenizer, feedback, task, old, limit, prompt)
 
     def _fine_tune_refiner(
         self, training: Sequence[Example], held_out: Sequence[Example], prompts: Sequence[tuple[Task, str]]

@@ -21,11 +21,8 @@ class FineTuned(Refiner):
 
     def example(self, feedback: Feedback, run: Refining) -> Any:
         """Return what is learnt from one feedback. Raises ValueError or SyntaxError where nothing can be."""
-        from ilf.training.refine_module import RefineModule  # which imports torch
-
         task = run.tasks.by_id[feedback.task_id]
-        prompt = self.prompt(feedback, task, run)
-        return RefineModule.example(run.tokenizer, feedback, task, self.old_code_tokens, run.max_length, prompt)
+        return run.example(feedback, task, self.prompt(feedback, task, run))
 
     def train(self, feedback: Sequence[Feedback], run: Refining) -> Path:
         """Return the folder of the fine-tuned model; a fifth of the tasks is held out to validate on."""
