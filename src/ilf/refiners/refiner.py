@@ -24,8 +24,8 @@ class Refining:
     tokenizer: Any  # the policy's
     worked: Sequence[Feedback]  # on tasks of the Prompt split, each with a refinement or a gold program
     rejected: list[str]  # a line on each row that can't be learnt from; append to it
-    # Returns a row to fine-tune on: the refinement, or the gold program, after a prompt. Raises ValueError or SyntaxError
-    # where there is none, or it is too long.
+    # Returns a row to fine-tune on: the refinement, or the gold program, after a prompt. Raises ValueError or
+    # SyntaxError where there is none, or it is too long.
     example: Callable[[Feedback, Task, str], Any]
     # Fine-tunes the base by training.refiner, through the store: on examples, validated on others and on programs that
     # are drawn for tasks with their prompts. Returns the folder.
