@@ -165,6 +165,7 @@ path: null
     "refinements/shortest": "_target_: mine.Shortest\ntasks: solved\nlimit: null",
     "refinements/commented": "_target_: mine.Commented\nnote: mine\ntasks: annotated\nlimit: null",
     "refinements/empty": "_target_: mine.Empty",
+    "arm/brief": "# @package _global_\ndefaults:\n  - override /refinements: shortest\narm: brief",
 }
 
 
@@ -321,6 +322,16 @@ def test_programs_of_a_users_own_are_executed_and_those_that_fail_are_named(own_
     assert found["refiner"] is None, "nothing asked for it"
 
 
+@pytest.mark.parametrize(
+    ("option", "arm"), [("refinements=shortest", "shortest"), ("arm=gold", "gold"), ("seed=1", "model")]
+)
+def test_a_run_is_called_after_its_arm_wherever_a_file_says_so(option, arm, mine):
+    from conftest import compose_settings
+
+    settings = compose_settings(f"hydra.searchpath=[file://{mine}]", "logger=csv", "logger.csv.version=${arm}", option)
+    assert settings.arm == settings.logger["csv"].get("version") == settings.config["arm"] == arm
+
+
 def test_feedback_on_test_is_no_feedback(own_stages):
     with pytest.raises(InputError, match=r"feedback='OnTest'.*on Prompt, Refine and Train, not Feedback\(task_id=11"):
         own_stages("feedback=on_test", "stages=[sample,annotate]").run()
@@ -334,3 +345,15 @@ def test_a_source_from_outside_runs_by_the_command_line(mine, cli, tmp_path, mon
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r'"feedback": "reviewer"', (tmp_path / "run" / "results.json").read_text())
+
+
+def test_a_row_of_a_users_study_is_an_arm_whose_settings_stand(mine, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
+    few = ["--config-dir", str(mine), "stages=[zero_shot]", "data.limit.test=2", "logger=none", "store.dir=store"]
+    done = cli("-m", *few, "arm=brief,gold", "hydra.sweep.dir=out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("*_seed0/results.json"))]
+    assert [(one["arm"], one["refinements"]) for one in results] == [("brief", "shortest"), ("gold", "gold")]
+    assert (tmp_path / "out" / "0_brief_seed0").is_dir()
+    done = cli(*few, "arm=brief", "refinements=gold")
+    assert done.returncode == 1 and "refinements='gold': is set by arm=brief" in done.stderr

@@ -96,6 +96,9 @@ def settings_from(
 
     if OmegaConf.get_type(config) is not _SCHEMA:  # a saved one has lost its types
         config = OmegaConf.merge(OmegaConf.structured(_SCHEMA), config)  # type: ignore[assignment]
+    if not config.arm:  # which loggers name runs after
+        config = config.copy()
+        config.arm = (chosen or {}).get("refinements", "")
     plain = OmegaConf.to_object(config)
     _check_addresses("", settings_config := OmegaConf.to_container(config, resolve=True))
     check_known(plain)  # type: ignore[arg-type]
