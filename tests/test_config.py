@@ -66,7 +66,7 @@ EXTRA = {
     "hydra/launcher/processes": "hydra_plugins.hydra_joblib_launcher",
 }
 # Groups whose options have no name in the settings.
-NAMELESS = ("experiment", "paths", "extras", "hparams_search", "hydra/launcher")
+NAMELESS = ("experiment", "debug", "paths", "extras", "hparams_search", "hydra/launcher")
 
 
 def override(option: str) -> str:

@@ -84,11 +84,21 @@ def write_outputs(
     shown = report.mended(outcome, inputs.tasks)
     write_atomically(folder / "summary.md", report.summary(found, shown, [plot.name for plot in plots]))
     runner.tracker.artifact(folder / "results.json")
-    summary = {
-        f"{part}/{name}": figures[name]
-        for part in PARTS
-        if (figures := found[part])
-        for name in (*figures["ci95"], "one_correct")
-    }
-    runner.tracker.summary(summary, plots)
+    runner.tracker.summary(summary_of(found), plots)
     return found
+
+
+def summary_of(found: Results) -> dict[str, float]:
+    """Return the figures that a tracker shows of a run: each metric with its interval, the gain with its p, the rates."""
+    shown: dict[str, float] = {"train_policy/lr": found["training"]["lr"]}
+    for part in (*PARTS, "validation"):
+        figures: Any = found[part]  # type: ignore[literal-required]
+        for name, (low, high) in (figures or {"ci95": {}})["ci95"].items():
+            shown |= {f"{part}/{name}": figures[name], f"{part}/{name}_low": low, f"{part}/{name}_high": high}
+        if figures:
+            shown[f"{part}/one_correct"] = figures["one_correct"]
+    for name, gain in (found["delta"] or {}).items():
+        low, high = gain["ci95"]
+        shown |= {f"delta/{name}": gain["mean"], f"delta/{name}_low": low, f"delta/{name}_high": high}
+        shown[f"delta/{name}_p"] = gain["p_value"]
+    return shown
