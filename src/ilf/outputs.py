@@ -89,7 +89,7 @@ def write_outputs(
 
 
 def summary_of(found: Results) -> dict[str, float]:
-    """Return the figures that a tracker shows of a run: each metric with its interval, the gain with its p, the rates."""
+    """Return what a tracker shows of a run: metrics with intervals, the gain with its p, the learning rate."""
     shown: dict[str, float] = {"train_policy/lr": found["training"]["lr"]}
     for part in (*PARTS, "validation"):
         figures: Any = found[part]  # type: ignore[literal-required]

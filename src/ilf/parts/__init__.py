@@ -1,0 +1,27 @@
+"""Parts: the classes and functions that a configuration names by `_target_`, checked before any of them is called.
+
+A user replaces a part by naming another class. What a part is given beside its arguments (a model's parameters, a
+learning rate, the tasks of a run) is passed by its caller.
+
+    part.py       a class or function by its name; keys for the store; plain values for a checkpoint
+    read.py       from a node of the configuration to a part, or to an instance
+    signature.py  arguments against signatures
+    value.py      values against annotations
+"""
+
+from ilf.parts.part import Needs, Part, from_node, key_of, node_of, resolve, version_of
+from ilf.parts.read import holds_parts, read
+from ilf.parts.value import check_value
+
+__all__ = [
+    "Needs",
+    "Part",
+    "check_value",
+    "from_node",
+    "holds_parts",
+    "key_of",
+    "node_of",
+    "read",
+    "resolve",
+    "version_of",
+]
