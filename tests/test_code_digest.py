@@ -14,9 +14,10 @@ import torch
 
 from ilf import runner
 from ilf.code_digest import code_sha256
-from ilf.models import batches, sampling
+from ilf.models import batches
 from ilf.runner import Runner
-from ilf.training import fine_tuning
+from ilf.sampling import HFSampler, hf
+from ilf.training import fine_tuning, loops, objectives, schedules
 from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
 
@@ -69,8 +70,8 @@ def mine(self):
         (FineTuningModule, "configure_optimizers", (ILFModule,)),
         (ILFModule, "configure_optimizers", (ILFModule,)),  # in place of an inherited one
         (ILFModule, "example", (ILFModule,)),
-        (fine_tuning, "make_optimizer", (fine_tuning,)),
-        (sampling.Sampler, "_choose", (sampling,)),
+        (schedules, "linear", (schedules,)),
+        (HFSampler, "_decode", (hf,)),
         (batches, "join", (batches,)),
     ],
 )
@@ -92,7 +93,7 @@ def test_a_policy_that_another_optimizer_trained_is_not_taken(small_stages, monk
     again = small_stages(*few)
     assert "train_policy" in again.run()["seconds"]["reused"]
     monkeypatch.setattr(
-        fine_tuning, "make_optimizer", lambda settings, parameters, lr: torch.optim.SGD(parameters, lr=lr)
+        FineTuningModule, "configure_optimizers", lambda self: torch.optim.SGD(self.parameters(), lr=0.01)
     )
     patched = small_stages(*few)
     assert not {"train_refiner", "train_policy"} & set(patched.run()["seconds"]["reused"])
@@ -105,8 +106,8 @@ def test_a_policy_that_another_optimizer_trained_is_not_taken(small_stages, monk
 def test_an_edit_that_changes_nothing_can_be_said_to(small_stages, monkeypatch):
     few = ["stages=[zero_shot,sample]", "data.limit.test=3", "data.limit.refine=4", "data.limit.train=4"]
     small_stages(*few).run()
-    monkeypatch.setattr(sampling, "_edited", mine, raising=False)
-    monkeypatch.setattr(sampling.Sampler, "_edited", mine, raising=False)
+    monkeypatch.setattr(hf, "_edited", mine, raising=False)
+    monkeypatch.setattr(HFSampler, "_edited", mine, raising=False)
     told = small_stages(*few, "store.any_code=true").run()
     assert set(told["seconds"]["reused"]) == {"zero_shot", "sample"}
     # It needs to be said once: the results are kept under the new code too.
@@ -127,6 +128,7 @@ NEUTRAL = {
         "code_digest.py",
         "disk.py",
     ),
+    *("parts/part.py", "training/__init__.py", "sampling/__init__.py"),
     *("runner.py", "stages.py", "annotators.py", "measures.py", "training/trainer.py"),
     *("analysis/statistics.py", "sandbox/executor.py", "sandbox/probe.py", "sandbox/worker/isolation.py"),
 }
@@ -154,8 +156,8 @@ def test_a_stage_runs_no_code_that_its_digest_leaves_out(small_stages, monkeypat
 
     monkeypatch.setattr(Runner, "do", traced)
     small_stages("data.limit.test=2", "data.limit.refine=10", "data.limit.train=10", "training.validate_n=1").run()
-    drawing = (*runner._DRAWING, *runner._SAMPLERS["hf"], *runner._JUDGING)
-    training = (*runner._TRAINING, *runner._SAMPLERS["hf"], ILFModule, *runner._JUDGING)
+    drawing = (loops, *loops.DRAWING, hf, batches, *runner._JUDGING)  # of loops, Drawing.run
+    training = (loops, *loops.TRAINING, hf, batches, ILFModule, objectives, schedules, *runner._JUDGING)
     for stage, parts in (
         *((stage, drawing) for stage in ("zero_shot", "sample", "refine", "evaluate")),
         *((stage, training) for stage in ("train_refiner", "train_policy")),

@@ -117,6 +117,13 @@ def test_every_option_names_its_command_and_sets_only_known_keys(option):
 PARTS = ("feedback", "refiner", "refinements")
 
 
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("/")[0] in ("sampler", "executor", "objective")])
+def test_an_option_lists_every_argument_with_its_default(option):
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))
+    kind = resolve(node.pop("_target_"), "_target_")
+    assert node == {one.name: getattr(kind(), one.name) for one in fields(kind) if one.init}
+
+
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("/")[0] in PARTS])
 def test_an_option_of_ours_lists_every_argument_with_its_default_and_is_called_as_its_class(option):
     node = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))

@@ -175,8 +175,12 @@ class Store:
     def _like(self, path: Path, key: dict[str, Any], but: str) -> Iterator[Path]:
         """Yield the folders of other results whose key differs only in the part `but`, the newest first."""
 
-        def rest(key: dict[str, Any]) -> dict[str, Any]:
-            return {name: part for name, part in key.items() if name != but}
+        def rest(key: Any, top: bool = True) -> Any:
+            """Return a key without the part; the code of parts within it goes with the code."""
+            if not isinstance(key, dict):
+                return key
+            left_out = but if top or (but == "code" and "target" in key) else None
+            return {name: rest(part, top=False) for name, part in key.items() if name != left_out}
 
         own, found = rest(json.loads(to_json(key))), sorted(path.parent.glob("*/key.json"))
         for file in sorted(found, key=lambda file: -file.stat().st_mtime):

@@ -18,6 +18,7 @@ def check_machinery(settings: Settings) -> None:
     """
     _check_processes(settings)
     _check_adapter(settings)
+    _check_judge(settings)
     settings.executor.check()
     _check_models(settings)
     settings.sampler.check()
@@ -50,6 +51,16 @@ def _check_processes(settings: Settings) -> None:
     if strategy == "fsdp" and settings.optimizer.target.startswith("bitsandbytes."):
         allowed = "bitsandbytes does not take a model in parts"
         raise InputError("optimizer", settings.optimizer.target, allowed, "Choose optimizer=adamw, or trainer=ddp.")
+
+
+def _check_judge(settings: Settings) -> None:
+    """Check that something executes the programs of a run, and logs what came of it."""
+    judge, path = settings.callbacks.get("unit_tests"), "ilf.training.UnitTestCallback"
+    if judge is None:
+        advice = f"Add callbacks/default to the defaults of the file, or {path} under this name."
+        raise InputError("callbacks.unit_tests", None, "executes the programs of every stage", advice)
+    if path.rpartition(".")[2] not in {one.__name__ for one in getattr(judge.resolve(), "__mro__", ())}:
+        raise InputError("callbacks.unit_tests._target_", judge.target, f"must be a {path}", "Derive from it.")
 
 
 def _check_adapter(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import Logger
 from transformers import AutoConfig
 
 from ilf import ranks
-from ilf.code_digest import code_sha256
+from ilf.code_digest import Code, code_sha256
 from ilf.files import JsonLines, sha256
 from ilf.models import batches, load, shards, targets, tokens
 from ilf.models.load import adapt, compute_dtype, load_model, load_tokenizer, save, saving_dtype
@@ -30,7 +30,7 @@ from ilf.sampling import hf
 from ilf.sampling.hf import HFSampler
 from ilf.settings import Phase, Settings, Training
 from ilf.tasks import prompts
-from ilf.training import fine_tuning, mbpp_datamodule, schedules, trainer
+from ilf.training import fine_tuning, mbpp_datamodule, trainer
 from ilf.training.mbpp_datamodule import Contents
 from ilf.training.trainer import (
     CHANGING_NOTHING,
@@ -48,6 +48,19 @@ log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"  # of a fine-tuning: each logged step
 TAKEN = "samples.taken.jsonl"  # of a stage's folder: what earlier stages had drawn
 JUDGE = "unit_tests"  # the callback that executes programs, among the configured ones
+
+
+# The code that makes what a job stores, besides its parts and its verdicts.
+DRAWING: tuple[Code, ...] = (
+    UnitTestCallback._take,
+    UnitTestCallback._keep,
+    fine_tuning.FineTuningModule._draw,
+    mbpp_datamodule,
+    load,
+    tokens,
+    prompts,
+)
+TRAINING: tuple[Code, ...] = (fine_tuning, targets, mbpp_datamodule, load, tokens, trainer, shards)
 
 
 @dataclass(frozen=True)
@@ -76,10 +89,7 @@ class Drawing:
     def key(self) -> dict[str, Any]:
         """Return what decides the programs."""
         return {
-            "code": code_sha256(
-                Drawing.run, UnitTestCallback._take, fine_tuning.FineTuningModule.sample, mbpp_datamodule, load, tokens,
-                prompts, *((batches,) if isinstance(self.sampler, HFSampler) else ()),
-            ),
+            "code": code_sha256(Drawing.run, *DRAWING, *((batches,) if isinstance(self.sampler, HFSampler) else ())),
             "weights": self.model.weights,
             "draws": [asdict(draw) for draw in self.draws],
             "dtype": str(self.dtype),
@@ -88,7 +98,7 @@ class Drawing:
             "sampler": key_of(self.sampler),
             "module": self.module.key(),
             "datamodule": self.datamodule.key(aside=["micro_batch_size"]),
-        }  # fmt: skip
+        }
 
     def run(self, judge: Part, folder: Path, loggers: Sequence[Any] = ()) -> tuple[list[Program], int]:
         """Sample and execute the programs by the test loop; return them, and how often memory ran out.
@@ -166,12 +176,9 @@ class FineTuning:
 
     def key(self) -> dict[str, Any]:
         """Return what decides the weights."""
-        drawn = (hf, batches) if self.draws else ()
         quantize, device = self.training.quantize, training_device(self.trainer)
         return {
-            "code": code_sha256(
-                FineTuning.run, fine_tuning, targets, mbpp_datamodule, schedules, load, tokens, trainer, shards, *drawn
-            ),
+            "code": code_sha256(FineTuning.run, FineTuning._save, *TRAINING, *((hf, batches) if self.draws else ())),
             "weights": self.base.weights,
             "examples": sha256([asdict(e) for e in self.examples]),
             "phase": asdict(self.phase),

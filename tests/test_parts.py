@@ -1,0 +1,141 @@
+"""What a configuration names by `_target_`: checked before it is called, and keyed by its arguments and code."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+import pytest
+from conftest import compose_settings
+
+from ilf.parts import Needs, Part, from_node, key_of, node_of, read
+from ilf.sampling import HFSampler
+from ilf.types import InputError
+
+WRONG = {
+    "a module that is not there": (
+        ["optimizer._target_=nowhere.Adam"],
+        r"optimizer\._target_='nowhere\.Adam': can't be",
+    ),
+    "a misspelt class": (["optimizer._target_=torch.optim.Adamm"], r"Did you mean torch\.optim\.Adam\?"),
+    "no class": (["optimizer._target_=torch.optim.adamw"], r"optimizer\._target_=.*must be a class or function"),
+    "a class of another kind": (
+        ["optimizer._target_=torch.nn.Linear"],
+        r"optimizer\._target_=.*must be a torch\.optim",
+    ),
+    "a misspelt argument": (
+        ["+optimizer.epss=1"],
+        r"optimizer\.epss=1: is no argument .*Did you mean optimizer\.eps\?",
+    ),
+    "a wrong type": (["optimizer.eps=tiny"], r"optimizer\.eps='tiny': must be a valid number"),
+    "a list that is too short": (["optimizer.betas=[0.9]"], r"optimizer\.betas=\[0\.9\]"),
+    "what a run passes": (["+optimizer.lr=1"], r"optimizer\.lr=1: is what every run passes itself"),
+    "no target": (["~optimizer._target_"], r"optimizer\._target_=None: must name a class or function"),
+    "no part": (["callbacks.unit_tests=3"], r"callbacks\.unit_tests=3: must be a mapping"),
+    "a key of Hydra's that would be passed over": (["+optimizer._recursive_=false"], r"optimizer\._recursive_=False"),
+    "a scheduler of no optimizer": (["scheduler._target_=torch.nn.Linear"], r"scheduler\._target_=.*LRScheduler"),
+    "a missing argument": (
+        ["+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"],
+        r"callbacks\.stop\.monitor=None: is an argument that .*EarlyStopping needs",
+    ),
+    "a callback that is none": (
+        ["+callbacks.x._target_=pathlib.Path"],
+        r"callbacks\.x\._target_=.*lightning\.Callback",
+    ),
+    "a logger that is none": (["+logger.x._target_=pathlib.Path"], r"logger\.x\._target_=.*loggers\.Logger"),
+    "a precision": (["trainer.precision=8"], r"trainer\.precision=8: must be"),
+    "callbacks twice": (["+trainer.callbacks=[]"], r"trainer\.callbacks=\[\]: is what every run passes itself"),
+    "a nested part": (
+        ["trainer.profiler={_target_: pytorch_lightning.profilers.SimpleProfiler, dirpat: x}"],
+        r"trainer\.profiler\.dirpat='x': is no argument.*Did you mean trainer\.profiler\.dirpath\?",
+    ),
+    "no scorer": (["~callbacks.unit_tests"], r"callbacks\.unit_tests=None"),
+    "another scorer": (
+        ["callbacks.unit_tests._target_=pytorch_lightning.callbacks.Timer", "~callbacks.unit_tests.k"],
+        r"callbacks\.unit_tests\._target_=.*UnitTestCallback",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_part_that_can_not_be_is_named_with_what_can(case):
+    overrides, message = WRONG[case]
+    with pytest.raises(InputError, match=message):
+        compose_settings(*overrides)
+
+
+@dataclass
+class Inner:
+    size: int = 1
+
+
+def outer(inner, make, plain):
+    return inner, make(), make(), plain
+
+
+def test_a_part_is_called_anew_each_time_with_what_it_holds():
+    node = {
+        "_target_": f"{__name__}.outer",
+        "inner": {"_target_": f"{__name__}.Inner", "size": 3},
+        "make": {"_target_": f"{__name__}.Inner", "_partial_": True},
+        "plain": {"a": [1, {"_target_": f"{__name__}.Inner"}]},
+    }
+    part = read(Part, node, "x")
+    inner, one, other, plain = part()
+    assert inner == Inner(3) and one == other == Inner() and one is not other and plain == {"a": [1, Inner()]}
+    assert part()[0] is not inner
+
+
+def test_plain_values_stand_for_parts_and_back():
+    part = Part("torch.optim.SGD", {"lr": 0.1, "nested": Part("torch.optim.Adam", {"eps": 1})})
+    assert from_node(node_of(part)) == part
+    sampler = HFSampler(n=3, temperature=0.5)
+    assert from_node(node_of(sampler)) == sampler
+    assert node_of(lambda: 1) is None and from_node(None) is None
+
+
+SOURCE = """
+from dataclasses import dataclass
+
+@dataclass
+class Mine:
+    size: int = 1
+    shown: bool = False
+
+    changes_nothing = ("shown",)
+
+    def work(self):
+        return self.size{more}
+"""
+
+
+def test_an_edit_of_a_users_class_changes_its_key_and_what_only_shows_does_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def key(source, **arguments):
+        (tmp_path / "mine_of_parts.py").write_text(source)
+        sys.modules.pop("mine_of_parts", None)
+        importlib.invalidate_caches()
+        mine = importlib.import_module("mine_of_parts").Mine
+        found = key_of(mine(**arguments))
+        assert Part("mine_of_parts.Mine", arguments).key()["code"] == found["code"]
+        return found
+
+    first = key(SOURCE.format(more=""))
+    assert first == key(SOURCE.format(more="  # a comment")) == key(SOURCE.format(more=""), shown=True)
+    assert first != key(SOURCE.format(more=" + 1")) and first != key(SOURCE.format(more=""), size=2)
+    told = SOURCE.replace("    changes_nothing", "    version = 7\n    changes_nothing")
+    assert key(told.format(more="")) == key(told.format(more=" + 1")) != first
+
+
+def test_a_librarys_class_is_told_by_the_librarys_version():
+    code = Part("torch.optim.AdamW").key()["code"]
+    assert code.startswith("torch 2.") and "+" not in code
+
+
+def test_a_function_is_called_with_what_its_caller_passes():
+    part = read(Part, {"_target_": "math.pow", "_partial_": True}, "x")
+    assert part(2, 3) == 8
+    with pytest.raises(InputError, match=r"x\._target_.*takes no size"):
+        from typing import Annotated
+
+        read(Annotated[Part, Needs(given=("size",))], {"_target_": "os.path.basename"}, "x")
