@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, CodeGenConfig
 
 from ilf.budget import Budget, check_memory
 from ilf.models.load import adapt, load_model
-from ilf.models.memory import FineTuning, fine_tuning, optimizer_bytes, sampling
+from ilf.models.memory import FineTuning, fine_tuning, sampling
+from ilf.models.optimizer_state import optimizer_bytes
 from ilf.sampling import HFSampler
 from ilf.training.gpu_checks import CODEGEN_6B, run_checks
 from ilf.types import InputError

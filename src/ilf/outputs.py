@@ -16,7 +16,7 @@ from ilf.measures import measure
 from ilf.models.load import sampling_dtype
 from ilf.models.tokens import front_tokens
 from ilf.runner import Runner
-from ilf.settings import STAGES
+from ilf.settings import STAGES, Settings
 from ilf.training.trainer import training_device
 from ilf.types import Inputs, Outcome, Program
 
@@ -45,14 +45,7 @@ def write_outputs(
     # A run that broke off has something to say, which a second failure here must not hide, nor a signal's patience end.
     broken_off = status in ("failed", "interrupted")
     asked = replace(settings, measure=[]) if broken_off else settings
-    measured: dict[str, Any] = {"weight_change": None, "kl": None, "perplexity": None, "measure_error": None}
-    try:
-        for name, found in measure(asked, runner, outcome):
-            to_json(found)  # a figure that is no number would be in results.json
-            measured[name] = found
-    except Exception as error:  # such as memory: the run itself is whole
-        log.exception("measuring failed; the other results are written. To repeat it, run the same command again")
-        measured["measure_error"] = f"{type(error).__name__}: {error}"
+    measured = _measured(asked, runner, outcome)
     record = results.Record(
         status=status,
         data_sha256=inputs.data_sha256,
@@ -86,6 +79,19 @@ def write_outputs(
     runner.tracker.artifact(folder / "results.json")
     runner.tracker.summary(summary_of(found), plots)
     return found
+
+
+def _measured(settings: Settings, runner: Runner, outcome: Outcome) -> dict[str, Any]:
+    """Return each measure, null where it was not asked for; an error leaves the others."""
+    measured: dict[str, Any] = {"weight_change": None, "kl": None, "perplexity": None, "measure_error": None}
+    try:
+        for name, found in measure(settings, runner, outcome):
+            to_json(found)  # a figure that is no number would be in results.json
+            measured[name] = found
+    except Exception as error:  # such as memory: the run itself is whole
+        log.exception("measuring failed; the other results are written. To repeat it, run the same command again")
+        measured["measure_error"] = f"{type(error).__name__}: {error}"
+    return measured
 
 
 def summary_of(found: Results) -> dict[str, float]:

@@ -8,10 +8,8 @@ context (about 0.5 GB) come on top.
 
 from __future__ import annotations
 
-import functools
-import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +20,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ilf.models.batches import Batch, RoomyLayer, choose, join, joinable, prefill
 from ilf.models.load import adapt
+from ilf.models.optimizer_state import optimizer_bytes, state_of
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
 from ilf.models.targets import last_logits, token_losses
 from ilf.parts import Part
@@ -195,54 +194,6 @@ def written(config: Any, how: FineTuning, dtype: torch.dtype) -> tuple[int, int]
     folder = whole * dtype.itemsize // 4 + adapter
     trained = [p.to(how.dtype) for p in trained]
     return folder, sum(map(_bytes, trained)) + optimizer_bytes(how.optimizer, trained)
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """What an optimizer keeps and takes, as measured by its steps on small tensors on the CPU."""
-
-    small: tuple[float, float]  # bytes a number of a tensor of under 4,096 numbers, and bytes besides
-    large: tuple[float, float]  # of a larger one, of which some optimizers keep less
-    scratch: float  # bytes a number that come and go in a step
-    paged: bool  # whether large states can move to the system's memory
-
-    def of(self, numbers: int) -> int:
-        """Return the bytes that are kept of a tensor."""
-        each, besides = self.small if numbers < 4096 else self.large
-        return round(each * numbers + besides)
-
-
-@functools.cache
-def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState:
-    part = Part(target, json.loads(arguments))
-
-    def step(*shape: int) -> tuple[int, int, Any]:
-        parameter = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
-        parameter.grad = torch.ones_like(parameter)
-        optimizer = part([parameter], lr=1e-3)
-        with Meter([parameter, parameter.grad]) as meter:
-            optimizer.step()
-        tensors = [one for one in optimizer.state[parameter].values() if isinstance(one, torch.Tensor)]
-        kept = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
-        return sum(kept.values()), meter.most(), optimizer
-
-    (less, _, _), (more, _, _) = step(1024), step(2048)
-    small = (more - less) / 1024
-    (less, _, _), (more, most, optimizer) = step(256, 256), step(512, 256)
-    large = (more - less) / 256**2
-    scratch = max(0, most - more) / (2 * 256**2)
-    paged = bool(getattr(optimizer, "is_paged", False))
-    return OptimizerState((small, step(1024)[0] - 1024 * small), (large, less - 256**2 * large), scratch, paged)
-
-
-def state_of(optimizer: Part, dtype: torch.dtype) -> OptimizerState:
-    """Return what an optimizer keeps of the tensors of a type, and takes for a step."""
-    return _state_of(optimizer.target, json.dumps(optimizer.arguments, default=repr), dtype)
-
-
-def optimizer_bytes(optimizer: Part, trained: Iterable[torch.Tensor]) -> int:
-    """Return the bytes of an optimizer's states."""
-    return sum(state_of(optimizer, p.dtype).of(p.numel()) for p in trained)
 
 
 def quantised_bytes(shape: torch.Size, kind: str) -> int:

@@ -1,0 +1,62 @@
+"""What an optimizer keeps of the parameters that it trains, whichever it is: measured by its steps on small tensors."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ilf.models.storageless import Meter
+from ilf.parts import Part
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer keeps and takes, as measured by its steps on small tensors on the CPU."""
+
+    small: tuple[float, float]  # bytes a number of a tensor of under 4,096 numbers, and bytes besides
+    large: tuple[float, float]  # of a larger one, of which some optimizers keep less
+    scratch: float  # bytes a number that come and go in a step
+    paged: bool  # whether large states can move to the system's memory
+
+    def of(self, numbers: int) -> int:
+        """Return the bytes that are kept of a tensor."""
+        each, besides = self.small if numbers < 4096 else self.large
+        return round(each * numbers + besides)
+
+
+@functools.cache
+def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState:
+    part = Part(target, json.loads(arguments))
+
+    def step(*shape: int) -> tuple[int, int, Any]:
+        parameter = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        parameter.grad = torch.ones_like(parameter)
+        optimizer = part([parameter], lr=1e-3)
+        with Meter([parameter, parameter.grad]) as meter:
+            optimizer.step()
+        tensors = [one for one in optimizer.state[parameter].values() if isinstance(one, torch.Tensor)]
+        kept = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+        return sum(kept.values()), meter.most(), optimizer
+
+    (less, _, _), (more, _, _) = step(1024), step(2048)
+    small = (more - less) / 1024
+    (less, _, _), (more, most, optimizer) = step(256, 256), step(512, 256)
+    large = (more - less) / 256**2
+    scratch = max(0, most - more) / (2 * 256**2)
+    paged = bool(getattr(optimizer, "is_paged", False))
+    return OptimizerState((small, step(1024)[0] - 1024 * small), (large, less - 256**2 * large), scratch, paged)
+
+
+def state_of(optimizer: Part, dtype: torch.dtype) -> OptimizerState:
+    """Return what an optimizer keeps of the tensors of a type, and takes for a step."""
+    return _state_of(optimizer.target, json.dumps(optimizer.arguments, default=repr), dtype)
+
+
+def optimizer_bytes(optimizer: Part, trained: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of an optimizer's states."""
+    return sum(state_of(optimizer, p.dtype).of(p.numel()) for p in trained)
