@@ -241,7 +241,7 @@ def test_an_extra_that_is_not_there_is_named(monkeypatch):
     with pytest.raises(InputError, match=r"executor='ray'.*requirements-extras\.txt"):
         compose_settings("executor=ray")
     with pytest.raises(InputError, match=r"executor\.address='h:1'.*executor=ray"):
-        compose_settings("executor.address=h:1")
+        compose_settings("+executor.address=h:1")
 
 
 @pytest.mark.slow

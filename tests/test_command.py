@@ -77,7 +77,7 @@ def test_options_of_a_users_own_are_found_and_checked_as_ours_are(way, sweep, cl
         done = cli(*words, f"arm={arms}", "hydra.run.dir=run", "hydra.sweep.dir=run")
         assert done.returncode == 0, done.stderr
     saved = (tmp_path / "run" / ("0_mine_seed7" if sweep else "") / ".hydra" / "config.yaml").read_text()
-    assert "arm: mine" in saved and "seed: 7" in saved and "name: gold" in saved
+    assert "arm: mine" in saved and "seed: 7" in saved and "refinements.Gold" in saved
     refused = cli(*words, "arm=mine", "refinements=human")
     assert refused.returncode == 1 and "refinements='human': is set by arm=mine" in refused.stderr
 

@@ -170,7 +170,7 @@ def test_more_annotations_repeat_only_what_they_change(small_stages, tmp_path, m
     assert {"zero_shot", "train_refiner"} <= set(found["seconds"]["reused"])
     # The refiner mends the two new programs, and the new policy is evaluated: nothing else.
     assert Counter(drawn) == Counter(
-        {("RefineModule", "train", i): 4 for i in last} | {("ILFModule", "test", i): 4 for i in range(11, 19)}
+        {("ILFModule", "train", i): 4 for i in last} | {("ILFModule", "test", i): 4 for i in range(11, 19)}
     )
     assert found["feedback_on_policy"] is True and found["feedback_cost"]["minutes"] == len(people) / 2
     assert f"{len(people) / 2:.0f} minutes for the {len(people)}" in (tmp_path / "run2" / "summary.md").read_text()

@@ -1,15 +1,19 @@
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import pytest
+from conftest import CPU, MINI
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ilf.models.load import load_tokenizer
+from ilf.sampling import Sampler
 from ilf.sandbox import Limits, Sandbox
 from ilf.scoring import score
 from ilf.tasks.mbpp import read_rows, tasks_from
 from ilf.tasks.prompts import as_paper_scores, completion_of
-from ilf.training.mbpp_datamodule import DrawBatch, plan_draws
-from ilf.training.unit_test_callback import UnitTestCallback
+from ilf.training import ILFModule, MBPPDataModule, UnitTestCallback
+from ilf.training.mbpp_datamodule import Contents, plan_draws
+from ilf.training.trainer import make_trainer
 from ilf.types import Task
 
 PROMPT = '"""\nt\n"""\n\ndef f(x):\n'
@@ -64,16 +68,24 @@ def test_only_the_first_line_and_the_end_are_changed(text):
     assert as_paper_scores(found) == found
 
 
+@dataclass
+class Same(Sampler):
+    """Writes one completion."""
+
+    completion: str = ""
+
+    def sample(self, model, tokenizer, draws):
+        return ((draw, self.completion) for draw in draws)
+
+
 def test_the_callback_stores_what_was_sampled_and_executes_what_the_paper_would(sandbox):
     completion = "\ty = x\n\treturn y"
     draws = plan_draws([(TASK, PROMPT)], "evaluate", 1, 0)
-    sampler = SimpleNamespace(whole_plans=True)
-    module = SimpleNamespace(sample=lambda batch: ((draw, completion) for draw in batch), sampler=sampler)
-    trainer = SimpleNamespace(num_test_batches=[1])
+    module = ILFModule(None, load_tokenizer(MINI), Same(completion=completion))
     for as_paper in (False, True):
-        callback = UnitTestCallback("s", {1: TASK}, sandbox, "all", [1], as_paper=as_paper)
-        callback.on_test_epoch_start(trainer, module)
-        callback.on_test_batch_end(trainer, module, None, DrawBatch(draws), 0)
+        callback = UnitTestCallback(sandbox=sandbox, tasks={1: TASK}, as_paper=as_paper)
+        data = MBPPDataModule(module.tokenizer, Contents(test_draws=draws))
+        make_trainer(CPU, callbacks=[callback], epochs=1).test(module, data, verbose=False)
         (program,) = callback.programs
         assert (program.completion, program.program) == (completion, PROMPT + completion)
         assert program.verdict.passed == (not as_paper)

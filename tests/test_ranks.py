@@ -226,7 +226,7 @@ LONG_WARMUP += ["training.refiner.batch_size=1", "training.policy.batch_size=1"]
         (
             as_srun,
             ["trainer=ddp", *LONG_WARMUP],
-            "num_warmup_steps=8: must be from 0",
+            "scheduler.num_warmup_steps=8: must be from 0",
         ),  # in both
         (as_torchrun, ["trainer=ddp", "training.max_length=53", f"refiner.path={MINI}"], "no program is left"),
     ],

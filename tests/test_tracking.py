@@ -327,7 +327,9 @@ from ilf.tracking import Tracker
 
 folder = Path(sys.argv[1])
 (folder / "results.json").write_text("{}")
-tracker = Tracker(Logger(wandb=True), folder, {"seed": 0, "study": None}, "ilf", None)
+own = {"project": "ilf", "mode": "offline", "save_dir": str(folder)}
+loggers, config = {"wandb": Part("pytorch_lightning.loggers.WandbLogger", own)}, {"seed": 0, "study": None}
+tracker = Tracker(loggers, folder, config, "ilf", None)
 tracker.programs("zero_shot", [])
 tracker.artifact(folder / "results.json")
 tracker.summary({"zero_shot/pass@1": 0.5}, [])

@@ -30,7 +30,7 @@ AdapterPart = Annotated[Part | None, Needs("peft.PeftConfig")]
 CallbackPart = Annotated[Part, Needs("pytorch_lightning.Callback")]
 LoggerPart = Annotated[Part, Needs("pytorch_lightning.loggers.Logger")]
 _OF_A_RUN = ("callbacks", "logger", "plugins", "num_nodes", "use_distributed_sampler", "default_root_dir")
-_OF_A_FIT = ("enable_checkpointing",)
+_OF_A_FIT = ("enable_checkpointing", "reload_dataloaders_every_n_epochs")
 _MODULE = ("model", "tokenizer", "sampler", "optimizer", "scheduler", "objective", "seed")
 ModulePart = Annotated[Part, Needs("ilf.training.fine_tuning.FineTuningModule", given=_MODULE)]
 DatamodulePart = Annotated[Part, Needs(given=("tokenizer", "contents", "batch_size", "seed"))]

@@ -33,21 +33,28 @@ class OptimizerState:
 def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState:
     part = Part(target, json.loads(arguments))
 
-    def step(*shape: int) -> tuple[int, int, Any]:
-        parameter = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
-        parameter.grad = torch.ones_like(parameter)
-        optimizer = part([parameter], lr=1e-3)
-        with Meter([parameter, parameter.grad]) as meter:
+    def steps(count: int, *shape: int) -> tuple[int, int, Any]:
+        trained = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for _ in range(count)]
+        gradients = [torch.ones_like(parameter) for parameter in trained]
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer = part(trained, lr=1e-3)
+        with Meter([*trained, *gradients]) as meter:
             optimizer.step()
-        tensors = [one for one in optimizer.state[parameter].values() if isinstance(one, torch.Tensor)]
-        kept = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+        states = [one for p in trained for one in optimizer.state[p].values() if isinstance(one, torch.Tensor)]
+        kept = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in states}
         return sum(kept.values()), meter.most(), optimizer
+
+    def step(*shape: int) -> tuple[int, int, Any]:
+        """Return what is kept of one tensor, without what all share, what a step takes at most, and the optimizer."""
+        (one, most, optimizer), (two, _, _) = steps(1, *shape), steps(2, *shape)
+        return two - one, most - one, optimizer
 
     (less, _, _), (more, _, _) = step(1024), step(2048)
     small = (more - less) / 1024
     (less, _, _), (more, most, optimizer) = step(256, 256), step(512, 256)
     large = (more - less) / 256**2
-    scratch = max(0, most - more) / (2 * 256**2)
+    scratch = max(0, most) / (2 * 256**2)
     paged = bool(getattr(optimizer, "is_paged", False))
     return OptimizerState((small, step(1024)[0] - 1024 * small), (large, less - 256**2 * large), scratch, paged)
 

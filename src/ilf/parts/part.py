@@ -105,7 +105,9 @@ def resolve(path: str, key: str) -> Any:
             near = difflib.get_close_matches(name, dir(pkgutil.resolve_name(module)), 1) if module else []
         except (ImportError, AttributeError, ValueError):
             near = []
-        advice = f"Did you mean {module}.{near[0]}?" if near else "A package of your own must be on PYTHONPATH."
+        advice = "A package of your own must be on PYTHONPATH, with all that it imports."
+        if near and isinstance(error, AttributeError):
+            advice = f"Did you mean {module}.{near[0]}?"
         raise InputError(key, path, f"can't be imported ({type(error).__name__}: {error})", advice) from error
     if not callable(found):
         raise InputError(key, path, f"must be a class or function, and is {type(found).__name__}", "Name another.")

@@ -130,6 +130,7 @@ def make_trainer(
         "callbacks": callbacks,
         "logger": list(loggers) or False,
         "enable_checkpointing": checkpoints is not None,
+        "reload_dataloaders_every_n_epochs": 1,
         **_processes(trainer),
     }
     ended = trainer.get("max_epochs") is not None or trainer.get("max_steps", -1) != -1
