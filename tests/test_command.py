@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "numpy", "matplo
 COMPLETION = {"COMP_LINE": "python run.py data=", "COMP_POINT": "19"}
 SHOWN = {  # what it prints, of what shows and runs nothing
     "--help": "refinements: gold, human",
-    "--cfg job": "precision: auto",
+    "--cfg job": "precision: null",
     "--cfg job --resolve": "output_dir: outputs/",
     "--cfg hydra": "_target_: ilf.cli.sweep.JobCallback",
     "--hydra-help": "hydra/launcher: basic",

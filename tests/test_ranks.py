@@ -172,6 +172,7 @@ def program():
     for name in names:
         strategy, adapter = name.split("_")
         own = {"accelerator": "cpu", "strategy": strategy, "precision": "32-true", "gradient_clip_val": 1.0}
+        own |= {"log_every_n_steps": 1, "enable_model_summary": False, "num_sanity_val_steps": 0}
         settings = Settings(trainer=Part("pytorch_lightning.Trainer", own), training=Training(policy=phase))
         settings.optimizer = Part("torch.optim.AdamW", {"weight_decay": 0.0})
         settings.datamodule = Part("ilf.training.MBPPDataModule", {"micro_batch_size": 2, "sampling_batch_size": 2})

@@ -53,11 +53,16 @@ def _run_folder() -> str:
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
+_OF_A_COMMAND = ("chosen", "config")  # what settings_from fills in, and no configuration has
+
+
 def _schema() -> type:
     """Return the settings as Hydra takes them: a part is a mapping, whose keys only its class knows."""
     made: list[Any] = []
     hints = get_type_hints(Settings, include_extras=True)
     for one in fields(Settings):
+        if one.name in _OF_A_COMMAND:
+            continue
         if holds_parts(hints[one.name]):
             made.append((one.name, dict[str, Any] | None, field(default=None)))
         else:
@@ -104,7 +109,7 @@ def settings_from(
     check_known(plain)  # type: ignore[arg-type]
     hints = get_type_hints(Settings, include_extras=True)
     assert isinstance(plain, _SCHEMA)
-    known = {one.name: getattr(plain, one.name) for one in fields(Settings)}
+    known = {one.name: getattr(plain, one.name) for one in fields(Settings) if one.name not in _OF_A_COMMAND}
     parts = {name: read(hints[name], node, name) for name, node in known.items() if holds_parts(hints[name])}
     settings = Settings(**known | parts)
     settings.overrides, settings.chosen = list(overrides), dict(chosen or {})

@@ -238,8 +238,6 @@ class Scripted(Source):
 def check_specifications(data: Any, key: str, value: object) -> None:
     """Raise InputError, naming a setting, where the script does not know what a data set's tasks ask for."""
     if not data.specifications():
-        kind = type(data).__name__
-        allowed = (
-            f"scripted needs data=mini: the script knows what mini's tasks ask for, and not what those of {kind} do"
-        )
+        kind = type(data).__name__.lower()
+        allowed = f"scripted needs data=mini, not {kind}: the script knows what mini's tasks ask for"
         raise InputError(key, value, allowed, "Choose human or unit_tests, or data=mini.")

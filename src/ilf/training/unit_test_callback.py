@@ -119,8 +119,9 @@ class UnitTestCallback(pl.Callback):
     ) -> None:
         """Keep and execute one planned batch, as far as it was drawn."""
         broken = len(outputs["completions"]) < len(batch.missing)
-        if not (broken and self._whole):
-            self._keep()
+        if broken and self._whole:  # the plan is to be drawn again, and what is left of it goes into no other batch
+            self._fresh = []
+        self._keep()
         if broken:  # by an error, which all processes are still to be told
             return
         keys = [(draw.task_id, draw.sample) for draw in batch.draws]
