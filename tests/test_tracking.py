@@ -17,6 +17,7 @@ from test_end_to_end import wandb_records
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
 from ilf.build import build
+from ilf.outputs import summary_of
 from ilf.parts import Part
 from ilf.scoring import score
 from ilf.stages import Stages
@@ -76,6 +77,44 @@ def test_wandb_groups_runs_by_study_and_knows_their_arm_and_seed(records):
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert (run.run_group, run.job_type) == ("trial", "model")
     assert (config["study"], config["arm"], config["seed"]) == ("trial", "model", 3)
+
+
+def test_wandbs_summary_has_intervals_the_gain_with_its_p_and_the_rate(ran, records):
+    found = {}
+    for one in of_kind(records, "summary"):
+        found |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in one.update}
+    gain = ran.results["delta"]["pass@1"]
+    assert found["delta/pass@1"] == gain["mean"] and found["delta/pass@1_p"] == gain["p_value"]
+    assert [found["delta/pass@1_low"], found["delta/pass@1_high"]] == gain["ci95"]
+    assert found["zero_shot/pass@1_low"] < found["zero_shot/pass@1"] < found["zero_shot/pass@1_high"]
+    assert found["train_policy/lr"] == 2e-4
+
+
+def test_an_agent_that_searches_for_settings_finds_their_figure(ran):
+    searched = ran.results | {"validation": ran.results["zero_shot"], "delta": None, "finetuned": None}
+    assert summary_of(searched)["validation/pass@1"] == ran.results["zero_shot"]["pass@1"]
+    assert not [name for name in summary_of(searched) if name.startswith(("delta", "finetuned"))]
+
+
+def test_wandb_that_is_disabled_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    settings = compose_settings("logger=wandb", f"output_dir={tmp_path}")
+    assert settings.logger["wandb"].get("mode") == "disabled"
+    tracker = Tracker(settings.logger, tmp_path, settings.config, "model", None)
+    tracker.programs("zero_shot", [])
+    tracker.summary({"zero_shot/pass@1": 0.5}, [])
+    tracker.close()
+    assert tracker.upload is None and not list(tmp_path.rglob("*.wandb"))
+
+
+def test_mlflow_gets_the_figures(tmp_path):
+    pytest.importorskip("mlflow", reason="pip install -r requirements-extras.txt")
+    settings = compose_settings("logger=mlflow", f"output_dir={tmp_path}")
+    tracker = Tracker(settings.logger, tmp_path, settings.config, "model", None)
+    tracker.summary({"zero_shot/one_correct": 0.25}, [])
+    tracker.close()
+    (file,) = tmp_path.rglob("metrics/zero_shot/one_correct")
+    assert file.read_text().split()[1] == "0.25"
 
 
 def test_wandb_shows_programs_figures_and_plots(ran, records):
@@ -322,6 +361,7 @@ def hear(event, arguments):
 sys.addaudithook(hear)
 from pathlib import Path
 
+from ilf.outputs import summary_of
 from ilf.parts import Part
 from ilf.tracking import Tracker
 

@@ -100,6 +100,7 @@ class Tracker:
         self._attached: dict[str, Any] = {}  # artifacts by name
         self._variables: list[str] = []  # of the environment, set while the run goes on
         self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow wants to be told that files are meant
         for name, part in loggers.items():
             logger = self._wandb(name, part, folder, config, group) if is_wandb(part) else part()
             self.loggers.append(logger)
