@@ -54,6 +54,8 @@ NOT_RUN = {
     "feedback/llm": "needs another model; run by test_llm.py",
     "sampler/openai": "needs a server; run by test_samplers.py",
     "sampler/continuous": "slow without a GPU; run by test_samplers.py on fewer programs",
+    "debug/overfit": "thirty epochs; composed here",
+    "debug/profile": "as debug/smoke, with Lightning's profiler, which test_extending.py runs",
     **{o: "run by test_studies.py" for o in OPTIONS if o.startswith(("experiment/paper/", "arm/"))},
 }
 

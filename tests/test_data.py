@@ -110,7 +110,7 @@ def test_a_folder_of_the_hubs_layout_has_the_tasks_of_the_same_file_of_ones_own(
     assert [(task.task_id, task.text) for task in numbered] == [(2, rows[3]["text"]), (3, rows[0]["text"])]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("kind", ["parquet", pytest.param("jsonl", marks=pytest.mark.slow)])
 def test_the_whole_of_ilf_runs_on_a_folder_of_the_hubs_layout(kind, small_stages, tmp_path):
     name = as_folder(tmp_path / "set", kind, rows_of(range(105, 340)))
     own = [f"data.name={name}", *COLUMNS, "data.columns.task_id=n"]
@@ -232,6 +232,7 @@ def mine(tmp_path, monkeypatch):
     sys.modules.pop("my_tasks", None)
 
 
+@pytest.mark.slow  # test_extending.py has one that is shorter
 def test_ilf_runs_on_a_class_of_ones_own_and_no_file_of_ours_knows_of_it(mine, tmp_path):
     own = [word for word in SMALL if "limit" not in word] + ["training.epochs=1", "logger=none", "measure=[]"]
     words = ["--config-dir", str(mine), "data=mine", "+data.count=50", "feedback=unit_tests", *own]
@@ -243,6 +244,7 @@ def test_ilf_runs_on_a_class_of_ones_own_and_no_file_of_ours_knows_of_it(mine, t
     assert found["training_task_ids"]
 
 
+@pytest.mark.slow
 def test_ilf_runs_on_tasks_that_a_class_makes_itself_and_evaluates_on_another(mine, small_stages):
     path, small = f"hydra.searchpath=[file://{mine}]", ["feedback=unit_tests", "training.epochs=1", "measure=[]"]
     found = small_stages(path, "data=whole", "data@transfer=mine", *small).run()

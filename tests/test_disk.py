@@ -119,7 +119,7 @@ KINDS = {
     "saved in 16 bits": [*ONE, "save.dtype=bfloat16"],
     "two rounds": [*TWO, "rounds=2", "feedback=unit_tests"],
 }
-QUICK = ("full", "lora")
+QUICK = ("full",)
 ROWS = 4 * 10**6  # allowed for what is not planned: rows, keys, verdicts
 
 

@@ -106,7 +106,7 @@ def test_a_6b_model_is_trained_whole_on_80_gb_and_by_qlora_on_12():
 
 
 TOO_LARGE = {
-    "sampling": ["sampler.batch_size=400000"],
+    "sampling": ["sampler.batch_size=100000"],
     "fine-tuning the policy": ["training.micro_batch_size=200000", "training.policy.batch_size=200000"],
 }
 

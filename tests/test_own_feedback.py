@@ -193,6 +193,7 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 def test_a_source_of_a_users_is_heard_throughout_and_asked_once(own_stages, tmp_path, mine):
     log = tmp_path / "asked"
     own = ["feedback=reviewer", f"feedback.log={log}"]
@@ -219,6 +220,7 @@ def test_a_source_of_a_users_is_heard_throughout_and_asked_once(own_stages, tmp_
     assert log.read_text().count("\n") == 3
 
 
+@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_stages):
     sources = "feedback.sources=[{_target_: mine.Reviewer, words: Hm.}, unit_tests]"
     changed = "feedback.transform=[{_target_: mine.polite, word: Pray}, one_bug, {_target_: mine.Louder, times: 2}]"
@@ -265,6 +267,7 @@ def test_what_is_no_source_or_transform_is_named_before_anything_loads(overrides
         compose_settings(f"hydra.searchpath=[file://{mine}]", *overrides)
 
 
+@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 def test_a_refiner_of_a_users_prompts_a_folder_of_its_choice(own_stages):
     stages = own_stages("refiner=terse", "stages=[sample,annotate,train_refiner,refine]")
     found = stages.run()
@@ -275,6 +278,7 @@ def test_a_refiner_of_a_users_prompts_a_folder_of_its_choice(own_stages):
     assert not (stages.folder / "refiner").exists()
 
 
+@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 def test_a_refiner_of_a_users_is_fine_tuned_on_its_own_prompts(own_stages):
     stages = own_stages("refiner=longer", "stages=[sample,annotate,train_refiner,refine]")
     found = stages.run()
@@ -285,6 +289,7 @@ def test_a_refiner_of_a_users_is_fine_tuned_on_its_own_prompts(own_stages):
     assert stages.runner.weights(stages.folder / "refiner") != ours.runner.weights(ours.folder / "refiner")
 
 
+@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 @pytest.mark.parametrize(
     ("refiner", "message"),
     [
@@ -297,6 +302,7 @@ def test_what_a_refiner_gives_is_checked_before_it_is_used(refiner, message, own
         own_stages(f"refiner={refiner}", "stages=[sample,annotate,train_refiner,refine]").run()
 
 
+@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 def test_an_arm_of_a_users_says_which_program_of_a_task_is_learnt(own_stages):
     stages = own_stages("refinements=shortest")
     found = stages.run()
@@ -337,6 +343,7 @@ def test_feedback_on_test_is_no_feedback(own_stages):
         own_stages("feedback=on_test", "stages=[sample,annotate]").run()
 
 
+@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 def test_a_source_from_outside_runs_by_the_command_line(mine, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
     done = cli(
@@ -347,6 +354,7 @@ def test_a_source_from_outside_runs_by_the_command_line(mine, cli, tmp_path, mon
     assert re.search(r'"feedback": "reviewer"', (tmp_path / "run" / "results.json").read_text())
 
 
+@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 def test_a_row_of_a_users_study_is_an_arm_whose_settings_stand(mine, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
     few = ["--config-dir", str(mine), "stages=[zero_shot]", "data.limit.test=2", "logger=none", "store.dir=store"]

@@ -1,6 +1,7 @@
 """What a configuration names by `_target_`: checked before it is called, and keyed by its arguments and code."""
 
 import importlib
+import linecache
 import sys
 from dataclasses import dataclass
 
@@ -115,6 +116,7 @@ def test_an_edit_of_a_users_class_changes_its_key_and_what_only_shows_does_not(t
         (tmp_path / "mine_of_parts.py").write_text(source)
         sys.modules.pop("mine_of_parts", None)
         importlib.invalidate_caches()
+        linecache.checkcache()
         mine = importlib.import_module("mine_of_parts").Mine
         found = key_of(mine(**arguments))
         assert Part("mine_of_parts.Mine", arguments).key()["code"] == found["code"]
@@ -125,6 +127,20 @@ def test_an_edit_of_a_users_class_changes_its_key_and_what_only_shows_does_not(t
     assert first != key(SOURCE.format(more=" + 1")) and first != key(SOURCE.format(more=""), size=2)
     told = SOURCE.replace("    changes_nothing", "    version = 7\n    changes_nothing")
     assert key(told.format(more="")) == key(told.format(more=" + 1")) != first
+
+
+def test_an_edit_of_a_class_that_a_users_derives_from_changes_its_key(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "derived_of_parts.py").write_text("from base_of_parts import Base\n\nclass Mine(Base): ...\n")
+    keys = []
+    for number in (1, 1, 2):
+        (tmp_path / "base_of_parts.py").write_text(f"def helper():\n    return {number}\n\nclass Base: ...\n")
+        for name in ("base_of_parts", "derived_of_parts"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        keys.append(Part("derived_of_parts.Mine").key())
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_librarys_class_is_told_by_the_librarys_version():

@@ -255,6 +255,7 @@ def own(tmp_path, monkeypatch):
 OWN = ["--config-dir", "mine", "experiment=words", *TINY, "measure=[]", "store.dir=store", "hydra.sweep.dir=out"]
 
 
+@pytest.mark.slow  # test_extending.py has one that is shorter
 def test_a_study_of_ones_own_needs_no_edit_here(own, cli, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(own))
     done = cli(*OWN)

@@ -124,17 +124,29 @@ def version_of(target: Any) -> str:
     """Return what tells a class or function from another state of its code.
 
     That is the `version` that it declares; of an installed package its version; else a digest of the syntax of the
-    module that holds it.
+    module that holds it, and of those of the classes that it derives from.
     """
     declared = vars(target).get("version") if hasattr(target, "__dict__") else None
     if isinstance(declared, str | int):
         return str(declared)
-    module = inspect.getmodule(target)
-    file, top = getattr(module, "__file__", None), (getattr(target, "__module__", "") or "").partition(".")[0]
-    number = getattr(sys.modules.get(top), "__version__", None)
-    if file and number and top != "ilf" and any(Path(file).resolve().is_relative_to(one) for one in _installed()):
-        return f"{top} {str(number).partition('+')[0]}"  # a build for another device is the same code
-    return code_sha256(module) if module is not None and file else code_sha256(target)
+    if number := _library(target):
+        return number
+    kinds = [kind for kind in getattr(target, "__mro__", (target,)) if not _library(kind)]
+    modules = {m.__name__: m for kind in kinds if (m := inspect.getmodule(kind)) and getattr(m, "__file__", None)}
+    return code_sha256(*modules.values()) if modules else code_sha256(target)
+
+
+def _library(target: Any) -> str | None:
+    """Return name and version of the installed package that a class or function is of, None where it is of none."""
+    file = getattr(inspect.getmodule(target), "__file__", None)
+    top = (getattr(target, "__module__", "") or "").partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return top
+    number = str(getattr(sys.modules.get(top), "__version__", ""))
+    if not (file and number) or top == "ilf":
+        return None
+    installed = any(Path(file).resolve().is_relative_to(folder) for folder in _installed())
+    return f"{top} {number.partition('+')[0]}" if installed else None  # a build for another device is the same code
 
 
 def key_of(part: Any, aside: Sequence[str] = ()) -> dict[str, Any]:
