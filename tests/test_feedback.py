@@ -136,6 +136,13 @@ def test_the_cost_of_feedback_is_in_points_for_a_hundred_annotations():
 
 
 def test_more_annotations_repeat_only_what_they_change(small_stages, tmp_path, monkeypatch):
+    drawn = []
+    draw = FineTuningModule.sample
+    monkeypatch.setattr(  # before any run: the store knows the code that samples
+        FineTuningModule,
+        "sample",
+        lambda self, draws: drawn.extend((type(self).__name__, d.split, d.task_id) for d in draws) or draw(self, draws),
+    )
     script = small_stages("stages=[sample,annotate]")
     script.run()
     rows = [json.loads(line) for line in (script.folder / "feedback.jsonl").read_text().splitlines()]
@@ -151,13 +158,6 @@ def test_more_annotations_repeat_only_what_they_change(small_stages, tmp_path, m
         if row["split"] != "prompt"
     ]
     last = [row["task_id"] for row in rows if row["split"] == "train"][-2:]
-    drawn = []
-    draw = FineTuningModule.sample
-    monkeypatch.setattr(
-        FineTuningModule,
-        "sample",
-        lambda self, draws: drawn.extend((type(self).__name__, d.split, d.task_id) for d in draws) or draw(self, draws),
-    )
     file = tmp_path / "people.jsonl"
 
     def run(given):

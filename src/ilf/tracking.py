@@ -102,6 +102,8 @@ class Tracker:
         self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow wants to be told that files are meant
         for name, part in loggers.items():
+            if is_wandb(part) and part.get("mode") == "disabled":
+                continue
             logger = self._wandb(name, part, folder, config, group) if is_wandb(part) else part()
             self.loggers.append(logger)
             if type(logger).__name__ == "TensorBoardLogger":
@@ -118,8 +120,7 @@ class Tracker:
         filled = {"group": group, "job_type": self._identity["arm"]}
         filled = {key: value for key, value in filled.items() if part.get(key) is None}
         logger = part(config=config, **filled)
-        if mode != "disabled" and self._run is None:
-            self._run = logger.experiment
+        self._run = self._run or logger.experiment
         return logger
 
     def programs(self, stage: str, programs: Sequence[Program]) -> None:
