@@ -34,7 +34,7 @@ LAYERS = (
     ("parts", "executors"),
     ("files", "ranks", "sandbox", "ranges"),
     ("algorithm", "paths", "disk", "ending", "installation"),
-    ("types", "code_digest", "ilf"),
+    ("types", "code_digest", "lazy", "ilf"),
 )
 # Imports that break the order.
 EXCEPTIONS: set[tuple[str, str]] = set()

@@ -1,7 +1,6 @@
 """Who writes the feedback: one file a source; `Source` is what they have in common, and what is done to feedback."""
 
-import importlib
-from typing import Any
+from ilf.lazy import getter
 
 _PLACES = {
     "Annotator": "composed",
@@ -18,10 +17,4 @@ _PLACES = {
     "Writing": "source",
 }
 __all__ = list(_PLACES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a class when it is asked for."""
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+__getattr__ = getter(__name__, _PLACES)
