@@ -1,5 +1,6 @@
 """Every file under conf/, and every kind of bad input."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -191,10 +192,24 @@ def annotations(tmp_path_factory):
     return file
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NOT_RUN and o not in DEFAULTS])
+RUN = [option for option in OPTIONS if option not in NOT_RUN and option not in DEFAULTS]
+TOGETHER = ("adapter", "optimizer", "scheduler", "callbacks", "logger", "trainer")  # of a fine-tuning: one run of each
+
+
+def test_every_option_of_a_fine_tuning_runs(small_stages, shared_store):
+    groups = [[option for option in RUN if option.startswith(f"{group}/")] for group in TOGETHER]
+    for options in itertools.zip_longest(*groups):
+        chosen = [override(option) for option in options if option]
+        results = small_stages(*chosen, f"store.dir={shared_store}", *FEW).run()
+        assert results["status"] == "complete" and results["finetuned"]["n_tasks"] == 4, chosen
+
+
+FEW = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "training.epochs=1", "measure=[]"]
+
+
+@pytest.mark.parametrize("option", [option for option in RUN if option.split("/")[0] not in TOGETHER])
 def test_every_option_runs(option, small_stages, shared_store, annotations):
-    budget = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "training.epochs=1", "measure=[]"]
-    extra = [override(option), f"store.dir={shared_store}", *budget]
+    extra = [override(option), f"store.dir={shared_store}", *FEW]
     if option in ("feedback/human", "refiner/few_shot"):
         extra += ["feedback=human", f"feedback.path={annotations}", "data.limit.prompt=null"]
     if option == "refiner/local":

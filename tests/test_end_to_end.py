@@ -258,6 +258,7 @@ def test_more_tasks_and_samples_draw_only_what_is_new(small_stages, tmp_path, mo
     assert drawn == [] and len(fewer) == 15 and set(fewer) <= set(grown)
 
 
+@pytest.mark.slow  # it is what every run that goes on does
 def test_stages_can_be_done_one_after_the_other(small_stages):
     from ilf.types import InputError
 
@@ -288,7 +289,7 @@ def test_no_selection_reads_a_test_verdict(small_stages, monkeypatch):
     """With every verdict on Test turned round, everything that is trained stays the same."""
     from ilf.training import unit_test_callback
 
-    few = ["data.limit.test=3", "data.limit.train=10"]
+    few = ["data.limit.test=3", "data.limit.refine=10", "data.limit.train=10", "training.epochs=2"]
     first = small_stages(*few).run()
     honest = unit_test_callback.score
 
@@ -327,7 +328,7 @@ BUDGET = [
     "data.limit.refine=20",
     "data.limit.train=20",
     "sampler.batch_size=8",
-    "training.epochs=8",
+    "training.epochs=4",
     "store.dir=store",
     "logger=csv",
 ]
@@ -393,6 +394,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, unbroken, tmp_
     assert not list((tmp_path / "store").rglob("*.ckpt"))
 
 
+@pytest.mark.slow  # a kill of every stage above, a signal of a sweep below
 def test_a_signal_in_any_stage_ends_a_run_with_its_code_and_nothing_lost(cli, unbroken, tmp_path):
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     for number, (stage, mark) in enumerate(KILLS):

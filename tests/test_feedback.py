@@ -163,7 +163,8 @@ def test_more_annotations_repeat_only_what_they_change(small_stages, tmp_path, m
     def run(given):
         file.write_text("".join(json.dumps(row) + "\n" for row in given))
         drawn.clear()
-        return small_stages("feedback=human", f"feedback.path={file}", "training.validate_n=0", "measure=[]").run()
+        quick = ["training.epochs=1", "training.validate_n=0", "measure=[]"]
+        return small_stages("feedback=human", f"feedback.path={file}", *quick).run()
 
     run([row for row in people if row["task_id"] not in last])
     found = run(people)

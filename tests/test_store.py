@@ -53,14 +53,20 @@ def figures(results: dict) -> dict:
     return {name: value for name, value in results.items() if name not in ("seconds", "entries", "overrides")}
 
 
+CASES = [
+    *((kind, "cut") for kind in KINDS),
+    *((kind, "changed") for kind in KINDS if kind not in ("marks", "keys")),  # one of these is of no digest
+    ("digests", "changed in its last letters"),
+    *(("programs", "emptied"), ("samples", "removed"), ("marks", "emptied"), ("weights", "removed")),
+]
+QUICK = {  # each kind of file, and each damage, once
+    *(("programs", "changed"), ("samples", "removed"), ("marks", "emptied"), ("keys", "cut"), ("weights", "changed")),
+    *(("configurations", "cut"), ("digests", "changed in its last letters")),
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "damage"),
-    [
-        *((kind, "cut") for kind in KINDS),
-        *((kind, "changed") for kind in KINDS if kind not in ("marks", "keys")),  # one of these is of no digest
-        ("digests", "changed in its last letters"),
-        *(("programs", "emptied"), ("samples", "removed"), ("marks", "emptied"), ("weights", "removed")),
-    ],
+    ("kind", "damage"), [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in CASES]
 )
 def test_what_is_damaged_is_named_set_aside_and_computed_anew(
     kind, damage, whole, store, small_stages, caplog, tmp_path

@@ -73,7 +73,7 @@ def rows(folder: Path, stem: str) -> dict[str, dict[str, str]]:
     return {row["row"]: row for row in csv.DictReader((folder / f"{stem}.csv").open())}
 
 
-SLOW = ("policy_change", "scorer_effect", "sweep_a1", "figure4", "tables5_6")  # the others take the same way
+SLOW = ("policy_change", "scorer_effect", "sweep_a1", "figure4", "table3", "tables5_6")  # the others take the same way
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in PAPER])

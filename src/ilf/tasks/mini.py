@@ -40,11 +40,18 @@ class Mini(Data):
 
     def read(self, key: str) -> tuple[list[Task], str]:
         """Return all tasks in order of id, and the SHA-256 of their content."""
-        return tasks_from(rows(), self.sha256, self.prompt, key)
+        tasks, sha256 = _tasks(self.sha256, self.prompt, key)
+        return list(tasks), sha256
 
     def specifications(self) -> Mapping[int, Specification]:
         """Return what each task asks for, by id."""
         return specifications()
+
+
+@functools.cache
+def _tasks(sha256: str | None, prompt: str, key: str) -> tuple[tuple[Task, ...], str]:
+    tasks, found = tasks_from(rows(), sha256, prompt, key)
+    return tuple(tasks), found
 
 
 @functools.cache
