@@ -22,7 +22,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 import ilf.stages  # noqa: F401  # with the above, which it imports as late as it needs them
 from ilf.tasks import mini
 
-mini.rows()  # kept by its cache
+mini.Mini().read("data")  # kept by its cache
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["warm"])
 
