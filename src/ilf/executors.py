@@ -37,6 +37,7 @@ class Executor(ABC):
         tests: all, or unseen: without the assert that the prompt shows.
         scoring: How Test is scored: as_written, or paper: re-indented and cut as the authors' code does.
         compare: exact, or approx: numbers as pytest.approx.
+        trust_eq: Whether an object of the program's own class says what it equals, by its own `__eq__` and operators.
         isolation: require (an error where this machine leaves something open), best or off.
         time_limit: Seconds of processor time of a program.
         memory_mb: MiB of memory of a program.
@@ -48,6 +49,7 @@ class Executor(ABC):
     tests: Literal["all", "unseen"] = "all"
     scoring: Literal["as_written", "paper"] = "as_written"
     compare: Literal["exact", "approx"] = "exact"
+    trust_eq: bool = False
     isolation: Literal["require", "best", "off"] = "best"
     time_limit: Annotated[float, Gt(0), Le(3600)] = 5.0
     memory_mb: Mebibytes = 1024

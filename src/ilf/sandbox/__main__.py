@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--compare", choices=("exact", "approx"), default=defaults.compare)
     parser.add_argument("--isolation", choices=("require", "best", "off"), default=defaults.isolation)
+    parser.add_argument("--trust-eq", action="store_true", help="let objects of a program say what they equal")
     for name in ("time_limit", "memory_mb", "output_mb", "disk_mb", "workers"):
         default = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default, help=f"({default})")

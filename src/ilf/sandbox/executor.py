@@ -169,6 +169,7 @@ class _Worker:
             "output": limits.output_mb << 20,
             "disk": limits.disk_mb << 20,
             "approximately": limits.compare == "approx",
+            "trust": limits.trust_eq,
         }
         # A fixed hash seed: the order of a set must not decide a verdict. Arenas: threads must not use up memory.
         self._process = subprocess.Popen(

@@ -17,6 +17,7 @@ class Limits:
     disk_mb: int = 64  # MiB in all its files
     workers: int = 2  # programs at once
     compare: str = "exact"  # "exact", or "approx": numbers as pytest.approx, as in the paper's tests
+    trust_eq: bool = False  # whether an object of the program says itself what it equals
     isolation: str = "best"  # "require" (an error where something is left open), "best" or "off"
 
 

@@ -1,20 +1,22 @@
 """The judge's side of the channel to a program: questions out, answers in, until the program's time is up."""
 
 import builtins
+import dis
 import marshal
 import os
 import select
 import socket
 import sys
 import time
+import types
+from collections.abc import Collection
 from typing import Any
 
-from . import plain
-from .remote import Remote, Unsupported, number_of
+from . import library, plain
+from .paths import Path
+from .remote import Remote, Unsupported, error_type, like, number_of
 
 _LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exception can name
-# Exceptions that are made of more than a text, or that would end a loop of the test.
-_NOT_RAISED = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup, StopIteration)
 _PATIENCE = 0.05  # seconds until unread answers are read, and between looks at a folder that has no limit of its own
 
 
@@ -23,7 +25,7 @@ class Ended(BaseException):
 
 
 class ProgramError(Exception):
-    """An exception of the program that has no counterpart here, or is no ordinary Exception, such as SystemExit."""
+    """An exception of the program that would end a loop of the test, or that can't be made here."""
 
 
 class Channel:
@@ -34,30 +36,131 @@ class Channel:
         wall_limit: Seconds until no answer is waited for.
         folder: The program's folder where nothing but this looks at its size, else None.
         disk: Bytes that may be in it.
+        trust: Whether objects of the program say themselves what they equal.
     """
 
-    def __init__(self, ours: socket.socket, wall_limit: float, folder: str | None, disk: int) -> None:
+    def __init__(self, ours: socket.socket, wall_limit: float, folder: str | None, disk: int, trust: bool) -> None:
         self._socket, self._deadline = ours, time.monotonic() + wall_limit
-        self._folder, self._disk = folder, disk
+        self._folder, self._disk, self._trust = folder, disk, trust
         self._received = bytearray()
+        self._shared = plain.Shared(0)
+        self._writer = plain.Writer(self._refer, self._shared)
+        self._reader = plain.Reader(self._resolve, self._shared)
+        self._error_types: dict[int, Any] = {}
         self.patient = False  # whether all answers were asked for at once, and none is waited for alone
+        self.ended: Ended | None = None
+        self.over = False  # whether nothing is asked any more
+        self.defined: Collection[str] = ()  # the names that the program has of those that its tests use
+        self.objects = False  # whether a test was given an object that stands for one of the program
 
     def close(self) -> None:
         """Close the judge's end."""
         self._socket.close()
 
-    def ask(self, kind: str, *arguments: object) -> Any:
-        """Have the program do something, and return the result or raise the exception that came instead."""
-        self.send((kind, plain.dumps(list(arguments), number_of)))
-        answer, content = self.receive()
+    def ask(self, kind: str, *arguments: Any) -> Any:
+        """Have the program do something, and return the result or raise the exception that came instead.
+
+        Raises:
+            Unsupported: What is asked would let the program say that a test holds.
+        """
+        if self.over:
+            raise Unsupported("asks when all is done")
+        if kind == "equal":
+            if not self._trust:
+                raise Unsupported(f"compares an object that has its own __eq__: {_types(*arguments)}")
+            kind = "eq"
+        elif kind == "operator":
+            kind, *arguments = arguments
+            if not self._trust:
+                raise Unsupported(f"uses {kind} on an object of the program: {_types(*arguments)}")
+        unused = self._shared.unused(sys.getrefcount)
+        changes = self._writer.changes()
+        packed = [unused, changes, [self._writer.pack(argument) for argument in arguments]]
+        try:
+            self.send((kind, plain.as_text(packed)))
+            answer, content = self.receive()
+        except Ended as end:
+            self.ended = end
+            raise
         if answer == "value":
             return content
-        known, text = getattr(builtins, content[0], None), content[1]
-        raised: Exception = ProgramError(text)
-        if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, _NOT_RAISED):
-            raised = known(text)
-        raised.line, raised.limit = line_of(content), content[4]  # type: ignore[attr-defined]
-        raise raised
+        raise content
+
+    def _refer(self, value: Any, depth: int) -> Any:
+        """Return what stands for an object of the program, a function of the tests, or a name of the library."""
+        number = number_of(value)
+        if number is not None:
+            return {"object": number}
+        if isinstance(value, types.FunctionType) and not value.__closure__ and not value.__defaults__:
+            strange = _globals(value.__code__) - set(vars(builtins)) - set(self.defined)
+            if not strange:
+                return {"object": ["code", self._writer.pack(marshal.dumps(value.__code__))]}
+            raise Unsupported(f"gives the program a function that uses {min(strange)} of the test")
+        if isinstance(value, BaseException) and type(value).__module__ == "builtins":
+            return {"object": ["made", self._writer.pack(type(value)), self._writer.pack(value.args)]}
+        if value is Path:
+            return {"object": "pathlib:Path"}
+        if isinstance(value, Path):
+            return {"object": ["made", {"object": "pathlib:Path"}, self._writer.pack((str(value),))]}
+        name = library.name_of(value) if callable(value) else None
+        if name is not None:
+            return {"object": name}
+        raise Unsupported(f"gives the program a {type(value).__name__}")
+
+    def _resolve(self, content: Any) -> Any:
+        """Return what stands here for an object of the program."""
+        number, how, name, *extra = content
+        if type(number) is not int or type(name) is not str:
+            raise plain.NotPlain("an object without a number or name")
+        if how == "error":
+            return self._error_types.get(number) or self._error_type(number, name, tuple(extra))
+        if how == "raised":
+            kind, (text, args) = extra
+            return self._error(Remote(self.ask, number, "is", name, None), kind, text, args)
+        self.objects = True
+        if how == "like":
+            return self._like(number, *extra)
+        if how == "fields":
+            kind, values, frozen = extra
+            return Remote(self.ask, number, how, name, [kind, values, frozen])
+        if how not in ("data", "member", "is", "own", "class"):
+            raise plain.NotPlain(f"an object that is {how}")
+        return Remote(self.ask, number, how, name, extra[0] if how == "data" else extra)
+
+    def _like(self, number: int, data: Any) -> Any:
+        if number_of(data) == number:
+            return data
+        found = like(self.ask, number, data)
+        shared = self._shared.held(data)
+        if shared is not None:
+            self._shared.put(shared, found)
+        return found
+
+    def _error_type(self, number: int, name: str, bases: tuple[Any, ...]) -> Any:
+        if not bases or not all(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
+            raise plain.NotPlain("a type of exceptions that is derived from none")
+        module, _, last = name.rpartition(".")
+        ours = getattr(sys.modules.get(module), last, None) if module.partition(".")[0] in sys.stdlib_module_names else None
+        if not isinstance(ours, type) or not issubclass(ours, BaseException):
+            ours = error_type(self.ask, number, last, bases)
+        self._error_types[number] = ours
+        return ours
+
+    def _error(self, remote: Remote, kind: Any, text: str, args: tuple[Any, ...]) -> BaseException:
+        """Return an exception of the program."""
+        if not isinstance(kind, type) or not issubclass(kind, BaseException) or type(text) is not str:
+            raise plain.NotPlain("an exception of no type")
+        if issubclass(kind, StopIteration | StopAsyncIteration | GeneratorExit | BaseExceptionGroup):
+            found: BaseException = ProgramError(text)
+        else:
+            try:
+                found = kind.__new__(kind, *args)
+                if kind.__module__ == "builtins":
+                    found.__init__(*args)  # type: ignore[misc]
+            except Exception:
+                found = ProgramError(text)
+        vars(found).update(_object=remote, _text=text)
+        return found
 
     def send(self, message: Any) -> None:
         """Send what the program's process is to do.
@@ -75,20 +178,31 @@ class Channel:
             raise Ended("closed") from None
 
     def receive(self) -> tuple[str, Any]:
-        """Return "value" and a value, or "error" and what `program._Server._report` sends.
+        """Return "value" and a value, or "error" and an exception, with `line` and `limit`.
 
         Raises:
             Ended: If the program's process gives no more answers, or another one than these.
         """
+        message = self._message()
         try:
-            kind, content = plain.loads(self._message(), lambda number: Remote(self.ask, number))
-            if kind == "error":
-                *texts, line, limit = content
-                name, text, report = map(str, texts)
-                content = name, text, report, int(line) if line else None, limit if limit in _LIMITS else None
-            elif kind != "value":
+            kind, *content = self._reader.read(message)
+            if kind == "value":
+                if len(content) > 1:
+                    _, *content, printed = content
+                    _print(printed)
+                (value,) = content
+                return kind, value
+            if kind != "error":
                 raise Ended("garbage")
-            return kind, content
+            error: BaseException = ProgramError()
+            if len(content) > 1:
+                _, error, found, printed = content
+                _print(printed)
+                content = [found]
+            ((report, line, limit),) = content
+            error.line = f"{report} (line {int(line)})" if line else str(report)  # type: ignore[attr-defined]
+            error.limit = limit if limit in _LIMITS else None  # type: ignore[attr-defined]
+            return kind, error
         except (Exception, Unsupported):  # another message than program.py sends
             raise Ended("garbage") from None
 
@@ -132,10 +246,20 @@ class Channel:
         raise Ended("time")
 
 
-def line_of(error: tuple[str, str, str, int | None, str | None]) -> str:
-    """Return an exception of the program in one line."""
-    _, _, report, line, _ = error
-    return f"{report} (line {line})" if line else report
+def _print(printed: Any) -> None:
+    """Print what the program has printed: a test may look at it."""
+    for stream, text in zip((sys.stdout, sys.stderr), printed or (), strict=False):
+        stream.write(text)
+
+
+def _types(*values: Any) -> str:
+    return " and ".join(value._name if type(value) is Remote else type(value).__name__ for value in values)
+
+
+def _globals(code: types.CodeType) -> set[str]:
+    inner = [_globals(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    own = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*inner)
 
 
 def _size(folder: str) -> int:

@@ -5,22 +5,19 @@ comes back is plain data and is compared here. Any other test runs here as it is
 name that the program defines.
 """
 
-import builtins
-import importlib
 import math
 import signal
 import socket
 import sys
-import types
 from typing import Any
 
-from . import plain
-from .channel import Channel, Ended, line_of
-from .reading import MODULES, Call, almost_equal, is_ours, prepare
-from .remote import Unsupported, refuse
+from . import plain, pytest_like
+from .channel import Channel, Ended
+from .reading import MODULES, Block, Call, almost_equal, is_ours, prepare
+from .remote import Remote, Unsupported
+from .scope import Builtins, module, same
 from .zygote import ENDED, START
 
-_REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
 MEMORY = 768 << 20  # bytes of address space that the judge may use, whatever it is made to unfold
 _DETAIL = 500  # characters of detail kept
 
@@ -33,12 +30,16 @@ class Judge:
     Args:
         control: The zygote's socket.
         approximately: Whether numbers are compared as in the paper's tests.
+        trust: Whether objects of the program say themselves what they equal.
         folder: The programs' folder where nothing but this judge keeps it small, else None.
         disk: Bytes that may be in it.
     """
 
-    def __init__(self, control: socket.socket, approximately: bool, folder: str | None, disk: int) -> None:
-        self.control, self.approximately, self.folder, self.disk = control, approximately, folder, disk
+    def __init__(
+        self, control: socket.socket, approximately: bool, trust: bool, folder: str | None, disk: int
+    ) -> None:
+        self.control, self.approximately, self.trust = control, approximately, trust
+        self.folder, self.disk = folder, disk
 
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
         """Return verdict, detail, the outcome of each test (tests), processor seconds, and whether it is the last.
@@ -56,6 +57,8 @@ class Judge:
             case.end = str(end)
         except (Exception, Unsupported):  # whatever a program answers must not end its judge
             case.end = "garbage"
+        finally:
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         return case.close()
 
 
@@ -68,7 +71,7 @@ class _Case:
         self._before: Outcome = None  # of the program itself
         self.end = ""  # why no more answers came
         ours, theirs = socket.socketpair()
-        self._channel = Channel(ours, job["wall_limit"], judge.folder, judge.disk)
+        self._channel = Channel(ours, job["wall_limit"], judge.folder, judge.disk, judge.trust)
         with theirs:
             try:
                 seconds = max(1, math.ceil(job["time_limit"]))
@@ -86,11 +89,11 @@ class _Case:
         ways, names, called = prepare(tuple(job["tests"]), self._judge.approximately)
         at_once = all(isinstance(way, Call) for way in ways)
         calls = [way.call for way in ways if isinstance(way, Call)] if at_once else []
-        self._channel.patient = at_once
+        self._channel.patient = self._channel.over = at_once
         self._channel.send((job["program"], job["setup"], calls, not at_once))
         kind, content = self._channel.receive()
         if kind == "error":
-            self._before = content[4] or "failed", line_of(content)
+            self._before = content.limit or "failed", content.line
             return
         scope = None
         for test, way in zip(job["tests"], ways, strict=True):
@@ -103,6 +106,8 @@ class _Case:
             else:
                 scope = self._scope(names, called) if scope is None else scope
                 outcome = self._executed(way, scope)
+            if self._channel.ended:  # whatever the test made of it
+                raise self._channel.ended
             self._outcomes.append(outcome and (outcome[0], f"{test}: {outcome[1]}".removesuffix(": ")))
 
     def close(self) -> dict[str, Any]:
@@ -143,48 +148,68 @@ class _Case:
 
     def _compared(self, kind: str, content: Any, expected: Any) -> Outcome:
         if kind == "error":
-            return content[4] or "failed", line_of(content)
-        equal = almost_equal(content, expected) if self._judge.approximately else content == expected
-        return None if equal is True else ("failed", f"the result is {_shown(content)}")
-
-    def _executed(self, code: types.CodeType, scope: dict[str, Any]) -> Outcome:
-        """Run a test here."""
+            return content.limit or "failed", content.line
         try:
-            exec(code, scope)
+            equal = almost_equal(content, expected) if self._judge.approximately else content == expected
         except Unsupported as error:
             return "unsupported_test", str(error)
-        except Exception as error:
-            limit, line = getattr(error, "limit", None), getattr(error, "line", None)
-            if line:  # of the program
-                return limit or "failed", line
-            text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
-            return "failed", text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
-        return None
+        return None if equal is True else ("failed", f"the result is {_shown(content)}")
+
+    def _executed(self, block: Block, scope: dict[str, Any]) -> Outcome:
+        """Run a test here."""
+        Unsupported.last = None
+        outcome: Outcome = None
+        try:
+            exec(block.code, scope)
+            pytest_like.run(scope, block.tests)
+        except Ended:
+            raise
+        except Unsupported as error:
+            return "unsupported_test", str(error)
+        except BaseException as error:  # SystemExit, too
+            outcome = self._failed(error)
+        if Unsupported.last is not None:  # whatever the test made of it
+            return "unsupported_test", Unsupported.last
+        return outcome
+
+    def _failed(self, error: BaseException) -> Outcome:
+        line = getattr(error, "line", None)
+        if line:  # of the program
+            return error.limit or "failed", line  # type: ignore[attr-defined]
+        text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
+        if isinstance(error, AssertionError):
+            return "failed", text
+        said = f"{type(error).__name__}: {text}"
+        # The library takes an object that stands for another only where it asks no more than that does.
+        lacks = isinstance(error, TypeError) and self._channel.objects
+        return "unsupported_test" if lacks else "failed", said
 
     def _scope(self, names: list[str], called: set[str]) -> dict[str, Any]:
         """Return what tests see: our builtins and modules, and what the program defines of the names they use."""
-        answer = self._channel.ask("defined", names)
-        if type(answer) is not dict:
+        answer = self._channel.ask("defined", tuple(names))
+        if type(answer) is not tuple:
             raise Ended("garbage")
-        found = {name: answer[name] for name in names if name in answer and not name.startswith("__")}
+        found = {name: value for name, value in answer if name in names and not name.startswith("__")}
         own = [name for name in found if not is_ours(name)]
-        scope: dict[str, Any] = {name: importlib.import_module(name) for name in names if name in MODULES}
-        for name, value in found.items():
-            # A program may itself bear the name of one of ours: it is then what the tests call, and all that they call.
-            if not is_ours(name) or (name in called if name in MODULES else not own):
-                scope[name] = value
-        return scope | {"__builtins__": _BUILTINS, "__almost_equal__": almost_equal, "sys": _SYS}
+        scope: dict[str, Any] = {name: module(name) for name in names if name in MODULES}
+        # A program may itself bear the name of one of ours: it is then what the tests call, and all that they call.
+        taken = {
+            name: value
+            for name, value in found.items()
+            if not is_ours(name) or (name in called if name in MODULES else not own)
+        }
+        for name in taken:
+            scope.pop(name, None)
+        # A function or class keeps its name; a number may be another after each call.
+        changing = {name for name, value in taken.items() if not _stays(value)}
+        scope |= {name: value for name, value in taken.items() if name not in changing}
+        self._channel.defined = set(found)
+        read = Builtins(lambda name: self._channel.ask("name", name), changing)
+        return scope | {"__builtins__": read, "__almost_equal__": almost_equal, "__same__": same, "sys": module("sys")}
 
 
-def _import(name: str, *args: Any) -> types.ModuleType:
-    if name.partition(".")[0] not in MODULES:
-        raise Unsupported(f"imports {name}")
-    return __import__(name, *args)
-
-
-# Tests are trusted, but have no use for these; of sys they see sizes and limits.
-_BUILTINS = vars(builtins) | {"__import__": _import} | {name: refuse(f"uses {name}") for name in _REFUSED}
-_SYS = types.SimpleNamespace(getsizeof=sys.getsizeof, maxsize=sys.maxsize, float_info=sys.float_info)
+def _stays(value: Any) -> bool:
+    return type(value) is Remote or isinstance(value, type)
 
 
 def _shown(value: object) -> str:
@@ -192,6 +217,6 @@ def _shown(value: object) -> str:
         text = repr(value)
     except (ValueError, RecursionError, MemoryError):
         return "too long to show"
-    except Unsupported:
+    except (Unsupported, Ended):
         return "not plain data"
     return text if len(text) <= 200 else f"{text[:100]} ... {text[-50:]}"

@@ -17,7 +17,7 @@ def main(settings: dict[str, Any]) -> None:
     """Serve until standard input ends.
 
     Args:
-        settings: approximately (numbers compare as in the paper's tests), and those of `zygote.start`.
+        settings: approximately (numbers compare as in the paper's tests), trust (objects say what they equal), and those of `zygote.start`.
     """
     control = zygote.start(settings)  # before anything is read: what is forked knows no tests
     hello = b""
@@ -38,7 +38,7 @@ def main(settings: dict[str, Any]) -> None:
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
-    judge = Judge(control, settings["approximately"], folder, settings["disk"])
+    judge = Judge(control, settings["approximately"], settings["trust"], folder, settings["disk"])
     try:
         while line := sys.stdin.buffer.readline():
             _write(answers, judge.judge(json.loads(line)))

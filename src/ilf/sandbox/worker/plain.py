@@ -1,156 +1,231 @@
 """Plain data as text: all that crosses between a program's process and the judge. Never pickle: reading runs no code.
 
-JSON, in which what JSON lacks is an object of one key, the tag: {"tuple": [1, 2]}. A value of any other type stays
-where it is, and crosses as {"object": n}, a number that only its own side can look up. A value of a subclass crosses as
-its base (a defaultdict as a dict), by the base's own methods; an OrderedDict and a Counter, which compare otherwise
-than a dict, as themselves.
+JSON, in which what JSON lacks is an object of one key, the tag: {"tuple": [1, 2]}. Values of the standard library
+cross as the parts that make them again (`library.py`). An object of any other type stays where it is, and crosses as
+{"object": [n, ...]}, with a number that only its own side can look up.
+
+Where a test may look at a list, or at another value that can be changed, more than once, both sides hold it
+(`Shared`): it crosses as {"shared": [n, tag, content]}, and n stands for the same one each time.
 """
 
-import builtins
-import importlib
 import json
 import os
 import struct
-import sys
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import is_
 from typing import Any
+
+from . import library
+from .containers import CONTAINERS, base_of, seen
 
 LONGEST = 4 << 20  # bytes in a message
 LENGTH = struct.Struct("<I")  # of a message, before it
-_SCALARS = (type(None), bool, str, float)
-_CONTAINERS: tuple[tuple[type, str], ...] = ((tuple, "tuple"), (list, ""), (set, "set"), (frozenset, "frozenset"))
-# The order of the first decides whether two are equal, and what the second counts 0 times does not.
-_MAPPINGS: tuple[tuple[type, str], ...] = (
-    (OrderedDict, "collections.OrderedDict"),
-    (Counter, "collections.Counter"),
-    (dict, "dict"),
-)
+DEPTH = 400  # containers within containers; deeper ones stay where they are
+_SCALARS = {type(None), bool, str, float}
 _LONG = 1 << 63  # larger integers cross in hexadecimal: decimal is quadratic, and limited to 4,300 digits
-_DEPTH = 100  # containers within containers; deeper ones stay where they are
 
 
 class NotPlain(ValueError):
-    """A message that `dumps` did not write."""
+    """A message that `Writer` did not write."""
 
 
 class TooLong(ValueError):
     """A message of more bytes than cross."""
 
 
-def dumps(value: object, refer: Callable[[object], int]) -> bytes:
-    """Return `value` as text, in UTF-8. `refer(object)` gives the number for an object that is not plain data.
+class Shared:
+    """The containers that both sides hold: what one side does to one, the other finds at the next message.
+
+    Args:
+        first: 0 on one side, 1 on the other, so that no number is given twice.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+        self._known: dict[int, list[Any]] = {}  # by number, a container and what the other side has seen of it
+        self._numbers: dict[int, int] = {}  # by id
+
+    def get(self, number: int) -> Any:
+        """Return the container of a number, None if there is none."""
+        return self._known.get(number, (None,))[0]
+
+    def number(self, container: Any) -> tuple[int, bool]:
+        """Return a container's number, and whether it had one."""
+        number = self._numbers.get(id(container))
+        if number is not None:
+            return number, True
+        number, self._next = self._next, self._next + 2
+        self.put(number, container)
+        return number, False
+
+    def held(self, container: Any) -> int | None:
+        """Return the number of a container, None if it has none."""
+        return self._numbers.get(id(container))
+
+    def put(self, number: int, container: Any) -> None:
+        """Note a container as the other side has it now."""
+        if number in self._known:
+            self._numbers.pop(id(self._known[number][0]), None)
+        self._known[number] = [container, seen(container)]
+        self._numbers[id(container)] = number
+
+    def changed(self) -> Iterator[tuple[int, Any]]:
+        """Yield what has changed since the other side saw it, and take it as seen."""
+        for number, entry in list(self._known.items()):
+            container, before = entry
+            now = seen(container)
+            same = now == before if type(now) is bytes else len(now) == len(before) and all(map(is_, now, before))
+            if not same:
+                entry[1] = now
+                yield number, container
+
+    def forget(self, numbers: list[int]) -> None:
+        """Forget containers that the other side has no more."""
+        for number in numbers:
+            container, _ = self._known.pop(number, (None, None))
+            self._numbers.pop(id(container), None)
+
+    def unused(self, count: Callable[[Any], int]) -> list[int]:
+        """Forget the containers that nobody else here has, and return their numbers. `count` counts references."""
+        found = [number for number, entry in self._known.items() if count(entry[0]) <= 2]  # ours, and its argument
+        self.forget(found)
+        return found
+
+
+class Writer:
+    """Writes values as text.
+
+    Args:
+        refer: Returns what stands for an object that is no plain data, or lies too deep.
+        shared: The containers that both sides hold; None: each crosses as a copy.
+    """
+
+    def __init__(self, refer: Callable[[Any, int], Any], shared: Shared | None = None) -> None:
+        self._refer, self._shared = refer, shared
+
+    def changes(self) -> list[Any]:
+        """Return, packed, all that has changed since the other side saw it."""
+        found = self._shared.changed() if self._shared else ()
+        return [self._new(number, container, 0) for number, container in found]
+
+    def pack(self, value: Any, depth: int = 0) -> Any:
+        """Return a value as what JSON has."""
+        kind = type(value)
+        if kind in _SCALARS:
+            return value
+        if kind is int:
+            return value if -_LONG <= value < _LONG else {"int": hex(value)}
+        if depth > DEPTH:
+            return self._refer(value, depth)
+        if kind is tuple:
+            return {"tuple": [self.pack(item, depth + 1) for item in value]}
+        if kind in CONTAINERS:
+            return self.container(value, depth)
+        if kind is frozenset:
+            return {"frozenset": [self.pack(item, depth + 1) for item in value]}
+        if kind is bytes:
+            return {"bytes": value.hex()}
+        taken = library.apart(value, kind)
+        if taken is not None:
+            tag, parts = taken
+            return {tag: [self.pack(part, depth + 1) for part in parts]}
+        return self._refer(value, depth)
+
+    def container(self, value: Any, depth: int) -> Any:
+        """Return one of the `CONTAINERS`, or one derived from it, as one."""
+        if self._shared is not None:
+            number, known = self._shared.number(value)
+            return {"shared": [number, CONTAINERS[base_of(value)].tag]} if known else self._new(number, value, depth)
+        container = CONTAINERS[base_of(value)]
+        items = [self.pack(item, depth + 1) for item in container.items(value)]
+        return {container.tag: items} if container.tag != "list" else items
+
+    def _new(self, number: int, value: Any, depth: int) -> Any:
+        container = CONTAINERS[base_of(value)]
+        return {"shared": [number, container.tag, [self.pack(item, depth + 1) for item in container.items(value)]]}
+
+
+def as_text(packed: Any) -> bytes:
+    """Return what `Writer.pack` returned as text, in UTF-8.
 
     Raises:
-        TooLong: If the text has more bytes than cross.
+        TooLong: If it has more bytes than cross.
     """
-    text = json.dumps(_pack(value, refer, 0), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    text = json.dumps(packed, ensure_ascii=False).encode("utf-8", "surrogatepass")
     if len(text) > LONGEST - 100:
         raise TooLong(f"a result of {len(text)} bytes; at most {LONGEST} cross")
     return text
 
 
-def loads(text: bytes, resolve: Callable[[int], object]) -> Any:
-    """Return the value that `text` stands for. `resolve(number)` gives what stands for an object.
+class Reader:
+    """Reads what `Writer` wrote.
 
-    Raises:
-        NotPlain: If the text is not what `dumps` writes.
+    Args:
+        resolve: Returns what stands for an object, given what `Writer.refer` returned.
+        shared: The containers that both sides hold.
+        like: Returns an empty container in place of one of a type that the program derived from it.
     """
 
-    def unpack(tagged: dict[str, Any]) -> object:
+    def __init__(self, resolve: Callable[[Any], Any], shared: Shared) -> None:
+        self._resolve, self._shared = resolve, shared
+
+    def read(self, text: bytes) -> Any:
+        """Return the value that a text stands for.
+
+        Raises:
+            NotPlain: If the text is not what `Writer` writes.
+        """
+        try:
+            return json.loads(text.decode("utf-8", "surrogatepass"), object_hook=self._unpack)
+        except Exception as error:
+            raise NotPlain(f"a message that is not plain data: {type(error).__name__}") from None
+
+    def _unpack(self, tagged: dict[str, Any]) -> Any:
         ((tag, content),) = tagged.items()
         if tag == "object":
-            if type(content) is not int:
-                raise NotPlain("an object without a number")
-            return resolve(content)
-        return _READ[tag](content)
+            return self._resolve(content)
+        if tag == "shared":
+            return self._from_both(*content)
+        if tag in _MADE:
+            return _MADE[tag](content)
+        return library.made(tag, content)
 
-    try:
-        return json.loads(text.decode("utf-8", "surrogatepass"), object_hook=unpack)
-    except Exception as error:
-        raise NotPlain(f"a message that is not plain data: {type(error).__name__}") from None
-
-
-def _pack(value: Any, refer: Callable[[object], int], depth: int) -> Any:
-    kind = type(value)
-    if kind in _SCALARS:
-        return value
-    if kind is int:
-        return value if -_LONG <= value < _LONG else {"int": hex(value)}
-    if depth > _DEPTH:
-        return {"object": refer(value)}
-    for base, tag in _CONTAINERS:
-        if issubclass(kind, base):
-            items = [_pack(item, refer, depth + 1) for item in base.__iter__(value)]  # type: ignore[attr-defined]
-            return {tag: items} if tag else items
-    for base, tag in _MAPPINGS:
-        if issubclass(kind, base):
-            pairs = base.items(value)  # type: ignore[attr-defined]
-            return {tag: [[_pack(k, refer, depth + 1), _pack(v, refer, depth + 1)] for k, v in pairs]}
-    if issubclass(kind, (bytes, bytearray)):
-        return {"bytes" if issubclass(kind, bytes) else "bytearray": bytes(memoryview(value)).hex()}
-    if kind is complex:
-        return {"complex": [value.real, value.imag]}
-    if kind is range:
-        return {"range": [_pack(n, refer, depth + 1) for n in (value.start, value.stop, value.step)]}
-    bases: tuple[tuple[type, Callable[[Any], object]], ...]
-    bases = ((int, int.__index__), (float, float.__float__), (str, str.__str__))
-    for base, plain in bases:
-        if issubclass(kind, base):
-            return _pack(plain(value), refer, depth)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if name in _LIBRARY and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind:
-        parts = _LIBRARY[name](value)
-        if parts is not None:
-            return {name: [_pack(part, refer, depth + 1) for part in parts]}
-    if kind is type and getattr(builtins, name := value.__name__, None) is value:
-        return {"type": name}
-    return {"object": refer(value)}
+    def _from_both(self, number: int, tag: str, items: list[Any] | None = None) -> Any:
+        """Return the container of a number, with these items where they are given."""
+        kind = _TAGGED[tag]
+        if type(number) is not int:
+            raise NotPlain("a container without a number")
+        found = self._shared.get(number)
+        if found is None:
+            found = CONTAINERS[kind].made(items or [])
+        elif base_of(found) is not kind:
+            raise NotPlain("another type than before")
+        if items is not None:
+            CONTAINERS[kind].fill(found, items)
+        self._shared.put(number, found)
+        return found
 
 
-# Values of the standard library that cross: how each is taken apart into the arguments that make it again.
-_LIBRARY: dict[str, Callable[[Any], Any]] = {
-    "decimal.Decimal": lambda value: [str(value)],
-    "fractions.Fraction": lambda value: [value.numerator, value.denominator],
-    "collections.deque": lambda value: [list(value)],
-    "datetime.date": lambda value: [value.year, value.month, value.day],
-    "datetime.timedelta": lambda value: [value.days, value.seconds, value.microseconds],
-    "datetime.datetime": lambda v: (
-        None if v.tzinfo else [v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond]
-    ),
-    "datetime.time": lambda v: None if v.tzinfo else [v.hour, v.minute, v.second, v.microsecond],
-}
+_TAGGED = {container.tag: kind for kind, container in CONTAINERS.items()}
 
 
-def _make(name: str) -> Callable[[Any], object]:
-    def make(parts: Any) -> object:
-        module, _, kind = name.partition(".")
-        return getattr(importlib.import_module(module), kind)(*parts)
+def _filled(kind: type) -> Callable[[list[Any]], Any]:
+    container = CONTAINERS[kind]
+
+    def make(items: list[Any]) -> Any:
+        found = container.made(items)
+        container.fill(found, items)
+        return found
 
     return make
 
 
-def _type(name: str) -> type:
-    found = getattr(builtins, name)
-    if not isinstance(found, type):
-        raise TypeError(name)
-    return found
-
-
-_READ: dict[str, Callable[[Any], object]] = {
+_MADE: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),
     "tuple": tuple,
-    "set": set,
     "frozenset": frozenset,
-    "dict": dict,
-    "collections.OrderedDict": OrderedDict,
-    "collections.Counter": lambda pairs: Counter(dict(pairs)),
     "bytes": bytes.fromhex,
-    "bytearray": bytearray.fromhex,
-    "complex": lambda parts: complex(*parts),
-    "range": lambda parts: range(*parts),
-    "type": _type,
-    **{name: _make(name) for name in _LIBRARY},
+    **{tag: _filled(kind) for tag, kind in _TAGGED.items()},
 }
 
 

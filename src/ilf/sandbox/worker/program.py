@@ -6,27 +6,47 @@ anyway, since what is expected of the answers is known to the judge alone.
 
 import builtins
 import errno
-import json
 import marshal
 import operator
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any
 
-from . import plain
+from . import library, plain
+from .objects import Objects
 
 PROGRAM = "<program>"
 _DETAIL = 400  # characters of an exception's report that are kept
+_PRINTED = 1 << 20  # bytes of what is printed during one call that the judge is told
+_BINARY = "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift lt le gt ge eq ne contains"
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "attribute": getattr,
+    "setattr": setattr,
+    "delattr": delattr,
     "item": operator.getitem,
+    "setitem": operator.setitem,
+    "delitem": operator.delitem,
     "length": len,
     "iterator": iter,
     "next": lambda iterator: next(([item] for item in iterator), []),
     "list": list,
-    "str": str,
+    "call": lambda function, positional, keywords: function(*positional, **dict(keywords)),
+    "has": lambda value, name: hasattr(type(value), name),
+    "isinstance": isinstance,
+    "issubclass": issubclass,
+    "type": type,
+    "dir": dir,
+    "vars": vars,
+    **{name: getattr(builtins, name) for name in "str repr bool int float complex round abs hash format bytes".split()},
+    **{name: getattr(operator, name) for name in ["index", "neg", "pos", "invert", *_BINARY.split()]},
+    "divmod": divmod,
+    "reversed": reversed,
+    "enter": lambda manager: type(manager).__enter__(manager),
+    "exit": lambda manager, kind, error: type(manager).__exit__(manager, kind, error, None),
+    "callable": callable,
 }
 
 
@@ -48,11 +68,19 @@ def run(channel: int, full: int) -> None:
 
 
 class _Server:
-    """The program's namespace, and those of its objects that the judge has a number for."""
+    """The program's namespace, and what the judge has a number for."""
 
     def __init__(self, channel: int, full: int) -> None:
         self._channel, self._full = channel, full
-        self._objects: list[object] = []
+        self._objects = Objects()
+        self._shared = plain.Shared(1)
+        self._copying = plain.Writer(lambda value, depth: self._objects.describe(self._copying, value, depth))
+        self._sharing = plain.Writer(
+            lambda value, depth: self._objects.describe(self._sharing, value, depth), self._shared
+        )
+        self._reader = plain.Reader(self._resolve, self._shared)
+        self._printed = [0, 0]  # bytes of output and of errors that the judge was told
+        self._told_before = False
         module = sys.modules["program"] = type(sys)("program")
         self._scope = module.__dict__
 
@@ -65,45 +93,87 @@ class _Server:
         except BaseException as error:
             self._report(error)
             return False
-        self._send("value", b"null")
+        self._send(["value", None])
         return True
 
     def answer(self, kind: str, payload: Any) -> None:
         """Do what the judge asks and send it the result, or the exception that came instead."""
         try:
-            text = plain.dumps(self._perform(kind, payload), self._refer)
+            if kind == "evaluate":  # compared at once: nothing of it is seen again
+                self._send(["value", self._copying.pack(eval(payload, self._scope))])
+                return
+            self._send(["value", *self._answered(self._perform(kind, payload)), self._told()])
         except BaseException as error:
-            self._report(error)
-        else:
-            self._send("value", text)
+            self._report(error, kind != "evaluate")
+
+    def _answered(self, result: Any) -> tuple[Any, Any]:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, 20 * plain.DEPTH))
+        try:
+            changes = self._sharing.changes()
+            return changes, self._sharing.pack(result)
+        finally:
+            sys.setrecursionlimit(limit)
 
     def _perform(self, kind: str, payload: Any) -> Any:
-        if kind == "evaluate":
-            return eval(payload, self._scope)
-        arguments = plain.loads(payload, self._objects.__getitem__)
+        unused, _, arguments = self._reader.read(payload)
+        self._shared.forget(unused)
         if kind == "defined":
+            if not self._told_before:  # what was printed until here is of no test
+                self._told()
+                self._told_before = True
             defined = [name for name in arguments[0] if name in self._scope]
-            return {name: self._scope[name] for name in defined if type(self._scope[name]) is not type(sys)}
-        if kind == "call":  # with the arguments as they are after it: the judge's copies follow
-            function, positional, keywords = arguments
-            return function(*positional, **keywords), positional, keywords
+            return tuple((name, self._scope[name]) for name in defined if type(self._scope[name]) is not type(sys))
+        if kind == "name":
+            (name,) = arguments
+            return self._scope[name]
+        if kind == "fields":
+            return self._objects.fields(*arguments)
+        if kind == "await":
+            return _awaited(*arguments)
         return _OPERATIONS[kind](*arguments)
 
-    def _refer(self, value: object) -> int:
-        self._objects.append(value)
-        return len(self._objects) - 1
+    def _resolve(self, content: Any) -> Any:
+        if type(content) is int:
+            return self._objects[content]
+        if type(content) is str:
+            return library.named(content)
+        how, *parts = content
+        if how == "code":
+            return types.FunctionType(marshal.loads(parts[0]), self._scope)
+        made, arguments = parts
+        return made(*arguments)
 
-    def _send(self, kind: str, text: bytes) -> None:
-        plain.send(self._channel, b'["%s", %s]' % (kind.encode(), text))
+    def _told(self) -> list[str] | None:
+        """Return what was printed since the last time, on standard output and standard errors."""
+        found = []
+        for i, (stream, descriptor) in enumerate(((sys.stdout, 1), (sys.stderr, 2))):
+            stream.flush()
+            size = os.fstat(descriptor).st_size
+            text = os.pread(descriptor, min(size - self._printed[i], _PRINTED), self._printed[i])
+            found.append(text.decode("utf-8", "replace"))
+            self._printed[i] = size
+        return found if any(found) else None
 
-    def _report(self, error: BaseException) -> None:
-        """Send an exception: builtin type, text, last line of its report, line of the program, limit that it names."""
+    def _send(self, message: list[Any]) -> None:
+        plain.send(self._channel, plain.as_text(message))
+
+    def _report(self, error: BaseException, shared: bool = False) -> None:
+        """Send an exception: its types, text, last line of its report, line of the program, limit that it names.
+
+        To a judge that has more to ask also its arguments, itself, and what it printed.
+        """
         report = "".join(traceback.format_exception_only(type(error), error)).strip().split("\n")[-1]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == PROGRAM]
         line = lines[-1] if lines else getattr(error, "lineno", None)
-        known = (kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind)
-        found = [next(known), report.partition(": ")[2][:_DETAIL], report[:_DETAIL], line, self._limit(error)]
-        self._send("error", json.dumps(found).encode())
+        found = [report[:_DETAIL], line, self._limit(error)]
+        if shared:
+            try:
+                self._send(["error", *self._answered(error), found, self._told()])
+                return
+            except Exception:  # of the program's own methods
+                pass
+        self._send(["error", found])
 
     def _limit(self, error: BaseException) -> str | None:
         """Return the verdict for an exception that one of our limits caused, None for any other."""
@@ -118,3 +188,13 @@ class _Server:
         if error.errno == errno.EFBIG:
             return "output" if os.fstat(1).st_size >= self._full else "disk"
         return {errno.ENOSPC: "disk", errno.EAGAIN: "processes", errno.ENOMEM: "memory"}.get(error.errno)
+
+
+def _awaited(value: Any) -> Any:
+    """Return what an awaitable comes to."""
+    import asyncio
+
+    async def wait() -> Any:
+        return await value
+
+    return asyncio.run(wait())

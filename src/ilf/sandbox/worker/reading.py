@@ -6,7 +6,7 @@ import functools
 import math
 import types
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 # What tests may import, and may name without importing it. Ours, whatever the program calls by these names.
@@ -21,10 +21,17 @@ class Call(NamedTuple):
     value: Any
 
 
+class Block(NamedTuple):
+    """Any other test: what is run, and which of the functions and classes that it defines are tests."""
+
+    code: types.CodeType
+    tests: list[str]
+
+
 class Prepared(NamedTuple):
     """How a program's tests are evaluated."""
 
-    ways: list[Call | types.CodeType | Exception]
+    ways: list[Call | Block | Exception]
     names: list[str]  # all that the code reads
     called: set[str]  # those that it calls by their bare name
 
@@ -32,23 +39,60 @@ class Prepared(NamedTuple):
 @functools.lru_cache(maxsize=2048)
 def prepare(tests: tuple[str, ...], approximately: bool) -> Prepared:
     """Read the tests of a task once for all of its programs."""
-    ways: list[Call | types.CodeType | Exception] = []
-    names, called = set(), set()
+    ways: list[Call | Block | Exception] = []
+    names, called, does = set(), set(), False
     for test in tests:
         try:
             tree = ast.parse(test)
             if not tree.body:
                 raise ValueError("the test is empty")  # every program would pass it
-            way = _call_and_value(tree.body)
+            way: Call | Block | None = _call_and_value(tree.body)
             if way is None:
                 names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
                 calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
                 called |= {function.id for function in calls if isinstance(function, ast.Name)}
+                found = [name for name in _defined_tests(tree) if name not in called]
+                does = does or bool(found) or not all(isinstance(node, _DEFINING) for node in tree.body)
                 tree = _with_approximate_equality(tree) if approximately else tree
-            ways.append(way or compile(tree, "<test>", "exec"))
+                way = Block(compile(ast.fix_missing_locations(_Identity().visit(tree)), "<test>", "exec"), found)
+            else:
+                does = True
+            ways.append(way)
         except Exception as error:
             ways.append(error)
+    if not does and not any(isinstance(way, Exception) for way in ways):
+        ways = [ValueError("the test does nothing but define")] * len(tests)  # every program would pass it
     return Prepared(ways, sorted(names), called)
+
+
+_DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+
+
+def _defined_tests(tree: ast.Module) -> Iterator[str]:
+    """Yield the names of the test functions and test classes, as pytest finds them."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield node.name
+        elif isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+            if node.name.startswith("Test") or any(base.endswith("TestCase") for base in bases):
+                yield node.name
+
+
+class _Identity(ast.NodeTransformer):
+    """Replaces `a is b`: what stands for an object of the program is another at each time."""
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        if len(node.ops) != 1 or not isinstance(node.ops[0], ast.Is | ast.IsNot):
+            return node
+        right = node.comparators[0]
+        if isinstance(right, ast.Constant) and (right.value is None or isinstance(right.value, bool)):
+            return node
+        call: ast.expr = ast.Call(ast.Name("__same__", ast.Load()), [node.left, right], [])
+        if isinstance(node.ops[0], ast.IsNot):
+            call = ast.UnaryOp(ast.Not(), call)
+        return ast.copy_location(call, node)
 
 
 def _call_and_value(body: Sequence[ast.stmt]) -> Call | None:
@@ -93,7 +137,7 @@ def almost_equal(a: Any, b: Any) -> bool:
             return a == b or math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
         except OverflowError:  # an integer that no float holds
             return False
-    if isinstance(a, (list, tuple)) and type(a) is type(b):
+    if any(isinstance(a, kind) and isinstance(b, kind) for kind in (list, tuple)):
         return len(a) == len(b) and all(map(almost_equal, a, b))
     if isinstance(a, OrderedDict) and isinstance(b, OrderedDict) and list(a) != list(b):
         return False

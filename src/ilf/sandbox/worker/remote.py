@@ -1,45 +1,61 @@
 """Objects of the program as the judge's tests see them."""
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+import enum
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NoReturn
+
+from .containers import CONTAINERS, base_of
+
+Ask = Callable[..., Any]  # the program: what to do, and with what
 
 
 class Unsupported(BaseException):
     """A test asks what cannot be answered with plain data. No Exception: tests may catch those."""
 
+    last: ClassVar[str | None] = None  # what was asked, for where a test has caught it nevertheless
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        Unsupported.last = what
+
 
 def refuse(what: str) -> Callable[..., NoReturn]:
     """Return a function that does nothing but say that `what` can't be done."""
 
-    def refuse(*args: object) -> NoReturn:
+    def refuse(*args: object, **keywords: object) -> NoReturn:
         raise Unsupported(what)
 
     return refuse
 
 
 class Remote:
-    """An object of the program that is not plain data, such as a function. It equals nothing but itself."""
+    """An object of the program that is not plain data.
 
-    __slots__ = ("_ask", "_number")
+    Args:
+        ask: Has the program do something.
+        number: What the program knows it by.
+        how: How it compares: see `objects.Objects.describe`.
+        name: Of its type.
+        extra: What it is compared by: plain data, or a type and the fields or a member's name.
+    """
 
-    def __init__(self, ask: Callable[..., Any], number: int) -> None:
-        object.__setattr__(self, "_ask", ask)
-        object.__setattr__(self, "_number", number)
+    __slots__ = ("_ask", "_extra", "_how", "_name", "_number")
+
+    def __init__(self, ask: Ask, number: int, how: str, name: str, extra: Any) -> None:
+        for slot, value in zip(Remote.__slots__, (ask, extra, how, name, number), strict=True):
+            object.__setattr__(self, slot, value)
+
+    @property
+    def __class__(self) -> Any:
+        """What `isinstance` takes this for."""
+        return type(self._extra) if self._how == "data" else Remote
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        result, after, keywords = self._ask("call", self, list(args), kwargs)
-        for mine, theirs in zip((*args, *kwargs.values()), (*after, *keywords.values()), strict=True):
-            _follow(mine, theirs)
-        return result
+        return self._ask("call", self, args, tuple(kwargs.items()))
 
     def __getattr__(self, name: str) -> Any:
         return self._ask("attribute", self, name)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._ask("item", self, key)
-
-    def __len__(self) -> Any:
-        return self._ask("length", self)
 
     def __iter__(self) -> Any:
         return self._ask("iterator", self)
@@ -50,42 +66,176 @@ class Remote:
             raise StopIteration
         return found[0]
 
-    def __contains__(self, item: Any) -> bool:  # compared here: not as the program says
-        return item in self._ask("list", self)
+    def __await__(self) -> Iterator[Any]:
+        return self._ask("await", self)
+        yield
+
+    def __contains__(self, item: Any) -> bool:
+        own = self._ask("has", self, "__contains__")
+        if self._how == "data" and not own:
+            return item in self._extra
+        if not own or self._ask("has", self, "__iter__"):
+            listed = item in self._ask("list", self)  # compared here: not as the program says
+            if not own or self._ask("contains", self, item) is listed:
+                return listed
+        return bool(self._ask("operator", "contains", self, item))
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
+        return self._ask("exit", self, kind, error)
+
+    def __instancecheck__(self, value: object) -> Any:
+        return self._ask("isinstance", value, self)
+
+    def __subclasscheck__(self, kind: object) -> Any:
+        return self._ask("issubclass", kind, self)
+
+    def __eq__(self, other: object) -> Any:
+        theirs = other._how if type(other) is Remote else ""
+        if "own" in (self._how, theirs):
+            return self._ask("equal", self, other)
+        if self._how == "data":
+            return self._extra == (other._extra if type(other) is Remote else other)
+        if self._how == "member" and isinstance(other, enum.Enum):
+            kind = type(other)
+            return self._extra == [f"{kind.__module__}.{kind.__qualname__}", other.name]
+        if type(other) is not Remote:
+            return NotImplemented
+        if self._how != theirs:
+            return False
+        if self._how == "fields":
+            return self._extra[0] == other._extra[0] and self._ask("fields", self) == self._ask("fields", other)
+        return self._extra == other._extra if self._how == "member" else self._number == other._number
+
+    def __hash__(self) -> int:
+        if self._how == "own":
+            raise Unsupported("takes the hash of an object of the program")
+        if self._how == "fields":
+            kind, values, frozen = self._extra
+            if not frozen:
+                raise TypeError(f"unhashable type: '{self._name}'")
+            return hash((kind, tuple(values)))
+        if self._how == "member":
+            return hash(self._extra[1])
+        return hash(self._extra if self._how == "data" else self._number)
+
+
+def _asking(name: str) -> Callable[..., Any]:
+    return lambda self, *args: self._ask(name, self, *args)
+
+
+def _between(name: str) -> Callable[[Any, Any], Any]:
+    """An operator: between two objects of the program. What ours is compared with must not get there."""
+
+    def operate(self: Any, other: Any) -> Any:
+        if number_of(other) is None:
+            return self._ask("operator", name, self, other)
+        return self._ask(name, self, other)
+
+    return operate
+
+
+_UNARY = "str repr bool int float complex round abs format bytes index neg pos invert setattr delattr setitem delitem "
+_UNARY += "reversed enter dir"
+for _name in _UNARY.split():
+    setattr(Remote, f"__{_name}__", _asking(_name))
+Remote.__len__ = _asking("length")  # type: ignore[attr-defined]
+Remote.__getitem__ = _asking("item")  # type: ignore[attr-defined]
+_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod"
+for _name in _BINARY.split():
+    _does = f"{_name}_" if _name in ("and", "or") else _name
+    setattr(Remote, f"__{_name}__", _between(_does))
+    setattr(Remote, f"__r{_name}__", lambda self, other, _does=_does: self._ask("operator", _does, other, self))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Remote, f"__{_name}__", _between(_name))
+
+
+class Like:
+    """A value derived from plain data: of that it has a copy here, anything else is asked of the program."""
+
+    _ask: Ask
+    _number: int
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(type(self), name):  # one that is not set yet
+            raise AttributeError(name)
+        return self._ask("attribute", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            self._ask("setattr", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._ask("delattr", self, name)
+
+    def __repr__(self) -> Any:
+        return self._ask("repr", self)
 
     def __str__(self) -> Any:
         return self._ask("str", self)
 
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Remote) and other._number != self._number:
-            raise Unsupported("compares two objects of the program")
-        return isinstance(other, Remote)
-
-    def __hash__(self) -> int:
-        return hash(self._number)
+    def __format__(self, text: str) -> Any:
+        return self._ask("format", self, text)
 
 
-_OPERATIONS = """
-repr bool int float index round abs neg lt le gt ge add radd sub rsub mul rmul truediv rtruediv floordiv mod rmod pow
-and or xor setattr delattr setitem delitem enter exit instancecheck reversed await
-"""
-for _operation in _OPERATIONS.split():
-    setattr(Remote, f"__{_operation}__", refuse(f"uses {_operation} on an object of the program"))
+_LIKE: dict[type, Any] = {}
 
 
-def _follow(mine: Any, theirs: Any) -> None:
-    """Give our copy of an argument the content that the call left in the program's."""
-    if type(mine) is type(theirs):
-        if isinstance(mine, (list, bytearray)):
-            mine[:] = theirs
-        elif isinstance(mine, (dict, set)):
-            mine.clear()
-            mine.update(theirs)
+def like(ask: Ask, number: int, data: Any) -> Any:
+    """Return a value that can be used as `data`, and is an object of the program."""
+    base: Any = base_of(data) if type(data) in CONTAINERS else type(data)
+    if base not in _LIKE:
+        _LIKE[base] = type(f"Like{base.__name__}", (Like, base), {})
+    if base in CONTAINERS:
+        container = CONTAINERS[base]
+        items = list(container.items(data))
+        found = container.made(items) if base.__name__ == "array" else _LIKE[base]()
+        container.fill(found, items)
+    else:
+        found = _LIKE[base](data)
+    vars(found).update(_ask=ask, _number=number)
+    return found
 
 
-def number_of(value: object) -> int:
-    """Return the number of an object of the program; ours cannot cross."""
-    if isinstance(value, Remote):
+class ErrorType(type):
+    """The type of the program's types of exceptions."""
+
+    _ask: Ask
+    _number: int
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        return cls._ask("call", cls, args, tuple(kwargs.items()))
+
+    def __getattr__(cls, name: str) -> Any:
+        return cls._ask("attribute", cls, name)
+
+
+def error_type(ask: Ask, number: int, name: str, bases: tuple[type, ...]) -> Any:
+    """Return a type of exceptions that stands for one of the program."""
+    own = {
+        "_ask": staticmethod(ask),
+        "_number": number,
+        "__str__": lambda self: vars(self).get("_text", ""),
+        "__getattr__": lambda self, name: self._ask("attribute", vars(self)["_object"], name),
+    }
+    try:
+        return ErrorType(name, bases, own)
+    except TypeError:  # bases that only the program's interpreter could join
+        return ErrorType(name, (Exception,), own)
+
+
+def number_of(value: Any) -> int | None:
+    """Return the number of an object of the program, None for what is ours."""
+    if type(value) is Remote or isinstance(value, ErrorType | Like):
         number: int = value._number
         return number
-    raise Unsupported(f"gives the program a {type(value).__name__}")
+    if isinstance(value, BaseException):
+        found = vars(value).get("_object")
+        return found and number_of(found)
+    return None
+
+
+def is_function(value: object) -> bool:
+    """Return whether a value is a function of the tests."""
+    return isinstance(value, types.FunctionType)

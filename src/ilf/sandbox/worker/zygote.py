@@ -25,6 +25,7 @@ START = struct.Struct("<I")  # seconds of processor time
 ENDED = struct.Struct("<id?")  # exit status, seconds used, whether the next program finds an empty folder
 # What programs import most, at no cost to each.
 _PRELOADED = "bisect cmath collections copy datetime functools heapq itertools math operator random re string typing"
+_OUTPUTS = (1, 2)  # descriptors of standard output and errors
 _CONTROL = 3  # descriptor; 0 is empty, 1 and 2 are the program's output
 _ROUNDS = 40  # of warming up; the interpreter specialises code that has run often
 
@@ -134,18 +135,19 @@ def _warm_up() -> None:
 
 
 def _open_output() -> None:
-    """Send standard output and errors to a file without a name, which the programs share one after the other."""
-    output = os.open(".output", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-    os.unlink(".output")
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    """Send standard output and errors to files without a name, which the programs share one after the other."""
+    for descriptor in _OUTPUTS:
+        output = os.open(".output", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        os.unlink(".output")
+        os.dup2(output, descriptor)
+        os.close(output)
 
 
 def _rewind_output() -> None:
-    os.ftruncate(1, 0)
-    os.lseek(1, 0, os.SEEK_SET)
-    fcntl.fcntl(1, fcntl.F_SETFL, os.O_APPEND)
+    for descriptor in _OUTPUTS:
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
 
 
 def _look_ordinary() -> None:

@@ -1,0 +1,137 @@
+"""Values of the standard library that cross as the parts that make them again. None of them can be changed.
+
+What is named here is made on both sides: types that do nothing but hold values.
+"""
+
+import builtins
+import collections
+import functools
+import importlib
+import operator
+import re
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+_Parts = Callable[[Any], Any]  # of a value, None where this one does not cross
+_Made = Callable[..., Any]
+
+
+def _attributes(*names: str) -> _Parts:
+    return lambda value: [getattr(value, name) for name in names]
+
+
+def _text(value: Any) -> list[str]:
+    return [str(value)]
+
+
+def _folded(name: str) -> _Made:
+    return lambda *parts: getattr(importlib.import_module("datetime"), name)(*parts[:-1], fold=parts[-1])
+
+
+def _holding(name: str) -> _Made:
+    def make(data: Any) -> Any:
+        found = getattr(collections, name)()
+        found.data = data  # the very one that both sides hold
+        return found
+
+    return make
+
+
+_ORDERED: Any = collections.OrderedDict()
+_RAW: dict[type, tuple[str, _Parts, _Made]] = {  # types without a name that leads to them
+    complex: ("complex", _attributes("real", "imag"), complex),
+    range: ("range", _attributes("start", "stop", "step"), range),
+    slice: ("slice", _attributes("start", "stop", "step"), slice),
+    type(...): ("Ellipsis", lambda value: [], lambda: ...),
+    type(NotImplemented): ("NotImplemented", lambda value: [], lambda: NotImplemented),
+    memoryview: ("memoryview", lambda v: [v.tobytes()] if v.format == "B" and v.ndim == 1 else None, memoryview),
+    types.MappingProxyType: ("mappingproxy", lambda v: [dict(v)], types.MappingProxyType),
+    types.GenericAlias: ("generic", _attributes("__origin__", "__args__"), types.GenericAlias),
+    types.UnionType: ("union", lambda v: list(v.__args__), lambda *kinds: functools.reduce(operator.or_, kinds)),
+}
+for _of in ({}, _ORDERED):
+    _RAW[type(_of.keys())] = "keys", list, lambda *keys: dict.fromkeys(keys).keys()
+    _RAW[type(_of.items())] = "items", list, lambda *pairs: dict(pairs).items()
+    _RAW[type(_of.values())] = "values", list, lambda *values: dict(enumerate(values)).values()
+
+_NAMED: dict[str, tuple[_Parts, _Made | None]] = {  # None: the type itself makes it
+    "collections.ChainMap": (lambda v: list(v.maps), None),
+    "collections.UserDict": (_attributes("data"), _holding("UserDict")),
+    "collections.UserList": (_attributes("data"), _holding("UserList")),
+    "collections.UserString": (_attributes("data"), None),
+    "datetime.date": (_attributes("year", "month", "day"), None),
+    "datetime.datetime": (
+        _attributes("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo", "fold"),
+        _folded("datetime"),
+    ),
+    "datetime.time": (_attributes("hour", "minute", "second", "microsecond", "tzinfo", "fold"), _folded("time")),
+    "datetime.timedelta": (_attributes("days", "seconds", "microseconds"), None),
+    "datetime.timezone": (lambda v: v.__getinitargs__(), None),
+    "decimal.Decimal": (_text, None),
+    "fractions.Fraction": (_attributes("numerator", "denominator"), None),
+    **{f"ipaddress.IPv{n}{kind}": (_text, None) for n in "46" for kind in ("Address", "Network", "Interface")},
+    "pathlib.PosixPath": (lambda v: None, lambda text: named("pathlib:PurePosixPath")(text)),  # by its program: it reads files
+    "pathlib.PurePosixPath": (_text, None),
+    "pathlib.PureWindowsPath": (_text, None),
+    "re.Pattern": (lambda v: [v.pattern, v.flags] if len(v.pattern) < 1000 else None, re.compile),
+    "statistics.NormalDist": (_attributes("mean", "stdev"), None),
+    "types.SimpleNamespace": (lambda v: [vars(v)], lambda names: types.SimpleNamespace(**names)),
+    "uuid.UUID": (_attributes("hex"), None),
+    "zoneinfo.ZoneInfo": (lambda v: [v.key] if v.key else None, None),
+}
+_TYPES_OF = {"array", "builtins", "collections", "collections.abc", "datetime", "decimal", "fractions", "ipaddress"}
+_TYPES_OF |= {"numbers", "uuid"}
+
+
+def apart(value: Any, kind: type) -> tuple[str, Any] | None:
+    """Return a tag and the parts that make a value of the standard library, None for any other."""
+    if kind in _RAW:
+        tag, parts, _ = _RAW[kind]
+        found = parts(value)
+        return None if found is None else (tag, found)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name in _NAMED and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind:
+        found = _NAMED[name][0](value)
+        return None if found is None else (name, found)
+    if issubclass(kind, type) and value.__module__ in _TYPES_OF:
+        name = name_of(value)
+        return ("type", [name]) if name else None
+    return None
+
+
+def made(tag: str, parts: Any) -> Any:
+    """Return the value that `apart` took apart.
+
+    Raises:
+        Exception: These are no parts of such a value.
+    """
+    for known, _, make in _RAW.values():
+        if known == tag:
+            return make(*parts)
+    if tag == "type":
+        (name,) = parts
+        found = named(name)
+        if name.partition(":")[0] not in _TYPES_OF or not isinstance(found, type):
+            raise TypeError(name)
+        return found
+    return (_NAMED[tag][1] or named(":".join(tag.rsplit(".", 1))))(*parts)
+
+
+def named(name: str) -> Any:
+    """Return what the standard library has by a dotted name, None if nothing."""
+    module, _, path = name.partition(":")
+    if module.partition(".")[0] not in sys.stdlib_module_names:
+        return None
+    found: Any = builtins if module == "builtins" else importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def name_of(value: Any) -> str | None:
+    """Return the dotted name by which the standard library has a function or type, None if it has it by none."""
+    owner = getattr(value, "__objclass__", value)
+    name = f"{getattr(owner, '__module__', '')}:{getattr(value, '__qualname__', '')}"
+    return name if named(name) is value else None

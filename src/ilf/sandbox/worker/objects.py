@@ -1,0 +1,116 @@
+"""How the program's process describes an object that stays there: what it is, and how it compares."""
+
+import enum
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .containers import CONTAINERS
+from .plain import DEPTH, Writer
+
+# What a value can be compared as that is derived from it.
+_BASES = (*CONTAINERS, tuple, frozenset, str, bytes, int, float)
+# What a derived class may have of its own and still be used as what it is derived from, where our side has a copy.
+_ALLOWED = {"__new__", "__init__", "__repr__", "__str__", "__format__", "__doc__", "__dir__", "__sizeof__"}
+_ALLOWED |= {"__getattribute__", "__setattr__", "__delattr__", "__class_getitem__", "__init_subclass__", "__class__"}
+_TEXT = 10_000  # characters of an exception's text that are kept
+_ALLOWED |= {"__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__", "__getstate__", "__subclasshook__"}
+
+
+class Objects:
+    """The objects that the judge has a number for: each keeps its own."""
+
+    def __init__(self) -> None:
+        self._objects: list[object] = []
+        self._numbers: dict[int, int] = {}  # by id; none is ever collected
+
+    def __getitem__(self, number: int) -> object:
+        return self._objects[number]
+
+    def number(self, value: object) -> int:
+        """Return an object's number."""
+        found = self._numbers.setdefault(id(value), len(self._objects))
+        if found == len(self._objects):
+            self._objects.append(value)
+        return found
+
+    def describe(self, writer: Writer, value: Any, depth: int) -> Any:
+        """Return what stands for an object: its number, how it compares, its type's name, and what that needs.
+
+        `like`: as the plain data that it is derived from, which it can also be used as. `data`: as these, but it does
+        things its own way. `fields`: as a data class compares. `member`: of an enumeration. `is`: with itself alone.
+        `own`: by a method of its program. `class` and `error` are types, the latter of exceptions, of which one is
+        `raised`.
+        """
+        number, kind = self.number(value), type(value)
+        name = getattr(kind, "__qualname__", "object")
+
+        def object_of(how: str, *extra: Any) -> Any:
+            return {"object": [number, how, name, *extra]}
+
+        if depth > DEPTH:
+            return object_of("own")
+        if isinstance(value, type):
+            if not issubclass(value, BaseException):
+                return object_of("class")
+            bases = [writer.pack(base, depth + 1) for base in value.__bases__ if issubclass(base, BaseException)]
+            return {"object": [number, "error", f"{value.__module__}.{value.__qualname__}", *bases]}
+        if isinstance(value, BaseException):
+            text = str(value)[:_TEXT]
+            return object_of("raised", writer.pack(kind, depth + 1), writer.pack((text, value.args), depth + 1))
+        equal = _definer(kind, "__eq__")
+        base = next((base for base in kind.__mro__ if base in _BASES), None)
+        if base is not None:
+            own = {name for one in kind.__mro__[: kind.__mro__.index(base)] for name in vars(one)}
+            changed = (own & set(dir(base))) - _ALLOWED
+            if changed & {"__eq__", "__ne__", "__hash__"}:
+                return object_of("own")
+            return object_of("data" if changed else "like", _as_base(writer, value, base, depth))
+        if name == "PosixPath" and kind.__module__ == "pathlib":
+            return object_of("like", {"pathlib.PosixPath": [str(value)]})
+        if isinstance(value, enum.Enum) and equal is object:
+            return object_of("member", self._type(writer, kind), value.name)
+        compared = _compared_fields(equal)
+        if compared is not None:
+            values = [getattr(value, name) for name in compared]
+            frozen = _definer(kind, "__hash__") is equal and kind.__hash__ is not None
+            return object_of("fields", self._type(writer, kind), [writer.pack(v, depth + 1) for v in values], frozen)
+        return object_of("is" if equal is object and _definer(kind, "__ne__") is object else "own")
+
+    def fields(self, value: Any) -> tuple[Any, ...]:
+        """Return the fields by which a data class compares."""
+        names = _compared_fields(_definer(type(value), "__eq__"))
+        return tuple(getattr(value, name) for name in names or ())
+
+    def _type(self, writer: Writer, kind: type) -> Any:
+        """Return the name of a type of the standard library, the number of any other."""
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        found = getattr(sys.modules.get(kind.__module__), kind.__qualname__, None)
+        return name if found is kind and kind.__module__ != "program" else self.number(kind)
+
+
+_EXACT: dict[type, Callable[[Any], Any]] = {
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    str: str.__str__,
+    bytes: lambda value: bytes(memoryview(value)),
+    int: int.__index__,
+    float: float.__float__,
+}
+
+
+def _as_base(writer: Writer, value: Any, base: type, depth: int) -> Any:
+    return writer.container(value, depth) if base in CONTAINERS else writer.pack(_EXACT[base](value), depth + 1)
+
+
+def _definer(kind: type, name: str) -> type:
+    return next(one for one in kind.__mro__ if name in vars(one))
+
+
+def _compared_fields(definer: type) -> list[str] | None:
+    """Return the fields that a data class's generated `__eq__` compares, None where a class has another."""
+    fields = vars(definer).get("__dataclass_fields__")
+    code = getattr(vars(definer)["__eq__"], "__code__", None)
+    if fields is None or code is None or code.co_filename != "<string>":
+        return None
+    return [name for name, field in fields.items() if field.compare and field._field_type.name == "_FIELD"]

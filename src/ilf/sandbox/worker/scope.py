@@ -1,0 +1,241 @@
+"""What tests see: Python's own functions, and the modules of the library that do nothing but compute.
+
+Tests are trusted, but run outside the programs' isolation and on what programs return.
+"""
+
+import asyncio
+import builtins
+import collections
+import importlib
+import sys
+import types
+import unittest
+from collections.abc import Callable
+from typing import Any
+
+from . import pytest_like
+from .paths import Path
+from .remote import Like, Remote, Unsupported, number_of, refuse
+
+_PURE = """
+__future__ abc array ast asyncio base64 binascii bisect builtins bz2 calendar cmath codecs collections
+collections.abc colorsys concurrent concurrent.futures contextlib contextvars copy csv dataclasses datetime decimal
+difflib enum fractions functools graphlib hashlib heapq hmac html html.entities io ipaddress itertools json
+json.decoder keyword lzma math numbers operator pprint queue quopri random re reprlib secrets shlex statistics string
+struct textwrap threading time token traceback types typing unicodedata unicodedata unittest unittest.mock urllib
+urllib.parse uuid warnings weakref zlib zoneinfo
+"""
+PURE = frozenset(_PURE.split())
+_REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
+
+
+class _Sys:
+    """Of `sys` the sizes and limits, and the streams."""
+
+    getsizeof, maxsize, float_info, maxunicode = sys.getsizeof, sys.maxsize, sys.float_info, sys.maxunicode
+    version, version_info, byteorder, hash_info = sys.version, sys.version_info, sys.byteorder, sys.hash_info
+    int_info, getrecursionlimit, intern = sys.int_info, sys.getrecursionlimit, sys.intern
+
+    @property
+    def stdout(self) -> Any:
+        return sys.stdout
+
+    @stdout.setter
+    def stdout(self, stream: Any) -> None:
+        sys.stdout = stream
+
+    @property
+    def stderr(self) -> Any:
+        return sys.stderr
+
+    @stderr.setter
+    def stderr(self, stream: Any) -> None:
+        sys.stderr = stream
+
+    @property
+    def __stdout__(self) -> Any:
+        return sys.__stdout__
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unsupported(f"uses sys.{name}")
+
+
+def _without(name: str, **instead: Any) -> types.ModuleType:
+    """Return a module with something in place of its own."""
+    found = types.ModuleType(name)
+    vars(found).update(vars(importlib.import_module(name)) | instead)
+    return found
+
+
+def _run(awaitable: Any, **keywords: Any) -> Any:
+    async def wait() -> Any:
+        return await awaitable
+
+    return asyncio.run(wait(), **keywords)
+
+
+class _TestCase(unittest.TestCase):
+    """A test case that knows which objects are one in the program, and of which type they are."""
+
+    def assertIs(self, first: Any, second: Any, msg: Any = None) -> None:
+        assert same(first, second), msg or f"{first!r} is not {second!r}"
+
+    def assertIsNot(self, first: Any, second: Any, msg: Any = None) -> None:
+        assert not same(first, second), msg or f"unexpectedly identical: {first!r}"
+
+    def assertIsInstance(self, value: Any, kind: Any, msg: Any = None) -> None:
+        assert isinstance_(value, kind), msg or f"{value!r} is not an instance of {kind!r}"
+
+    def assertNotIsInstance(self, value: Any, kind: Any, msg: Any = None) -> None:
+        assert not isinstance_(value, kind), msg or f"{value!r} is an instance of {kind!r}"
+
+
+_SYS: Any = _Sys()
+_INSTEAD: dict[str, Callable[[], Any]] = {
+    "asyncio": lambda: _without("asyncio", run=_run),
+    "codecs": lambda: _without("codecs", open=refuse("uses codecs.open")),
+    "io": lambda: _without("io", **{n: refuse(f"uses io.{n}") for n in ("open", "open_code", "FileIO")}),
+    "pathlib": lambda: _without("pathlib", Path=Path, PosixPath=Path),
+    "pytest": lambda: pytest_like,
+    "sys": lambda: _SYS,
+    "unittest": lambda: _without("unittest", main=lambda *args, **keywords: None, TestCase=_TestCase),
+    "unittest.mock": lambda: _without("unittest.mock", patch=_Refused("unittest.mock.patch")),
+}
+_made: dict[str, Any] = {}
+
+
+class _Refused:
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        raise Unsupported(f"uses {self._what}")
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unsupported(f"uses {self._what}")
+
+
+def module(name: str) -> Any:
+    """Return a module for tests. Raises Unsupported where they may not have it."""
+    if name in _INSTEAD:
+        if name not in _made:
+            _made[name] = _INSTEAD[name]()
+        return _made[name]
+    if name not in PURE:
+        raise Unsupported(f"imports {name}")
+    return importlib.import_module(name)
+
+
+def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+    if level:
+        raise Unsupported("imports from a package of its own")
+    found = module(name)
+    if not fromlist:
+        return module(name.partition(".")[0])
+    for part in fromlist:
+        if f"{name}.{part}" in PURE and not hasattr(found, part):
+            importlib.import_module(f"{name}.{part}")
+    return found
+
+
+class _TypeOfType(type):
+    """`type`, which of an object of the program is what the program says."""
+
+    def __call__(cls, *args: Any, **keywords: Any) -> Any:
+        if len(args) != 1 or keywords:
+            return type(*args, **keywords)
+        (value,) = args
+        if type(value) is Remote or isinstance(value, Like):
+            return value._ask("type", value)
+        found = type(value)
+        return cls if found is type else found
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance_(value, type)
+
+    def __subclasscheck__(cls, kind: Any) -> bool:
+        return issubclass(kind, type)
+
+    def __eq__(cls, other: Any) -> bool:
+        return other is cls or other is type
+
+    def __hash__(cls) -> int:
+        return hash(type)
+
+
+class _Type(type, metaclass=_TypeOfType):
+    pass
+
+
+def isinstance_(value: Any, kind: Any) -> Any:
+    """Return what `isinstance` does, of an object of the program what its program says."""
+    if isinstance(kind, tuple):
+        return any(isinstance_(value, one) for one in kind)
+    if type(value) is Remote and kind is not object:
+        return value._ask("isinstance", value, type if kind is _Type else kind)
+    if type(kind) is Remote:
+        return kind._ask("isinstance", value, kind)
+    if isinstance(value, Like) and not isinstance(value, kind):
+        return value._ask("isinstance", value, kind)
+    return isinstance(value, kind)
+
+
+def _issubclass(kind: Any, other: Any) -> Any:
+    if isinstance(other, tuple):
+        return any(_issubclass(kind, one) for one in other)
+    for one in (kind, other):
+        if type(one) is Remote:
+            return one._ask("issubclass", kind, other)
+    return issubclass(kind, other)
+
+
+def _callable(value: Any) -> Any:
+    return value._ask("callable", value) if type(value) is Remote else callable(value)
+
+
+def _id(value: Any) -> int:
+    number = number_of(value)
+    return id(value) if number is None else -1 - number
+
+
+def _vars(*values: Any) -> Any:
+    if len(values) == 1 and number_of(values[0]) is not None:
+        return values[0]._ask("vars", values[0])
+    return vars(*values)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two values are one object: `a is b`.
+
+    Raises:
+        Unsupported: They are equal, and nothing says whether they are one in the program.
+    """
+    if a is b or (a is type and b is _Type) or (a is _Type and b is type):
+        return True
+    numbers = number_of(a), number_of(b)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if type(a) is type(b) and isinstance(a, str | bytes | int | float | complex | tuple | frozenset) and a == b:
+        raise Unsupported("compares by identity")
+    return False
+
+
+BUILTINS = vars(builtins) | {"__import__": _import} | {name: refuse(f"uses {name}") for name in _REFUSED}
+BUILTINS |= {"type": _Type, "isinstance": isinstance_, "issubclass": _issubclass, "callable": _callable}
+BUILTINS |= {"id": _id, "vars": _vars}
+
+
+class Builtins(dict[str, Any]):
+    """Python's own names, and those that the program has and gives new values to, each looked up when it is read.
+
+    Args:
+        read: Returns the value that a name has in the program.
+        names: Those names.
+    """
+
+    def __init__(self, read: Callable[[str], Any], names: collections.abc.Collection[str]) -> None:
+        super().__init__(BUILTINS)
+        self._read, self._names = read, names
+
+    def __getitem__(self, name: str) -> Any:
+        return self._read(name) if name in self._names else super().__getitem__(name)
