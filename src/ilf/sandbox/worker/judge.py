@@ -15,7 +15,7 @@ from . import plain, pytest_like
 from .channel import Channel, Ended
 from .reading import MODULES, Block, Call, almost_equal, is_ours, prepare
 from .remote import Remote, Unsupported
-from .scope import Builtins, module, same
+from .scope import BUILTINS, Builtins, module, same
 from .zygote import ENDED, START
 
 MEMORY = 768 << 20  # bytes of address space that the judge may use, whatever it is made to unfold
@@ -203,9 +203,12 @@ class _Case:
         # A function or class keeps its name; a number may be another after each call.
         changing = {name for name, value in taken.items() if not _stays(value)}
         scope |= {name: value for name, value in taken.items() if name not in changing}
-        self._channel.defined = set(found)
+        self._channel.defined, self._channel.objects = set(found), False
         read = Builtins(lambda name: self._channel.ask("name", name), changing)
-        return scope | {"__builtins__": read, "__almost_equal__": almost_equal, "__same__": same, "sys": module("sys")}
+        return scope | {"__builtins__": read, "__almost_equal__": almost_equal, "__same__": same} | {
+            "__class_of__": BUILTINS["type"],
+            "sys": module("sys"),
+        }
 
 
 def _stays(value: Any) -> bool:

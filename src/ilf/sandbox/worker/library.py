@@ -97,7 +97,7 @@ def apart(value: Any, kind: type) -> tuple[str, Any] | None:
         return None if found is None else (name, found)
     if issubclass(kind, type) and value.__module__ in _TYPES_OF:
         name = name_of(value)
-        return ("type", [name]) if name else None
+        return ("type", [name]) if name and name.partition(":")[0] in _TYPES_OF else None
     return None
 
 
@@ -134,4 +134,6 @@ def name_of(value: Any) -> str | None:
     """Return the dotted name by which the standard library has a function or type, None if it has it by none."""
     owner = getattr(value, "__objclass__", value)
     name = f"{getattr(owner, '__module__', '')}:{getattr(value, '__qualname__', '')}"
-    return name if named(name) is value else None
+    if named(name) is value:
+        return name
+    return next((f"types:{name}" for name, one in vars(types).items() if one is value), None)

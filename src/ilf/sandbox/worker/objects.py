@@ -52,7 +52,8 @@ class Objects:
             return object_of("own")
         if isinstance(value, type):
             if not issubclass(value, BaseException):
-                return object_of("class")
+                library = value.__module__.partition(".")[0] in sys.stdlib_module_names
+                return object_of("class", f"{value.__module__}:{value.__qualname__}" if library else None)
             bases = [writer.pack(base, depth + 1) for base in value.__bases__ if issubclass(base, BaseException)]
             return {"object": [number, "error", f"{value.__module__}.{value.__qualname__}", *bases]}
         if isinstance(value, BaseException):

@@ -116,7 +116,7 @@ class _Server:
             sys.setrecursionlimit(limit)
 
     def _perform(self, kind: str, payload: Any) -> Any:
-        unused, _, arguments = self._reader.read(payload)
+        _, unused, arguments = self._reader.read(payload)
         self._shared.forget(unused)
         if kind == "defined":
             if not self._told_before:  # what was printed until here is of no test

@@ -80,7 +80,13 @@ def _defined_tests(tree: ast.Module) -> Iterator[str]:
 
 
 class _Identity(ast.NodeTransformer):
-    """Replaces `a is b`: what stands for an object of the program is another at each time."""
+    """Replaces `a is b` and `a.__class__`: what stands for an object of the program is another, and of another type."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if node.attr != "__class__" or not isinstance(node.ctx, ast.Load):
+            return node
+        return ast.copy_location(ast.Call(ast.Name("__class_of__", ast.Load()), [node.value], []), node)
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)

@@ -98,6 +98,8 @@ class Remote:
         if self._how == "member" and isinstance(other, enum.Enum):
             kind = type(other)
             return self._extra == [f"{kind.__module__}.{kind.__qualname__}", other.name]
+        if self._how == "class" and isinstance(other, type):
+            return self._extra == [f"{other.__module__}:{other.__qualname__}"]
         if type(other) is not Remote:
             return NotImplemented
         if self._how != theirs:
@@ -138,6 +140,8 @@ _UNARY = "str repr bool int float complex round abs format bytes index neg pos i
 _UNARY += "reversed enter dir"
 for _name in _UNARY.split():
     setattr(Remote, f"__{_name}__", _asking(_name))
+for _name in ("__doc__", "__module__"):
+    setattr(Remote, _name, property(lambda self, _name=_name: self._ask("attribute", self, _name)))
 Remote.__len__ = _asking("length")  # type: ignore[attr-defined]
 Remote.__getitem__ = _asking("item")  # type: ignore[attr-defined]
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod"

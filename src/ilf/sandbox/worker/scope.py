@@ -129,13 +129,15 @@ def module(name: str) -> Any:
 def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
     if level:
         raise Unsupported("imports from a package of its own")
-    found = module(name)
-    if not fromlist:
-        return module(name.partition(".")[0])
-    for part in fromlist:
-        if f"{name}.{part}" in PURE and not hasattr(found, part):
-            importlib.import_module(f"{name}.{part}")
-    return found
+    found, (first, _, rest) = module(name), name.partition(".")
+    for part in fromlist or ():
+        if f"{name}.{part}" in PURE:
+            setattr(found, part, module(f"{name}.{part}"))
+    if fromlist:
+        return found
+    if rest and f"{first}.{rest}" in _INSTEAD:
+        setattr(module(first), rest, found)
+    return module(first)
 
 
 class _TypeOfType(type):
@@ -161,6 +163,9 @@ class _TypeOfType(type):
 
     def __hash__(cls) -> int:
         return hash(type)
+
+    def __repr__(cls) -> str:
+        return repr(type)
 
 
 class _Type(type, metaclass=_TypeOfType):
@@ -212,6 +217,8 @@ def same(a: Any, b: Any) -> bool:
     """
     if a is b or (a is type and b is _Type) or (a is _Type and b is type):
         return True
+    if any(type(one) is Remote and one._how == "class" for one in (a, b)):
+        return bool(a == b)
     numbers = number_of(a), number_of(b)
     if None not in numbers:
         return numbers[0] == numbers[1]
