@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import pickle
 import subprocess
 import sys
 import time
@@ -235,6 +237,20 @@ def test_every_option_runs(option, small_stages, shared_store, annotations):
 
 def test_no_option_is_excused_that_is_not_there():
     assert set(NOT_RUN) <= set(OPTIONS) and set(OPTIONS) >= DEFAULTS
+
+
+def test_a_composed_configuration_keeps_its_type_in_another_process():
+    """Where the jobs of a launcher unpickle it."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config")
+    code = "import pickle, sys\nfrom omegaconf import OmegaConf\nfrom ilf.cli.config import Schema\n"
+    code += "print(OmegaConf.get_type(pickle.load(sys.stdin.buffer)) is Schema)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True, env=environment
+    )
+    assert done.stdout.decode().strip() == "True", done.stderr.decode()
 
 
 def test_every_setting_has_a_reader():

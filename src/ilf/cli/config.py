@@ -67,15 +67,16 @@ def _schema() -> type:
             made.append((one.name, dict[str, Any] | None, field(default=None)))
         else:
             made.append((one.name, get_type_hints(Settings)[one.name], one))
-    return make_dataclass("Settings", made)
+    # By a name that leads to it: the jobs of a launcher unpickle it in other processes.
+    return make_dataclass("Schema", made, namespace={"__module__": __name__})
 
 
-_SCHEMA = _schema()
+Schema = _schema()
 
 
 def register() -> None:
     """Give Hydra the schema, and the folders of ILF_CONFIG_PATH. Call before composing."""
-    ConfigStore.instance().store("schema", _SCHEMA)
+    ConfigStore.instance().store("schema", Schema)
     # --help copies the whole store once a group, which takes seconds; the store is a singleton that nobody writes to.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     Plugins.instance().register(OwnFolders)
@@ -99,8 +100,8 @@ def settings_from(
     from ilf.checks.keys import check_known, check_overrides
     from ilf.tracking import check_wandb
 
-    if OmegaConf.get_type(config) is not _SCHEMA:  # a saved one has lost its types
-        config = OmegaConf.merge(OmegaConf.structured(_SCHEMA), config)  # type: ignore[assignment]
+    if OmegaConf.get_type(config) is not Schema:  # a saved one has lost its types
+        config = OmegaConf.merge(OmegaConf.structured(Schema), config)  # type: ignore[assignment]
     if not config.arm:  # which loggers name runs after
         config = config.copy()
         config.arm = (chosen or {}).get("refinements", "")
@@ -108,7 +109,7 @@ def settings_from(
     _check_addresses("", settings_config := OmegaConf.to_container(config, resolve=True))
     check_known(plain)  # type: ignore[arg-type]
     hints = get_type_hints(Settings, include_extras=True)
-    assert isinstance(plain, _SCHEMA)
+    assert isinstance(plain, Schema)
     known = {one.name: getattr(plain, one.name) for one in fields(Settings) if one.name not in _OF_A_COMMAND}
     parts = {name: read(hints[name], node, name) for name, node in known.items() if holds_parts(hints[name])}
     settings = Settings(**known | parts)
