@@ -15,7 +15,8 @@ import collections.abc, contextlib, importlib, io, json, os, signal, sys, warnin
 warnings.simplefilter("ignore")
 def late(*args): raise TimeoutError
 signal.signal(signal.SIGALRM, late)
-NOT = {"antigravity", "this", "idlelib", "lib2to3", "turtle", "turtledemo", "tkinter", "test", "ensurepip", "pydoc_data"}
+NOT = {"antigravity", "this", "idlelib", "lib2to3", "turtle", "turtledemo", "tkinter", "test",
+    "ensurepip", "pydoc_data"}
 ARGUMENTS = ["", "1", "'a'", "[1, 2]", "{'a': 1}", "b'a'", "1, 2", "'a', 'b'", "1, 2, 3", "2020, 1, 2", "'i', [1]",
     "'127.0.0.1'", "int=5", "[(1, 2)]", "'UTC'", "a=1", "iter([1, 2])", "int", "'abc', 'b'", "(1, 2)",
     "'a', {'a': 1}", "[1, 2], 1", "None", "1.5", "'1.5'", "[3], 'x'", "range(9)"]
@@ -96,7 +97,7 @@ def test_every_type_of_the_standard_library_is_equal_or_undecided(sandbox, tmp_p
         for module, text, expected in found
     ]
     wrong, passed = [], set()
-    for job, (_, text, expected), verdict in zip(jobs, found, sandbox.run(jobs), strict=True):
+    for (_, text, expected), verdict in zip(found, sandbox.run(jobs), strict=True):
         if verdict.tests[0] and verdict.verdict not in ("passed", "unsupported_test"):
             wrong.append((text, expected, verdict))
         elif verdict.passed:

@@ -66,7 +66,7 @@ class Draw:
 class Verdict:
     """What executing a program on its unit tests gave."""
 
-    # "passed", "failed", "crashed", "unsupported_test" (it can't be answered with plain data), or the limit that was
+    # "passed", "failed", "crashed", "unsupported_test" (the judge can't decide it), or the limit that was
     # exceeded: "timed_out", "memory", "processes", "output" or "disk".
     verdict: str
     detail: str = ""  # the first failing assert with the result, or the exception with its line; at most 500 characters

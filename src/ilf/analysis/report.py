@@ -68,6 +68,12 @@ def table(results: Results) -> str:
     for label, part in parts.items():
         cells = [percent(part[name], part["ci95"][name]) for name in names]
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {part['n_tasks']} | {part['n_samples']} |")
+    if undecided := {label: part["undecided"] for label, part in parts.items() if part["undecided"]}:
+        said = ", ".join(f"{label} {count}" for label, count in undecided.items())
+        lines += [
+            "",
+            f"Programs whose tests the judge could not decide (`unsupported_test`), counted as failed: {said}.",
+        ]
     return "\n".join(lines)
 
 

@@ -65,6 +65,7 @@ def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> Metrics | N
         "one_correct": len(passed) / len(tasks),
         "n_tasks": len(tasks),
         "n_samples": len(programs) // len(tasks),
+        "undecided": sum(p.verdict.verdict == "unsupported_test" for p in programs),  # they count as not passed
         "per_task": {str(i): passed[i] for i in sorted(tasks)},  # programs that passed
     }
 

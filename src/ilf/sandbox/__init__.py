@@ -15,9 +15,10 @@ or `python -m ilf.sandbox FILE`.
     probe.py      tries to get out, and says what is open on this machine
 
 **A verdict can't be forged**, since tests are never in the program's process: the judge asks for calls and compares
-what they return. Only plain data crosses, and is read without running code; an object of the program's own class
-equals nothing but itself. Exits, printed markers, patched builtins, equality tricks, frames, traces and descriptors
-lead nowhere.
+what they return. Only plain data and values of the standard library cross, and are read without running code. An
+object of the program's own class stays there: a data class is compared by its fields, a member of an enumeration by its
+name, one that has no `__eq__` with itself, and one with its own is not compared at all. Exits, printed markers,
+patched builtins, equality tricks, frames, traces and descriptors lead nowhere.
 
 **Nothing gets out**, on Linux without root: programs live in namespaces of their own (user, network, mount, process,
 IPC), with a root that holds the interpreter's libraries, read-only, and one empty folder in memory; Landlock says the
@@ -29,10 +30,14 @@ Not covered:
 
 - A program may answer calls in any way it likes, and sees the calls of all its tests before it answers the first.
   What it can't see is what is expected.
-- Tests are trusted. The judge runs them outside this isolation, with a few modules and without `open`, `exec` and the
-  like. Set-up code runs in the program's process: a test that hands it the expected value shows it to the program.
-- A test that needs more than plain data can answer gives "unsupported_test". A result of the program's own class that
-  claims to equal plain data fails, and so does a test by identity (`is`).
+- Tests are trusted. The judge runs them outside this isolation, with the modules of the library that do nothing but
+  compute and without `open`, `exec` and the like. Set-up code runs in the program's process: a test that hands it the
+  expected value shows it to the program.
+- Tests are assert statements, or whatever else raises where the program is wrong: functions `test_...` as pytest finds
+  them (with `raises`, `approx`, `parametrize`, `capsys` and fixtures of their own) and classes of unittest are run. What
+  the judge can't decide is "unsupported_test", with what was asked for: an object with an `__eq__` or an operator of its
+  own beside the test's data (`Limits(trust_eq=True)` lets it answer), a module that reads files or starts processes, a
+  mock of what the program calls.
 - The clock, the kernel's version and the interpreter's libraries can be seen. Errors in the kernel, and side channels
   of the processor, are beyond it. cgroups are not used.
 - Elsewhere than on Linux (x86_64, aarch64) only limits and the judge hold: run untrusted models in a container.

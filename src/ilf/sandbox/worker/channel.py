@@ -72,7 +72,7 @@ class Channel:
                 raise Unsupported(f"compares an object that has its own __eq__: {_types(*arguments)}")
             kind = "eq"
         elif kind == "operator":
-            kind, *arguments = arguments
+            kind, arguments = arguments[0], arguments[1:]
             if not self._trust:
                 raise Unsupported(f"uses {kind} on an object of the program: {_types(*arguments)}")
         try:
@@ -143,7 +143,11 @@ class Channel:
         if not bases or not all(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
             raise plain.NotPlain("a type of exceptions that is derived from none")
         module, _, last = name.rpartition(".")
-        ours = getattr(sys.modules.get(module), last, None) if module.partition(".")[0] in sys.stdlib_module_names else None
+        ours = (
+            getattr(sys.modules.get(module), last, None)
+            if module.partition(".")[0] in sys.stdlib_module_names
+            else None
+        )
         if not isinstance(ours, type) or not issubclass(ours, BaseException):
             ours = error_type(self.ask, number, last, bases)
         self._error_types[number] = ours

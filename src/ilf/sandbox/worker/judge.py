@@ -35,9 +35,7 @@ class Judge:
         disk: Bytes that may be in it.
     """
 
-    def __init__(
-        self, control: socket.socket, approximately: bool, trust: bool, folder: str | None, disk: int
-    ) -> None:
+    def __init__(self, control: socket.socket, approximately: bool, trust: bool, folder: str | None, disk: int) -> None:
         self.control, self.approximately, self.trust = control, approximately, trust
         self.folder, self.disk = folder, disk
 
@@ -205,10 +203,14 @@ class _Case:
         scope |= {name: value for name, value in taken.items() if name not in changing}
         self._channel.defined, self._channel.objects = set(found), False
         read = Builtins(lambda name: self._channel.ask("name", name), changing)
-        return scope | {"__builtins__": read, "__almost_equal__": almost_equal, "__same__": same} | {
-            "__class_of__": BUILTINS["type"],
-            "sys": module("sys"),
-        }
+        return (
+            scope
+            | {"__builtins__": read, "__almost_equal__": almost_equal, "__same__": same}
+            | {
+                "__class_of__": BUILTINS["type"],
+                "sys": module("sys"),
+            }
+        )
 
 
 def _stays(value: Any) -> bool:

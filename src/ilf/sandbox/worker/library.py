@@ -39,7 +39,6 @@ def _holding(name: str) -> _Made:
     return make
 
 
-_ORDERED: Any = collections.OrderedDict()
 _RAW: dict[type, tuple[str, _Parts, _Made]] = {  # types without a name that leads to them
     complex: ("complex", _attributes("real", "imag"), complex),
     range: ("range", _attributes("start", "stop", "step"), range),
@@ -51,10 +50,11 @@ _RAW: dict[type, tuple[str, _Parts, _Made]] = {  # types without a name that lea
     types.GenericAlias: ("generic", _attributes("__origin__", "__args__"), types.GenericAlias),
     types.UnionType: ("union", lambda v: list(v.__args__), lambda *kinds: functools.reduce(operator.or_, kinds)),
 }
-for _of in ({}, _ORDERED):
-    _RAW[type(_of.keys())] = "keys", list, lambda *keys: dict.fromkeys(keys).keys()
-    _RAW[type(_of.items())] = "items", list, lambda *pairs: dict(pairs).items()
-    _RAW[type(_of.values())] = "values", list, lambda *values: dict(enumerate(values)).values()
+_mapping: Any
+for _mapping in ({}, collections.OrderedDict()):
+    _RAW[type(_mapping.keys())] = "keys", list, lambda *keys: dict.fromkeys(keys).keys()
+    _RAW[type(_mapping.items())] = "items", list, lambda *pairs: dict(pairs).items()
+    _RAW[type(_mapping.values())] = "values", list, lambda *values: dict(enumerate(values)).values()
 
 _NAMED: dict[str, tuple[_Parts, _Made | None]] = {  # None: the type itself makes it
     "collections.ChainMap": (lambda v: list(v.maps), None),
@@ -72,7 +72,10 @@ _NAMED: dict[str, tuple[_Parts, _Made | None]] = {  # None: the type itself make
     "decimal.Decimal": (_text, None),
     "fractions.Fraction": (_attributes("numerator", "denominator"), None),
     **{f"ipaddress.IPv{n}{kind}": (_text, None) for n in "46" for kind in ("Address", "Network", "Interface")},
-    "pathlib.PosixPath": (lambda v: None, lambda text: named("pathlib:PurePosixPath")(text)),  # by its program: it reads files
+    "pathlib.PosixPath": (
+        lambda v: None,
+        lambda text: named("pathlib:PurePosixPath")(text),
+    ),  # by its program: it reads files
     "pathlib.PurePosixPath": (_text, None),
     "pathlib.PureWindowsPath": (_text, None),
     "re.Pattern": (lambda v: [v.pattern, v.flags] if len(v.pattern) < 1000 else None, re.compile),
@@ -96,8 +99,8 @@ def apart(value: Any, kind: type) -> tuple[str, Any] | None:
         found = _NAMED[name][0](value)
         return None if found is None else (name, found)
     if issubclass(kind, type) and value.__module__ in _TYPES_OF:
-        name = name_of(value)
-        return ("type", [name]) if name and name.partition(":")[0] in _TYPES_OF else None
+        dotted = name_of(value)
+        return ("type", [dotted]) if dotted and dotted.partition(":")[0] in _TYPES_OF else None
     return None
 
 

@@ -40,7 +40,10 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "type": type,
     "dir": dir,
     "vars": vars,
-    **{name: getattr(builtins, name) for name in "str repr bool int float complex round abs hash format bytes".split()},
+    **{
+        name: getattr(builtins, name)
+        for name in ["str", "repr", "bool", "int", "float", "complex", "round", "abs", "hash", "format", "bytes"]
+    },
     **{name: getattr(operator, name) for name in ["index", "neg", "pos", "invert", *_BINARY.split()]},
     "divmod": divmod,
     "reversed": reversed,

@@ -82,7 +82,9 @@ class approx:
         try:
             if math.isnan(expected) or math.isnan(actual):
                 return self._nan and math.isnan(expected) and math.isnan(actual)
-            return bool(actual == expected or abs(actual - expected) <= max(self._relative * abs(expected), self._absolute))
+            return bool(
+                actual == expected or abs(actual - expected) <= max(self._relative * abs(expected), self._absolute)
+            )
         except TypeError:
             return bool(actual == expected)
 
@@ -273,5 +275,3 @@ class _Result(unittest.TestResult):
 
 def _run_case(case: type[unittest.TestCase]) -> None:
     unittest.defaultTestLoader.loadTestsFromTestCase(case).run(_Result())
-
-

@@ -1,8 +1,8 @@
 """Objects of the program as the judge's tests see them."""
 
 import enum
-import types
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Generator
 from typing import Any, ClassVar, NoReturn
 
 from .containers import CONTAINERS, base_of
@@ -46,7 +46,7 @@ class Remote:
         for slot, value in zip(Remote.__slots__, (ask, extra, how, name, number), strict=True):
             object.__setattr__(self, slot, value)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """What `isinstance` takes this for."""
         return type(self._extra) if self._how == "data" else Remote
@@ -66,9 +66,9 @@ class Remote:
             raise StopIteration
         return found[0]
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Generator[None, None, Any]:
+        yield from ()
         return self._ask("await", self)
-        yield
 
     def __contains__(self, item: Any) -> bool:
         own = self._ask("has", self, "__contains__")
@@ -125,13 +125,12 @@ def _asking(name: str) -> Callable[..., Any]:
     return lambda self, *args: self._ask(name, self, *args)
 
 
-def _between(name: str) -> Callable[[Any, Any], Any]:
-    """An operator: between two objects of the program. What ours is compared with must not get there."""
+def _between(name: str, reflected: bool = False) -> Callable[[Any, Any], Any]:
+    """Return an operator between two objects of the program: one of ours may be what a test expects."""
 
     def operate(self: Any, other: Any) -> Any:
-        if number_of(other) is None:
-            return self._ask("operator", name, self, other)
-        return self._ask(name, self, other)
+        pair = (other, self) if reflected else (self, other)
+        return self._ask("operator", name, *pair) if number_of(other) is None else self._ask(name, *pair)
 
     return operate
 
@@ -140,15 +139,14 @@ _UNARY = "str repr bool int float complex round abs format bytes index neg pos i
 _UNARY += "reversed enter dir"
 for _name in _UNARY.split():
     setattr(Remote, f"__{_name}__", _asking(_name))
+for _name, _does in {"len": "length", "getitem": "item"}.items():
+    setattr(Remote, f"__{_name}__", _asking(_does))
 for _name in ("__doc__", "__module__"):
-    setattr(Remote, _name, property(lambda self, _name=_name: self._ask("attribute", self, _name)))
-Remote.__len__ = _asking("length")  # type: ignore[attr-defined]
-Remote.__getitem__ = _asking("item")  # type: ignore[attr-defined]
-_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod"
+    setattr(Remote, _name, property(functools.partial(lambda name, self: self._ask("attribute", self, name), _name)))
+_BINARY = "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift divmod"
 for _name in _BINARY.split():
-    _does = f"{_name}_" if _name in ("and", "or") else _name
-    setattr(Remote, f"__{_name}__", _between(_does))
-    setattr(Remote, f"__r{_name}__", lambda self, other, _does=_does: self._ask("operator", _does, other, self))
+    setattr(Remote, f"__{_name.rstrip('_')}__", _between(_name))
+    setattr(Remote, f"__r{_name.rstrip('_')}__", _between(_name, reflected=True))
 for _name in ("lt", "le", "gt", "ge"):
     setattr(Remote, f"__{_name}__", _between(_name))
 
@@ -238,8 +236,3 @@ def number_of(value: Any) -> int | None:
         found = vars(value).get("_object")
         return found and number_of(found)
     return None
-
-
-def is_function(value: object) -> bool:
-    """Return whether a value is a function of the tests."""
-    return isinstance(value, types.FunctionType)

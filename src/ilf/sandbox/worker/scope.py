@@ -153,7 +153,7 @@ class _TypeOfType(type):
         return cls if found is type else found
 
     def __instancecheck__(cls, value: Any) -> bool:
-        return isinstance_(value, type)
+        return bool(isinstance_(value, type))
 
     def __subclasscheck__(cls, kind: Any) -> bool:
         return issubclass(kind, type)
