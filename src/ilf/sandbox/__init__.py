@@ -33,11 +33,11 @@ Not covered:
 - Tests are trusted. The judge runs them outside this isolation, with the modules of the library that do nothing but
   compute and without `open`, `exec` and the like. Set-up code runs in the program's process: a test that hands it the
   expected value shows it to the program.
-- Tests are assert statements, or whatever else raises where the program is wrong: functions `test_...` as pytest finds
-  them (with `raises`, `approx`, `parametrize`, `capsys` and fixtures of their own) and classes of unittest are run. What
-  the judge can't decide is "unsupported_test", with what was asked for: an object with an `__eq__` or an operator of its
-  own beside the test's data (`Limits(trust_eq=True)` lets it answer), a module that reads files or starts processes, a
-  mock of what the program calls.
+- Tests are assert statements, or whatever else raises where the program is wrong: functions `test_...` as pytest
+  finds them (with `raises`, `approx`, `parametrize`, `capsys` and fixtures of their own) and classes of unittest are
+  run. What the judge can't decide is "unsupported_test", with what was asked for: an object with an `__eq__` or an
+  operator of its own beside the test's data (`Limits(trust_eq=True)` lets it answer), a module that reads files or
+  starts processes, a mock of what the program calls.
 - The clock, the kernel's version and the interpreter's libraries can be seen. Errors in the kernel, and side channels
   of the processor, are beyond it. cgroups are not used.
 - Elsewhere than on Linux (x86_64, aarch64) only limits and the judge hold: run untrusted models in a container.

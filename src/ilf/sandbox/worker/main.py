@@ -17,7 +17,8 @@ def main(settings: dict[str, Any]) -> None:
     """Serve until standard input ends.
 
     Args:
-        settings: approximately (numbers compare as in the paper's tests), trust (objects say what they equal), and those of `zygote.start`.
+        settings: approximately (numbers compare as in the paper's tests), trust (objects say what they equal), and
+            those of `zygote.start`.
     """
     control = zygote.start(settings)  # before anything is read: what is forked knows no tests
     hello = b""
