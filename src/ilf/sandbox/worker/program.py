@@ -21,7 +21,9 @@ from .objects import Objects
 PROGRAM = "<program>"
 _DETAIL = 400  # characters of an exception's report that are kept
 _PRINTED = 1 << 20  # bytes of what is printed during one call that the judge is told
-_BINARY = "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift lt le gt ge eq ne contains"
+_BUILTINS = ("str", "repr", "bool", "int", "float", "complex", "round", "abs", "hash", "format", "bytes", "divmod")
+_OPERATORS = ("index", "neg", "pos", "invert", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+_OPERATORS += ("and_", "or_", "xor", "lshift", "rshift", "lt", "le", "gt", "ge", "eq", "ne", "contains")
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "attribute": getattr,
     "setattr": setattr,
@@ -40,12 +42,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "type": type,
     "dir": dir,
     "vars": vars,
-    **{
-        name: getattr(builtins, name)
-        for name in ["str", "repr", "bool", "int", "float", "complex", "round", "abs", "hash", "format", "bytes"]
-    },
-    **{name: getattr(operator, name) for name in ["index", "neg", "pos", "invert", *_BINARY.split()]},
-    "divmod": divmod,
+    **{name: getattr(builtins, name) for name in _BUILTINS},
+    **{name: getattr(operator, name) for name in _OPERATORS},
     "reversed": reversed,
     "enter": lambda manager: type(manager).__enter__(manager),
     "exit": lambda manager, kind, error: type(manager).__exit__(manager, kind, error, None),
