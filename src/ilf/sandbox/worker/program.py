@@ -22,7 +22,20 @@ PROGRAM = "<program>"
 _DETAIL = 400  # characters of an exception's report that are kept
 _PRINTED = 1 << 20  # bytes of what is printed during one call that the judge is told
 _BUILTINS = ("str", "repr", "bool", "int", "float", "complex", "round", "abs", "hash", "format", "bytes", "divmod")
-_OPERATORS = ("index", "neg", "pos", "invert", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+_OPERATORS: tuple[str, ...] = (
+    "index",
+    "neg",
+    "pos",
+    "invert",
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+)
 _OPERATORS += ("and_", "or_", "xor", "lshift", "rshift", "lt", "le", "gt", "ge", "eq", "ne", "contains")
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "attribute": getattr,
