@@ -117,6 +117,11 @@ HOLDS = [
     ("def f(d): return d['a']", "try:\n    f({})\n    assert False\nexcept KeyError as e:\n    assert e.args == ('a',) and str(e) == \"'a'\""),
     ("import json\ndef f(x): return json.loads(x)", "import json, pytest\nwith pytest.raises(json.JSONDecodeError):\n    f('{')"),
     ("import sys\ndef f(): sys.exit(3)", "import pytest\nwith pytest.raises(SystemExit) as caught:\n    f()\nassert caught.value.code == 3"),
+    # what the test and the program's process have in common
+    ("import random\ndef f(): return random.random()", "import random\nrandom.seed(3)\nx = f()\nrandom.seed(3)\nassert random.random() == x"),
+    ("def f(n): return n and 1 + f(n - 1)", "import sys\nsys.setrecursionlimit(5000)\nassert f(3000) == 3000"),
+    (NODE, "import copy\nn = Node(1)\nm = copy.deepcopy(n)\nm.v = 2\nm.add(n)\nassert n.v == 1 and n.children == [] and copy.copy(m).children is m.children"),
+    (STACK, "import copy\ns = Stack([1])\nt = copy.copy(s)\nt.push(2)\nassert s == [1] and t == [1, 2] and t.top() == 2"),
     # frameworks, output, coroutines
     (F, CASE),
     (F, PYTEST),
@@ -143,6 +148,15 @@ UNDECIDED = [
     (F, "from unittest import mock\nwith mock.patch('builtins.print') as p:\n    f(1)\nassert f(1) == 1"),
     (F, "try:\n    open('x')\nexcept:\n    pass\nassert f(1) == 1"),
     (F, "assert f('a') is 'a'.lower()"),
+    (F, "import pytest\nwith pytest.warns(UserWarning):\n    f(1)"),
+    (F, "import warnings\nwith warnings.catch_warnings(record=True) as w:\n    f(1)\nassert len(w) == 1"),
+    (
+        F,
+        "import unittest\nclass T(unittest.TestCase):\n    def test_w(self):\n        with self.assertWarns(UserWarning):\n            f(1)",
+    ),
+    (F, "import sys, io\nsys.stdin = io.StringIO('1')\nassert f(1) == 2"),
+    (F, "import builtins\nbuiltins.input = lambda: 1\nassert f(1) == 2"),
+    (F, "def test_x(monkeypatch):\n    assert f(1) == 2"),
 ]
 
 FAILS = [

@@ -15,7 +15,7 @@ from . import plain, pytest_like
 from .channel import Channel, Ended
 from .reading import MODULES, Block, Call, almost_equal, is_ours, prepare
 from .remote import Remote, Unsupported
-from .scope import BUILTINS, Builtins, module, same
+from .scope import BUILTINS, Builtins, module, program, same
 from .zygote import ENDED, START
 
 MEMORY = 768 << 20  # bytes of address space that the judge may use, whatever it is made to unfold
@@ -179,7 +179,7 @@ class _Case:
             return "failed", text
         said = f"{type(error).__name__}: {text}"
         # The library takes an object that stands for another only where it asks no more than that does.
-        lacks = isinstance(error, TypeError) and self._channel.objects
+        lacks = isinstance(error, TypeError) and (self._channel.objects or "Remote" in text)
         return "unsupported_test" if lacks else "failed", said
 
     def _scope(self, names: list[str], called: set[str]) -> dict[str, Any]:
@@ -202,6 +202,7 @@ class _Case:
         changing = {name for name, value in taken.items() if not _stays(value)}
         scope |= {name: value for name, value in taken.items() if name not in changing}
         self._channel.defined, self._channel.objects = set(found), False
+        program[:] = [self._channel.ask]
         read = Builtins(lambda name: self._channel.ask("name", name), changing)
         return (
             scope

@@ -135,8 +135,9 @@ def named(name: str) -> Any:
 
 def name_of(value: Any) -> str | None:
     """Return the dotted name by which the standard library has a function or type, None if it has it by none."""
-    owner = getattr(value, "__objclass__", value)
-    name = f"{getattr(owner, '__module__', '')}:{getattr(value, '__qualname__', '')}"
-    if named(name) is value:
-        return name
+    module = getattr(getattr(value, "__objclass__", value), "__module__", "")
+    for path in (getattr(value, "__qualname__", ""), getattr(value, "__name__", "")):
+        found = named(f"{module}:{path}")
+        if found is value or (isinstance(value, types.MethodType) and found == value):
+            return f"{module}:{path}"
     return next((f"types:{name}" for name, one in vars(types).items() if one is value), None)

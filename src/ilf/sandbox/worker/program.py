@@ -5,6 +5,7 @@ anyway, since what is expected of the answers is known to the judge alone.
 """
 
 import builtins
+import copy
 import errno
 import marshal
 import operator
@@ -58,6 +59,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(builtins, name) for name in _BUILTINS},
     **{name: getattr(operator, name) for name in _OPERATORS},
     "reversed": reversed,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
     "enter": lambda manager: type(manager).__enter__(manager),
     "exit": lambda manager, kind, error: type(manager).__exit__(manager, kind, error, None),
     "callable": callable,

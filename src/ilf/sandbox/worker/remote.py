@@ -120,6 +120,12 @@ class Remote:
             return hash(self._extra[1])
         return hash(self._extra if self._how == "data" else self._number)
 
+    def __copy__(self) -> Any:
+        return self._ask("copy", self)
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self._ask("deepcopy", self)
+
 
 def _asking(name: str) -> Callable[..., Any]:
     return lambda self, *args: self._ask(name, self, *args)
@@ -179,6 +185,12 @@ class Like:
 
     def __format__(self, text: str) -> Any:
         return self._ask("format", self, text)
+
+    def __copy__(self) -> Any:
+        return self._ask("copy", self)
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self._ask("deepcopy", self)
 
 
 _LIKE: dict[type, Any] = {}

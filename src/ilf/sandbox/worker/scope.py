@@ -7,6 +7,7 @@ import asyncio
 import builtins
 import collections
 import importlib
+import random
 import sys
 import types
 import unittest
@@ -15,10 +16,10 @@ from typing import Any
 
 from . import pytest_like
 from .paths import Path
-from .remote import Like, Remote, Unsupported, number_of, refuse
+from .remote import Ask, Like, Remote, Unsupported, number_of, refuse
 
 _PURE = """
-__future__ abc array ast asyncio base64 binascii bisect builtins bz2 calendar cmath codecs collections
+__future__ abc array ast asyncio base64 binascii bisect bz2 calendar cmath codecs collections
 collections.abc colorsys concurrent concurrent.futures contextlib contextvars copy csv dataclasses datetime decimal
 difflib enum fractions functools graphlib hashlib heapq hmac html html.entities io ipaddress itertools json
 json.decoder keyword lzma math numbers operator pprint queue quopri random re reprlib secrets shlex statistics string
@@ -29,35 +30,42 @@ PURE = frozenset(_PURE.split())
 _REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
 
 
+_SIZES: tuple[str, ...] = (
+    "getsizeof",
+    "maxsize",
+    "float_info",
+    "maxunicode",
+    "version",
+    "version_info",
+    "byteorder",
+    "hash_info",
+)
+_SIZES += ("int_info", "getrecursionlimit", "intern", "implementation", "platform")
+_STREAMS = ("stdout", "stderr")
+program: list[Ask] = []  # how that is asked which is judged now
+
+
 class _Sys:
-    """Of `sys` the sizes and limits, and the streams."""
-
-    getsizeof, maxsize, float_info, maxunicode = sys.getsizeof, sys.maxsize, sys.float_info, sys.maxunicode
-    version, version_info, byteorder, hash_info = sys.version, sys.version_info, sys.byteorder, sys.hash_info
-    int_info, getrecursionlimit, intern = sys.int_info, sys.getrecursionlimit, sys.intern
-
-    @property
-    def stdout(self) -> Any:
-        return sys.stdout
-
-    @stdout.setter
-    def stdout(self, stream: Any) -> None:
-        sys.stdout = stream
-
-    @property
-    def stderr(self) -> Any:
-        return sys.stderr
-
-    @stderr.setter
-    def stderr(self, stream: Any) -> None:
-        sys.stderr = stream
-
-    @property
-    def __stdout__(self) -> Any:
-        return sys.__stdout__
+    """Of `sys` the sizes and limits, and the streams that programs' output goes to."""
 
     def __getattr__(self, name: str) -> Any:
+        if name in _SIZES or name.strip("_") in _STREAMS:
+            return getattr(sys, name)
         raise Unsupported(f"uses sys.{name}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _STREAMS:
+            raise Unsupported(f"sets sys.{name}")
+        setattr(sys, name, value)
+
+    def setrecursionlimit(self, limit: int) -> None:
+        program[-1]("call", sys.setrecursionlimit, (limit,), ())
+
+
+def _seed(*args: Any, **keywords: Any) -> None:
+    """Seed the program's random numbers with the test's."""
+    random.seed(*args, **keywords)
+    program[-1]("call", random.seed, args, tuple(keywords.items()))
 
 
 def _without(name: str, **instead: Any) -> types.ModuleType:
@@ -89,6 +97,9 @@ class _TestCase(unittest.TestCase):
     def assertNotIsInstance(self, value: Any, kind: Any, msg: Any = None) -> None:
         assert not isinstance_(value, kind), msg or f"{value!r} is an instance of {kind!r}"
 
+    assertWarns = assertWarnsRegex = refuse("catches warnings")
+    assertLogs = assertNoLogs = refuse("reads logs")
+
 
 _SYS: Any = _Sys()
 _INSTEAD: dict[str, Callable[[], Any]] = {
@@ -97,9 +108,11 @@ _INSTEAD: dict[str, Callable[[], Any]] = {
     "io": lambda: _without("io", **{n: refuse(f"uses io.{n}") for n in ("open", "open_code", "FileIO")}),
     "pathlib": lambda: _without("pathlib", Path=Path, PosixPath=Path),
     "pytest": lambda: pytest_like,
+    "random": lambda: _without("random", seed=_seed),
     "sys": lambda: _SYS,
     "unittest": lambda: _without("unittest", main=lambda *args, **keywords: None, TestCase=_TestCase),
     "unittest.mock": lambda: _without("unittest.mock", patch=_Refused("unittest.mock.patch")),
+    "warnings": lambda: _without("warnings", catch_warnings=refuse("catches warnings")),
 }
 _made: dict[str, Any] = {}
 
@@ -222,6 +235,8 @@ def same(a: Any, b: Any) -> bool:
     numbers = number_of(a), number_of(b)
     if None not in numbers:
         return numbers[0] == numbers[1]
+    if isinstance(a, float) and isinstance(b, float) and a != a and b != b:
+        raise Unsupported("compares by identity")
     if type(a) is type(b) and isinstance(a, str | bytes | int | float | complex | tuple | frozenset) and a == b:
         raise Unsupported("compares by identity")
     return False
