@@ -185,8 +185,8 @@ def test_a_round_trip_through_csv_gives_the_same_rows(tmp_path, rows):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["export=a.csv"], r"feedback\.path=None"),
-        ([f"feedback.path={TUTORIAL}"], r"export=None.*\.jsonl or \.csv"),
+        (["export=a.csv"], r"feedback\.path=null"),
+        ([f"feedback.path={TUTORIAL}"], r"export=null.*\.jsonl or \.csv"),
         ([f"feedback.path={TUTORIAL}", "export=a.xlsx"], r"export='a\.xlsx'"),
         ([f"feedback.path={TUTORIAL}", "export=nowhere/a.csv"], r"export='nowhere/a\.csv'.*folder"),
         ([f"feedback.path={TUTORIAL}", f"export={TUTORIAL}"], r"export=.*another file"),

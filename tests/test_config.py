@@ -276,8 +276,8 @@ BAD = {
         ["feedback=human", "feedback.path=nowhere.jsonl"],
         r"feedback\.path='nowhere\.jsonl'.*no such file",
     ),
-    "mbpp without annotations": (["data=mbpp"], r"feedback\.path=None"),
-    "no model path": (["model=local"], r"model\.path=None.*folder"),
+    "mbpp without annotations": (["data=mbpp"], r"feedback\.path=null"),
+    "no model path": (["model=local"], r"model\.path=null.*folder"),
     "a model path without a config": (["model=local", "model.path=/"], r"model\.path='/'.*config\.json"),
     "a refiner path without a config": (["refiner=local", "refiner.path=/"], r"refiner\.path='/'.*config\.json"),
     "unknown stage": (["stages=[sampel]"], r"stages='sampel'.*zero_shot"),
@@ -292,7 +292,7 @@ BAD = {
         ["data=mbpp", "data.path=README.md", "feedback=scripted"],
         r"feedback='scripted'.*data=mini",
     ),
-    "shuffled without an annotator": (["data=mbpp", "feedback=shuffled"], r"feedback\.path=None.*feedback=shuffled"),
+    "shuffled without an annotator": (["data=mbpp", "feedback=shuffled"], r"feedback\.path=null.*feedback=shuffled"),
     "one source mixed": (
         ["feedback=mixed", "feedback.sources=[scripted]"],
         r"feedback\.sources=\['scripted'\].*two or more",
@@ -309,7 +309,7 @@ BAD = {
     ),
     "people mixed in without a file": (
         ["feedback=mixed", "feedback.sources=[human,unit_tests]"],
-        r"feedback\.path=None.*feedback=mixed needs a file",
+        r"feedback\.path=null.*feedback=mixed needs a file",
     ),
     "the script mixed in on MBPP": (
         ["data=mbpp", "feedback=mixed", "feedback.sources=[scripted,unit_tests]"],
@@ -323,13 +323,13 @@ BAD = {
     ),
     "rounds of nothing": (["rounds=2", "refinements=none"], r"rounds=2.*refinements=none"),
     "no round": (["rounds=0"], r"rounds=0"),
-    "another model without an endpoint": (["refinements=llm"], r"llm\.model=None.*llm\.url=.*llm\.path"),
+    "another model without an endpoint": (["refinements=llm"], r"llm\.model=null.*llm\.url=.*llm\.path"),
     "an endpoint without a model": (
         ["refinements=llm", "llm.url=http://localhost:1/v1"],
-        r"llm\.model=None.*llm\.model=NAME",
+        r"llm\.model=null.*llm\.model=NAME",
     ),
     "missing answers": (["refinements=llm", "llm.path=nowhere"], r"llm\.path='nowhere'.*llm_answers"),
-    "a server without an address": (["sampler=openai"], r"sampler\.url=None.*sampler\.url=http"),
+    "a server without an address": (["sampler=openai"], r"sampler\.url=null.*sampler\.url=http"),
     "an address without a server": (
         ["+sampler.url=http://localhost:1/v1"],
         r"sampler\.url=.*no argument of .*HFSampler",
@@ -337,7 +337,7 @@ BAD = {
     "fields of no request": (["+sampler.extra.top_k=0"], r"sampler\.extra=.*no argument of .*HFSampler"),
     "words of another model that is nowhere": (
         ["feedback=llm"],
-        r"llm\.model=None.*feedback=llm.*llm\.url=.*llm\.path",
+        r"llm\.model=null.*feedback=llm.*llm\.url=.*llm\.path",
     ),
     "another model's folder without a config": (["feedback=llm", "llm.model=/"], r"llm\.model='/'.*config\.json"),
     "another model at no address": (["feedback=llm", "llm.model=m", "llm.url=here"], r"llm\.url='here'.*http://"),
@@ -480,7 +480,7 @@ def test_a_hub_that_cannot_be_reached_is_named_with_the_way_out(monkeypatch, tmp
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"data\.path=None.*Hub.*data\.path=mbpp\.jsonl"):
+    with pytest.raises(InputError, match=r"data\.path=null.*Hub.*data\.path=mbpp\.jsonl"):
         build(compose_settings("data=mbpp", "logger=none", f"feedback.path={SOME_FILE}", f"store.dir={tmp_path}"))
 
 

@@ -130,7 +130,7 @@ def broken(**changes: Any):
 
 
 BAD = {  # overrides, rows, the error
-    "no name": (["data.name=null"], broken(), r"^data\.name=None: must name a data set"),
+    "no name": (["data.name=null"], broken(), r"^data\.name=null: must name a data set"),
     "no folder": (["data.name=./nowhere"], broken(), r"^data\.name='\./nowhere': no such folder"),
     "a file": ([f"data.name={ROOT}/README.md"], broken(), r"^data\.name='.*README\.md': is a file"),
     "a revision of a folder": (["data.revision=abc"], broken(), r"^data\.revision='abc'.*folder has none"),
@@ -146,9 +146,9 @@ BAD = {  # overrides, rows, the error
     "no Test task": (["data.without=[1]"], broken(), r"^data\.name='.*': holds no task of the Test split .*`split`"),
     "ids that are text": (["data.columns.task_id=question"], broken(), r"set:train\[0\]: task_id='t'.*type int"),
     "an id twice": (["data.columns.task_id=n"], broken(task_id=1), r"set:train\[1\]: task_id=1.*twice"),
-    "a text that is none": ([], broken(text=None), r"set:train\[1\]: text=None: must be of type str"),
+    "a text that is none": ([], broken(text=None), r"set:train\[1\]: text=null: must be of type str"),
     "no test": ([], broken(test_list=[]), r"set:train\[1\]: test_list=\[\].*assert"),
-    "neither program nor signature": ([], broken(code=None), r"set:train\[1\]: code=None.*signature"),
+    "neither program nor signature": ([], broken(code=None), r"set:train\[1\]: code=null.*signature"),
     "another name for a split": ([], broken(split="validation"), r"set:train\[1\]: split='validation'.*prompt, test"),
     "other content": (["data.sha256=abc"], broken(), r"^data\.sha256='abc'.*hash to"),
 }

@@ -34,10 +34,10 @@ def outside(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outside")
     for section in SECTIONS.values():
         for block in blocks(section, "python") + blocks(section, "yaml"):
-            name, _, text = block.partition("\n")
-            file = folder / name.removeprefix("# ")
+            (name,) = re.findall(r"^# (m\S+\.\w+)$", block, re.MULTILINE)
+            file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            file.write_text(block)
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))

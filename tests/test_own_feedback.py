@@ -247,7 +247,7 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
         (["feedback.transform=[{_target_: mine.polite, wrod: x}]"], r"feedback\.transform\[0\]\.wrod='x'.*word\?"),
         (["feedback.transform=[{_target_: mine.Louder, times: x}]"], r"feedback\.transform\[0\]\.times='x'"),
         (["feedback.transform=[{_target_: mine.Silent}]"], r"feedback\.transform\[0\]\._target_.*derives from"),
-        (["feedback.transform=[{word: x}]"], r"feedback\.transform\[0\]\._target_=None"),
+        (["feedback.transform=[{word: x}]"], r"feedback\.transform\[0\]\._target_=null"),
         (["refiner=untrained"], r"refiner\._target_='mine\.Untrained': lacks what ilf.*train"),
         (["refiner=terse", "+refiner.haed=x"], r"refiner\.haed='x': is no argument.*refiner\.head\?"),
         (["refiner=longer", "refiner.old_code_tokens=0"], r"refiner\.old_code_tokens=0: must be greater"),

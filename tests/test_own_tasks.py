@@ -132,7 +132,7 @@ def test_gold_programs_that_do_not_pass_are_named_with_what_came_of_it(tmp_path)
 
 SELECTING = "stages=[sample,annotate,train_refiner,refine,train_policy]"
 UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, what the error says
-    "no file": (["data.path=null"], None, None, r"data\.path=None.*must name a file"),
+    "no file": (["data.path=null"], None, None, r"data\.path=null.*must name a file"),
     "shares that are no whole": (["data.split.test=0.5"], None, None, r"data\.split=.*together 1"),
     "a share below 0": (["data.split.test=-0.5"], None, None, r"data\.split\.test=-0.5.*must be"),
     "a script": (["feedback=scripted"], None, None, r"feedback='scripted'.*data=mini"),

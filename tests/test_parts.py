@@ -30,13 +30,13 @@ WRONG = {
     "a wrong type": (["optimizer.eps=tiny"], r"optimizer\.eps='tiny': must be a valid number"),
     "a list that is too short": (["optimizer.betas=[0.9]"], r"optimizer\.betas=\[0\.9\]"),
     "what a run passes": (["+optimizer.lr=1"], r"optimizer\.lr=1: is what every run passes itself"),
-    "no target": (["~optimizer._target_"], r"optimizer\._target_=None: must name a class or function"),
+    "no target": (["~optimizer._target_"], r"optimizer\._target_=null: must name a class or function"),
     "no part": (["callbacks.unit_tests=3"], r"callbacks\.unit_tests=3: must be a mapping"),
     "a key of Hydra's that would be passed over": (["+optimizer._recursive_=false"], r"optimizer\._recursive_=False"),
     "a scheduler of no optimizer": (["scheduler._target_=torch.nn.Linear"], r"scheduler\._target_=.*LRScheduler"),
     "a missing argument": (
         ["+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"],
-        r"callbacks\.stop\.monitor=None: is an argument that .*EarlyStopping needs",
+        r"callbacks\.stop\.monitor=null: is an argument that .*EarlyStopping needs",
     ),
     "a callback that is none": (
         ["+callbacks.x._target_=pathlib.Path"],
@@ -49,7 +49,7 @@ WRONG = {
         ["trainer.profiler={_target_: pytorch_lightning.profilers.SimpleProfiler, dirpat: x}"],
         r"trainer\.profiler\.dirpat='x': is no argument.*Did you mean trainer\.profiler\.dirpath\?",
     ),
-    "no scorer": (["~callbacks.unit_tests"], r"callbacks\.unit_tests=None"),
+    "no scorer": (["~callbacks.unit_tests"], r"callbacks\.unit_tests=null"),
     "another scorer": (
         ["callbacks.unit_tests._target_=pytorch_lightning.callbacks.Timer", "~callbacks.unit_tests.k"],
         r"callbacks\.unit_tests\._target_=.*UnitTestCallback",

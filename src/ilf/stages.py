@@ -121,10 +121,13 @@ class Stages:
                 f"Add {missing} to stages.",
             )
         if status == "no_training_examples":
+            rejected = found["counts"]["rejected"]
+            said = f"{rejected} rows were left out, and `rejected` in results.json says why"
+            why = said if rejected else "no refinement passes its tests"
             raise NoTrainingExamples(
-                f"no program is left to fine-tune on (refinements={settings.option('refinements')}); counts: "
-                f"{found['counts']}. More programs a task (sampler.n) or more tasks may give some; `rejected` in "
-                f"{self.folder}/results.json says why rows were left out."
+                f"no program is left to fine-tune on (refinements={settings.option('refinements')}): {why}. More "
+                "programs a task (sampler.n), more tasks or a better refiner may give some; "
+                f"{self.folder} has what was drawn."
             )
         return found
 

@@ -28,7 +28,7 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         key, value, allowed, advice = self.args
-        return f"{key}={value!r}: {allowed}. {advice}"
+        return f"{key}={'null' if value is None else repr(value)}: {allowed}. {advice}"
 
 
 class NoTrainingExamples(RuntimeError):

@@ -30,6 +30,9 @@ _TRAINED_ON = {
 }
 
 
+_ENOUGH = 50  # programs with feedback, to say what a hundred bring
+
+
 @dataclass(frozen=True)
 class Mended:
     """A task that the refiner solved: what was wrong, what was said of it, what came of that."""
@@ -112,7 +115,7 @@ def cost_text(results: Results) -> str:
     if minutes := cost["minutes"]:
         text += f", {minutes:.0f} minutes for the {cost['timed']} that were timed"
         text += f" ({minutes / cost['timed']:.1f} each)"
-    if points := cost["pass@1_points_per_100"]:
+    if (points := cost["pass@1_points_per_100"]) and cost["annotations"] >= _ENOUGH:
         low, high = points["ci95"]
         text += f"; {points['mean']:+.1f} points of pass@1 for each 100, 95% interval [{low:+.1f}, {high:+.1f}]"
     return text + "."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from ilf.files import whole
 from ilf.types import InputError
@@ -41,7 +42,7 @@ def check_value(hint: Any, value: Any, key: str, ours: bool = True) -> Any:
         said = {one["msg"] for one in error.errors() if one["type"] not in ("is_instance_of", "needs_python_object")}
         said -= {"Input should be a valid dictionary"} if len(said) > 1 else set()
         allowed = " or ".join(sorted(one.replace("Input should", "must") for one in said)) or f"must be {_name(hint)}"
-        raise InputError(key, value, allowed, f"It is {_name(hint)}.") from error
+        raise InputError(key, value, allowed, f"It takes {_name(hint)}.") from error
     except PydanticUserError:  # a type that says nothing of values
         return value
 
@@ -58,5 +59,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _name(hint: Any) -> str:
-    """Return how a type is written."""
+    """Return how a type is written, without its bounds: what is out of them is told which."""
+    if get_origin(hint) is Annotated:
+        return _name(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join("null" if one is NoneType else _name(one) for one in get_args(hint))
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
