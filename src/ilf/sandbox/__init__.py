@@ -6,7 +6,8 @@ r"""Programs + tests -> verdicts, safely and fast. Knows nothing of models and m
     print(sandbox.isolation)
     sandbox.run([Job("def f(x):\n    return x", ("assert f(1) == 1",))])
 
-or `python -m ilf.sandbox FILE`.
+or `python -m ilf.sandbox FILE`. A program that reads and writes has inputs and outputs in place of tests, and is run
+once for each: `Job("print(int(input()) * 2)", inputs=("1", "2"), outputs=("2", "4"))`.
 
     jobs.py       what is handed in: programs with tests, and limits
     executor.py   hands jobs to workers, and outlives whatever happens to them
@@ -17,7 +18,7 @@ or `python -m ilf.sandbox FILE`.
 **A verdict can't be forged**, since tests are never in the program's process: the judge asks for calls and compares
 what they return. Only plain data crosses, and is read without running code; an object of the program's own class
 equals nothing but itself. Exits, printed markers, patched builtins, equality tricks, frames, traces and descriptors
-lead nowhere.
+lead nowhere. What a script has written the judge reads itself, once the process has ended.
 
 **Nothing gets out**, on Linux without root: programs live in namespaces of their own (user, network, mount, process,
 IPC), with a root that holds the interpreter's libraries, read-only, and one empty folder in memory; Landlock says the
