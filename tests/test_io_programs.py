@@ -16,12 +16,15 @@ from ilf.annotation.server import application
 from ilf.annotation.work import Work
 from ilf.build import build
 from ilf.feedback.from_tests import in_words
+from ilf.feedback.llm import plan_refinements
+from ilf.feedback.llm_settings import Prompt
 from ilf.sandbox import Job, Limits, Sandbox
 from ilf.scoring import score
-from ilf.tasks import Data, Jsonl
+from ilf.tasks import Data, Hub, Jsonl
+from ilf.tasks.hub import HubColumns
 from ilf.tasks.prompts import completion_of, cut, ended
 from ilf.tasks.rows import content_sha256
-from ilf.types import InputError, Program, Task, Verdict
+from ilf.types import Feedback, InputError, NoTrainingExamples, Program, Task, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +247,18 @@ def test_the_time_limit_follows_the_gold_program():
     sandbox = Sandbox(Limits(time_limit=1))
     jobs = [Job(slow.format(1.4), **own), Job(slow.format(1.4), **own, gold=slow.format(0.4))]
     assert [v.verdict for v in sandbox.run(jobs)] == ["timed_out", "passed"]
+    sandbox.close()
+
+
+@LINUX
+def test_an_output_that_is_too_large_to_compare_does_not_end_the_judge():
+    sandbox = Sandbox(Limits(output_mb=1024, workers=1))
+    assert judged(sandbox, "print(1)", {"": "1"}).passed
+    (worker,) = sandbox._workers
+    huge = judged(sandbox, "import os\nos.ftruncate(1, 900 << 20)", {"": "1"})
+    assert (huge.verdict, huge.detail) == ("output", "input 1: wrote more than can be compared")
+    words = judged(sandbox, "print('ab ' * 2**25)", {"": "1"})
+    assert words.detail == "input 1: word 1 of the output is 'ab'" and sandbox._workers == [worker]
     sandbox.close()
 
 
@@ -625,6 +640,37 @@ def test_all_of_ilf_runs_on_programs_that_read_and_write(small_stages, tmp_path)
     assert [row["task_id"] for row in rows] == [8, 9, 10]
     for row in rows:
         assert row["target"] == stages.tasks.by_id[row["task_id"]].code
+
+    with pytest.raises(NoTrainingExamples):  # mini's refiner, which is trained and sampled, solves nothing
+        small_stages(*OWN, "refinements=model", "training.refiner.epochs=1").run()
+    (refined,) = tmp_path.glob("run1/programs/refinements.jsonl")
+    programs = [json.loads(line) for line in refined.read_text().splitlines()]
+    assert {p["task_id"] for p in programs} == {8, 9, 10}
+    for p in programs:
+        prompt = stages.tasks.by_id[p["task_id"]].prompt
+        assert p["prompt"].startswith("OLD CODE:") and p["prompt"].endswith(f"REFINEMENT:\n{prompt}")
+        assert p["program"] == prompt + p["completion"]
+
+
+def test_few_worked_examples_and_another_model_see_whole_programs():
+    tasks = {task.task_id: task for task in Jsonl(path=str(PROGRAMS)).load()[0]}
+    task, asked = tasks[1], Feedback(8, "train", tasks[8].prompt + "print(1)", "All of it is wrong.", "human")
+    example = Feedback(1, "prompt", task.prompt + "print(0)", "It ignores the input.", "human")
+    prompt = Prompt("", "{text}|{test}|{tests}|{program}", "{feedback}\n{refinement}")
+    query, *_ = plan_refinements(prompt, [asked], tasks, [example], 1, 0)
+    question, answer, last = (turn["content"] for turn in query["messages"])
+    pairs = [f"Input:\n{a}\nOutput:\n{b}" for a, b in zip(task.inputs, task.outputs, strict=True)]
+    assert question == "|".join([task.text, pairs[0], "\n".join(pairs), example.program])
+    assert answer.endswith(task.code) and last.startswith(tasks[8].text)
+
+
+def test_the_hub_has_the_same_columns(tmp_path):
+    written(
+        tmp_path / "rows.jsonl", {"question": "Double n.", "read": ["1", "2"], "write": ["2", "4"], "split": "test"}
+    )
+    columns = HubColumns(text="question", test_list=None, inputs="read", outputs="write", code=None, split="split")
+    (task,), _ = Hub(name="json", data_files=str(tmp_path / "rows.jsonl"), columns=columns).load()
+    assert (task.inputs, task.outputs, task.tests, task.code) == (("1", "2"), ("2", "4"), (), "")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class Data(ABC):
 
     only_test: ClassVar[bool] = False  # whether there are no tasks to learn from
     gold_passes: ClassVar[bool] = False  # whether gold programs are known to pass, so that a run does not execute them
-    mend_gold: ClassVar[str] = "Mend the program or its tests, or leave it out (where a test calls it: for a signature)."
+    mend_gold: ClassVar[str] = "Mend the program or its tests, or leave it out (for a signature, if tests call it)."
     may_lack: ClassVar[Container[int]] = ()  # ids that may be annotated where the data lack them
 
     @abstractmethod

@@ -58,7 +58,7 @@ def judge(judge: Judge, job: dict[str, Any]) -> dict[str, Any]:
 def _run(judge: Judge, job: dict[str, Any], given: str, expected: str) -> _Run:
     """Run the program on one input."""
     outcome: Outcome = None
-    end, written = "", b""
+    end = ""
     with _file(_bytes(given)) as source, _file() as target:
         channel = judge.start(job, source, target)
         channel.patient = True  # there is no message but of an exception
@@ -71,20 +71,19 @@ def _run(judge: Judge, job: dict[str, Any], given: str, expected: str) -> _Run:
                 end = "garbage"
         except Ended as ended:
             end = str(ended)
-            if end == "closed":  # whoever could write has ended
-                written = os.pread(target, os.fstat(target).st_size, 0)
         except Exception:  # whatever a program answers must not end its judge
             end = "garbage"
         status, seconds, clean = judge.stop(channel)
-    if end == "closed" and status == 0:
-        try:
-            outcome = _compared(written, _bytes(expected), job["compare_output"] == "exact", judge.approximately)
-        except MemoryError:
-            outcome = "output", "wrote more than can be compared"
-    elif end == "closed" and status > 0:
-        outcome = "failed", f"exit status {status}"
-    elif end:
-        outcome = early(end, job, status, seconds)
+        if end == "closed" and status == 0:
+            try:
+                written = os.pread(target, os.fstat(target).st_size, 0)
+                outcome = _compared(written, _bytes(expected), job["compare_output"] == "exact", judge.approximately)
+            except MemoryError:
+                outcome = "output", "wrote more than can be compared"
+        elif end == "closed" and status > 0:
+            outcome = "failed", f"exit status {status}"
+        elif end:
+            outcome = early(end, job, status, seconds)
     return _Run(outcome, seconds, clean)
 
 
