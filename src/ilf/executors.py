@@ -34,7 +34,7 @@ class Executor(ABC):
     """Executes programs on their unit tests. Derive from it for an executor of your own.
 
     Args:
-        tests: all, or unseen: without the assert that the prompt shows.
+        tests: all, or unseen: without the assert, or the input, that the prompt shows.
         scoring: How Test is scored: as_written, or paper: re-indented and cut as the authors' code does.
         compare: exact, or approx: numbers as pytest.approx.
         trust_eq: Whether an object of the program's own class says what it equals, by its own `__eq__` and operators.

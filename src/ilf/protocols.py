@@ -46,7 +46,9 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
-        """Yield each draw with its completion, cut where the function ends (`cut`), in any order.
+        """Yield each draw with its completion, cut where the program ends, in any order.
+
+        Where that is `ilf.tasks.prompts.cut` knows, given whether the draw is of a whole program (`draw.script`).
 
         Args:
             model: A causal language model of transformers, on any device; where `local` is false its folder.

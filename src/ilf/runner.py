@@ -22,6 +22,7 @@ from ilf.sandbox import executor, jobs, worker
 from ilf.settings import Settings
 from ilf.store import Entry, Store
 from ilf.tasks import prompts
+from ilf.tasks.data import job_of
 from ilf.tracking import Tracker
 from ilf.training import unit_test_callback
 from ilf.training.loops import JUDGE, METRICS, TAKEN, Drawing, FineTuning, Model
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # The code that makes verdicts, besides the settings of the executor.
 _WORKER = sorted(Path(worker.__file__).parent.glob("*.py"))
-_JUDGING: tuple[Code, ...] = (scorer, unit_test_callback, prompts, executor, jobs, *_WORKER)
+_JUDGING: tuple[Code, ...] = (scorer, job_of, unit_test_callback, prompts, executor, jobs, *_WORKER)
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",
@@ -131,7 +132,7 @@ class Runner:
 
     def verdicts_of(self, stage: str, tasks: Iterable[Task]) -> str:
         """Return in 12 characters all that verdicts depend on besides the programs: settings, and the tasks' tests."""
-        tests = {task.task_id: (task.tests, task.setup, task.code) for task in tasks}
+        tests = {t.task_id: (t.tests, t.setup, t.code, t.inputs, t.outputs, t.compare_output) for t in tasks}
         return sha256([self.scoring_of(stage), sorted(tests.items()), code_sha256(*_JUDGING)])[:12]
 
     def draw(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ilf.executors import Judge
-from ilf.sandbox import Job
+from ilf.tasks.data import job_of
 from ilf.tasks.prompts import as_paper_scores
 from ilf.types import Task, Verdict
 
@@ -24,6 +24,5 @@ def score(programs: Sequence[tuple[str, Task]], sandbox: Judge, tests: str, as_p
     for text, task in programs:
         if as_paper and text.startswith(task.prompt):
             text = task.prompt + as_paper_scores(text.removeprefix(task.prompt))
-        first = task.shown if tests == "unseen" else 0
-        jobs.append(Job(text, task.tests[first:], task.setup, gold=task.code))
+        jobs.append(job_of(text, task, tests == "unseen", task.code))
     return sandbox.run(jobs)

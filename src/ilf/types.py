@@ -43,11 +43,27 @@ class Task:
     split: str  # "prompt", "test", "refine" or "train"
     text: str  # the description, newlines as \n
     code: str  # the gold program, newlines as \n, indentation as published; empty where there is none
-    entry_point: str  # name of the function that the tests call
-    tests: tuple[str, ...]  # one assert statement each; HumanEval's are one group of statements
+    entry_point: str  # name of the function that the tests call; empty where programs read and write
+    tests: tuple[str, ...]  # one assert statement each; HumanEval's are one group of statements; or there are inputs
     setup: str  # code to run after the program and before the tests
-    prompt: str  # what the policy is given; ends with the entry point's `def` line (HumanEval: docstring) and a newline
-    shown: int = 1  # how many of the tests, the first ones, the prompt shows
+    # What the policy is given; ends with the entry point's `def` line (HumanEval: docstring) and a newline, and where
+    # programs read and write with a docstring and an empty line.
+    prompt: str
+    shown: int = 1  # how many of the tests or inputs, the first ones, the prompt shows
+    inputs: tuple[str, ...] = ()  # where programs read and write: what each run is given on standard input
+    outputs: tuple[str, ...] = ()  # and what it is to write on standard output
+    compare_output: str = "tokens"  # or "exact"; see `ilf.sandbox.Job`
+
+    @property
+    def checks(self) -> int:
+        """How many tests or inputs decide whether a program is right."""
+        return len(self.tests or self.inputs)
+
+    @property
+    def in_words(self) -> tuple[str, ...]:
+        """Each test, or each input with its output, as a reader is shown it."""
+        pairs = zip(self.inputs, self.outputs, strict=True)
+        return self.tests or tuple(f"Input:\n{given}\nOutput:\n{expected}" for given, expected in pairs)
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,7 @@ class Draw:
     seed: int  # 63-bit, derived from (run seed, stage, task, sample)
     prompt: str  # what the model is given
     task_prompt: str  # the head of the program: the end of `prompt`
+    script: bool = False  # whether what is sampled is a whole program rather than the body of a function
 
 
 @dataclass(frozen=True)
@@ -69,9 +86,11 @@ class Verdict:
     # "passed", "failed", "crashed", "unsupported_test" (the judge can't decide it), or the limit that was
     # exceeded: "timed_out", "memory", "processes", "output" or "disk".
     verdict: str
-    detail: str = ""  # the first failing assert with the result, or the exception with its line; at most 500 characters
-    tests: tuple[bool, ...] = ()  # one outcome an assert, in order
-    seconds: float = 0.0  # processor time of the program's process
+    # The first failing assert with the result, or the exception with its line; of programs that read and write, after
+    # the number of the input. At most 500 characters.
+    detail: str = ""
+    tests: tuple[bool, ...] = ()  # one outcome an assert, or an input, in order
+    seconds: float = 0.0  # processor time of the program's process; of several, one for each input, the longest
 
     @property
     def passed(self) -> bool:

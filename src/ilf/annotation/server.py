@@ -235,7 +235,7 @@ def _task(work: Work, task_id: int) -> dict[str, Any]:
         "split": task.split,
         "text": task.text,
         "setup": _highlighted(task.setup),
-        "tests": [_highlighted(test) for test in task.tests],
+        "tests": [_highlighted(test) for test in task.tests] or [[("", pair)] for pair in task.in_words],
         "programs": programs,
         "answer": answer,
     }

@@ -66,9 +66,27 @@ def check_unseen(tests: str, tasks: Splits) -> None:
         InputError: "unseen" leaves a task none, which every program would pass.
     """
     for task in (*tasks.by_id.values(), *tasks.transfer):
-        if tests == "unseen" and len(task.tests) <= task.shown:
-            allowed = f"leaves task {task.task_id} without a test: its prompt shows all that it has"
-            raise InputError("executor.tests", tests, allowed, "Give the task more tests, or use executor.tests=all.")
+        if tests == "unseen" and task.checks <= task.shown:
+            one = "an input" if task.inputs else "a test"
+            allowed = f"leaves task {task.task_id} without {one}: its prompt shows all that it has"
+            advice = f"Give the task more {'inputs' if task.inputs else 'tests'}, or use executor.tests=all."
+            raise InputError("executor.tests", tests, allowed, advice)
+
+
+def check_scoring(scoring: str, tasks: Splits) -> None:
+    """Check that tasks can be scored as the paper does, which is by functions.
+
+    Args:
+        scoring: The setting executor.scoring.
+        tasks: By split.
+
+    Raises:
+        InputError: There is a task whose programs read and write.
+    """
+    scripts = [task for task in (*tasks.test, *tasks.transfer) if task.inputs]
+    if scoring == "paper" and scripts:
+        allowed = f"cuts and indents the body of a function, and the programs of task {scripts[0].task_id} are scripts"
+        raise InputError("executor.scoring", scoring, allowed, "Use executor.scoring=as_written.")
 
 
 def _check_splits(settings: Settings, tasks: Splits, there: Container[str]) -> None:

@@ -13,6 +13,11 @@ from ilf.tasks.prompts import lines_of
 from ilf.types import Feedback, Program, Task, derive_seed
 
 _RESULT = "the result is "
+_ENDLESS = "The program does not come to an end."
+_INPUT = re.compile(r"(?s)input (\d+): (.*)")
+_SAID = {"the output is": "it prints", "exit status": "it ends with exit status", "ended early": "it ended early"}
+_PART = re.compile(r"(word|line) (\d+) of the output is (.*)")
+_LONG = 200  # characters of an input or output that are shown
 _LINE = re.compile(r"(?s)(.*) \(line (\d+)\)")
 _LIMITS = {
     "memory": "It takes more memory than it may have",
@@ -29,8 +34,10 @@ def in_words(program: Program, task: Task) -> str:
     stopped.
     """
     verdict, detail = program.verdict, program.verdict.detail
+    if task.inputs:
+        return _on_input(program, task)
     if verdict.verdict == "timed_out":
-        return "The program does not come to an end."
+        return _ENDLESS
     test = next((test for test in task.tests if detail.startswith(test)), None)
     said = detail if test is None else detail.removeprefix(test).removeprefix(": ")
     found = _what_came(said, program)
@@ -39,10 +46,44 @@ def in_words(program: Program, task: Task) -> str:
     if test is None:  # it broke off before any test, or while nobody knows which
         return f"The program does not run: {found}."
     call, expected = _sides(test)
-    passed = f" It passes {sum(verdict.tests)} of {len(verdict.tests)} tests." if any(verdict.tests) else ""
+    passed = _passed(verdict.tests, "tests")
     if expected is None:
         return f"This test should hold, and does not: `{call}`" + (f" ({found})." if found else ".") + passed
     return f"`{call}` should return `{expected}`, but {found}.{passed}"
+
+
+def _on_input(program: Program, task: Task) -> str:
+    """Return what went wrong with a program that reads and writes: the input, what it should print, and what came."""
+    verdict, passed = program.verdict, _passed(program.verdict.tests, "inputs")
+    match = _INPUT.fullmatch(verdict.detail)
+    if match and re.match(r"(Syntax|Indentation|Tab)Error", match[2]):
+        return f"The program does not run: {_what_came(match[2], program)}."
+    if match is None:  # nobody knows on which input
+        return _ENDLESS if verdict.verdict == "timed_out" else f"The program does not run: {verdict.detail}."
+    # Those that were run are the last ones: the one that the prompt shows may be left out.
+    place, said = int(match[1]) - 1 + len(task.inputs) - len(verdict.tests), match[2]
+    expected, given = task.outputs[place], f"On the input {_shown(task.inputs[place])}"
+    if verdict.verdict == "timed_out":
+        return f"{given}, the program does not come to an end.{passed}"
+    if verdict.verdict in _LIMITS:
+        limit = _LIMITS[verdict.verdict]
+        return f"{given}, {limit[0].lower()}{limit[1:]}: {_what_came(said, program)}.{passed}"
+    if part := _PART.fullmatch(said):
+        unit, number = part[1], int(part[2])
+        words = expected.encode().split(None if unit == "word" else b"\n")  # as the judge counts them
+        wanted = _shown(words[number - 1].decode())
+        return f"{given}, {unit} {number} of the output should be {wanted}, but is {part[3]}.{passed}"
+    found = next((said.replace(a, b, 1) for a, b in _SAID.items() if said.startswith(a)), _what_came(said, program))
+    return f"{given}, the program should print {_shown(expected)}, but {found}.{passed}"
+
+
+def _shown(text: str) -> str:
+    shown = repr(text.rstrip("\n"))
+    return shown if len(shown) <= _LONG else f"{shown[:_LONG]} ..."
+
+
+def _passed(outcomes: Sequence[bool], what: str) -> str:
+    return f" It passes {sum(outcomes)} of {len(outcomes)} {what}." if any(outcomes) else ""
 
 
 def _what_came(said: str, program: Program) -> str:

@@ -69,7 +69,7 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
 
 def _values(task: Task, program: str, verdict: Verdict) -> dict[str, str]:
     """Return what a question's placeholders stand for."""
-    own = {"text": task.text, "program": program, "test": task.tests[0], "tests": "\n".join(task.tests)}
+    own = {"text": task.text, "program": program, "test": task.in_words[0], "tests": "\n".join(task.in_words)}
     return own | {"verdict": verdict.verdict, "detail": verdict.detail}
 
 

@@ -12,8 +12,7 @@ from transformers.generation.continuous_batching.cache import group_layers_by_at
 
 from ilf.models.tokens import Continuation, check_room, encode_prompts, end_ids
 from ilf.protocols import Sampler
-from ilf.sampling.hf import function_ended
-from ilf.tasks.prompts import cut
+from ilf.tasks.prompts import cut, ended
 from ilf.types import Draw, InputError
 
 _TOKENS = 512  # without a GPU: tokens a step; on one, transformers chooses by its memory
@@ -58,7 +57,7 @@ class ContinuousSampler(Sampler):
         check_continuous(config)
 
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
-        """Yield each draw with its completion, cut where the function ends, in the order in which they finish.
+        """Yield each draw with its completion, cut where the program ends, in the order in which they finish.
 
         Raises:
             InputError: The model can't be sampled so.
@@ -105,8 +104,9 @@ class ContinuousSampler(Sampler):
                     raise RuntimeError(f"transformers' continuous batching: {result.error}")
                 tokens = [token for token in result.generated_tokens if token not in generation.eos_token_id]
                 text = continuations[waiting[result.request_id].prompt].text(tokens)
-                ended = function_ended(text)
-                if ended and not result.is_finished():
+                script = waiting[result.request_id].script
+                past = ended(text, script)
+                if past and not result.is_finished():
                     manager.cancel_request(result.request_id)
-                if ended or result.is_finished():
-                    yield waiting.pop(result.request_id), cut(text)
+                if past or result.is_finished():
+                    yield waiting.pop(result.request_id), cut(text, script)

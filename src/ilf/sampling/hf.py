@@ -17,7 +17,7 @@ import torch
 from ilf.models.batches import Batch, choose, join, joinable, prefill
 from ilf.models.tokens import Continuation, check_room, encode_prompts, end_ids
 from ilf.protocols import Sampler
-from ilf.tasks.prompts import cut, function_end
+from ilf.tasks.prompts import cut, ended
 from ilf.types import Draw, InputError
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class HFSampler(Sampler):
     whole_plans = True
 
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
-        """Yield each draw with its completion, cut where the function ends, in the order in which they finish.
+        """Yield each draw with its completion, cut where the program ends, in the order in which they finish.
 
         Raises:
             torch.OutOfMemoryError: Memory runs out for a single program.
@@ -93,9 +93,9 @@ class HFSampler(Sampler):
                 if token not in ends:
                     row.tokens.append(token)
                 text = row.continuation.text(row.tokens)
-                row.done = token in ends or len(row.tokens) == limit or function_ended(text)
+                row.done = token in ends or len(row.tokens) == limit or ended(text, row.draw.script)
                 if row.done:
-                    yield row.draw, cut(text)
+                    yield row.draw, cut(text, row.draw.script)
             if not all(row.done for row in rows):
                 batch.step(model, chosen, torch.tensor([not row.done for row in rows], device=model.device))
 
@@ -157,10 +157,3 @@ class _Waiting:
         if prompt not in self._continuations:
             self._continuations[prompt] = Continuation(self.tokenizer, self.tokens[prompt])
         return self._continuations[prompt]
-
-
-def function_ended(text: str) -> bool:
-    """Return whether a completion has gone past the end of the function, asked after each of its tokens."""
-    last = text[text.rfind("\n") + 1 :]
-    # A function can only have ended where the newest line starts a statement in the first column.
-    return bool(last) and not last[0].isspace() and last[0] != "#" and function_end(text) is not None

@@ -13,7 +13,7 @@ from ilf.files import whole
 from ilf.models.endpoint import KEY, answers
 from ilf.models.tokens import encode_prompts, loses_space, spells_special
 from ilf.protocols import Sampler
-from ilf.tasks.prompts import cut, function_end
+from ilf.tasks.prompts import cut, ended, function_end
 from ilf.types import Draw, InputError
 
 _SAME = 10  # repetitions of programs at once that are no chance
@@ -50,7 +50,7 @@ class ServedSampler(Sampler):
             )
 
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
-        """Yield each draw with its completion, cut where the function ends, as they come.
+        """Yield each draw with its completion, cut where the program ends, as they come.
 
         Args:
             model: The folder of the model, which the server has loaded.
@@ -130,10 +130,9 @@ class ServedSampler(Sampler):
             for part in stream:
                 piece = part.choices[0].text if part.choices else ""
                 text += piece
-                # A function can only have ended where a line has begun in the first column.
-                if piece and function_end(text) is not None:
+                if piece and (ended(text, True) if draw.script else function_end(text) is not None):
                     break
-        return cut(whole(text))
+        return cut(whole(text), draw.script)
 
 
 def _parses(program: str) -> bool:

@@ -6,7 +6,8 @@ r"""Programs + tests -> verdicts, safely and fast. Knows nothing of models and m
     print(sandbox.isolation)
     sandbox.run([Job("def f(x):\n    return x", ("assert f(1) == 1",))])
 
-or `python -m ilf.sandbox FILE`.
+or `python -m ilf.sandbox FILE`. A program that reads and writes has inputs and outputs in place of tests, and is run
+once for each: `Job("print(int(input()) * 2)", inputs=("1", "2"), outputs=("2", "4"))`.
 
     jobs.py       what is handed in: programs with tests, and limits
     executor.py   hands jobs to workers, and outlives whatever happens to them
@@ -18,7 +19,8 @@ or `python -m ilf.sandbox FILE`.
 what they return. Only plain data and values of the standard library cross, and are read without running code. An
 object of the program's own class stays there: a data class is compared by its fields, a member of an enumeration by its
 name, one that has no `__eq__` with itself, and one with its own is not compared at all. Exits, printed markers,
-patched builtins, equality tricks, frames, traces and descriptors lead nowhere.
+patched builtins, equality tricks, frames, traces and descriptors lead nowhere. What a script
+has written the judge reads itself, once the process has ended.
 
 **Nothing gets out**, on Linux without root: programs live in namespaces of their own (user, network, mount, process,
 IPC), with a root that holds the interpreter's libraries, read-only, and one empty folder in memory; Landlock says the

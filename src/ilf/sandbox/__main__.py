@@ -1,8 +1,10 @@
 """Judge programs from a file: python -m ilf.sandbox FILE.
 
-FILE (- for standard input) has one JSON object a line: program, tests (a list of one or more assert statements), and
-optionally id, setup_code and time_limit (seconds of processor time). Out comes one line for each, in the same order:
-id, verdict, detail, tests (true or false for each assert) and seconds (processor time).
+FILE (- for standard input) has one JSON object a line: program and tests (a list of one or more assert statements); or,
+for a program that reads standard input and writes standard output, program, inputs and outputs (lists of as many texts)
+and optionally compare_output (tokens, the default, or exact). Optional, too: id, setup_code (with tests) and time_limit
+(seconds of processor time, of each input's run). Out comes one line for each, in the same order: id, verdict, detail,
+tests (true or false for each assert or input) and seconds (processor time; with inputs, of the longest run).
 """
 
 import argparse
@@ -16,22 +18,34 @@ from ilf.sandbox import Job, Limits, Sandbox
 from ilf.types import InputError
 
 _COLUMNS = (
-    "a JSON object with program (a string) and tests (a list of one or more strings), and optionally id, setup_code (a "
-    "string) and time_limit (seconds, at most 3600)"
+    "a JSON object with program (a string) and tests (a list of one or more strings), or in place of tests inputs and "
+    "outputs (lists of as many strings) and optionally compare_output; and optionally id, setup_code (a string) and "
+    "time_limit (seconds, at most 3600)"
 )
 
 
 def _job(line: str, place: str) -> tuple[Any, Job]:
+    wrong = InputError(place, line[:80], _COLUMNS, "Correct that line.")
     try:
         row = json.loads(line)
-        program, tests, setup = row["program"], row["tests"], row.get("setup_code") or ""
-        limit = row.get("time_limit")
+        program, limit, setup = row["program"], row.get("time_limit"), row.get("setup_code") or ""
+        lists = {name: row.get(name) or [] for name in ("tests", "inputs", "outputs")}
     except (ValueError, TypeError, AttributeError, KeyError):
-        raise InputError(place, line[:80], _COLUMNS, "Correct that line.") from None
-    strings = isinstance(tests, list) and tests and all(isinstance(text, str) for text in (program, setup, *tests))
-    if not strings or not (limit is None or (isinstance(limit, (int, float)) and 0 < limit <= 3600)):
-        raise InputError(place, line[:80], _COLUMNS, "Correct that line.")
-    return row.get("id"), Job(program, tuple(tests), setup, limit)
+        raise wrong from None
+    texts = all(isinstance(found, list) and all(isinstance(one, str) for one in found) for found in lists.values())
+    if not texts or not isinstance(program, str) or not isinstance(setup, str):
+        raise wrong
+    if not (limit is None or (isinstance(limit, int | float) and 0 < limit <= 3600)):
+        raise wrong
+    how: dict[str, Any] = {name: tuple(found) for name, found in lists.items()}
+    if row.get("compare_output") is not None:
+        how["compare_output"] = row["compare_output"]
+    try:
+        made = Job(program, setup=setup, time_limit=limit, **how)
+    except InputError as error:
+        key, *said = error.args
+        raise InputError(f"{place}: {'setup_code' if key == 'setup' else key}", *said) from None
+    return row.get("id"), made
 
 
 def main() -> int:

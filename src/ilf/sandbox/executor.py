@@ -70,7 +70,7 @@ class Sandbox:
         slow = [job for job in verdicts if job.gold and not job.time_limit and verdicts[job].verdict == "timed_out"]
         if slow:
             most = _GOLD * self.limits.time_limit
-            golds = [Job(job.gold, job.tests, job.setup, most) for job in slow]
+            golds = [replace(job, program=job.gold, gold="", time_limit=most) for job in slow]
             seconds = {job: v.seconds for job, v in self._distinct(golds).items()}
             limits = {job: _GOLD * seconds[gold] for job, gold in zip(slow, golds, strict=True)}
             longer = {job: replace(job, time_limit=n) for job, n in limits.items() if n > self.limits.time_limit}
@@ -200,14 +200,12 @@ class _Worker:
         """Have the worker judge a job; on its first turn only for a short time."""
         wall = _FIRST if first else limit * _WALL
         self.started = time.monotonic()
-        self.deadline = self.started + wall + _GRACE
-        message = {
-            "program": job.program,
-            "setup": job.setup,
-            "tests": job.tests,
-            "time_limit": limit,
-            "wall_limit": wall,
-        }
+        self.deadline = self.started + wall * max(1, len(job.inputs)) + _GRACE
+        message: dict[str, Any] = {"program": job.program, "time_limit": limit, "wall_limit": wall}
+        if job.inputs:
+            message |= {"inputs": job.inputs, "outputs": job.outputs, "compare_output": job.compare_output}
+        else:
+            message |= {"setup": job.setup, "tests": job.tests}
         with contextlib.suppress(OSError):  # it has ended: there will be no answer
             self._in.write(json.dumps(message).encode() + b"\n")
             self._in.flush()
@@ -237,7 +235,7 @@ def _lost(job: Job, hung: bool) -> Verdict:
     verdict, detail = (
         ("timed_out", "gave no verdict in time") if hung else ("crashed", "ended each worker that it ran in")
     )
-    return Verdict(verdict, detail, (False,) * len(job.tests))
+    return Verdict(verdict, detail, (False,) * len(job.tests or job.inputs))
 
 
 def _end(workers: list[_Worker]) -> None:

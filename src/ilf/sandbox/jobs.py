@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ilf.types import InputError
+
+COMPARE_OUTPUT = ("tokens", "exact")
 
 
 @dataclass(frozen=True)
@@ -23,19 +26,45 @@ class Limits:
 
 @dataclass(frozen=True)
 class Job:
-    """A program and the tests it must pass.
+    """A program, and the tests that it must pass, or the inputs that it must answer with outputs.
+
+    With tests, the program is a module whose functions they call. With inputs, it is a script that is run anew for each
+    of them, reads it on standard input, and must end with exit status 0 and have written the output of the same place
+    on standard output.
 
     Raises:
-        InputError: There is no test.
+        InputError: There is neither a test nor an input, or there are both, or inputs and outputs differ in number; or
+            something is given that goes with the other kind.
     """
 
     program: str
-    tests: tuple[str, ...]  # each an assert statement, or other statements that raise where the program is wrong
-    setup: str = ""  # runs after the program, in its process
-    time_limit: float | None = None  # seconds of processor time, in place of the sandbox's
+    tests: tuple[str, ...] = ()  # each an assert statement, or other statements that raise where the program is wrong
+    setup: str = ""  # runs after the program, in its process, before tests
+    time_limit: float | None = None  # seconds of processor time, of each input's run, in place of the sandbox's
     gold: str = ""  # where given, a program that exceeds the sandbox's limit may take five times as long as this one
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()  # what is expected, one for each input
+    # "tokens": words, which white space divides, and which compare as numbers where the sandbox compares
+    # approximately; or "exact": every character, but for newlines at the end.
+    compare_output: str = "tokens"
 
     def __post_init__(self) -> None:
-        if not self.tests:
-            allowed = "must hold one test at least: every program would pass none"
-            raise InputError("tests", self.tests, allowed, "Give an assert statement that calls the program.")
+        for name, value, allowed, advice in self._mistakes():
+            raise InputError(name, value, allowed, advice)
+
+    def _mistakes(self) -> Iterator[tuple[str, object, str, str]]:
+        """Yield key, value, what is allowed, and what to do."""
+        if not self.tests and not self.inputs and not self.outputs:
+            allowed = "must hold one test at least, or inputs and outputs in its place: every program would pass none"
+            yield "tests", self.tests, allowed, "Give an assert statement that calls the program."
+        if self.tests and (self.inputs or self.outputs):
+            allowed = "have no place beside tests: a program is called by tests, or reads inputs"
+            yield "inputs", self.inputs or self.outputs, allowed, "Leave out the one or the other."
+        if len(self.inputs) != len(self.outputs):
+            allowed = f"must be as many as inputs, and are {len(self.outputs)} for {len(self.inputs)}"
+            yield "outputs", self.outputs, allowed, "Give each input its output."
+        if self.inputs and self.setup:
+            yield "setup", self.setup, "is for tests, and these are inputs", "Make it a part of the program."
+        if self.compare_output not in COMPARE_OUTPUT or (self.compare_output != COMPARE_OUTPUT[0] and self.tests):
+            allowed = f"must be {' or '.join(COMPARE_OUTPUT)}, and is for inputs with outputs"
+            yield "compare_output", self.compare_output, allowed, "Leave it out for tokens."

@@ -52,7 +52,7 @@ class Data(ABC):
 
     only_test: ClassVar[bool] = False  # whether there are no tasks to learn from
     gold_passes: ClassVar[bool] = False  # whether gold programs are known to pass, so that a run does not execute them
-    mend_gold: ClassVar[str] = "Mend the program or its tests, or give a signature in place of the program."
+    mend_gold: ClassVar[str] = "Mend the program or its tests, or leave it out (for a signature, if tests call it)."
     may_lack: ClassVar[Container[int]] = ()  # ids that may be annotated where the data lack them
 
     @abstractmethod
@@ -92,6 +92,10 @@ class Data(ABC):
                 if not isinstance(value, kind):
                     allowed = f"must be of type {kind.__name__}, and is {type(value).__name__}"
                     raise InputError(f"{place}: {name}", value, allowed, "Mend the method `read`.")
+            if bool(task.tests) == bool(task.inputs) or len(task.inputs) != len(task.outputs):
+                there = f"{len(task.tests)} tests, {len(task.inputs)} inputs and {len(task.outputs)} outputs"
+                allowed = f"must have tests, or inputs and as many outputs, and has {there}"
+                raise InputError(place, task.task_id, allowed, "Mend the method `read`.")
             if task.split not in SPLITS:
                 raise InputError(f"{place}: split", task.split, f"must be one of {', '.join(SPLITS)}", "Choose one.")
             if task.task_id in found:
@@ -123,7 +127,7 @@ class Data(ABC):
         if self.gold_passes:
             return
         golds = [task for task in tasks if task.code]
-        verdicts = sandbox.run([Job(task.code, task.tests, task.setup) for task in golds])
+        verdicts = sandbox.run([job_of(task.code, task) for task in golds])
         failed = {task.task_id: v for task, v in zip(golds, verdicts, strict=True) if not v.passed}
         if failed:
             places = self.places(key)
@@ -161,6 +165,22 @@ class Data(ABC):
     def specifications(self) -> Mapping[int, Any]:
         """Return what the tasks ask for, by id, as `feedback=scripted` needs it; empty where no script knows."""
         return {}
+
+
+def job_of(program: str, task: Task, unseen: bool = False, gold: str = "") -> Job:
+    """Return a program with what its task asks of it, for a sandbox.
+
+    Args:
+        program: A whole one.
+        task: The task.
+        unseen: Whether to leave out the tests or inputs that the prompt shows.
+        gold: See `ilf.sandbox.Job`.
+    """
+    first = task.shown if unseen else 0
+    if task.inputs:
+        given, expected = task.inputs[first:], task.outputs[first:]
+        return Job(program, gold=gold, inputs=given, outputs=expected, compare_output=task.compare_output)
+    return Job(program, task.tests[first:], task.setup, gold=gold)
 
 
 def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: set[int] | None = None) -> Splits:

@@ -21,7 +21,10 @@ class HubColumns:
 
     task_id: str | None = None  # whole numbers from 1; null: rows are numbered from 1 as they come
     text: str = "text"
-    test_list: str = "test_list"
+    test_list: str | None = "test_list"
+    inputs: str | None = None
+    outputs: str | None = None
+    compare_output: str | None = None
     code: str | None = "code"
     signature: str | None = None
     test_setup_code: str | None = None

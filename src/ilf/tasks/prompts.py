@@ -19,6 +19,8 @@ from ilf.types import Feedback, Refinement
 # A line that starts a statement in the first column, to which a form feed goes back (Python's tokenizer).
 _TOP_LEVEL = re.compile(r"(?<![^\r\n])(?:[ \t\f]*\f)?[^\s#]")
 _PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)
+# A line in the first column that no program has, but what a model may write after one: it begins another prompt.
+_ANOTHER = re.compile(r'^(?:"""|OLD CODE:|FEEDBACK:|REFINEMENT:|>>> .*|```.*)[ \t]*$', re.MULTILINE)
 _TRAILING_COMMENTS = re.compile(r"([\r\n]#[^\r\n]*|\s)+\Z")
 _INDENT = re.compile(r"[ \t\f]*")
 
@@ -125,6 +127,18 @@ def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "pape
     return f'"""\n{text}\n\n>>> Example: {example}\n"""\n\n{head}\n'
 
 
+def script_prompt(text: str, given: str, expected: str) -> str:
+    """Return the prompt of a task whose programs read and write: its description, and the first input and output.
+
+    The form is the paper's without a `def` line, as the program is written whole after the docstring, in which
+    backslashes, triple quotes and null characters are escaped where its value would not be what stands there.
+    """
+    example = [">>> Example input:", given.rstrip("\n"), ">>> Example output:", expected.rstrip("\n")]
+    lines = "\n".join([text, "", *example])
+    lines = lines if _docstring_value(lines) == f"\n{lines}\n" else _escaped(lines)
+    return f'"""\n{lines}\n"""\n\n'
+
+
 def _docstring_value(lines: str) -> object:
     """Return what Python reads where `lines` stand between triple quotes, None where it can't."""
     try:
@@ -172,9 +186,37 @@ def function_end(completion: str) -> int | None:
     return None
 
 
-def cut(completion: str) -> str:
-    """Return `completion` up to the end of the function's body, without trailing blanks and top-level comments."""
-    body = completion[: function_end(completion)]
+def script_end(completion: str) -> int | None:
+    """Return the offset in `completion` at which another prompt begins, None while the program may go on.
+
+    A whole program has no end of its own. What comes after it, where a model writes on, looks like prompts or Markdown:
+    a line of three quotes, of a heading of the refine prompt or of a fence, outside brackets and strings.
+    """
+    for match in _ANOTHER.finditer(completion):
+        before = completion[: match.start()]
+        if before.strip() and not _is_open(before):
+            return match.start()
+    return None
+
+
+def ended(completion: str, script: bool = False) -> bool:
+    """Return whether a completion has gone past the end of its program (see `cut`), asked after each of its tokens."""
+    start = completion.rfind("\n") + 1
+    if script:  # the newest line may still become another
+        return script_end(completion[:start]) is not None
+    last = completion[start:]
+    # A function can only have ended where the newest line starts a statement in the first column.
+    return bool(last) and not last[0].isspace() and last[0] != "#" and function_end(completion) is not None
+
+
+def cut(completion: str, script: bool = False) -> str:
+    """Return `completion` up to the end of the program, without trailing blanks and top-level comments.
+
+    Args:
+        completion: What a model wrote after a task's prompt.
+        script: Whether it is a whole program, which ends where another prompt begins, rather than a function's body.
+    """
+    body = completion[: script_end(completion) if script else function_end(completion)]
     return body if _is_open(body) else _TRAILING_COMMENTS.sub("", body)
 
 
@@ -202,10 +244,17 @@ def completion_of(prompt: str, program: str, name: str) -> str:
     Everything after the entry point's `def` line is kept as it stands, without a docstring that stands in the prompt
     already, as HumanEval's does. Imports above it that the prompt lacks become the first lines of the body.
 
+    Args:
+        prompt: The task's.
+        program: A whole one.
+        name: Of the entry point; empty where programs read and write, which stand after the prompt as they are.
+
     Raises:
         ValueError: `program` does not parse, does not define `name`, or needs code above the entry point, other than
-            imports, that the prompt does not have.
+            imports, that the prompt does not have; or it holds a line that sampling would end at.
     """
+    if not name:
+        return _script_after(prompt, program)
     node = _definition(program, name)
     if program.startswith(prompt) and node.lineno <= prompt.count("\n"):  # it goes on from the prompt
         return _TRAILING_COMMENTS.sub("", program[len(prompt) :])
@@ -222,6 +271,15 @@ def completion_of(prompt: str, program: str, name: str) -> str:
     if other := [n for n in missing if not isinstance(n, ast.Import | ast.ImportFrom)]:
         raise ValueError(f"line {other[0].lineno} of the program, above {name!r}, is not in the prompt")
     return "".join(f"{indent}{ast.unparse(n)}\n" for n in missing) + _TRAILING_COMMENTS.sub("", body)
+
+
+def _script_after(prompt: str, program: str) -> str:
+    ast.parse(program)
+    text = program.removeprefix(prompt).strip("\n")
+    if (end := script_end(text)) is not None:
+        line = text[end:].partition("\n")[0]
+        raise ValueError(f"a program ends before {line!r} where it is sampled, as another prompt may begin so")
+    return _TRAILING_COMMENTS.sub("", text)
 
 
 def refine_prompt(feedback: Feedback, task_prompt: str, old_code: str | None = None) -> str:

@@ -12,7 +12,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ilf.tasks.prompts import entry_point, normalise_newlines, task_prompt
+from ilf.files import whole
+from ilf.sandbox.jobs import COMPARE_OUTPUT
+from ilf.tasks.prompts import entry_point, normalise_newlines, script_prompt, task_prompt
 from ilf.types import InputError, Task
 
 log = logging.getLogger(__name__)
@@ -197,6 +199,39 @@ def task_of(where: str, row: dict[str, Any], split: str, prompt_style: str, stub
         ) from None
     setup = normalise_newlines(row["test_setup_code"])
     return Task(row["task_id"], split, text, code, name, tests, setup, prompt)
+
+
+def script_of(where: str, row: dict[str, Any], split: str) -> Task:
+    """Return the task of a row whose programs read and write.
+
+    Args:
+        where: The row's place, for errors.
+        row: Its columns; `inputs` and `outputs` are lists.
+        split: Where the task belongs.
+
+    Raises:
+        InputError: Inputs and outputs are no texts or not as many, or the program does not parse.
+    """
+
+    def wrong(column: str, allowed: str) -> InputError:
+        return InputError(f"{where}: {column}", row[column], allowed, "Mend the row.")
+
+    for name in ("inputs", "outputs"):
+        if not row[name] or not all(isinstance(text, str) and text == whole(text) for text in row[name]):
+            raise wrong(name, "must be a list of one or more texts: inputs what is read, outputs what is to be written")
+    if len(row["inputs"]) != len(row["outputs"]):
+        raise wrong("outputs", f"must be as many as inputs, {len(row['inputs'])}, and are {len(row['outputs'])}")
+    how = row["compare_output"] or COMPARE_OUTPUT[0]
+    if how not in COMPARE_OUTPUT:
+        raise wrong("compare_output", f"must be {' or '.join(COMPARE_OUTPUT)}, or left out for {COMPARE_OUTPUT[0]}")
+    text, code = normalise_newlines(row["text"]), normalise_newlines(row["code"])
+    try:
+        ast.parse(code)
+    except (ValueError, SyntaxError) as error:
+        raise wrong("code", f"must parse ({error})") from None
+    given, expected = (tuple(map(normalise_newlines, row[name])) for name in ("inputs", "outputs"))
+    prompt = script_prompt(text, given[0], expected[0])
+    return Task(row["task_id"], split, text, code, "", (), "", prompt, 1, given, expected, how)
 
 
 def _is_assert(test: Any) -> bool:

@@ -12,12 +12,14 @@ from typing import Any
 from ilf.files import whole
 from ilf.tasks.data import SPLITS, Data, Share
 from ilf.tasks.prompts import normalise_newlines
-from ilf.tasks.rows import Columns, Row, check_row, check_rows, task_of, tasks_from
+from ilf.tasks.rows import Columns, Row, check_row, check_rows, script_of, task_of, tasks_from
 from ilf.types import InputError, Task
 
-COLUMNS = {"task_id": int, "text": str, "test_list": list}
+COLUMNS = {"task_id": int, "text": str}
+TESTS = ("test_list",)  # a list of asserts, or
+SCRIPT = ("inputs", "outputs", "compare_output")  # lists of texts that programs read and write, and how they compare
 OPTIONAL = {"code": "", "signature": "", "test_setup_code": "", "split": ""}  # texts, with what stands for none
-FILE = Columns(COLUMNS, tuple(OPTIONAL), unread=("challenge_test_list",))  # the last is in rows of MBPP
+FILE = Columns(COLUMNS, (*TESTS, *SCRIPT, *OPTIONAL), unread=("challenge_test_list",))  # the last is in rows of MBPP
 _BODY = "\n    pass"
 
 
@@ -48,7 +50,8 @@ class Table(Data):
         """Yield the place, for errors, and the columns of each task.
 
         Columns are `task_id` (from 1), `text`, `test_list` (assert statements), `code` (the gold program) or
-        `signature`, and maybe `test_setup_code` and `split`.
+        `signature`, and maybe `test_setup_code` and `split`. Of a task whose programs read and write: in place of
+        `test_list` `inputs` and `outputs`, maybe with `compare_output`, and maybe `code`.
 
         Args:
             key: The setting's group, for errors: "data" or "transfer".
@@ -84,9 +87,13 @@ class Table(Data):
 
         def task(where: str, row: dict[str, Any]) -> Task:
             split, stub = row["split"] or drawn[row["task_id"]], row["signature"] + _BODY if row["signature"] else None
+            if not row["test_list"]:
+                return script_of(where, row, split)
             return task_of(where, row, split, self.prompt, stub)
 
-        tasks, sha256 = tasks_from(rows, [*COLUMNS, *OPTIONAL], self.sha256, task, key)
+        # Files without any script hash to what they always did.
+        more = SCRIPT if any(row["inputs"] for _, row in rows) else ()
+        tasks, sha256 = tasks_from(rows, [*COLUMNS, *TESTS, *more, *OPTIONAL], self.sha256, task, key)
         if drawn and "test" not in drawn.values():
             allowed = f"gives none of the {len(tasks)} tasks of {value} to Test, on which figures are reported"
             raise InputError(f"{key}.split", asdict(self.split), allowed, f"Raise {key}.split.test, or add tasks.")
@@ -108,10 +115,14 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
         return InputError(f"{where}: {column}", row.get(column, "(missing)"), allowed, "Mend the row.")
 
     found = {name: row[name] for name in COLUMNS}
-    for name, default in OPTIONAL.items():
+    for name, default in (OPTIONAL | {"compare_output": ""}).items():
         found[name] = default if row.get(name) is None else row[name]
         if not isinstance(found[name], str):
             raise wrong(name, "must be a text, or left out")
+    for name in ("test_list", "inputs", "outputs"):
+        found[name] = [] if row.get(name) is None else row[name]
+        if not isinstance(found[name], list):
+            raise wrong(name, "must be a list, or left out")
     for name, value in found.items():
         if isinstance(value, str) and value != whole(value):
             raise wrong(name, "must be text, and half of a surrogate pair in it is none")
@@ -121,8 +132,15 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
         raise wrong("text", "must say in words what the program is to do")
     if found["split"] not in ("", *SPLITS):
         raise wrong("split", f"must be one of {', '.join(SPLITS)}")
+    script = [name for name in SCRIPT if found[name]]
+    if script and found["test_list"]:
+        raise wrong(script[0], "has no place beside test_list: a program is called by tests, or reads inputs")
+    if script and (other := [name for name in ("signature", "test_setup_code") if found[name].strip()]):
+        raise wrong(other[0], "is for tasks with a test_list, and this one has inputs and outputs")
+    if not script and not found["test_list"]:
+        raise wrong("test_list", "must be a list of one or more assert statements, or inputs and outputs in its place")
     both = [name for name in ("code", "signature") if found[name].strip()]
-    if not both:
+    if not both and not script:
         raise wrong("code", "each task needs its gold program or, where nobody has one, a signature")
     if len(both) == 2:
         raise wrong("signature", "is for tasks without a gold program, and this one has its own in the column code")

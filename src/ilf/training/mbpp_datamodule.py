@@ -38,7 +38,15 @@ def plan_draws(tasks: Iterable[tuple[Task, str]], stage: str, n: int, seed: int)
         seed: The run's seed.
     """
     return [
-        Draw(task.task_id, task.split, i, derive_seed(seed, stage, task.task_id, i), prompt, task.prompt)
+        Draw(
+            task_id=task.task_id,
+            split=task.split,
+            sample=i,
+            seed=derive_seed(seed, stage, task.task_id, i),
+            prompt=prompt,
+            task_prompt=task.prompt,
+            script=bool(task.inputs),
+        )
         for task, prompt in tasks
         for i in range(n)
     ]

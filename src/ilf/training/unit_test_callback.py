@@ -101,7 +101,7 @@ class UnitTestCallback(pl.Callback):
 
     def _keep(self) -> None:
         # A plan that is drawn again whole may hold programs that are kept, perhaps with their verdicts: these stay.
-        rows = [{k: v for k, v in row.items() if k != "task_prompt"} for row in self._fresh]
+        rows = [{k: v for k, v in row.items() if k not in ("task_prompt", "script")} for row in self._fresh]
         rows = [row for row in rows if (row["task_id"], row["sample"]) not in self._samples]
         if self.folder is not None:
             self._file("samples").append(rows)

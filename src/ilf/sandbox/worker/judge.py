@@ -59,6 +59,66 @@ class Judge:
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         return case.close()
 
+    def start(self, job: dict[str, Any], *streams: int) -> Channel:
+        """Have the zygote fork a process for a program, and return the channel to it.
+
+        Args:
+            job: See `judge`.
+            *streams: Descriptors of a script's standard input and output.
+
+        Raises:
+            EOFError: If the zygote has died.
+        """
+        ours, theirs = socket.socketpair()
+        channel = Channel(ours, job["wall_limit"], self.folder, self.disk, self.trust)
+        with theirs:
+            try:
+                seconds = max(1, math.ceil(job["time_limit"]))
+                socket.send_fds(self.control, [START.pack(seconds)], [theirs.fileno(), *streams])
+            except OSError:
+                raise EOFError from None
+        return channel
+
+    def stop(self, channel: Channel) -> tuple[int, float, bool]:
+        """End the program's process; return its exit status, processor seconds, and whether its folder is empty again.
+
+        Raises:
+            EOFError: If the zygote has died.
+        """
+        channel.close()
+        try:
+            self.control.sendall(b"e")
+            status, seconds, clean = ENDED.unpack(plain.exactly(self.control.fileno(), ENDED.size))
+        except OSError:
+            raise EOFError from None
+        return status, seconds, clean
+
+
+def answer(verdict: str, detail: str, tests: list[bool], seconds: float, last: bool) -> dict[str, Any]:
+    """Return the verdict on a job as the worker answers it."""
+    detail = detail.encode("utf-8", "backslashreplace").decode()  # a program may raise half of a surrogate pair
+    return {"verdict": verdict, "detail": detail[:_DETAIL], "tests": tests, "seconds": round(seconds, 4), "last": last}
+
+
+def early(end: str, job: dict[str, Any], status: int, seconds: float) -> tuple[str, str]:
+    """Return verdict and detail for a program whose process gave no more answers.
+
+    Args:
+        end: Why, see `Ended`.
+        job: See `Judge.judge`.
+        status: Of its exit.
+        seconds: Of processor time that it used.
+    """
+    if end == "garbage":
+        return "failed", "answered with what is not plain data"
+    if end == "disk":
+        return "disk", "filled its folder"
+    if end == "time":
+        return "timed_out", f"no end after {job['wall_limit']:g} s, {seconds:.1f} s of processor time"
+    if status == -signal.SIGXCPU or seconds >= job["time_limit"]:
+        return "timed_out", f"no end after {seconds:.1f} s of processor time"
+    return "crashed", f"ended early with {f'signal {-status}' if status < 0 else f'exit status {status}'}"
+
 
 class _Case:
     """One program with its tests."""
@@ -68,14 +128,7 @@ class _Case:
         self._outcomes: list[Outcome] = []  # of each test so far
         self._before: Outcome = None  # of the program itself
         self.end = ""  # why no more answers came
-        ours, theirs = socket.socketpair()
-        self._channel = Channel(ours, job["wall_limit"], judge.folder, judge.disk, judge.trust)
-        with theirs:
-            try:
-                seconds = max(1, math.ceil(job["time_limit"]))
-                socket.send_fds(judge.control, [START.pack(seconds)], [theirs.fileno()])
-            except OSError:
-                raise EOFError from None
+        self._channel = judge.start(job)
 
     def run(self) -> None:
         """Run the program and each test.
@@ -114,18 +167,10 @@ class _Case:
         Raises:
             EOFError: If the zygote has died.
         """
-        self._channel.close()
-        try:
-            self._judge.control.sendall(b"e")
-            status, seconds, clean = ENDED.unpack(plain.exactly(self._judge.control.fileno(), ENDED.size))
-        except OSError:
-            raise EOFError from None
+        status, seconds, clean = self._judge.stop(self._channel)
         tests = [outcome is None for outcome in self._outcomes]
         tests += [False] * (len(self._job["tests"]) - len(tests))
-        verdict, detail = self._verdict(status, seconds)
-        detail = detail.encode("utf-8", "backslashreplace").decode()  # a program may raise half of a surrogate pair
-        answer = {"verdict": verdict, "detail": detail[:_DETAIL], "tests": tests, "seconds": round(seconds, 4)}
-        return answer | {"last": not clean}
+        return answer(*self._verdict(status, seconds), tests, seconds, not clean)
 
     def _verdict(self, status: int, seconds: float) -> tuple[str, str]:
         if self._before:
@@ -134,15 +179,7 @@ class _Case:
             wrong = [outcome for outcome in self._outcomes if outcome]
             wrong.sort(key=lambda outcome: outcome[0] == "unsupported_test")
             return wrong[0] if wrong else ("passed", "")
-        if self.end == "garbage":
-            return "failed", "answered with what is not plain data"
-        if self.end == "disk":
-            return "disk", "filled its folder"
-        if self.end == "time":
-            return "timed_out", f"no end after {self._job['wall_limit']:g} s, {seconds:.1f} s of processor time"
-        if status == -signal.SIGXCPU or seconds >= self._job["time_limit"]:
-            return "timed_out", f"no end after {seconds:.1f} s of processor time"
-        return "crashed", f"ended early with {f'signal {-status}' if status < 0 else f'exit status {status}'}"
+        return early(self.end, self._job, status, seconds)
 
     def _compared(self, kind: str, content: Any, expected: Any) -> Outcome:
         if kind == "error":

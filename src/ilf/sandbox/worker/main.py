@@ -34,7 +34,8 @@ def main(settings: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # tests may print
     _write(answers, report)
-    from .judge import MEMORY, Judge  # what it needs, no fork pays for
+    from . import outputs  # what they need, no fork pays for
+    from .judge import MEMORY, Judge
 
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -42,7 +43,8 @@ def main(settings: dict[str, Any]) -> None:
     judge = Judge(control, settings["approximately"], settings["trust"], folder, settings["disk"])
     try:
         while line := sys.stdin.buffer.readline():
-            _write(answers, judge.judge(json.loads(line)))
+            job = json.loads(line)
+            _write(answers, outputs.judge(judge, job) if "inputs" in job else judge.judge(job))
     except EOFError:
         sys.exit("the zygote ended")
     finally:

@@ -180,10 +180,7 @@ class _Server:
 
         To a judge that has more to ask also its arguments, itself, and what it printed.
         """
-        report = "".join(traceback.format_exception_only(type(error), error)).strip().split("\n")[-1]
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == PROGRAM]
-        line = lines[-1] if lines else getattr(error, "lineno", None)
-        found = [report[:_DETAIL], line, self._limit(error)]
+        found = described(error, self._full)
         if shared:
             try:
                 self._send(["error", *self._answered(error), found, self._told()])
@@ -192,19 +189,33 @@ class _Server:
                 pass
         self._send(["error", found])
 
-    def _limit(self, error: BaseException) -> str | None:
-        """Return the verdict for an exception that one of our limits caused, None for any other."""
-        if isinstance(error, MemoryError):
-            return "memory"
-        if isinstance(error, plain.TooLong):
-            return "output"
-        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-            return "processes"
-        if not isinstance(error, OSError) or error.errno is None:
-            return None
-        if error.errno == errno.EFBIG:
-            return "output" if os.fstat(1).st_size >= self._full else "disk"
-        return {errno.ENOSPC: "disk", errno.EAGAIN: "processes", errno.ENOMEM: "memory"}.get(error.errno)
+
+def described(error: BaseException, full: int) -> list[Any]:
+    """Return the last line of an exception's report, its line of the program, and the limit that it names.
+
+    Args:
+        error: The exception.
+        full: Bytes of output at which an EFBIG is about the output rather than another file.
+    """
+    report = "".join(traceback.format_exception_only(type(error), error)).strip().split("\n")[-1]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == PROGRAM]
+    line = lines[-1] if lines else getattr(error, "lineno", None)
+    return [report[:_DETAIL], line, _limit(error, full)]
+
+
+def _limit(error: BaseException, full: int) -> str | None:
+    """Return the verdict for an exception that one of our limits caused, None for any other."""
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, plain.TooLong):
+        return "output"
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "processes"
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.errno == errno.EFBIG:
+        return "output" if os.fstat(1).st_size >= full else "disk"
+    return {errno.ENOSPC: "disk", errno.EAGAIN: "processes", errno.ENOMEM: "memory"}.get(error.errno)
 
 
 def _awaited(value: Any) -> Any:

@@ -16,9 +16,10 @@ import socket
 import struct
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
-from . import plain, program, seccomp
+from . import plain, program, script, seccomp
 from .isolation import Isolation, die_with_parent, empty
 
 START = struct.Struct("<I")  # seconds of processor time
@@ -94,15 +95,16 @@ def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any
     # In a namespace of its own a program finds nobody else to signal.
     prepared = seccomp.for_program(None) if alone and "seccomp" in isolation.entered else None
     while True:
-        request, channel = _receive(control)
+        request, given = _receive(control)
         if not request:
             return
         child = os.fork()
         if child == 0:
             if "seccomp" in isolation.entered:
                 (prepared or seccomp.for_program(os.getpid())).install()
-            _become_program(channel, START.unpack(request)[0], alone, settings["output"])
-        os.close(channel)
+            _become_program(given, START.unpack(request)[0], alone, settings["output"])
+        for descriptor in given:
+            os.close(descriptor)
         control.recv(1)  # the judge is done with it, or has died
         status, seconds = _end(child, alone)
         clean = empty(".")
@@ -161,22 +163,25 @@ def _look_ordinary() -> None:
     gc.freeze()  # a collection in a program must not copy our pages
 
 
-def _receive(control: socket.socket) -> tuple[bytes, int]:
-    """Return a request and the descriptor that came with it."""
+def _receive(control: socket.socket) -> tuple[bytes, Sequence[int]]:
+    """Return a request and the descriptors that came with it: a channel, and a script's standard input and output."""
     request, extra, _, _ = control.recvmsg(START.size, _SPACE)
-    return request, array.array("i", extra[0][2])[0] if extra else -1
+    return request, array.array("i", extra[0][2] if extra else b"")
 
 
-_SPACE = socket.CMSG_SPACE(array.array("i").itemsize)
+_SPACE = socket.CMSG_SPACE(3 * array.array("i").itemsize)
 
 
-def _become_program(channel: int, seconds: int, alone: bool, full: int) -> None:
+def _become_program(given: Sequence[int], seconds: int, alone: bool, full: int) -> None:
     try:
         if not alone:
             os.setsid()
             die_with_parent()
         os.close(_CONTROL)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        channel, *streams = given
+        if streams:
+            script.run(channel, full, *streams)
         program.run(channel, full)
     finally:
         os._exit(0)
