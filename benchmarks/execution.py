@@ -8,17 +8,20 @@ peer has the same workers and time limit. A bare warm fork is the least that a p
 costs: no isolation, no limit but time, and tests in the program's process. sandlock confines processes, but does not
 judge: tests are in the program's process, too. It is timed twice: with an interpreter started for each program, as its
 documentation has it, and with clones, each a fork of a warm one; of these many run at once, and all share one sandbox.
-Endless loops are timed apart. The last line is one JSON object.
+Endless loops are timed apart. Beside programs a second stands what a program costs in processor time, all processes
+together: what else runs on the machine changes it less. The last line is one JSON object.
 """
 
 import argparse
 import ast
 import contextlib
+import ctypes
 import importlib.util
 import io
 import json
 import mmap
 import os
+import resource
 import select
 import signal
 import statistics
@@ -190,6 +193,7 @@ NEEDS = {
     "sandlock": ("sandlock", "pip install sandlock==0.9.0"),
     "sandlock_clones": ("sandlock", "pip install sandlock==0.9.0"),
 }
+_PR_SET_CHILD_SUBREAPER = 36
 PEERS: dict[str, Callable[[list[Job], int, float], list[bool]]] = {
     "ours": ours,
     "bare_fork": bare_fork,
@@ -201,13 +205,20 @@ PEERS: dict[str, Callable[[list[Job], int, float], list[bool]]] = {
 
 
 def timed(name: str, jobs: list[Job], workers: int, limit: float) -> dict[str, float]:
-    """Run one peer in a process of its own and return its seconds and how many programs passed."""
+    """Run one peer in a process of its own; return its seconds, those of processors, and how many programs passed."""
     reader, writer = os.pipe()
     if os.fork() == 0:
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a peer leaves behind is ours, and counts
         started = time.monotonic()
         passed = sum(PEERS[name](jobs, workers, limit))
         seconds = time.monotonic() - started
-        os.write(writer, json.dumps({"seconds": seconds, "passed": passed}).encode())
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < started + seconds + 10:
+                if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                    time.sleep(0.01)
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        processor = sum(one.ru_utime + one.ru_stime for one in used)
+        os.write(writer, json.dumps({"seconds": seconds, "processor": processor, "passed": passed}).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
@@ -217,23 +228,34 @@ def timed(name: str, jobs: list[Job], workers: int, limit: float) -> dict[str, f
 
 
 def compared(peers: list[str], jobs: list[Job], args: argparse.Namespace) -> dict[str, object]:
-    """Time the peers in turns; return programs a second (medians over the rounds) and our ratio to each."""
+    """Time the peers in turns; return programs a second, milliseconds a program (medians) and our ratio to each."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
     for i in range(args.rounds):
         for name in peers:
             rounds[name].append(timed(name, jobs, args.workers, args.limit))
             found = rounds[name][-1]
             speed = len(jobs) / found["seconds"]
-            print(f"round {i + 1}: {name:15} {speed:7.1f} programs/s, {found['passed']:.0f} passed", flush=True)
+            spent = 1000 * found["processor"] / len(jobs)
+            print(
+                f"round {i + 1}: {name:15} {speed:7.1f} programs/s, {spent:6.2f} ms each, {found['passed']:.0f} passed",
+                flush=True,
+            )
     speeds = {name: [len(jobs) / one["seconds"] for one in found] for name, found in rounds.items()}
-    median = {name: statistics.median(found) for name, found in speeds.items()}
+    spent_by = {name: [1000 * one["processor"] / len(jobs) for one in found] for name, found in rounds.items()}
     # Round by round, as the machine's speed changes from one to the next.
     over = {name: [a / b for a, b in zip(speeds["ours"], found, strict=True)] for name, found in speeds.items()}
+    less = {name: [b / a for a, b in zip(spent_by["ours"], found, strict=True)] for name, found in spent_by.items()}
     return {
-        "programs_per_second": {name: round(value, 1) for name, value in median.items()},
-        "ours_over": {name: round(statistics.median(found), 2) for name, found in over.items() if name != "ours"},
+        "programs_per_second": _medians(speeds, 1),
+        "ours_over": _medians(over, 2),
+        "processor_ms_a_program": _medians(spent_by, 2),
+        "ours_over_in_processor_time": _medians(less, 2),
         "passed": {name: found[0]["passed"] for name, found in rounds.items()},
     }
+
+
+def _medians(found: dict[str, list[float]], digits: int) -> dict[str, float]:
+    return {name: round(statistics.median(values), digits) for name, values in found.items()}
 
 
 def main() -> None:
