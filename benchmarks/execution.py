@@ -243,8 +243,9 @@ def compared(peers: list[str], jobs: list[Job], args: argparse.Namespace) -> dic
     speeds = {name: [len(jobs) / one["seconds"] for one in found] for name, found in rounds.items()}
     spent_by = {name: [1000 * one["processor"] / len(jobs) for one in found] for name, found in rounds.items()}
     # Round by round, as the machine's speed changes from one to the next.
-    over = {name: [a / b for a, b in zip(speeds["ours"], found, strict=True)] for name, found in speeds.items()}
-    less = {name: [b / a for a, b in zip(spent_by["ours"], found, strict=True)] for name, found in spent_by.items()}
+    others = [name for name in peers if name != "ours"]
+    over = {name: [a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)] for name in others}
+    less = {name: [b / a for a, b in zip(spent_by["ours"], spent_by[name], strict=True)] for name in others}
     return {
         "programs_per_second": _medians(speeds, 1),
         "ours_over": _medians(over, 2),
