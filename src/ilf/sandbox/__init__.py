@@ -12,6 +12,7 @@ once for each: `Job("print(int(input()) * 2)", inputs=("1", "2"), outputs=("2", 
     jobs.py       what is handed in: programs with tests, and limits
     executor.py   hands jobs to workers, and outlives whatever happens to them
     worker/       a judge, which holds the tests, and the programs, each a fork of a warm interpreter
+    rewards.py    verdicts as rewards, for TRL's trainers
     cluster.py    the same on the nodes of a Ray cluster, each with a sandbox of its own; the only file that needs Ray
     probe.py      tries to get out, and says what is open on this machine
 
@@ -51,5 +52,6 @@ on what is installed beside us nor on chance.
 from ilf.sandbox.executor import Sandbox
 from ilf.sandbox.jobs import Job, Limits
 from ilf.sandbox.probe import Isolation
+from ilf.sandbox.rewards import Reward, reward
 
-__all__ = ["Isolation", "Job", "Limits", "Sandbox"]
+__all__ = ["Isolation", "Job", "Limits", "Reward", "Sandbox", "reward"]

@@ -1,0 +1,275 @@
+"""Verdicts as rewards: by TRL's documented way to call them, and in TRL itself where it is installed."""
+
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import MINI, ROOT
+
+from ilf.sandbox import Job, Limits, Reward, Sandbox, reward
+from ilf.sandbox.rewards import answered, continued
+from ilf.tasks.mini import Mini
+from ilf.types import InputError
+
+PAGE = (ROOT / "docs" / "reward.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+GOOD, BAD = "def f(x):\n    return x\n", "def f(x):\n    return 1\n"
+TESTS = ["assert f(1) == 1", "assert f(2) == 2"]
+
+
+def fenced(code: str, language: str = "python") -> str:
+    return f"```{language}\n{code}```\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended():
+    yield
+    reward.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        GOOD,
+        fenced(GOOD),
+        fenced(GOOD, ""),
+        fenced(GOOD, "Python title=x"),
+        fenced(GOOD).replace("\n", "\r\n"),
+        f"At first: {fenced(BAD)}But better: {fenced(GOOD)}That is it.",
+        fenced(GOOD) + "Then it prints\n" + fenced("1 2 3\n", "") + fenced("pip install x\n", "bash"),
+        f"```python\n{GOOD}",  # cut off
+        f"1. As follows:\n   ```python\n   {GOOD.replace(chr(10), chr(10) + '   ')}```\n",
+        f"~~~~python\n{GOOD}s = '''\n~~~\n'''\n~~~~\n",
+        f"<think>Maybe\n{fenced(BAD)}</think>\n{fenced(GOOD)}",
+        f"Maybe\n{fenced(BAD)}</think>{GOOD}",
+    ],
+)
+def test_the_program_is_what_the_model_answers(answer):
+    chat = [{"role": "assistant", "content": answer}]
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    calls = [{"role": "assistant", "content": BAD}, {"role": "tool", "content": BAD}, *chat]
+    assert reward(completions=[answer, chat, parts, calls], tests=[TESTS] * 4) == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        BAD,
+        fenced(BAD),
+        f"{fenced(GOOD)}{fenced(BAD)}",
+        f"<think>\n{fenced(GOOD)}",  # cut off before it answered
+        f"{fenced(GOOD)}</think>I do not know.",
+        fenced(GOOD, "rust"),
+        "import os\nos._exit(0)",
+        "import sys\nsys.exit(0)",
+        "def f(x):\n    while True: pass",
+    ],
+)
+def test_nothing_else_is_rewarded(answer):
+    calls = [{"role": "assistant", "content": None, "tool_calls": []}]
+    one = Reward(Limits(time_limit=1, workers=1))
+    assert one(completions=[answer, [], calls], tests=[TESTS] * 3) == [0.0] * 3
+    one.close()
+
+
+def test_each_completion_has_its_own_row():
+    tests = [TESTS, ["assert f(1) == 1"], None, ["assert f(one) == 1"], ["import socket\nassert f(1) == 1"], TESTS]
+    setup = [None, None, None, "one = 1", None, "def f(x): return x"]
+    found = reward(completions=[BAD] * 6, tests=tests, setup_code=setup, level=[1] * 6, trainer_state=object())
+    assert found == [0.0, 1.0, None, 1.0, None, 1.0]
+    assert reward(completions=[BAD], tests=[None]) == [None]
+    assert reward(completions=[], tests=[]) == []
+
+
+def test_a_program_gains_nothing_by_being_hard_to_judge():
+    strict = Reward(Limits(workers=1), undecided=0.0)
+    equal = "class Same:\n    __eq__ = lambda *a: True\ndef f(x): return Same()"
+    assert reward(completions=[equal], tests=[TESTS])[0] in (0.0, None)
+    assert strict(completions=[equal, BAD, BAD], tests=[TESTS, ["import socket"], None]) == [0.0, 0.0, None]
+    strict.close()
+
+
+def test_a_share_of_the_tests():
+    share = Reward(Limits(workers=1), partial=True, name="share")
+    loops = "def f(x):\n    while x > 1: pass\n    return x"
+    assert share(completions=[GOOD, BAD, "", loops], tests=[TESTS] * 4, time_limit=[1] * 4) == [1.0, 0.5, 0.0, 0.5]
+    share.close()
+
+
+def test_trl_is_told_the_verdicts():
+    told = {}
+    found = reward(completions=[GOOD, BAD, ""], tests=[TESTS, TESTS, None], log_extra=told.__setitem__)
+    assert found == [1.0, 0.0, None]
+    assert told["reward_verdict"] == ["passed", "failed", None]
+    assert "the result is 1" in told["reward_detail"][1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({}, r"tests=None.*columns \['level'\].*[Rr]ename"),
+        ({"tests": "assert f(1) == 1"}, r"tests=.*must have 2 values"),
+        ({"tests": [TESTS]}, r"tests=.*must have 2 values"),
+        ({"tests": ["assert f(1) == 1"] * 2}, r"tests='assert.*list of statements"),
+        ({"tests": [[1], [2]]}, r"tests=\[1\].*list of statements"),
+        ({"tests": [3, 4]}, r"tests=3.*list of statements"),
+        ({"tests": [TESTS, []]}, r"tests=.*one test at least"),
+        ({"tests": [TESTS] * 2, "setup_code": [1, 2]}, r"setup_code=1.*text"),
+        ({"tests": [TESTS] * 2, "setup_code": ["x = 1"]}, r"setup_code=.*must have 2 values"),
+        ({"tests": [TESTS] * 2, "time_limit": [1, 0]}, r"time_limit=0.*3600"),
+        ({"tests": [TESTS] * 2, "time_limit": ["1", "1"]}, r"time_limit='1'.*3600"),
+        ({"tests": [TESTS] * 2, "prompts": ["a"]}, r"prompts=.*must have 2 values"),
+        ({"tests": [TESTS] * 2, "completions": [{"content": GOOD}, 3]}, r"completions=.*role and content"),
+    ],
+)
+def test_wrong_columns_are_named_before_anything_runs(columns, message):
+    one = Reward()
+    with pytest.raises(InputError, match=message):
+        one(**{"completions": [GOOD, BAD], "level": [1, 2], **columns})
+    assert not one._started
+
+
+def test_a_conversation_is_not_continued():
+    with pytest.raises(InputError, match=r"prompts=.*texts.*program=continued"):
+        Reward(program=continued)(completions=[GOOD], prompts=[[{"role": "user", "content": "f"}]], tests=[TESTS])
+    assert continued("def f(x):\n", "    return x\n") == GOOD and answered("def f(x):\n", GOOD) == GOOD
+
+
+def test_a_sandbox_is_kept_and_each_process_has_its_own():
+    one = Reward(Limits(workers=1))
+    assert one(completions=[GOOD], tests=[TESTS]) == [1.0]
+    (worker,) = one._started[os.getpid()][0]._workers
+    assert one(completions=[BAD], tests=[TESTS]) == [0.0]
+    assert one._started[os.getpid()][0]._workers == [worker]
+    reader, writer = os.pipe()
+    if os.fork() == 0:  # as some launchers start processes
+        try:
+            found = one(completions=[BAD, GOOD], tests=[TESTS] * 2)
+            os.write(writer, json.dumps([found, worker in one._started[os.getpid()][0]._workers]).encode())
+            one.close()
+        finally:
+            os._exit(0)
+    os.wait()
+    assert json.loads(os.read(reader, 100)) == [[0.0, 1.0], False]
+    assert one(completions=[GOOD, BAD + "#"], tests=[TESTS] * 2) == [1.0, 0.0]
+    assert one._started[os.getpid()][0]._workers == [worker]
+    again = pickle.loads(pickle.dumps(one))
+    assert (again.__name__, again._limits, again._started) == ("reward", one._limits, {})
+    one.close()
+
+
+def test_calls_from_several_threads():
+    one, programs = Reward(Limits(workers=2)), [f"def f(x):\n    return x + {i % 5 // 3}  # {i}" for i in range(60)]
+    start = threading.Barrier(3)
+
+    def call(part):
+        start.wait()
+        return [one(completions=programs[i : i + 2], tests=[TESTS] * 2) for i in range(20 * part, 20 * part + 20, 2)]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = [value for part in pool.map(call, range(3)) for pair in part for value in pair]
+    assert found == [float(i % 5 < 3) for i in range(60)]
+    one.close()
+
+
+def test_the_processors_are_shared_by_a_launch(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for processes, workers in (("4", 2), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        one = Reward()
+        assert one(completions=[GOOD], tests=[TESTS]) == [1.0]
+        assert one._started[os.getpid()][0].limits.workers == workers
+        one.close()
+
+
+def test_what_is_open_is_said_once(caplog):
+    one = Reward(Limits(isolation="off", workers=1))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert one(completions=[GOOD], tests=[TESTS]) == [1.0]
+    one.close()
+    (record,) = [record for record in caplog.records if record.name == "ilf.sandbox.rewards"]
+    assert "left open" in record.getMessage()
+
+
+# ---- the page, and TRL itself -----------------------------------------------------------------------------------
+
+
+def test_the_page_names_every_column():
+    from ilf.sandbox.rewards import _COLUMNS
+
+    assert re.findall(r"^\| `(\w+)` \|", PAGE, re.M) == list(_COLUMNS)
+
+
+def test_the_pages_options_run():
+    scope = {}
+    exec(BLOCKS[1], scope)
+    scope["reward"].close()
+
+
+def trl():
+    return pytest.importorskip("trl", reason="pip install -r requirements-extras.txt")
+
+
+def tiny(folder, **more):
+    """One step of two completions of mini, on a CPU."""
+    own = {"max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 48}
+    own |= {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1, **more}
+    return trl().GRPOConfig(str(folder), **own)
+
+
+@pytest.mark.slow
+def test_the_page_trains(tmp_path):
+    trl()
+    chat = shutil.copytree(MINI, tmp_path / "chat")
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    settings = json.loads((chat / "tokenizer_config.json").read_text())
+    (chat / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    code = BLOCKS[0].replace("Qwen/Qwen2.5-Coder-0.5B-Instruct", str(chat))
+    code = code.replace('GRPOConfig("outputs/grpo")', "tiny(folder)")
+    assert str(chat) in code and "tiny(" in code
+    scope = {"tiny": tiny, "folder": tmp_path / "out"}
+    exec(code, scope)
+    (first, *_) = scope["trainer"].state.log_history
+    assert 0 <= first["rewards/reward/mean"] <= 1
+
+
+@pytest.mark.slow
+def test_trl_rewards_what_the_sandbox_passes(tmp_path):
+    from datasets import Dataset
+
+    tasks = Mini().read("data")[0][:12]
+    rows = [{"prompt": t.prompt, "tests": list(t.tests), "setup_code": t.setup or None} for t in tasks]
+    rows[5]["tests"] = rows[7]["tests"] = None
+    seen, limits = [], Limits(time_limit=1)
+
+    class Noted(Reward):
+        def __call__(self, completions, prompts, tests, **columns):
+            found = super().__call__(completions, prompts=prompts, tests=tests, **columns)
+            seen.append((prompts, completions, tests, found))
+            return found
+
+    noted = Noted(limits, continued, name="passes")
+    args = tiny(tmp_path, max_steps=3, per_device_train_batch_size=16, shuffle_dataset=False, log_completions=False)
+    trainer = trl().GRPOTrainer(str(MINI), reward_funcs=noted, args=args, train_dataset=Dataset.from_list(rows))
+    trainer.train()
+    noted.close()
+    sandbox = Sandbox(limits)
+    steps = [step for step in trainer.state.log_history if "rewards/passes/mean" in step]
+    assert len(seen) == len(steps) == 3
+    for (prompts, completions, tests, found), step in zip(seen, steps, strict=True):
+        texts = [a + b for a, b in zip(prompts, completions, strict=True)]
+        jobs = [Job(text, tuple(one)) for text, one in zip(texts, tests, strict=True) if one]
+        passed = [verdict.passed for verdict in sandbox.run(jobs)]
+        assert [value for value in found if value is not None] == passed
+        assert step["rewards/passes/mean"] == pytest.approx(sum(passed) / len(passed))
+    assert any(value is None for _, _, _, found in seen for value in found)
+    assert any(value == 1.0 for _, _, _, found in seen for value in found)
+    sandbox.close()
