@@ -16,6 +16,8 @@ from . import library, plain
 from .paths import Path
 from .remote import Remote, Unsupported, error_type, like, number_of
 
+# By these numpy would be told where in our memory an array lies, or have the program do the comparing.
+_NUMPYS = ("__array", "__cuda_array", "__dlpack")
 _LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exception can name
 _PATIENCE = 0.05  # seconds until unread answers are read, and between looks at a folder that has no limit of its own
 
@@ -65,6 +67,8 @@ class Channel:
         """
         if self.over:
             raise Unsupported("asks when all is done")
+        if kind == "attribute" and arguments[1].startswith(_NUMPYS):
+            raise AttributeError(arguments[1])
         if kind == "equal":
             if not self._trust:
                 raise Unsupported(f"compares an object that has its own __eq__: {_types(*arguments)}")
@@ -74,10 +78,13 @@ class Channel:
             if not self._trust:
                 raise Unsupported(f"uses {kind} on an object of the program: {_types(*arguments)}")
         unused = self._shared.unused(sys.getrefcount)
-        changes = self._writer.changes()
-        packed = [unused, changes, [self._writer.pack(argument) for argument in arguments]]
         try:
-            self.send((kind, plain.as_text(packed)))
+            changes = self._writer.changes()
+            text = plain.as_text([unused, changes, [self._writer.pack(argument) for argument in arguments]])
+        except plain.TooLong as error:
+            raise Unsupported(f"gives the program {error}") from None
+        try:
+            self.send((kind, text))
             answer, content = self.receive()
         except Ended as end:
             self.ended = end
@@ -140,7 +147,7 @@ class Channel:
         if not bases or not all(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
             raise plain.NotPlain("a type of exceptions that is derived from none")
         module, _, last = name.rpartition(".")
-        ours = getattr(sys.modules.get(module), last, None) if module.partition(".")[0] in sys.stdlib_module_names else None
+        ours = getattr(sys.modules.get(module), last, None) if library.has(module) else None
         if not isinstance(ours, type) or not issubclass(ours, BaseException):
             ours = error_type(self.ask, number, last, bases)
         self._error_types[number] = ours

@@ -40,10 +40,11 @@ class Isolation:
     Args:
         wanted: Whether to enter any.
         disk: Bytes that a program may have in its folder.
+        files: Files and folders that programs may read besides the interpreter's libraries.
     """
 
-    def __init__(self, wanted: bool, disk: int) -> None:
-        self._disk = disk
+    def __init__(self, wanted: bool, disk: int, files: Sequence[str] = ()) -> None:
+        self._disk, self._files = disk, files
         self._wanted = wanted and sys.platform == "linux"
         self.entered: list[str] = []  # names of mechanisms
         self.refused: dict[str, str] = {}  # name: reason
@@ -115,7 +116,7 @@ class Isolation:
     def _new_root(self) -> None:
         """Make a root of the interpreter's libraries, read-only, a few devices and an empty folder, and enter it."""
         os.umask(0o022)  # whoever programs run as must be able to pass
-        shown = _libraries()
+        shown = libraries(self._files)
         place = next(p for p in ("/tmp", "/mnt", "/run", "/srv", "/opt") if os.path.isdir(p) and not _holds(p, shown))
         folder = next(p for p in ("/tmp", "/var/tmp", "/program") if not _holds(p, shown))
         _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
@@ -166,7 +167,7 @@ class Isolation:
         rules = _system(_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
         read = _READ_FILE | _READ_FOLDER
         device = _READ_FILE | _WRITE_FILE | (_TRUNCATE & handled)
-        allowed = dict.fromkeys(_libraries(), read) | {"/dev/null": device, "/dev/zero": device}
+        allowed = dict.fromkeys(libraries(self._files), read) | {"/dev/null": device, "/dev/zero": device}
         allowed["/dev/urandom"] = _READ_FILE
         allowed[self.folder] = handled & ~1  # all but executing
         for path, rights in allowed.items():
@@ -222,11 +223,11 @@ def remove(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _libraries() -> list[str]:
-    """Return the folders, and links to folders, that the interpreter reads its libraries from."""
+def libraries(files: Sequence[str] = ()) -> list[str]:
+    """Return the folders, and links to folders, that the interpreter reads its libraries from, and other files."""
     found = [os.path.dirname(os.__file__), os.path.join(sys.base_prefix, "lib")]
     found += ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo"]
-    paths = dict.fromkeys(path for path in found if os.path.isdir(path))
+    paths = dict.fromkeys([*(path for path in found if os.path.isdir(path)), *files])
     return [p for p in paths if os.path.islink(p) or not any(q != p and p.startswith(q + "/") for q in paths)]
 
 

@@ -11,11 +11,11 @@ import socket
 import sys
 from typing import Any
 
-from . import plain, pytest_like
+from . import library, plain, pytest_like
 from .channel import Channel, Ended
 from .reading import MODULES, Block, Call, almost_equal, is_ours, prepare
 from .remote import Remote, Unsupported
-from .scope import Builtins, module, same
+from .scope import Builtins, module, packages_named, same
 from .zygote import ENDED, START
 
 MEMORY = 768 << 20  # bytes of address space that the judge may use, whatever it is made to unfold
@@ -151,6 +151,10 @@ class _Case:
             return content.limit or "failed", content.line
         try:
             equal = almost_equal(content, expected) if self._judge.approximately else content == expected
+            if type(equal).__module__.partition(".")[0] in library.packages:
+                equal = bool(equal)  # numpy's own; that of an array has none
+        except ValueError as error:
+            return "failed", f"ValueError: {error}"
         except Unsupported as error:
             return "unsupported_test", str(error)
         return None if equal is True else ("failed", f"the result is {_shown(content)}")
@@ -192,6 +196,7 @@ class _Case:
         found = {name: value for name, value in answer if name in names and not name.startswith("__")}
         own = [name for name in found if not is_ours(name)]
         scope: dict[str, Any] = {name: module(name) for name in names if name in MODULES}
+        scope |= packages_named(names)
         # A program may itself bear the name of one of ours: it is then what the tests call, and all that they call.
         taken = {
             name: value

@@ -10,7 +10,7 @@ import sys
 from typing import IO, Any
 
 from . import zygote
-from .isolation import remove
+from .isolation import libraries, remove
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -19,6 +19,7 @@ def main(settings: dict[str, Any]) -> None:
     Args:
         settings: approximately (numbers compare as in the paper's tests), trust (objects say what they equal), and those of `zygote.start`.
     """
+    more = _load(settings) if settings["packages"] else 0
     control = zygote.start(settings)  # before anything is read: what is forked knows no tests
     hello = b""
     while not hello.endswith(b"\n"):
@@ -36,8 +37,11 @@ def main(settings: dict[str, Any]) -> None:
     from .judge import MEMORY, Judge  # what it needs, no fork pays for
 
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY + more, MEMORY + more))
+    if settings["packages"]:
+        from . import packages
 
+        packages.guard(libraries(settings["packages"]["files"]))
     judge = Judge(control, settings["approximately"], settings["trust"], folder, settings["disk"])
     try:
         while line := sys.stdin.buffer.readline():
@@ -47,6 +51,21 @@ def main(settings: dict[str, Any]) -> None:
     finally:
         if folder:
             remove(folder)
+
+
+def _load(settings: dict[str, Any]) -> int:
+    """Import the packages that are allowed; return the bytes of address space that they take, of nobody's limit."""
+    from . import packages
+
+    try:
+        with zygote.without_hooks():
+            more = packages.load(**settings["packages"])
+    except ImportError as error:
+        print(json.dumps({"package": error.name, "reason": str(error)}), flush=True)
+        sys.exit(1)
+    settings["memory"] += more
+    settings["environment"] = packages.THREADS
+    return more
 
 
 def _write(answers: IO[bytes], message: object) -> None:

@@ -13,7 +13,7 @@ import unittest
 from collections.abc import Callable
 from typing import Any
 
-from . import pytest_like
+from . import library, pytest_like
 from .paths import Path
 from .remote import Like, Remote, Unsupported, number_of, refuse
 
@@ -26,6 +26,7 @@ struct textwrap threading time token traceback types typing unicodedata unicoded
 urllib.parse uuid warnings weakref zlib zoneinfo
 """
 PURE = frozenset(_PURE.split())
+_SHORT = {"np": "numpy", "pd": "pandas"}  # as everybody imports them
 _REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
 
 
@@ -121,9 +122,15 @@ def module(name: str) -> Any:
         if name not in _made:
             _made[name] = _INSTEAD[name]()
         return _made[name]
-    if name not in PURE:
+    if name not in PURE and name.partition(".")[0] not in library.packages:
         raise Unsupported(f"imports {name}")
     return importlib.import_module(name)
+
+
+def packages_named(names: list[str]) -> dict[str, Any]:
+    """Return those of the allowed packages that tests may name without importing them, by these names."""
+    full = {name: _SHORT.get(name, name) for name in names} if library.packages else {}
+    return {name: module(package) for name, package in full.items() if package in library.packages & set(sys.modules)}
 
 
 def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
@@ -133,7 +140,7 @@ def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = 
     if not fromlist:
         return module(name.partition(".")[0])
     for part in fromlist:
-        if f"{name}.{part}" in PURE and not hasattr(found, part):
+        if not hasattr(found, part) and (f"{name}.{part}" in PURE or name.partition(".")[0] in library.packages):
             importlib.import_module(f"{name}.{part}")
     return found
 
