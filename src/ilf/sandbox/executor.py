@@ -171,7 +171,7 @@ class _Worker:
     """A worker process, seen from here."""
 
     def __init__(self, limits: Limits) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "isolate": limits.isolation != "off",
             "memory": limits.memory_mb << 20,
             "output": limits.output_mb << 20,

@@ -43,6 +43,8 @@ def find(names: tuple[str, ...]) -> Packages:
     Raises:
         InputError: One is not installed in the environment that runs us, or its files can't be told.
     """
+    if isinstance(names, str):
+        raise InputError(_KEY, names, "must be a list of packages", f"Give [{names}].")
     owners = metadata.packages_distributions() if names else {}
     wanted: dict[str, _Installed] = {}  # by normalised name
     imported: list[str] = []

@@ -64,14 +64,14 @@ def put_together(kind: Any, shape: Any, data: Any) -> Any:
     return array.reshape(shape).copy()
 
 
-def apart(value: Any, kind: type) -> tuple[str, Any] | None:
+def apart(value: Any, kind: Any) -> tuple[str, Any] | None:
     """Return a tag and the parts of a single number, text or time of numpy, or of a type of these; else None."""
     if kind.__module__ == "numpy" and issubclass(kind, np.generic):
         array = np.asarray(value)
         return ("numpy.generic", taken(array)) if crosses(array) and array.dtype.type is kind else None
     if issubclass(kind, np.dtype):
         return ("numpy.dtype", [value.str]) if _TYPE.fullmatch(value.str) else None
-    if kind is type and issubclass(value, np.generic | np.ndarray) and getattr(np, value.__name__, None) is value:
+    if kind is type and issubclass(value, np.generic | np.ndarray) and vars(np).get(value.__name__) is value:
         return "numpy.type", [value.__name__]
     return None
 
@@ -84,11 +84,10 @@ def made(tag: str, parts: Any) -> Any:
     """
     if tag == "numpy.generic":
         return put_together(*parts)[()]
-    (name,) = parts if tag in ("numpy.dtype", "numpy.type") else (None,)
-    if tag == "numpy.dtype" and _TYPE.fullmatch(name):
-        return np.dtype(name)
-    if tag == "numpy.type" and issubclass(vars(np)[name], np.generic | np.ndarray):
-        return vars(np)[name]
+    if tag == "numpy.dtype" and _TYPE.fullmatch(*parts):
+        return np.dtype(*parts)
+    if tag == "numpy.type" and issubclass(vars(np)[parts[0]], np.generic | np.ndarray):
+        return vars(np)[parts[0]]
     return None
 
 
@@ -108,4 +107,5 @@ def _look_at_size(array: Any) -> None:
 
 def _seen(array: Any) -> bytes:
     _look_at_size(array)
-    return repr((array.dtype.str, array.shape)).encode() + array.tobytes()
+    data: bytes = array.tobytes()
+    return repr((array.dtype.str, array.shape)).encode() + data

@@ -1,7 +1,7 @@
 """pandas's values as plain data: tables, columns, indexes, times and what is missing.
 
-A column crosses as the bytes of its numbers and times, or as a list of other values. What has anything else in it, or is
-of a derived type, stays where it is.
+A column crosses as the bytes of its numbers and times, or as a list of other values. What has anything else in it, or
+is of a derived type, stays where it is.
 """
 
 import datetime
@@ -95,7 +95,7 @@ def _column(array: Any) -> tuple[Any, ...]:
     if kind is pd.Categorical:
         return "category", arrays.taken(np.asarray(array.codes)), _index(array.categories), bool(array.ordered)
     if kind is pd.arrays.PeriodArray:
-        return "period", arrays.taken(np.asarray(array.asi8)), dtype.freq.freqstr
+        return "period", arrays.taken(np.asarray(array.asi8)), array.freqstr
     if kind is pd.arrays.IntervalArray:
         return "interval", _index(array.left), _index(array.right), array.closed
     if isinstance(dtype, pd.DatetimeTZDtype):
@@ -206,7 +206,11 @@ def _of(value: Any, *kinds: Any) -> Any:
 _SINGLE: dict[Any, tuple[str, Callable[[Any], Any], Callable[..., Any]]] = {
     pd.Timestamp: ("Timestamp", lambda v: (v.asm8, _zone(v.tzinfo)), lambda time, zone: _timestamp(time, zone)),
     pd.Timedelta: ("Timedelta", lambda v: (v.asm8,), lambda time: pd.Timedelta(_of(time, np.timedelta64))),
-    pd.Period: ("Period", lambda v: (v.ordinal, v.freqstr), lambda n, f: pd.Period(ordinal=_of(n, int), freq=_of(f, str))),
+    pd.Period: (
+        "Period",
+        lambda v: (v.ordinal, v.freqstr),
+        lambda n, f: pd.Period(ordinal=_of(n, int), freq=_of(f, str)),
+    ),
     pd.Interval: (
         "Interval",
         lambda v: (_item(v.left), _item(v.right), v.closed),
