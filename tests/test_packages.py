@@ -217,6 +217,7 @@ def test_honest_programs_pass(numpy_only, program, test):
         ("def f(): return np.broadcast_to(np.int8(1), 10**9)", "assert f().all()", "output"),
         ("def f(x): return 1", "assert f(np.zeros(10**7)) == 1", "unsupported_test"),
         ("def f(x): return 1", "import scipy\nassert f(1) == 1", "unsupported_test"),
+        ("class A(np.ndarray): pass\ndef f(): return np.zeros(1).view(A)", "assert f() == 0", "unsupported_test"),
     ],
 )
 def test_wrong_programs_do_not(numpy_only, program, test, verdict):
@@ -234,7 +235,24 @@ def test_numbers_of_numpy_are_compared_approximately_where_numbers_are():
 
 
 SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
-KINDS = "|b1 |i1 <i8 >i4 <u2 <f2 <f4 <f8 <c8 <c16 <U3 |S2 <M8[ns] <M8[D] <m8[25s] <m8".split()
+KINDS = [
+    "|b1",
+    "|i1",
+    "<i8",
+    ">i4",
+    "<u2",
+    "<f2",
+    "<f4",
+    "<f8",
+    "<c8",
+    "<c16",
+    "<U3",
+    "|S2",
+    "<M8[ns]",
+    "<M8[D]",
+    "<m8[25s]",
+    "<m8",
+]
 
 
 @settings(max_examples=150, database=None)
@@ -348,6 +366,14 @@ def test_honest_programs_with_tables_pass(with_pandas, program, test):
 
 
 @PANDAS
+def test_a_table_that_does_not_cross_is_unsupported_and_can_be_asked(with_pandas):
+    program = "import pandas as pd\nclass D(pd.DataFrame): pass\ndef f(): return D({'a': [1, 2]})"
+    same = "import pandas as pd\npd.testing.assert_frame_equal(f(), pd.DataFrame({'a': [1, 2]}))"
+    (found,) = with_pandas.run([Job(program, (same, "assert f()['a'].tolist() == [1, 2] and f().shape == (2, 1)"))])
+    assert (found.verdict, found.tests) == ("unsupported_test", (False, True)), found
+
+
+@PANDAS
 @pytest.mark.parametrize(
     "test",
     [
@@ -419,8 +445,6 @@ FORGERIES = {
     ],
 )
 def test_no_comparison_is_forged(numpy_only, forgery, test):
-    if forgery == "masked" and "approx" not in test and "f() == 1" not in test:
-        pytest.skip("what is masked equals anything, by numpy's own rules, on the judge's side too")
     numpy_only.run([Job("def f(): return 1", ("assert f() == 1",))])
     (worker,) = numpy_only._workers
     verdict, detail = outcome(numpy_only, FORGERIES[forgery], test)
@@ -515,6 +539,18 @@ def test_programs_start_with_the_same_random_numbers():
         found += [outcome(sandbox, f"def f(): return np.random.rand()  # {n}", "assert f() == 0")[1] for n in range(2)]
         sandbox.close()
     assert len(set(found)) == 1 and "the result is" in found[0]
+
+
+@LINUX
+def test_what_is_installed_among_the_interpreters_libraries_is_closed_too(numpy_only):
+    places = [str(Path(os.__file__).parent / name) for name in ("site-packages", "dist-packages")]
+    program = f"import os\ndef f(): return [n for p in {[*places, '/usr/lib/python3/dist-packages']} if os.path.isdir(p) for n in os.listdir(p)]"
+    for sandbox in (Sandbox(Limits(workers=1)), numpy_only):
+        if "root" in sandbox.isolation.mechanisms:
+            (found,) = sandbox.run(
+                [Job(program, ("assert set(f()) <= {'numpy', 'numpy.libs'} or f()[0].startswith('numpy')",))]
+            )
+            assert found.passed, found
 
 
 REFUSING = """

@@ -71,8 +71,8 @@ def apart(value: Any, kind: Any) -> tuple[str, Any] | None:
         return ("numpy.generic", taken(array)) if crosses(array) and array.dtype.type is kind else None
     if issubclass(kind, np.dtype):
         return ("numpy.dtype", [value.str]) if _TYPE.fullmatch(value.str) else None
-    if kind is type and issubclass(value, np.generic | np.ndarray) and vars(np).get(value.__name__) is value:
-        return "numpy.type", [value.__name__]
+    if kind is type and issubclass(value, np.generic | np.ndarray) and vars(np).get(name := value.__name__) is value:
+        return "numpy.type", [name]
     return None
 
 

@@ -179,8 +179,9 @@ def _index_of(parts: Any) -> Any:
 
 
 def _name(value: Any) -> Any:
-    if type(value) in _NAMES or isinstance(value, np.generic):
-        return library.number(value)
+    found = library.number(value)
+    if type(found) in _NAMES:
+        return found
     raise _Stays
 
 

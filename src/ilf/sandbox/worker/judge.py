@@ -181,11 +181,11 @@ class _Case:
         if line:  # of the program
             return error.limit or "failed", line  # type: ignore[attr-defined]
         text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
-        if isinstance(error, AssertionError):
+        if isinstance(error, AssertionError) and f"{Remote}" not in text:
             return "failed", text
         said = f"{type(error).__name__}: {text}"
         # The library takes an object that stands for another only where it asks no more than that does.
-        lacks = isinstance(error, TypeError) and self._channel.objects
+        lacks = self._channel.objects and (isinstance(error, TypeError) or f"{Remote}" in text)
         return "unsupported_test" if lacks else "failed", said
 
     def _scope(self, names: list[str], called: set[str]) -> dict[str, Any]:
