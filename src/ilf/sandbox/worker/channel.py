@@ -77,9 +77,9 @@ class Channel:
             kind, *arguments = arguments
             if not self._trust:
                 raise Unsupported(f"uses {kind} on an object of the program: {_types(*arguments)}")
-        unused = self._shared.unused(sys.getrefcount)
         try:
-            changes = self._writer.changes()
+            changes = self._writer.changes()  # first: the next line forgets what nobody has any more, changed or not
+            unused = self._shared.unused(sys.getrefcount)
             text = plain.as_text([unused, changes, [self._writer.pack(argument) for argument in arguments]])
         except plain.TooLong as error:
             raise Unsupported(f"gives the program {error}") from None

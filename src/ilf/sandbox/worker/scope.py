@@ -18,7 +18,7 @@ from .paths import Path
 from .remote import Like, Remote, Unsupported, number_of, refuse
 
 _PURE = """
-__future__ abc array ast asyncio base64 binascii bisect builtins bz2 calendar cmath codecs collections
+__future__ _strptime abc array ast asyncio base64 binascii bisect builtins bz2 calendar cmath codecs collections
 collections.abc colorsys concurrent concurrent.futures contextlib contextvars copy csv dataclasses datetime decimal
 difflib enum fractions functools graphlib hashlib heapq hmac html html.entities io ipaddress itertools json
 json.decoder keyword lzma math numbers operator pprint queue quopri random re reprlib secrets shlex statistics string
