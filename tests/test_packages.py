@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -534,6 +535,23 @@ def test_limits_hold_besides_what_the_packages_take(with_pandas, numpy_only):
     program = "import resource, time\na = np.ones((700, 700))\ndef f():\n    start = time.perf_counter()\n    for _ in range(9): a @ a\n"
     program += "    return resource.getrusage(resource.RUSAGE_SELF).ru_utime <= time.perf_counter() - start + 1"
     assert outcome(numpy_only, program, "assert f() == True") == ("passed", "")
+
+
+@LINUX
+def test_a_worker_that_nobody_needs_leaves_no_folder(tmp_path):
+    code = (
+        "import os\nfrom ilf.sandbox import *\n"
+        "s = Sandbox(Limits(packages=('numpy',), isolation='off', workers=1))\n"
+        's.run([Job(\'open("left", "w").write("x")\', (\'import numpy as np\\nassert np.sum([1, 2]) == 3\',))])\n'
+        "print(s._workers[0].report['folder'], flush=True)\nos._exit(0)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    folder, deadline = Path(done.stdout.strip()), time.monotonic() + 10
+    assert folder.name.startswith("ilf-"), done
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not folder.exists()
 
 
 def test_programs_start_with_the_same_random_numbers():

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 from . import zygote
@@ -38,10 +39,7 @@ def main(settings: dict[str, Any]) -> None:
 
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY + more, MEMORY + more))
-    if settings["packages"]:
-        from . import packages
-
-        packages.guard(libraries(settings["packages"]["files"]))
+    unguard = _guard(settings["packages"]["files"]) if settings["packages"] else None
     judge = Judge(control, settings["approximately"], settings["trust"], folder, settings["disk"])
     try:
         while line := sys.stdin.buffer.readline():
@@ -49,6 +47,8 @@ def main(settings: dict[str, Any]) -> None:
     except EOFError:
         sys.exit("the zygote ended")
     finally:
+        if unguard:
+            unguard()
         if folder:
             remove(folder)
 
@@ -66,6 +66,12 @@ def _load(settings: dict[str, Any]) -> int:
     settings["memory"] += more
     settings["environment"] = packages.THREADS
     return more
+
+
+def _guard(files: list[str]) -> Callable[[], None]:
+    from . import packages
+
+    return packages.guard(libraries(files))
 
 
 def _write(answers: IO[bytes], message: object) -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from . import library
@@ -97,13 +97,18 @@ def load(imported: Iterable[str], modules: dict[str, str], files: Sequence[str])
     return _space() - before
 
 
-def guard(folders: Sequence[str]) -> None:
+def guard(folders: Iterable[str]) -> Callable[[], None]:
     """In the judge: let tests compute with these packages, and not read or write files, or run code, by them.
 
     Args:
         folders: Those that may be read: where there is something to import.
+
+    Returns:
+        What ends it.
     """
     from .remote import Unsupported, refuse
+
+    readable, active = [os.path.realpath(folder) for folder in folders], [True]
 
     for module, places in _RUN.items():
         for place in places if module in sys.modules else ():
@@ -111,6 +116,8 @@ def guard(folders: Sequence[str]) -> None:
             setattr(functools.reduce(getattr, owners, sys.modules[module]), name, refuse(f"uses {module}.{place}"))
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if not active:
+            return
         if event in _REFUSED:
             raise Unsupported(f"has a package do {event}")
         if event != "open":
@@ -118,10 +125,11 @@ def guard(folders: Sequence[str]) -> None:
         path, mode, flags = arguments
         path = os.path.realpath(os.fsdecode(path)) if isinstance(path, str | bytes) else ""
         reads = not set(mode or "") & set("wax+") and not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if not reads or not any(path.startswith(folder + "/") or path == folder for folder in folders):
+        if not reads or not any(path.startswith(folder + "/") or path == folder for folder in readable):
             raise Unsupported("has a package open a file")
 
     sys.addaudithook(look)
+    return active.clear
 
 
 def _threads() -> int:
