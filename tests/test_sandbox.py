@@ -929,12 +929,13 @@ def test_all_canonical_solutions_of_humaneval_pass():
     assert [p["task_id"] for p, v in zip(problems, empty, strict=True) if v.passed] == []
 
 
-def test_the_red_team_is_stopped_and_the_honest_pass():
+@pytest.mark.parametrize("packages", [(), ("numpy",)])
+def test_the_red_team_is_stopped_and_the_honest_pass(packages):
     file = DATA.parent / "redteam" / "suite.jsonl"
     if not file.is_file():
         pytest.skip(f"{file} is not at hand: set ILF_TEST_DATA to the folder beside it")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    sandbox = Sandbox(Limits(time_limit=3))
+    sandbox = Sandbox(Limits(time_limit=3, packages=packages))
     if sandbox.isolation.open:
         rows = [row for row in rows if row["hazard"] == "low" and row["category"] in ("verdict", "benign")]
     found = sandbox.run([Job(row["program"], tuple(row["tests"])) for row in rows])

@@ -12,6 +12,7 @@ from annotated_types import Gt, Le
 
 from ilf.ranges import Mebibytes, Positive
 from ilf.sandbox import Isolation, Job, Limits, Sandbox
+from ilf.sandbox.packages import find
 from ilf.types import InputError, Verdict
 
 
@@ -44,6 +45,8 @@ class Executor(ABC):
         output_mb: MiB in any one file, standard output included.
         disk_mb: MiB in all its files.
         workers: Programs at once.
+        packages: What programs and tests may import besides the standard library, by the name that one imports or
+            installs; what these need comes with them. They must be installed beside us.
     """
 
     tests: Literal["all", "unseen"] = "all"
@@ -56,6 +59,7 @@ class Executor(ABC):
     output_mb: Mebibytes = 16
     disk_mb: Mebibytes = 64
     workers: Positive = 2
+    packages: tuple[str, ...] = ()
 
     changes_nothing: ClassVar[tuple[str, ...]] = ("workers",)  # what no verdict depends on
 
@@ -66,15 +70,17 @@ class Executor(ABC):
 
     @property
     def rules(self) -> dict[str, Any]:
-        """All that a verdict depends on, besides program and tests."""
-        return {name: value for name, value in asdict(self).items() if name not in self.changes_nothing}
+        """All that a verdict depends on, besides program and tests: of packages the versions."""
+        named = {name: value for name, value in asdict(self).items() if name not in self.changes_nothing}
+        return named | {"packages": find(self.packages).versions}
 
     @abstractmethod
     def start(self) -> Judge:
         """Return what executes programs. Raises InputError where it can't be had."""
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """Raise InputError where something that the executor needs is not there, before anything loads."""
+        find(self.packages)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ class RayExecutor(Executor):
     changes_nothing = ("workers", "address")
 
     def check(self) -> None:
-        """Raise InputError where the package ray is missing."""
+        """Raise InputError where the package ray or one of `packages` is missing."""
+        super().check()
         if find_spec("ray") is None:
             advice = "pip install -r requirements-extras.txt, or use executor=sandbox."
             raise InputError("executor", "ray", "needs the package ray", advice)

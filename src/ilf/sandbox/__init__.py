@@ -10,6 +10,7 @@ or `python -m ilf.sandbox FILE`. A program that reads and writes has inputs and 
 once for each: `Job("print(int(input()) * 2)", inputs=("1", "2"), outputs=("2", "4"))`.
 
     jobs.py       what is handed in: programs with tests, and limits
+    packages.py   which installed packages programs may import, with what these need
     executor.py   hands jobs to workers, and outlives whatever happens to them
     worker/       a judge, which holds the tests, and the programs, each a fork of a warm interpreter
     rewards.py    verdicts as rewards, for TRL's trainers
@@ -45,8 +46,12 @@ Not covered:
   of the processor, are beyond it. cgroups are not used.
 - Elsewhere than on Linux (x86_64, aarch64) only limits and the judge hold: run untrusted models in a container.
 
-Programs see the standard library only, a fixed hash seed and fixed random numbers, so that a verdict depends neither
-on what is installed beside us nor on chance.
+Programs see the standard library and the packages that `Limits.packages` names, by default none, a fixed hash seed and
+fixed random numbers, so that a verdict depends neither on what else is installed beside us nor on chance.
+
+**Packages** are imported once, before programs are forked, and can be read, not written. Values of numpy and pandas
+cross as type, shape and bytes, never pickled; what is no number, text or time, or of a derived type, stays in the
+program. Tests compute with packages, but what opens files or runs data as code is refused (worker/packages.py).
 """
 
 from ilf.sandbox.executor import Sandbox

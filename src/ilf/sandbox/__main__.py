@@ -58,6 +58,8 @@ def main() -> int:
     parser.add_argument("--compare", choices=("exact", "approx"), default=defaults.compare)
     parser.add_argument("--isolation", choices=("require", "best", "off"), default=defaults.isolation)
     parser.add_argument("--trust-eq", action="store_true", help="let objects of a program say what they equal")
+    names = "what programs may import, such as numpy,pandas"
+    parser.add_argument("--packages", type=lambda text: tuple(filter(None, text.split(","))), default=(), help=names)
     for name in ("time_limit", "memory_mb", "output_mb", "disk_mb", "workers"):
         default = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default, help=f"({default})")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf.sandbox.jobs import Job, Limits
+from ilf.sandbox.packages import find
 from ilf.sandbox.probe import Isolation, probe
 from ilf.sandbox.worker.isolation import remove
 from ilf.types import InputError, Verdict
@@ -39,13 +40,16 @@ class Sandbox:
         limits: What each program may use.
 
     Raises:
-        InputError: If isolation is required and this machine leaves something open.
+        InputError: If isolation is required and this machine leaves something open, or a package is not installed or
+            can't be imported.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._workers: list[_Worker] = []
         weakref.finalize(self, _end, self._workers)
+        if find(limits.packages).imported:
+            self._start(1)  # which imports them
         if limits.isolation == "require" and self.isolation.open:
             raise InputError(
                 "executor.isolation",
@@ -136,7 +140,11 @@ class Sandbox:
         for _ in range(_ATTEMPTS):
             started = [_Worker(self.limits) for _ in range(n - len(self._workers))]
             self._workers += started  # at once, so that an interrupt ends them too
-            reasons = {worker: worker.greet() for worker in started}
+            try:
+                reasons = {worker: worker.greet() for worker in started}
+            except InputError:
+                self.close()
+                raise
             self._workers[:] = [worker for worker in self._workers if reasons.get(worker) is None]
             if len(self._workers) >= n:
                 return
@@ -163,14 +171,19 @@ class _Worker:
     """A worker process, seen from here."""
 
     def __init__(self, limits: Limits) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "isolate": limits.isolation != "off",
             "memory": limits.memory_mb << 20,
             "output": limits.output_mb << 20,
             "disk": limits.disk_mb << 20,
             "approximately": limits.compare == "approx",
             "trust": limits.trust_eq,
+            "packages": None,
+            "environment": {},
         }
+        packages = find(limits.packages)
+        if packages.imported:
+            settings["packages"] = {name: getattr(packages, name) for name in ("imported", "modules", "files")}
         # A fixed hash seed: the order of a set must not decide a verdict. Arenas: threads must not use up memory.
         self._process = subprocess.Popen(
             [sys.executable, *_FLAGS, "-c", _START, str(Path(__file__).parent), json.dumps(settings)],
@@ -191,6 +204,10 @@ class _Worker:
         line = self._out.readline()
         if line:
             self.report = json.loads(line)
+            if "package" in self.report:
+                self.end()
+                allowed = f"can't be imported here: {self.report['reason']}"
+                raise InputError("executor.packages", self.report["package"], allowed, "Mend it, or leave it out.")
             return None
         reason = self._errors.read().decode(errors="replace")[-2000:]
         self.end()

@@ -15,13 +15,14 @@ class Limits:
     """What one program may use, how its results are compared, and how it is kept from the machine."""
 
     time_limit: float = 5.0  # seconds of processor time, rounded up to whole ones; wall time is twice as long
-    memory_mb: int = 1024  # MiB of address space
+    memory_mb: int = 1024  # MiB of address space, besides what the packages take
     output_mb: int = 16  # MiB in any one file, standard output included
     disk_mb: int = 64  # MiB in all its files
     workers: int = 2  # programs at once
     compare: str = "exact"  # "exact", or "approx": numbers as pytest.approx, as in the paper's tests
     trust_eq: bool = False  # whether an object of the program says itself what it equals
     isolation: str = "best"  # "require" (an error where something is left open), "best" or "off"
+    packages: tuple[str, ...] = ()  # what programs and tests may import besides the standard library
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ class Container(NamedTuple):
     items: Callable[[Any], Iterable[Any]]  # what is in one; of a mapping each key and then its value
     made: Callable[[list[Any]], Any]  # an empty one for these items
     fill: Callable[[Any, list[Any]], object]  # give one these items in place of its own
+    seen: Callable[[Any], bytes] | None = None  # what is in one as bytes, where that is not its items
+    crosses: Callable[[Any], bool] | None = None  # whether one crosses; None: each does
 
 
 def _fill_mapping(mapping: Any, items: list[Any]) -> None:
@@ -75,12 +77,14 @@ CONTAINERS: dict[type, Container] = {
         lambda v: [bytes(memoryview(v))],
         lambda items: bytearray(),
         lambda v, items: bytearray.__setitem__(v, slice(None), items[0]),
+        lambda v: bytes(memoryview(v)),
     ),
     array: Container(
         "array",
         lambda v: [v.typecode, array.tolist(v)],
         lambda items: array(items[0]),
         lambda v, items: array.__setitem__(v, slice(None), array(items[0], items[1])),
+        lambda v: bytes(memoryview(v)),
     ),
 }
 
@@ -93,5 +97,5 @@ def base_of(container: Any) -> type:
 
 def seen(container: Any) -> Any:
     """Return what is in a container: objects, to be compared by identity, or bytes."""
-    kind = base_of(container)
-    return bytes(memoryview(container)) if kind in (bytearray, array) else tuple(CONTAINERS[kind].items(container))
+    kind = CONTAINERS[base_of(container)]
+    return kind.seen(container) if kind.seen else tuple(kind.items(container))

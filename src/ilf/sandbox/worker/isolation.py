@@ -29,6 +29,9 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _CAPABILITY_VERSION = 1, 38, 0x20080522
 # Landlock's rights by version: 13 in the first, then one each; reading a file, reading a folder.
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _READ_FILE, _READ_FOLDER, _WRITE_FILE, _TRUNCATE = 1 << 2, 1 << 3, 1 << 1, 1 << 14
+# Where others than the interpreter install packages among its libraries.
+_INSTALLED = [os.path.join(os.path.dirname(os.__file__), f"{name}-packages") for name in ("site", "dist")]
+_INSTALLED += ["/usr/lib/python3/dist-packages"]
 _TCP, _SCOPES = 1 | 2, 1 | 2  # bind and connect; abstract sockets and signals to the outside
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,10 +43,11 @@ class Isolation:
     Args:
         wanted: Whether to enter any.
         disk: Bytes that a program may have in its folder.
+        files: Files and folders that programs may read besides the interpreter's libraries.
     """
 
-    def __init__(self, wanted: bool, disk: int) -> None:
-        self._disk = disk
+    def __init__(self, wanted: bool, disk: int, files: Sequence[str] = ()) -> None:
+        self._disk, self._files = disk, files
         self._wanted = wanted and sys.platform == "linux"
         self.entered: list[str] = []  # names of mechanisms
         self.refused: dict[str, str] = {}  # name: reason
@@ -115,23 +119,20 @@ class Isolation:
     def _new_root(self) -> None:
         """Make a root of the interpreter's libraries, read-only, a few devices and an empty folder, and enter it."""
         os.umask(0o022)  # whoever programs run as must be able to pass
-        shown = _libraries()
+        ours = libraries()
+        shown = [*ours, *self._files]
         place = next(p for p in ("/tmp", "/mnt", "/run", "/srv", "/opt") if os.path.isdir(p) and not _holds(p, shown))
         folder = next(p for p in ("/tmp", "/var/tmp", "/program") if not _holds(p, shown))
         _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
         _mount("ilf", place, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,nr_inodes=1k,mode=755")
         try:
-            for path in (*shown, "/dev/null", "/dev/zero", "/dev/urandom"):
-                target = place + path
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                if os.path.islink(path):
-                    os.symlink(os.readlink(path), target)
-                    continue
-                if os.path.isdir(path):
-                    os.makedirs(target, exist_ok=True)
-                else:
-                    os.close(os.open(target, os.O_CREAT))
-                _mount(path, target, None, _MS_BIND | _MS_REC)
+            for path in (*ours, "/dev/null", "/dev/zero", "/dev/urandom"):
+                _show(path, place)
+            for path in filter(os.path.isdir, _INSTALLED):  # of what lies among the libraries, only our files
+                if any(path.startswith(one + "/") for one in ours):
+                    _mount("ilf", place + path, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,nr_inodes=1k,mode=755")
+            for path in self._files:
+                _show(path, place)
             os.makedirs(place + folder)
             os.symlink(folder, place + "/dev/shm")  # locks of multiprocessing
             _make_read_only(place)
@@ -166,7 +167,7 @@ class Isolation:
         rules = _system(_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
         read = _READ_FILE | _READ_FOLDER
         device = _READ_FILE | _WRITE_FILE | (_TRUNCATE & handled)
-        allowed = dict.fromkeys(_libraries(), read) | {"/dev/null": device, "/dev/zero": device}
+        allowed = dict.fromkeys(libraries(self._files), read) | {"/dev/null": device, "/dev/zero": device}
         allowed["/dev/urandom"] = _READ_FILE
         allowed[self.folder] = handled & ~1  # all but executing
         for path, rights in allowed.items():
@@ -222,12 +223,26 @@ def remove(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _libraries() -> list[str]:
-    """Return the folders, and links to folders, that the interpreter reads its libraries from."""
+def libraries(files: Sequence[str] = ()) -> list[str]:
+    """Return the folders, and links to folders, that the interpreter reads its libraries from, and other files."""
     found = [os.path.dirname(os.__file__), os.path.join(sys.base_prefix, "lib")]
     found += ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo"]
-    paths = dict.fromkeys(path for path in found if os.path.isdir(path))
+    paths = dict.fromkeys([*(path for path in found if os.path.isdir(path)), *files])
     return [p for p in paths if os.path.islink(p) or not any(q != p and p.startswith(q + "/") for q in paths)]
+
+
+def _show(path: str, place: str) -> None:
+    """Have a file or folder in the new root that is being made at a place."""
+    target = place + path
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.islink(path):
+        os.symlink(os.readlink(path), target)
+        return
+    if os.path.isdir(path):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.close(os.open(target, os.O_CREAT))
+    _mount(path, target, None, _MS_BIND | _MS_REC)
 
 
 def _holds(folder: str, paths: Sequence[str]) -> bool:

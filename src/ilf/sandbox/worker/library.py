@@ -39,6 +39,17 @@ def _holding(name: str) -> _Made:
     return make
 
 
+packages: set[str] = set()  # what programs and tests may import besides the standard library: see packages.py
+more: list[tuple[Callable[[Any, type], Any], Callable[[str, Any], Any]]] = []  # `apart` and `made` of their values
+
+
+def number(value: Any) -> Any:
+    """Return a number of a package as Python's own, any other value as it is."""
+    if not packages or type(value).__module__ != "numpy" or value.shape != ():
+        return value
+    return value.item() if value.dtype.kind in "biufc" else value
+
+
 _RAW: dict[type, tuple[str, _Parts, _Made]] = {  # types without a name that leads to them
     complex: ("complex", _attributes("real", "imag"), complex),
     range: ("range", _attributes("start", "stop", "step"), range),
@@ -101,7 +112,7 @@ def apart(value: Any, kind: type) -> tuple[str, Any] | None:
     if issubclass(kind, type) and value.__module__ in _TYPES_OF:
         dotted = name_of(value)
         return ("type", [dotted]) if dotted and dotted.partition(":")[0] in _TYPES_OF else None
-    return None
+    return next((found for other, _ in more if (found := other(value, kind)) is not None), None)
 
 
 def made(tag: str, parts: Any) -> Any:
@@ -113,6 +124,10 @@ def made(tag: str, parts: Any) -> Any:
     for known, _, make in _RAW.values():
         if known == tag:
             return make(*parts)
+    for _, other in more:
+        found = other(tag, parts)
+        if found is not None:
+            return found
     if tag == "type":
         (name,) = parts
         found = named(name)
@@ -125,12 +140,18 @@ def made(tag: str, parts: Any) -> Any:
 def named(name: str) -> Any:
     """Return what the standard library has by a dotted name, None if nothing."""
     module, _, path = name.partition(":")
-    if module.partition(".")[0] not in sys.stdlib_module_names:
+    if not has(module):
         return None
     found: Any = builtins if module == "builtins" else importlib.import_module(module)
     for part in path.split("."):
         found = getattr(found, part, None)
     return found
+
+
+def has(module: str) -> bool:
+    """Return whether a module is of the standard library, or of a package that programs may import."""
+    root = module.partition(".")[0]
+    return root in sys.stdlib_module_names or root in packages
 
 
 def name_of(value: Any) -> str | None:

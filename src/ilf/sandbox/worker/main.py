@@ -7,10 +7,11 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 from . import zygote
-from .isolation import remove
+from .isolation import libraries, remove
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -20,6 +21,7 @@ def main(settings: dict[str, Any]) -> None:
         settings: approximately (numbers compare as in the paper's tests), trust (objects say what they equal), and
             those of `zygote.start`.
     """
+    more = _load(settings) if settings["packages"] else 0
     control = zygote.start(settings)  # before anything is read: what is forked knows no tests
     hello = b""
     while not hello.endswith(b"\n"):
@@ -38,8 +40,8 @@ def main(settings: dict[str, Any]) -> None:
     from .judge import MEMORY, Judge
 
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY + more, MEMORY + more))
+    unguard = _guard(settings["packages"]["files"]) if settings["packages"] else None
     judge = Judge(control, settings["approximately"], settings["trust"], folder, settings["disk"])
     try:
         while line := sys.stdin.buffer.readline():
@@ -48,8 +50,31 @@ def main(settings: dict[str, Any]) -> None:
     except EOFError:
         sys.exit("the zygote ended")
     finally:
+        if unguard:
+            unguard()
         if folder:
             remove(folder)
+
+
+def _load(settings: dict[str, Any]) -> int:
+    """Import the packages that are allowed; return the bytes of address space that they take, of nobody's limit."""
+    from . import packages
+
+    try:
+        with zygote.without_hooks():
+            more = packages.load(**settings["packages"])
+    except ImportError as error:
+        print(json.dumps({"package": error.name, "reason": str(error)}), flush=True)
+        sys.exit(1)
+    settings["memory"] += more
+    settings["environment"] = packages.THREADS
+    return more
+
+
+def _guard(files: list[str]) -> Callable[[], None]:
+    from . import packages
+
+    return packages.guard(libraries(files))
 
 
 def _write(answers: IO[bytes], message: object) -> None:

@@ -16,7 +16,7 @@ from operator import is_
 from typing import Any
 
 from . import library
-from .containers import CONTAINERS, base_of, seen
+from .containers import CONTAINERS, Container, base_of, seen
 
 LONGEST = 4 << 20  # bytes in a message
 LENGTH = struct.Struct("<I")  # of a message, before it
@@ -119,7 +119,7 @@ class Writer:
             return self._refer(value, depth)
         if kind is tuple:
             return {"tuple": [self.pack(item, depth + 1) for item in value]}
-        if kind in CONTAINERS:
+        if kind in CONTAINERS and ((crosses := CONTAINERS[kind].crosses) is None or crosses(value)):
             return self.container(value, depth)
         if kind is frozenset:
             return {"frozenset": [self.pack(item, depth + 1) for item in value]}
@@ -227,6 +227,13 @@ _MADE: dict[str, Callable[[Any], Any]] = {
     "bytes": bytes.fromhex,
     **{tag: _filled(kind) for tag, kind in _TAGGED.items()},
 }
+
+
+def add(kind: type, container: Container) -> None:
+    """Have another type cross that both sides can change."""
+    CONTAINERS[kind] = container
+    _TAGGED[container.tag] = kind
+    _MADE[container.tag] = _filled(kind)
 
 
 def send(channel: int, data: bytes) -> None:

@@ -12,6 +12,7 @@ import unittest
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from . import library
 from .remote import Unsupported
 
 # ---- what `import pytest` gives ----------------------------------------------------------------------------------
@@ -67,6 +68,11 @@ class approx:
         return self._near(actual, self._expected)
 
     def _near(self, actual: Any, expected: Any) -> bool:
+        if library.packages and "numpy" in {type(actual).__module__, type(expected).__module__}:
+            several = getattr(actual, "shape", ()) != ()
+            actual, expected = (v.tolist() if type(v).__module__ == "numpy" else v for v in (actual, expected))
+            if several and isinstance(expected, int | float | complex):  # each is to be near
+                return all(self._near(one, expected) for one in actual)
         if isinstance(expected, dict):
             return (
                 isinstance(actual, dict)
@@ -89,6 +95,7 @@ class approx:
             return bool(actual == expected)
 
     __hash__ = None  # type: ignore[assignment]
+    __array_ufunc__ = None  # an array is compared by the method above, and not each of its numbers
 
     def __repr__(self) -> str:
         return f"approx({self._expected!r})"

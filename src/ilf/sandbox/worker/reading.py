@@ -9,6 +9,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from . import library
+
 # What tests may import, and may name without importing it. Ours, whatever the program calls by these names.
 MODULES = {"bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "json"}
 MODULES |= {"itertools", "math", "numbers", "operator", "random", "re", "statistics", "string", "time", "typing"}
@@ -136,6 +138,7 @@ def _with_approximate_equality(tree: ast.Module) -> ast.Module:
 
 def almost_equal(a: Any, b: Any) -> bool:
     """Compare as the paper's tests do: numbers to a relative 1e-6 or absolute 1e-12, also inside containers."""
+    a, b = library.number(a), library.number(b)
     if isinstance(a, bool) or isinstance(b, bool):
         return bool(a == b)
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):

@@ -41,6 +41,7 @@ class Remote:
     """
 
     __slots__ = ("_ask", "_extra", "_how", "_name", "_number")
+    __array_ufunc__ = None  # numpy compares by our methods, and not with each item of this
 
     def __init__(self, ask: Ask, number: int, how: str, name: str, extra: Any) -> None:
         for slot, value in zip(Remote.__slots__, (ask, extra, how, name, number), strict=True):

@@ -14,12 +14,12 @@ import unittest
 from collections.abc import Callable
 from typing import Any
 
-from . import pytest_like
+from . import library, pytest_like
 from .paths import Path
 from .remote import Ask, Like, Remote, Unsupported, number_of, refuse
 
 _PURE = """
-__future__ abc array ast asyncio base64 binascii bisect bz2 calendar cmath codecs collections
+__future__ _strptime abc array ast asyncio base64 binascii bisect bz2 calendar cmath codecs collections
 collections.abc colorsys concurrent concurrent.futures contextlib contextvars copy csv dataclasses datetime decimal
 difflib enum fractions functools graphlib hashlib heapq hmac html html.entities io ipaddress itertools json
 json.decoder keyword lzma math numbers operator pprint queue quopri random re reprlib secrets shlex statistics string
@@ -27,6 +27,7 @@ struct textwrap threading time token traceback types typing unicodedata unicoded
 urllib.parse uuid warnings weakref zlib zoneinfo
 """
 PURE = frozenset(_PURE.split())
+_SHORT = {"np": "numpy", "pd": "pandas"}  # as everybody imports them
 _REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
 
 
@@ -134,9 +135,15 @@ def module(name: str) -> Any:
         if name not in _made:
             _made[name] = _INSTEAD[name]()
         return _made[name]
-    if name not in PURE:
+    if name not in PURE and name.partition(".")[0] not in library.packages:
         raise Unsupported(f"imports {name}")
     return importlib.import_module(name)
+
+
+def packages_named(names: list[str]) -> dict[str, Any]:
+    """Return those of the allowed packages that tests may name without importing them, by these names."""
+    full = {name: _SHORT.get(name, name) for name in names} if library.packages else {}
+    return {name: module(package) for name, package in full.items() if package in library.packages & set(sys.modules)}
 
 
 def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
@@ -146,9 +153,11 @@ def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = 
     for part in fromlist or ():
         if f"{name}.{part}" in PURE:
             setattr(found, part, module(f"{name}.{part}"))
+        elif first in library.packages and not hasattr(found, part):
+            importlib.import_module(f"{name}.{part}")
     if fromlist:
         return found
-    if rest and f"{first}.{rest}" in _INSTEAD:
+    if rest and name in _INSTEAD:
         setattr(module(first), rest, found)
     return module(first)
 

@@ -5,6 +5,7 @@ little is loaded.
 """
 
 import array
+import contextlib
 import fcntl
 import gc
 import json
@@ -16,7 +17,7 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import plain, program, script, seccomp
@@ -35,7 +36,8 @@ def start(settings: dict[str, Any]) -> socket.socket:
     """Fork a zygote and return our end of its socket; its first message says how it is isolated.
 
     Args:
-        settings: isolate, memory (bytes), output (bytes in one file), disk (bytes).
+        settings: isolate, memory (bytes), output (bytes in one file), disk (bytes), packages (None, or what
+            `packages.load` takes), environment (variables that programs have).
     """
     ours, control = socket.socketpair()
     if os.fork() == 0:
@@ -51,7 +53,8 @@ def start(settings: dict[str, Any]) -> socket.socket:
 def _launch(control: socket.socket, settings: dict[str, Any]) -> None:
     """Enter namespaces, of which that of processes begins with a fork, and stay as the zygote's parent."""
     die_with_parent()
-    isolation = Isolation(settings["isolate"], settings["disk"])
+    files = settings["packages"]["files"] if settings["packages"] else ()
+    isolation = Isolation(settings["isolate"], settings["disk"], files)
     isolation.leave_namespaces()
     zygote = os.fork()
     if zygote == 0:
@@ -91,7 +94,7 @@ def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any
     }
     control.sendall(json.dumps(report).encode() + b"\n")
     _warm_up()
-    _look_ordinary()
+    _look_ordinary(settings["environment"])
     # In a namespace of its own a program finds nobody else to signal.
     prepared = seccomp.for_program(None) if alone and "seccomp" in isolation.entered else None
     while True:
@@ -115,13 +118,24 @@ def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any
 
 
 def _preload() -> None:
-    # Programs start with the same random numbers, and no fork pays for new ones: the hook that would draw them is kept
-    # from being registered.
-    register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
-    for name in _PRELOADED.split():
-        __import__(name)
-    os.register_at_fork = register
+    with without_hooks():
+        for name in _PRELOADED.split():
+            __import__(name)
     sys.modules["random"].seed(0)
+
+
+@contextlib.contextmanager
+def without_hooks() -> Iterator[None]:
+    """Import without what would be done at each fork.
+
+    Programs start with the same random numbers, and no fork pays for new ones: the hook that would draw them is kept
+    from being registered.
+    """
+    register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
+    try:
+        yield
+    finally:
+        os.register_at_fork = register
 
 
 def _warm_up() -> None:
@@ -152,9 +166,10 @@ def _rewind_output() -> None:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
 
 
-def _look_ordinary() -> None:
+def _look_ordinary(environment: dict[str, str]) -> None:
     """Leave programs the interpreter that they would have anywhere."""
     os.environ.clear()
+    os.environ.update(environment)
     sys.argv[:] = [""]
     del sys.path[0]  # where this package lies
     for name in [name for name in sys.modules if name.partition(".")[0] == "worker"]:

@@ -1,0 +1,111 @@
+"""numpy's values as plain data: type, shape and bytes of an array, and of single numbers.
+
+What is read is checked before numpy sees it. Arrays of Python objects, of records, and of types derived from an array
+stay where they are.
+"""
+
+import binascii
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from . import library, plain
+from .containers import Container
+
+# Numbers, text and times: bytes, of which each that there can be is some value.
+_TYPE = re.compile(r"[<>|]([biufcSU])[0-9]{1,9}|[<>][mM]8(\[[0-9]{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?", re.ASCII)
+_LONGEST_TEXT = 0x10FFFF  # code of a character
+
+
+def use() -> None:
+    """Have numpy's values cross."""
+    library.more.append((apart, made))
+    plain.add(np.ndarray, Container("numpy.ndarray", taken, lambda parts: put_together(*parts), _fill, _seen, crosses))
+
+
+def crosses(array: Any) -> bool:
+    """Return whether an array is of numbers, text or times."""
+    return type(array) is np.ndarray and _TYPE.fullmatch(array.dtype.str) is not None
+
+
+def taken(array: Any) -> tuple[str, tuple[int, ...], str]:
+    """Return an array's type, shape and bytes, these as text.
+
+    Raises:
+        plain.TooLong: It has more bytes than cross; none is copied.
+    """
+    _look_at_size(array)
+    return array.dtype.str, array.shape, binascii.b2a_base64(array.tobytes(), newline=False).decode()
+
+
+def put_together(kind: Any, shape: Any, data: Any) -> Any:
+    """Return the array of these parts.
+
+    Raises:
+        plain.NotPlain: These are no parts of an array.
+    """
+    known = _TYPE.fullmatch(kind) if type(kind) is str else None
+    if not known or type(shape) is not tuple or type(data) is not str:
+        raise plain.NotPlain("an array of no type, shape or bytes")
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape):
+        raise plain.NotPlain("an array of no shape")
+    found, content = np.dtype(kind), binascii.a2b_base64(data, strict_mode=True)
+    if found.str != kind or not found.itemsize or len(content) != found.itemsize * math.prod(shape):
+        raise plain.NotPlain("an array of another size than its bytes have")
+    if not content:
+        return np.zeros(shape, found)  # which takes no room
+    array: Any = np.frombuffer(content, found)
+    if known[1] == "b":
+        array = np.frombuffer(content, np.uint8) != 0  # another byte than 0 and 1 is no truth value
+    elif known[1] == "U" and np.frombuffer(content, f"{kind[0]}u4").max() > _LONGEST_TEXT:
+        raise plain.NotPlain("text of what is no character")
+    return array.reshape(shape).copy()
+
+
+def apart(value: Any, kind: Any) -> tuple[str, Any] | None:
+    """Return a tag and the parts of a single number, text or time of numpy, or of a type of these; else None."""
+    if kind.__module__ == "numpy" and issubclass(kind, np.generic):
+        array = np.asarray(value)
+        return ("numpy.generic", taken(array)) if crosses(array) and array.dtype.type is kind else None
+    if issubclass(kind, np.dtype):
+        return ("numpy.dtype", [value.str]) if _TYPE.fullmatch(value.str) else None
+    if kind is type and issubclass(value, np.generic | np.ndarray) and vars(np).get(name := value.__name__) is value:
+        return "numpy.type", [name]
+    return None
+
+
+def made(tag: str, parts: Any) -> Any:
+    """Return the value that `apart` took apart, None for another tag.
+
+    Raises:
+        Exception: These are no parts of such a value.
+    """
+    if tag == "numpy.generic":
+        return put_together(*parts)[()]
+    if tag == "numpy.dtype" and _TYPE.fullmatch(*parts):
+        return np.dtype(*parts)
+    if tag == "numpy.type" and issubclass(vars(np)[parts[0]], np.generic | np.ndarray):
+        return vars(np)[parts[0]]
+    return None
+
+
+def _fill(array: Any, parts: list[Any]) -> None:
+    found = put_together(*parts)
+    if found.dtype != array.dtype or found.size != array.size:
+        raise plain.NotPlain("another array than before")
+    if found.shape != array.shape:
+        array.shape = found.shape
+    array[...] = found
+
+
+def _look_at_size(array: Any) -> None:
+    if array.nbytes > plain.LONGEST:
+        raise plain.TooLong(f"an array of {array.nbytes} bytes; at most {plain.LONGEST} cross")
+
+
+def _seen(array: Any) -> bytes:
+    _look_at_size(array)
+    data: bytes = array.tobytes()
+    return repr((array.dtype.str, array.shape)).encode() + data
