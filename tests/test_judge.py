@@ -128,7 +128,9 @@ HOLDS = [
     (PRINTS, "def test_printed(capsys):\n    f(2)\n    found = capsys.readouterr()\n    assert found.out == 'value 2\\n' and found.err == 'warning\\n'"),
     (PRINTS, "import io\nfrom contextlib import redirect_stdout\nout = io.StringIO()\nwith redirect_stdout(out):\n    f(1)\n    f(2)\nassert out.getvalue() == 'value 1\\nvalue 2\\n'"),
     (PRINTS, "import io, sys\nold = sys.stdout\nsys.stdout = io.StringIO()\nf(1)\ntext = sys.stdout.getvalue()\nsys.stdout = old\nassert text == 'value 1\\n'"),
-    ("print('at import')\ndef f(): print('x', end='')", "def test(): pass\ndef test_x(capsys):\n    f()\n    assert capsys.readouterr().out == 'x'"),
+    ("def f(x):\n    print(x)\n    return x", "assert f(1) == 1\n;;\ndef test_x(capsys):\n    f(2)\n    assert capsys.readouterr().out == '2\\n'"),
+    ("import sys\nsys.stdout = None\ndef f(): return [1]", "x = f()\nassert x == [1]"),
+("print('at import')\ndef f(): print('x', end='')", "def test(): pass\ndef test_x(capsys):\n    f()\n    assert capsys.readouterr().out == 'x'"),
     ("import asyncio\nasync def f(x):\n    await asyncio.sleep(0)\n    return x", "import asyncio\nassert asyncio.run(f(1)) == 1\nasync def main():\n    return await f(2), await asyncio.gather(f(3), f(4))\nassert asyncio.run(main()) == (2, [3, 4])"),
     ("async def f(x): return x", "import pytest\n@pytest.mark.asyncio\nasync def test_f():\n    assert await f(1) == 1"),
     (F, "import string, textwrap, hashlib, base64, csv, io, struct, urllib.parse, html, calendar, difflib, pprint\nassert f(hashlib.sha256(b'x').hexdigest()[:2]) == '2d'"),
@@ -188,7 +190,7 @@ def sandbox():
 
 @pytest.mark.parametrize(("program", "test"), HOLDS)
 def test_what_holds_passes(sandbox, program, test):
-    (found,) = sandbox.run([Job(program, (test,))])
+    (found,) = sandbox.run([Job(program, tuple(test.split(";;")))])
     assert found.passed, found
 
 
@@ -202,6 +204,16 @@ def test_what_can_not_be_decided_is_not_failed(sandbox, program, test):
 def test_what_does_not_hold_fails(sandbox, program, test):
     (found,) = sandbox.run([Job(program, (test,))])
     assert found.verdict == "failed", found
+
+
+def test_what_could_not_cross_leaves_what_both_hold_as_it_is(sandbox):
+    first = "xs = [1]\nys = [xs]\nf((ys, object()))"
+    (found,) = sandbox.run([Job(F, (first, "xs.append(2)\nassert f(ys) == [[1, 2]] and f(xs) == [1, 2]"))])
+    assert (found.verdict, found.tests) == ("unsupported_test", (False, True)), found
+    long = "def f(n):\n    x = [n]\n    return [x, 'x' * n]\n"
+    program = f"{long}kept = []\ndef g(n):\n    kept.append('x' * n)\n    return kept"
+    (found,) = sandbox.run([Job(program, ("try:\n    g(9**8)\nexcept: pass", "assert len(g(1)) == 2"))])
+    assert found.verdict == "output", found
 
 
 def test_objects_say_what_they_equal_where_that_is_trusted():

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from . import library, plain
@@ -81,19 +81,28 @@ class Channel:
                 raise Unsupported(f"uses {kind} on an object of the program: {_types(*arguments)}")
         try:
             with self._lock:
-                changes = self._writer.changes()
-                unused = self._shared.unused(sys.getrefcount)  # only then: the last that was done to one counts
-                packed = [changes, unused, [self._writer.pack(argument) for argument in arguments]]
-                self.send((kind, plain.as_text(packed)))
+                self.send((kind, self._question(arguments)))
                 answer, content = self.receive()
-        except plain.TooLong as error:
-            raise Unsupported(f"gives the program {error}") from None
         except Ended as end:
             self.ended = end
             raise
         if answer == "value":
             return content
         raise content
+
+    def _question(self, arguments: Sequence[Any]) -> bytes:
+        """Return arguments as text, after all that was done here to what both sides hold."""
+        kept = self._shared.kept()
+        try:
+            changes = self._writer.changes()
+            unused = self._shared.unused(sys.getrefcount)  # only then: the last that was done to one counts
+            return plain.as_text([changes, unused, [self._writer.pack(argument) for argument in arguments]])
+        except plain.TooLong as error:
+            self._shared.restore(kept)
+            raise Unsupported(f"gives the program {error}") from None
+        except BaseException:
+            self._shared.restore(kept)
+            raise
 
     def _refer(self, value: Any, depth: int) -> Any:
         """Return what stands for an object of the program, a function of the tests, or a name of the library."""

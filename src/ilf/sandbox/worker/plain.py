@@ -69,6 +69,14 @@ class Shared:
         self._known[number] = [container, seen(container)]
         self._numbers[id(container)] = number
 
+    def kept(self) -> tuple[Any, ...]:
+        """Return what `restore` takes, for where a message is not sent that was begun."""
+        return self._next, {number: list(entry) for number, entry in self._known.items()}, dict(self._numbers)
+
+    def restore(self, kept: tuple[Any, ...]) -> None:
+        """Know again what was known then."""
+        self._next, self._known, self._numbers = kept
+
     def changed(self) -> Iterator[tuple[int, Any]]:
         """Yield what has changed since the other side saw it, and take it as seen."""
         for number, entry in list(self._known.items()):

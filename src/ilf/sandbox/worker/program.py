@@ -5,6 +5,7 @@ anyway, since what is expected of the answers is known to the judge alone.
 """
 
 import builtins
+import contextlib
 import copy
 import errno
 import marshal
@@ -76,7 +77,7 @@ def run(channel: int, full: int) -> None:
     """
     # The judge is to be trusted: what comes from it may be marshalled, with calls as code.
     text, setup, calls, more = marshal.loads(plain.receive(channel))
-    server = _Server(channel, full)
+    server = _Server(channel, full, more)
     if server.start(text, setup):
         for call in calls:
             server.answer("evaluate", call)
@@ -87,8 +88,8 @@ def run(channel: int, full: int) -> None:
 class _Server:
     """The program's namespace, and what the judge has a number for."""
 
-    def __init__(self, channel: int, full: int) -> None:
-        self._channel, self._full = channel, full
+    def __init__(self, channel: int, full: int, more: bool) -> None:
+        self._channel, self._full, self._more = channel, full, more
         self._objects = Objects()
         self._shared = plain.Shared(1)
         self._copying = plain.Writer(lambda value, depth: self._objects.describe(self._copying, value, depth))
@@ -118,17 +119,23 @@ class _Server:
         try:
             if kind == "evaluate":  # compared at once: nothing of it is seen again
                 self._send(["value", self._copying.pack(eval(payload, self._scope))])
+                if self._more:
+                    self._told()
                 return
-            self._send(["value", *self._answered(self._perform(kind, payload)), self._told()])
+            plain.send(self._channel, self._answered("value", self._perform(kind, payload)))
         except BaseException as error:
             self._report(error, kind != "evaluate")
 
-    def _answered(self, result: Any) -> tuple[Any, Any]:
-        limit = sys.getrecursionlimit()
+    def _answered(self, kind: str, result: Any, *more: Any) -> bytes:
+        """Return an answer as text, after all that was done here to what both sides hold."""
+        kept, limit = self._shared.kept(), sys.getrecursionlimit()
         sys.setrecursionlimit(max(limit, 20 * plain.DEPTH))
         try:
             changes = self._sharing.changes()
-            return changes, self._sharing.pack(result)
+            return plain.as_text([kind, changes, self._sharing.pack(result), *more, self._told()])
+        except BaseException:
+            self._shared.restore(kept)
+            raise
         finally:
             sys.setrecursionlimit(limit)
 
@@ -165,7 +172,8 @@ class _Server:
         """Return what was printed since the last time, on standard output and standard errors."""
         found = []
         for i, (stream, descriptor) in enumerate(((sys.stdout, 1), (sys.stderr, 2))):
-            stream.flush()
+            with contextlib.suppress(Exception):  # whatever the program has put there
+                stream.flush()
             size = os.fstat(descriptor).st_size
             text = os.pread(descriptor, min(size - self._printed[i], _PRINTED), self._printed[i])
             found.append(text.decode("utf-8", "replace"))
@@ -183,7 +191,7 @@ class _Server:
         found = described(error, self._full)
         if shared:
             try:
-                self._send(["error", *self._answered(error), found, self._told()])
+                plain.send(self._channel, self._answered("error", error, found))
                 return
             except Exception:  # of the program's own methods
                 pass
