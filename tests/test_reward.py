@@ -111,15 +111,25 @@ def test_trl_is_told_the_verdicts():
     assert "the result is 1" in told["reward_detail"][1]
 
 
+def test_rows_may_have_inputs_and_outputs_in_place_of_tests():
+    script = "```python\nprint(2 * int(input()))\n```"
+    columns = {"tests": [None, TESTS, None], "inputs": [["1", "2"], None, None], "outputs": [["2", "4"], None, None]}
+    assert Reward(partial=True)(completions=[script, GOOD, script], **columns) == [1.0, 1.0, None]
+    columns["outputs"] = [["2", "5"], None, None]
+    assert Reward(partial=True)(completions=[script, GOOD, script], **columns) == [0.5, 1.0, None]
+    with pytest.raises(InputError, match=r"outputs=.*as many as inputs"):
+        Reward()(completions=[script], inputs=[["1"]], outputs=[[]])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({}, r"tests=None.*columns \['level'\].*[Rr]ename"),
+        ({}, r"tests=null.*columns \['level'\].*[Rr]ename"),
         ({"tests": "assert f(1) == 1"}, r"tests=.*must have 2 values"),
         ({"tests": [TESTS]}, r"tests=.*must have 2 values"),
-        ({"tests": ["assert f(1) == 1"] * 2}, r"tests='assert.*list of statements"),
-        ({"tests": [[1], [2]]}, r"tests=\[1\].*list of statements"),
-        ({"tests": [3, 4]}, r"tests=3.*list of statements"),
+        ({"tests": ["assert f(1) == 1"] * 2}, r"tests='assert.*list of texts"),
+        ({"tests": [[1], [2]]}, r"tests=\[1\].*list of texts"),
+        ({"tests": [3, 4]}, r"tests=3.*list of texts"),
         ({"tests": [TESTS, []]}, r"tests=.*one test at least"),
         ({"tests": [TESTS] * 2, "setup_code": [1, 2]}, r"setup_code=1.*text"),
         ({"tests": [TESTS] * 2, "setup_code": ["x = 1"]}, r"setup_code=.*must have 2 values"),

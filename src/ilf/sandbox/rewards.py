@@ -24,7 +24,7 @@ from ilf.types import InputError, Verdict
 # A fenced block of Markdown: the fence, the language, the code. One that was cut off goes to the end.
 _BLOCK = re.compile(r"(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*\r?$|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON = ("python", "python3", "py")
-_COLUMNS = ("tests", "setup_code", "time_limit")  # of a data set, which a job is made of
+_COLUMNS = ("tests", "inputs", "outputs", "compare_output", "setup_code", "time_limit")  # what a job is made of
 _log = logging.getLogger(__name__)
 
 
@@ -105,17 +105,19 @@ class Reward:
             completions: Texts, or conversations, of which the assistant's last message counts.
             prompts: As many, for a `program` that looks at them.
             log_extra: TRL's; gets verdict and detail of each, for its table of completions.
-            columns: Lists, as many long: tests (each a list of statements that raise where the program is wrong, or
-                None), and optionally setup_code (a text) and time_limit (seconds of processor time). Others are the
-                trainer's or of other reward functions.
+            columns: Lists, as many long: tests (each a list of statements that raise where the program is wrong), or
+                inputs and outputs (each a list of texts) and optionally compare_output, of programs that read and
+                write; a row has the one, the other, or None. Optionally setup_code (a text) and time_limit (seconds of
+                processor time). Others are the trainer's or of other reward functions.
 
         Raises:
             InputError: A column is missing or holds something else.
         """
         found = {name: columns[name] for name in _COLUMNS if columns.get(name) is not None}
-        if "tests" not in found:
+        if "tests" not in found and "inputs" not in found:
             advice = "Rename the column of the data set that holds lists of asserts to tests."
-            raise InputError("tests", None, f"needs to be one of the columns {sorted(columns)}", advice)
+            allowed = f"needs to be one of the columns {sorted(columns)}, or inputs and outputs"
+            raise InputError("tests", None, allowed, advice)
         for name, values in {"prompts": prompts, **found}.items():
             if values is not None and (isinstance(values, str) or len(values) != len(completions)):
                 raise InputError(
@@ -179,18 +181,22 @@ def _text(completion: Any) -> str:
 
 
 def _job(program: str, row: Mapping[str, Any]) -> Job | None:
-    """Return what the sandbox is to run, None for a row without tests."""
-    tests, setup, limit = row["tests"], row.get("setup_code") or "", row.get("time_limit")
-    if tests is None:
+    """Return what the sandbox is to run, None for a row without tests and inputs."""
+    lists = {name: row.get(name) for name in ("tests", "inputs", "outputs")}
+    setup, limit = row.get("setup_code") or "", row.get("time_limit")
+    if all(value is None for value in lists.values()):
         return None
-    if not isinstance(tests, list | tuple) or not all(isinstance(test, str) for test in tests):
-        advice = 'Give each row a list, as in ["assert f(1) == 2"].'
-        raise InputError("tests", tests, "must be a list of statements, each a text", advice)
+    for name, value in lists.items():
+        if value is not None and not (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)):
+            advice = 'Give each row a list, as in ["assert f(1) == 2"].'
+            raise InputError(name, value, "must be a list of texts", advice)
     if not isinstance(setup, str):
         raise InputError("setup_code", setup, "must be a text", "Give code that runs after the program.")
     if limit is not None and not (isinstance(limit, int | float) and 0 < limit <= 3600):
         raise InputError("time_limit", limit, "must be more than 0 and at most 3600 seconds", "Correct that row.")
-    return Job(program, tuple(tests), setup, limit)
+    tests, inputs, outputs = (tuple(value or ()) for value in lists.values())
+    compare = row.get("compare_output") or "tokens"
+    return Job(program, tests, setup, limit, inputs=inputs, outputs=outputs, compare_output=compare)
 
 
 reward = Reward()
