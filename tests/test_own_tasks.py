@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ilf.build import build
+from ilf.feedback.from_tests import in_words
 from ilf.feedback.human import read_annotations
 from ilf.sandbox import Limits, Sandbox
 from ilf.tasks import MBPP, Jsonl
-from ilf.tasks.data import SPLITS
+from ilf.tasks.data import SPLITS, job_of
 from ilf.tasks.table import split_ids
-from ilf.types import InputError
+from ilf.types import InputError, Program
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
 TUTORIAL = ROOT / "docs" / "tutorial"
@@ -354,3 +355,24 @@ def test_a_text_with_backslashes_and_quotes_makes_a_task_that_can_be_solved(tmp_
     data = write(tmp_path / "tasks.jsonl", row)
     ((task,), _) = data.load()
     data.check_gold([replace(task, code=task.prompt + "    return x")], Sandbox(Limits()))
+
+
+def test_tests_may_be_what_pytest_finds(tmp_path):
+    tests = [
+        "import pytest\n\n@pytest.mark.parametrize('n', [1, 2])\ndef test_double(n):\n    assert double(n) == 2 * n",
+        "import unittest\nclass TestDouble(unittest.TestCase):\n    def test_text(self):\n"
+        "        self.assertEqual(double('a'), 'aa')",
+    ]
+    code = "def double(n):\n    return 2 * n"
+    row = {"task_id": 1, "split": "test", "text": "Double n.", "code": code, "test_list": tests}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row))
+    ((task,), _) = Jsonl(path=str(tmp_path / "tasks.jsonl")).load()
+    assert task.entry_point == "double" and tests[0] in task.prompt
+    wrong = "def double(n):\n    return 2"
+    sandbox = Sandbox(Limits())
+    passed, verdict = sandbox.run([job_of(program, task) for program in (code, wrong)])
+    sandbox.close()
+    failed = Program(1, "test", 0, 0, "", "", wrong, verdict)
+    assert passed.passed and verdict.tests == (False, False)
+    assert failed.verdict.detail == "assert double(n) == 2 * n"
+    assert in_words(failed, task) == "This test should hold, and does not: `double(n) == 2 * n`."

@@ -38,7 +38,8 @@ def in_words(program: Program, task: Task) -> str:
         return _on_input(program, task)
     if verdict.verdict == "timed_out":
         return _ENDLESS
-    test = next((test for test in task.tests if detail.startswith(test)), None)
+    lines = [line.strip() for test in task.tests for line in test.split("\n")]  # of a longer test the one that failed
+    test = next((test for test in (*task.tests, *lines) if test and detail.startswith(test)), None)
     said = detail if test is None else detail.removeprefix(test).removeprefix(": ")
     found = _what_came(said, program)
     if verdict.verdict in _LIMITS:
@@ -47,7 +48,8 @@ def in_words(program: Program, task: Task) -> str:
         return f"The program does not run: {found}."
     call, expected = _sides(test)
     passed = _passed(verdict.tests, "tests")
-    if expected is None:
+    if expected is None or not found:
+        call = call if expected is None else f"{call} == {expected}"
         return f"This test should hold, and does not: `{call}`" + (f" ({found})." if found else ".") + passed
     return f"`{call}` should return `{expected}`, but {found}.{passed}"
 
@@ -99,7 +101,10 @@ def _what_came(said: str, program: Program) -> str:
 
 def _sides(test: str) -> tuple[str, str | None]:
     """Return what a test calls and what it expects; the whole test and None where it is no `call == value`."""
-    statement = ast.parse(test.strip()).body[0]
+    try:
+        statement = ast.parse(test.strip()).body[0]
+    except SyntaxError:  # a line of a statement
+        return test, None
     match statement:
         case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
             return ast.unparse(left), ast.unparse(right)

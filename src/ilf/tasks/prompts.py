@@ -122,7 +122,7 @@ def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "pape
         ]
         head = "".join(ast.unparse(n) + "\n" for n in kept) + head[_start(code, node.lineno) :]
     text = text if _docstring_value(text) == f"\n{text}\n" else _escaped(text)
-    example = re.sub(r"^assert ", "", tests[0]).replace("==", "=")
+    example = tests[0][7:].replace("==", "=") if tests[0].startswith("assert ") else tests[0].strip()
     example = _escaped(example) if '"""' in example or _docstring_value(example) is None else example
     return f'"""\n{text}\n\n>>> Example: {example}\n"""\n\n{head}\n'
 

@@ -179,11 +179,14 @@ def task_of(where: str, row: dict[str, Any], split: str, prompt_style: str, stub
         stub: A function without a body of its own, where nobody wrote the gold program.
 
     Raises:
-        InputError: There is no test or one that is no assert statement, the program does not parse, or the tests do
+        InputError: There is no test or one that calls nothing, the program does not parse, or the tests do
             not call one function of it.
     """
-    if not row["test_list"] or not all(map(_is_assert, row["test_list"])):
-        allowed = "must be a list of one or more assert statements, each a text that Python can parse as it stands"
+    if not row["test_list"] or not all(map(_is_test, row["test_list"])):
+        allowed = (
+            "must be a list of one or more tests (assert statements, or functions and classes as pytest finds them)"
+        )
+        allowed += ", each a text that Python can parse as it stands"
         raise InputError(f"{where}: test_list", row["test_list"], allowed, "Mend the row.")
     text, code = normalise_newlines(row["text"]), normalise_newlines(row["code"])
     tests = tuple(normalise_newlines(test) for test in row["test_list"])
@@ -234,9 +237,9 @@ def script_of(where: str, row: dict[str, Any], split: str) -> Task:
     return Task(row["task_id"], split, text, code, "", (), "", prompt, 1, given, expected, how)
 
 
-def _is_assert(test: Any) -> bool:
+def _is_test(test: Any) -> bool:
     try:
-        return isinstance(test, str) and [type(node) for node in ast.parse(test).body] == [ast.Assert]
+        return isinstance(test, str) and any(isinstance(node, ast.Call) for node in ast.walk(ast.parse(test)))
     except (SyntaxError, ValueError):
         return False
 

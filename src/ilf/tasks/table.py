@@ -49,7 +49,7 @@ class Table(Data):
     def rows(self, key: str) -> Iterable[Row]:
         """Yield the place, for errors, and the columns of each task.
 
-        Columns are `task_id` (from 1), `text`, `test_list` (assert statements), `code` (the gold program) or
+        Columns are `task_id` (from 1), `text`, `test_list` (tests), `code` (the gold program) or
         `signature`, and maybe `test_setup_code` and `split`. Of a task whose programs read and write: in place of
         `test_list` `inputs` and `outputs`, maybe with `compare_output`, and maybe `code`.
 
@@ -138,7 +138,7 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
     if script and (other := [name for name in ("signature", "test_setup_code") if found[name].strip()]):
         raise wrong(other[0], "is for tasks with a test_list, and this one has inputs and outputs")
     if not script and not found["test_list"]:
-        raise wrong("test_list", "must be a list of one or more assert statements, or inputs and outputs in its place")
+        raise wrong("test_list", "must be a list of one or more tests, or inputs and outputs in its place")
     both = [name for name in ("code", "signature") if found[name].strip()]
     if not both and not script:
         raise wrong("code", "each task needs its gold program or, where nobody has one, a signature")

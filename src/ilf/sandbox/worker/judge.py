@@ -9,6 +9,7 @@ import math
 import signal
 import socket
 import sys
+import traceback
 from typing import Any
 
 from . import library, plain, pytest_like
@@ -127,6 +128,7 @@ class _Case:
         self._judge, self._job = judge, job
         self._outcomes: list[Outcome] = []  # of each test so far
         self._before: Outcome = None  # of the program itself
+        self._line = 0  # of a test, at which it failed
         self.end = ""  # why no more answers came
         self._channel = judge.start(job)
 
@@ -159,7 +161,12 @@ class _Case:
                 outcome = self._executed(way, scope)
             if self._channel.ended:  # whatever the test made of it
                 raise self._channel.ended
-            self._outcomes.append(outcome and (outcome[0], f"{test}: {outcome[1]}".removesuffix(": ")))
+            self._outcomes.append(outcome and (outcome[0], f"{self._place(test)}: {outcome[1]}".removesuffix(": ")))
+
+    def _place(self, test: str) -> str:
+        """Return a test, or of one of several lines that at which it failed."""
+        lines = test.strip("\n").split("\n")
+        return test if len(lines) == 1 else test.split("\n")[self._line - 1].strip() if self._line else lines[0]
 
     def close(self) -> dict[str, Any]:
         """End the program's process and return the verdict on it.
@@ -196,17 +203,17 @@ class _Case:
 
     def _executed(self, block: Block, scope: dict[str, Any]) -> Outcome:
         """Run a test here."""
-        Unsupported.last = None
+        Unsupported.last, self._line = None, 0
         outcome: Outcome = None
         try:
             exec(block.code, scope)
             pytest_like.run(scope, block.tests)
         except Ended:
             raise
-        except Unsupported as error:
-            return "unsupported_test", str(error)
         except BaseException as error:  # SystemExit, too
-            outcome = self._failed(error)
+            frames = traceback.walk_tb(error.__traceback__)
+            self._line = max([0, *(line for frame, line in frames if frame.f_code.co_filename == "<test>")][-1:])
+            outcome = ("unsupported_test", str(error)) if isinstance(error, Unsupported) else self._failed(error)
         if Unsupported.last is not None:  # whatever the test made of it
             return "unsupported_test", Unsupported.last
         return outcome
@@ -246,14 +253,8 @@ class _Case:
         self._channel.defined, self._channel.objects = set(found), False
         program[:] = [self._channel.ask]
         read = Builtins(lambda name: self._channel.ask("name", name), changing)
-        return (
-            scope
-            | {"__builtins__": read, "__almost_equal__": almost_equal, "__same__": same}
-            | {
-                "__class_of__": BUILTINS["type"],
-                "sys": module("sys"),
-            }
-        )
+        ours = {"__almost_equal__": almost_equal, "__same__": same, "__class_of__": BUILTINS["type"]}
+        return scope | ours | {"__builtins__": read, "sys": module("sys")}
 
 
 def _stays(value: Any) -> bool:
