@@ -897,6 +897,7 @@ def test_the_command_gives_a_line_for_each_in_order(tmp_path):
         '{"program": "x"}',
         '{"program": "x", "tests": "assert 1"}',
         '{"program": "x", "tests": []}',
+        '{"program": "x", "tests": ["assert f(1) ="]}',
         '{"program": "x", "tests": ["assert 1"], "time_limit": 0}',
     ],
 )

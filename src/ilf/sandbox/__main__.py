@@ -1,13 +1,14 @@
 """Judge programs from a file: python -m ilf.sandbox FILE.
 
-FILE (- for standard input) has one JSON object a line: program and tests (a list of one or more assert statements); or,
-for a program that reads standard input and writes standard output, program, inputs and outputs (lists of as many texts)
+FILE (- for standard input) has one JSON object a line: program and tests (a list of one or more assert statements, or of
+functions and classes as pytest finds them); or, for a program that reads standard input and writes standard output, program, inputs and outputs (lists of as many texts)
 and optionally compare_output (tokens, the default, or exact). Optional, too: id, setup_code (with tests) and time_limit
 (seconds of processor time, of each input's run). Out comes one line for each, in the same order: id, verdict, detail,
 tests (true or false for each assert or input) and seconds (processor time; with inputs, of the longest run).
 """
 
 import argparse
+import ast
 import dataclasses
 import json
 import os
@@ -37,6 +38,11 @@ def _job(line: str, place: str) -> tuple[Any, Job]:
         raise wrong
     if not (limit is None or (isinstance(limit, int | float) and 0 < limit <= 3600)):
         raise wrong
+    for test in lists["tests"]:
+        try:
+            ast.parse(test)
+        except (SyntaxError, ValueError) as error:
+            raise InputError(f"{place}: tests", test[:80], f"must parse ({error})", "Mend that test.") from None
     how: dict[str, Any] = {name: tuple(found) for name, found in lists.items()}
     if row.get("compare_output") is not None:
         how["compare_output"] = row["compare_output"]
