@@ -1,10 +1,11 @@
 """Judge programs from a file: python -m ilf.sandbox FILE.
 
-FILE (- for standard input) has one JSON object a line: program and tests (a list of one or more assert statements, or of
-functions and classes as pytest finds them); or, for a program that reads standard input and writes standard output, program, inputs and outputs (lists of as many texts)
-and optionally compare_output (tokens, the default, or exact). Optional, too: id, setup_code (with tests) and time_limit
-(seconds of processor time, of each input's run). Out comes one line for each, in the same order: id, verdict, detail,
-tests (true or false for each assert or input) and seconds (processor time; with inputs, of the longest run).
+FILE (- for standard input) has one JSON object a line: program and tests (a list of one or more assert statements, or
+of functions and classes as pytest finds them); or, for a program that reads standard input and writes standard output,
+program, inputs and outputs (lists of as many texts) and optionally compare_output (tokens, the default, or exact).
+Optional, too: id, setup_code (with tests) and time_limit (seconds of processor time, of each input's run). Out comes
+one line for each, in the same order: id, verdict, detail, tests (true or false for each test or input) and seconds
+(processor time; with inputs, of the longest run).
 """
 
 import argparse
