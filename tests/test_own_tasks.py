@@ -52,7 +52,7 @@ BAD = {
     "a test of another function": ({**BARE, "test_list": ["assert g(1)"]}, "signature=.*none"),
     "a program that does not parse": ({**ROW, "task_id": 3, "code": "def f(: pass"}, "code=.*parse"),
     "a program without the function": ({**ROW, "task_id": 3, "code": "g = 1"}, "code=.*define"),
-    "neither program nor signature": ({**ROW, "task_id": 3, "code": None}, "code=None.*signature"),
+    "neither program nor signature": ({**ROW, "task_id": 3, "code": None}, "code=null.*signature"),
     "both": ({**ROW, "task_id": 3, "signature": "def f(x):"}, "signature='def f.*without a gold program.*code"),
     "a signature with a body": ({**BARE, "signature": "def f(x):\n  return x"}, "signature=.*colon"),
     "a signature without a colon": ({**BARE, "signature": "def f(x)"}, "signature=.*colon"),
