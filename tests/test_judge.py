@@ -90,6 +90,8 @@ HOLDS = [
      "    def __getitem__(self, i): return i\n    def __str__(self): return 'b'\n    def __call__(self): return 1\n    def __enter__(self): return 5\n    def __exit__(self, *a): return True\n",
      "b = B()\nassert len(b) == 3 and list(b) == [1, 2, 3] and not b and b[7] == 7 and str(b) == f'{b}' == 'b' and b() == 1 and 2 in b\nwith b as x:\n    assert x == 5\n    raise ValueError"),
     ("class S:\n    one = None\n    def __new__(cls):\n        cls.one = cls.one or super().__new__(cls)\n        return cls.one\n", "assert S() is S()"),
+    ("class C:\n    def __init__(self, x): self.x = x\n    def __eq__(self, o): return self.x == o.x\n    def __hash__(self): return hash(self.x)\ndef f(): return {C(1), C(2)}, {C(1): 1}", "s, d = f()\nassert len(s) == 2 and sorted(c.x for c in s) == [1, 2] and list(d.values()) == [1]"),
+    ("from dataclasses import dataclass\n@dataclass(eq=True)\nclass P:\n    n: str\n    v: list\n    def __hash__(self): return hash(self.n)\ndef f(): return {P('a', [1])}", "assert f() == {P('a', [1])} and P('a', [1]) in f() and P('a', [2]) not in f()"),
     # what both hold
     ("def f(x): return x", "x = [1]\ny = f(x)\nassert y is x\nx.append(2)\nassert f(x) == [1, 2]"),
     ("class A:\n    def __init__(self): self.items = []\n    def add(self, x): self.items.append(x)\n",
@@ -138,6 +140,14 @@ HOLDS = [
 ]  # fmt: skip
 
 UNDECIDED = [
+    (
+        "import datetime\nclass Z(datetime.tzinfo):\n    def utcoffset(self, d): return datetime.timedelta(0)\n    def dst(self, d): return None\ndef f(): return datetime.datetime(2020, 1, 1, tzinfo=Z())",
+        "import datetime\nassert f() == datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)",
+    ),
+    (
+        "class C:\n    def __eq__(self, o): return True\n    def __hash__(self): return 0\ndef f(): return {C()}",
+        "assert C() in f()",
+    ),
     (OWN, "assert Own(1) == Own(1)"),
     (OWN + "def f(): return Own(1)", "assert f() != 2"),
     (OWN + "def f(): return [Own(1)]", "assert f() == [1]"),

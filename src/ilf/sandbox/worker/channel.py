@@ -15,7 +15,7 @@ from typing import Any
 
 from . import library, plain
 from .paths import Path
-from .remote import Remote, Unsupported, error_type, like, number_of
+from .remote import Remote, Unsupported, error_type, like, number_of, refuse
 
 # By these numpy would be told where in our memory an array lies, or have the program do the comparing.
 _NUMPYS = ("__array", "__cuda_array", "__dlpack")
@@ -48,7 +48,7 @@ class Channel:
         self._received = bytearray()
         self._shared = plain.Shared(0)
         self._writer = plain.Writer(self._refer, self._shared)
-        self._reader = plain.Reader(self._resolve, self._shared)
+        self._reader = plain.Reader(self._resolve, self._shared, _lost)
         self._lock = threading.RLock()  # a test may have threads
         self._error_types: dict[int, Any] = {}
         self.patient = False  # whether all answers were asked for at once, and none is waited for alone
@@ -202,6 +202,7 @@ class Channel:
             Ended: If the program's process gives no more answers, or another one than these.
         """
         message = self._message()
+        Remote.reading = True
         try:
             kind, *content = self._reader.read(message)
             if kind == "value":
@@ -223,6 +224,8 @@ class Channel:
             return kind, error
         except (Exception, Unsupported):  # another message than program.py sends
             raise Ended("garbage") from None
+        finally:
+            Remote.reading = False
 
     def _message(self) -> bytes:
         """Return the next message; what has come with it is kept."""
@@ -262,6 +265,12 @@ class Channel:
             self.patient = False
             poll.register(self._socket, select.POLLIN)
         raise Ended("time")
+
+
+def _lost(tag: str) -> Remote:
+    """Return what stands for a value that can't be made here."""
+    name = str(tag)[:40]
+    return Remote(refuse(f"looks at a {name} that the judge can't make"), -1, "own", name, None)
 
 
 def _print(printed: Any) -> None:

@@ -171,11 +171,11 @@ class Reader:
     Args:
         resolve: Returns what stands for an object, given what `Writer.refer` returned.
         shared: The containers that both sides hold.
-        like: Returns an empty container in place of one of a type that the program derived from it.
+        lost: Returns what stands for a value that can't be made on this side, given its tag.
     """
 
-    def __init__(self, resolve: Callable[[Any], Any], shared: Shared) -> None:
-        self._resolve, self._shared = resolve, shared
+    def __init__(self, resolve: Callable[[Any], Any], shared: Shared, lost: Callable[[str], Any] | None = None) -> None:
+        self._resolve, self._shared, self._lost = resolve, shared, lost
 
     def read(self, text: bytes) -> Any:
         """Return the value that a text stands for.
@@ -196,7 +196,12 @@ class Reader:
             return self._from_both(*content)
         if tag in _MADE:
             return _MADE[tag](content)
-        return library.made(tag, content)
+        try:
+            return library.made(tag, content)
+        except Exception:  # a time in a zone of the program's own, a type that only the program has
+            if self._lost is None:
+                raise
+            return self._lost(tag)
 
     def _from_both(self, number: int, tag: str, items: list[Any] | None = None) -> Any:
         """Return the container of a number, with these items where they are given."""

@@ -40,6 +40,7 @@ class Remote:
         extra: What it is compared by: plain data, or a type and the fields or a member's name.
     """
 
+    reading: ClassVar[bool] = False  # whether sets and dictionaries are made of what the program has sent
     __slots__ = ("_ask", "_extra", "_how", "_name", "_number")
     __array_ufunc__ = None  # numpy compares by our methods, and not with each item of this
 
@@ -110,13 +111,16 @@ class Remote:
         return self._extra == other._extra if self._how == "member" else self._number == other._number
 
     def __hash__(self) -> int:
-        if self._how == "own":
+        if self._how == "own" and not Remote.reading:
             raise Unsupported("takes the hash of an object of the program")
         if self._how == "fields":
             kind, values, frozen = self._extra
-            if not frozen:
+            if not frozen and not Remote.reading:
                 raise TypeError(f"unhashable type: '{self._name}'")
-            return hash((kind, tuple(values)))
+            try:
+                return hash((kind, tuple(values)))
+            except TypeError:  # the program takes that of some of them
+                return hash(kind)
         if self._how == "member":
             return hash(self._extra[1])
         return hash(self._extra if self._how == "data" else self._number)
@@ -244,7 +248,7 @@ def number_of(value: Any) -> int | None:
     """Return the number of an object of the program, None for what is ours."""
     if type(value) is Remote or isinstance(value, ErrorType | Like):
         number: int = value._number
-        return number
+        return number if number >= 0 else None
     if isinstance(value, BaseException):
         found = vars(value).get("_object")
         return found and number_of(found)
