@@ -89,13 +89,11 @@ def test_every_type_of_the_standard_library_is_equal_or_undecided(sandbox, tmp_p
     )
     found = json.loads((tmp_path / "found.json").read_text())
     assert len({module for module, _, _ in found}) > 30 and len(found) > 300, done.stderr[-2000:]
-    jobs = [
-        Job(
-            f"import {module}\ndef f(): return {text}",
-            ("f()", f"{'import ' + module if expected == text else ''}\nassert f() == {expected}"),
-        )
-        for module, text, expected in found
-    ]
+    jobs = []
+    for module, text, expected in found:
+        own = f"import {module}\n" if expected == text and module != "builtins" else ""
+        test = f"{own}assert f() == {expected.removeprefix('builtins.')}"
+        jobs.append(Job(f"import {module}\ndef f(): return {text}", ("f()", test)))
     wrong, passed = [], set()
     for (_, text, expected), verdict in zip(found, sandbox.run(jobs), strict=True):
         if verdict.tests[0] and verdict.verdict not in ("passed", "unsupported_test"):

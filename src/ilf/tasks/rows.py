@@ -179,7 +179,7 @@ def task_of(where: str, row: dict[str, Any], split: str, prompt_style: str, stub
         stub: A function without a body of its own, where nobody wrote the gold program.
 
     Raises:
-        InputError: There is no test or one that calls nothing, the program does not parse, or the tests do
+        InputError: There is no test or one that checks nothing, the program does not parse, or the tests do
             not call one function of it.
     """
     if not row["test_list"] or not all(map(_is_test, row["test_list"])):
@@ -238,10 +238,19 @@ def script_of(where: str, row: dict[str, Any], split: str) -> Task:
 
 
 def _is_test(test: Any) -> bool:
+    """Return whether a text is Python that checks something."""
     try:
-        return isinstance(test, str) and any(isinstance(node, ast.Call) for node in ast.walk(ast.parse(test)))
+        return isinstance(test, str) and any(map(_checks, ast.walk(ast.parse(test))))
     except (SyntaxError, ValueError):
         return False
+
+
+def _checks(node: ast.AST) -> bool:
+    """Return whether this is an assert or raise statement, or a call such as assertEqual, raises or fail."""
+    if not isinstance(node, ast.Call):
+        return isinstance(node, ast.Assert | ast.Raise)
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    return name.startswith("assert") or name in ("raises", "fail")
 
 
 def tasks_from(

@@ -138,7 +138,9 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
     if script and (other := [name for name in ("signature", "test_setup_code") if found[name].strip()]):
         raise wrong(other[0], "is for tasks with a test_list, and this one has inputs and outputs")
     if not script and not found["test_list"]:
-        raise wrong("test_list", "must be a list of one or more tests, or inputs and outputs in its place")
+        raise wrong(
+            "test_list", "must be a list of one or more tests (assert statements), or inputs and outputs in its place"
+        )
     both = [name for name in ("code", "signature") if found[name].strip()]
     if not both and not script:
         raise wrong("code", "each task needs its gold program or, where nobody has one, a signature")

@@ -105,6 +105,8 @@ def apart(value: Any, kind: type) -> tuple[str, Any] | None:
         tag, parts, _ = _RAW[kind]
         found = parts(value)
         return None if found is None else (tag, found)
+    if not isinstance(kind.__module__, str):  # of what stands for an object of the program
+        return None
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name in _NAMED and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind:
         found = _NAMED[name][0](value)

@@ -168,12 +168,6 @@ def importorskip(name: str, **keywords: Any) -> None:
     raise Unsupported(f"imports {name}")
 
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    raise Unsupported(f"uses pytest.{name}")
-
-
 # ---- the running of what tests define ------------------------------------------------------------------------------
 
 

@@ -52,6 +52,8 @@ class _Sys:
     def __getattr__(self, name: str) -> Any:
         if name in _SIZES or name.strip("_") in _STREAMS:
             return getattr(sys, name)
+        if name.startswith("_"):
+            raise AttributeError(name)
         raise Unsupported(f"uses sys.{name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -67,6 +69,17 @@ def _seed(*args: Any, **keywords: Any) -> None:
     """Seed the program's random numbers with the test's."""
     random.seed(*args, **keywords)
     program[-1]("call", random.seed, args, tuple(keywords.items()))
+
+
+class _Pytest:
+    """What there is of `pytest`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in vars(pytest_like):
+            raise Unsupported(f"uses pytest.{name}")
+        return getattr(pytest_like, name)
 
 
 def _without(name: str, **instead: Any) -> types.ModuleType:
@@ -108,7 +121,7 @@ _INSTEAD: dict[str, Callable[[], Any]] = {
     "codecs": lambda: _without("codecs", open=refuse("uses codecs.open")),
     "io": lambda: _without("io", **{n: refuse(f"uses io.{n}") for n in ("open", "open_code", "FileIO")}),
     "pathlib": lambda: _without("pathlib", Path=Path, PosixPath=Path),
-    "pytest": lambda: pytest_like,
+    "pytest": _Pytest,
     "random": lambda: _without("random", seed=_seed),
     "sys": lambda: _SYS,
     "unittest": lambda: _without("unittest", main=lambda *args, **keywords: None, TestCase=_TestCase),
@@ -126,6 +139,8 @@ class _Refused:
         raise Unsupported(f"uses {self._what}")
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         raise Unsupported(f"uses {self._what}")
 
 
