@@ -196,6 +196,7 @@ def annotations(tmp_path_factory):
 
 
 RUN = [option for option in OPTIONS if option not in NOT_RUN and option not in DEFAULTS]
+FEW = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "training.epochs=1", "measure=[]"]
 TOGETHER = ("adapter", "optimizer", "scheduler", "callbacks", "logger", "trainer")  # of a fine-tuning: one run of each
 
 
@@ -205,9 +206,6 @@ def test_every_option_of_a_fine_tuning_runs(small_stages, shared_store):
         chosen = [override(option) for option in options if option]
         results = small_stages(*chosen, f"store.dir={shared_store}", *FEW).run()
         assert results["status"] == "complete" and results["finetuned"]["n_tasks"] == 4, chosen
-
-
-FEW = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "training.epochs=1", "measure=[]"]
 
 
 @pytest.mark.parametrize("option", [option for option in RUN if option.split("/")[0] not in TOGETHER])

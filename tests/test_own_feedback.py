@@ -289,7 +289,6 @@ def test_a_refiner_of_a_users_is_fine_tuned_on_its_own_prompts(own_stages):
     assert stages.runner.weights(stages.folder / "refiner") != ours.runner.weights(ours.folder / "refiner")
 
 
-@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
 @pytest.mark.parametrize(
     ("refiner", "message"),
     [
@@ -354,7 +353,7 @@ def test_a_source_from_outside_runs_by_the_command_line(mine, cli, tmp_path, mon
     assert re.search(r'"feedback": "reviewer"', (tmp_path / "run" / "results.json").read_text())
 
 
-@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
+@pytest.mark.slow  # test_command.py has one that is shorter
 def test_a_row_of_a_users_study_is_an_arm_whose_settings_stand(mine, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
     few = ["--config-dir", str(mine), "stages=[zero_shot]", "data.limit.test=2", "logger=none", "store.dir=store"]

@@ -59,7 +59,7 @@ CASES = [
     ("digests", "changed in its last letters"),
     *(("programs", "emptied"), ("samples", "removed"), ("marks", "emptied"), ("weights", "removed")),
 ]
-QUICK = {  # each kind of file, and each damage, once
+QUICK = {  # each kind of file, and each damage
     *(("programs", "changed"), ("samples", "removed"), ("marks", "emptied"), ("keys", "cut"), ("weights", "changed")),
     *(("configurations", "cut"), ("digests", "changed in its last letters")),
 }

@@ -102,9 +102,10 @@ class Tracker:
         self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow wants to be told that files are meant
         for name, part in loggers.items():
-            if is_wandb(part) and part.get("mode") == "disabled":
+            wandb = is_wandb(part)
+            if wandb and part.get("mode") == "disabled":
                 continue
-            logger = self._wandb(name, part, folder, config, group) if is_wandb(part) else part()
+            logger = self._wandb(name, part, folder, config, group) if wandb else part()
             self.loggers.append(logger)
             if type(logger).__name__ == "TensorBoardLogger":
                 self._tensorboard.append(logger.experiment)

@@ -97,7 +97,7 @@ def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputE
     advice = f"`{COMMAND} --cfg job` shows all keys."
     if near:
         advice = f"Did you mean {near[0]}?"
-    elif siblings and parent:
+    elif siblings:
         advice = f"Another option of {parent} may read it: `{COMMAND} --help` lists them."
     return InputError(key, value, f"is no setting, so that nothing would read it{listed}", advice)
 

@@ -182,7 +182,7 @@ def explain(error: Exception) -> str | None:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key not in known_keys():
             if key.startswith("hydra."):
                 return str(_unknown_to_hydra(key, value))
-            siblings = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else []
+            siblings = list(cause.parent_node) if parent and isinstance(cause.parent_node, DictConfig) else []
             return str(unknown_key(key, value, list(map(str, siblings))))
         if isinstance(cause, MissingMandatoryValue):
             return f"{parent}: no option of this group is chosen. Choose one: `{COMMAND} --help` lists them."

@@ -34,6 +34,7 @@ def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState
     part = Part(target, json.loads(arguments))
 
     def steps(count: int, *shape: int) -> tuple[int, int, Any]:
+        """Return what is kept of `count` tensors, what a step takes at most, and the optimizer."""
         trained = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for _ in range(count)]
         gradients = [torch.ones_like(parameter) for parameter in trained]
         for parameter, gradient in zip(trained, gradients, strict=True):
@@ -50,13 +51,13 @@ def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState
         (one, most, optimizer), (two, _, _) = steps(1, *shape), steps(2, *shape)
         return two - one, most - one, optimizer
 
-    (less, _, _), (more, _, _) = step(1024), step(2048)
-    small = (more - less) / 1024
+    (first, _, _), (second, _, _) = step(1024), step(2048)
+    small = (second - first) / 1024
     (less, _, _), (more, most, optimizer) = step(256, 256), step(512, 256)
     large = (more - less) / 256**2
     scratch = max(0, most) / (2 * 256**2)
     paged = bool(getattr(optimizer, "is_paged", False))
-    return OptimizerState((small, step(1024)[0] - 1024 * small), (large, less - 256**2 * large), scratch, paged)
+    return OptimizerState((small, first - 1024 * small), (large, less - 256**2 * large), scratch, paged)
 
 
 def state_of(optimizer: Part, dtype: torch.dtype) -> OptimizerState:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -38,10 +38,9 @@ class Mini(Data):
         """Return the ids of these splits."""
         return ids_of(*splits)
 
-    def read(self, key: str) -> tuple[list[Task], str]:
+    def read(self, key: str) -> tuple[Sequence[Task], str]:
         """Return all tasks in order of id, and the SHA-256 of their content."""
-        tasks, sha256 = _tasks(self.sha256, self.prompt, key)
-        return list(tasks), sha256
+        return _tasks(self.sha256, self.prompt, key)
 
     def specifications(self) -> Mapping[int, Specification]:
         """Return what each task asks for, by id."""
