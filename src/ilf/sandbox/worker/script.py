@@ -10,7 +10,6 @@ import gc
 import marshal
 import os
 import sys
-import threading
 
 from . import plain
 from .program import PROGRAM, described
@@ -60,7 +59,8 @@ def _run(text: str) -> None:
         failure = error
     if failure is not None:
         raise failure
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    if threads := sys.modules.get("threading"):  # not imported here: every fork would run its hook
+        threads._shutdown()  # waits for them
     atexit._run_exitfuncs()
     _flush()
     module.__dict__.clear()  # a file that was opened on standard output writes what it holds when it goes
