@@ -8,6 +8,7 @@ import builtins
 import contextlib
 import copy
 import errno
+import functools
 import marshal
 import operator
 import os
@@ -77,30 +78,26 @@ def run(channel: int, full: int) -> None:
     """
     # The judge is to be trusted: what comes from it may be marshalled, with calls as code.
     text, setup, calls, more = marshal.loads(plain.receive(channel))
-    server = _Server(channel, full, more)
+    server = _Conversation(channel, full) if more else _Server(channel, full)
     if server.start(text, setup):
         for call in calls:
-            server.answer("evaluate", call)
-        while more:
+            server.evaluate(call)
+        while isinstance(server, _Conversation):  # ended by the judge
             server.answer(*marshal.loads(plain.receive(channel)))
 
 
 class _Server:
-    """The program's namespace, and what the judge has a number for."""
+    """The program's namespace, in which calls are evaluated whose results are compared at once."""
 
-    def __init__(self, channel: int, full: int, more: bool) -> None:
-        self._channel, self._full, self._more = channel, full, more
-        self._objects = Objects()
-        self._shared = plain.Shared(1)
+    def __init__(self, channel: int, full: int) -> None:
+        self._channel, self._full = channel, full
         self._copying = plain.Writer(lambda value, depth: self._objects.describe(self._copying, value, depth))
-        self._sharing = plain.Writer(
-            lambda value, depth: self._objects.describe(self._sharing, value, depth), self._shared
-        )
-        self._reader = plain.Reader(self._resolve, self._shared)
-        self._printed = [0, 0]  # bytes of output and of errors that the judge was told
-        self._told_before = False
         module = sys.modules["program"] = type(sys)("program")
         self._scope = module.__dict__
+
+    @functools.cached_property
+    def _objects(self) -> Objects:
+        return Objects()
 
     def start(self, program: str, setup: str) -> bool:
         """Run the program and its set-up code; return whether they came to their end."""
@@ -114,17 +111,52 @@ class _Server:
         self._send(["value", None])
         return True
 
+    def evaluate(self, call: types.CodeType) -> None:
+        """Send the result of a call, or the exception that came instead. Nothing of it is seen again."""
+        try:
+            self._send(["value", self._copying.pack(eval(call, self._scope))])
+        except BaseException as error:
+            self._report(error)
+
+    def _send(self, message: list[Any]) -> None:
+        plain.send(self._channel, plain.as_text(message))
+
+    def _report(self, error: BaseException) -> None:
+        """Send an exception: the last line of its report, its line of the program, the limit that it names."""
+        self._send(["error", described(error, self._full)])
+
+
+class _Conversation(_Server):
+    """A server that the judge asks one thing after the other, and that holds some values together with it."""
+
+    def __init__(self, channel: int, full: int) -> None:
+        super().__init__(channel, full)
+        self._shared = plain.Shared(1)
+        self._sharing = plain.Writer(
+            lambda value, depth: self._objects.describe(self._sharing, value, depth), self._shared
+        )
+        self._reader = plain.Reader(self._resolve, self._shared)
+        self._printed = [0, 0]  # bytes of output and of errors that the judge was told
+        self._told_before = False
+
     def answer(self, kind: str, payload: Any) -> None:
         """Do what the judge asks and send it the result, or the exception that came instead."""
+        if kind == "evaluate":
+            self.evaluate(payload)
+            self._told()
+            return
         try:
-            if kind == "evaluate":  # compared at once: nothing of it is seen again
-                self._send(["value", self._copying.pack(eval(payload, self._scope))])
-                if self._more:
-                    self._told()
-                return
             plain.send(self._channel, self._answered("value", self._perform(kind, payload)))
         except BaseException as error:
-            self._report(error, kind != "evaluate")
+            self._raised(error)
+
+    def _raised(self, error: BaseException) -> None:
+        """Send an exception with its arguments, itself, and what was printed."""
+        found = described(error, self._full)
+        try:
+            plain.send(self._channel, self._answered("error", error, found))
+        except Exception:  # of the program's own methods
+            self._send(["error", found])
 
     def _answered(self, kind: str, result: Any, *more: Any) -> bytes:
         """Return an answer as text, after all that was done here to what both sides hold."""
@@ -179,23 +211,6 @@ class _Server:
             found.append(text.decode("utf-8", "replace"))
             self._printed[i] = size
         return found if any(found) else None
-
-    def _send(self, message: list[Any]) -> None:
-        plain.send(self._channel, plain.as_text(message))
-
-    def _report(self, error: BaseException, shared: bool = False) -> None:
-        """Send an exception: its types, text, last line of its report, line of the program, limit that it names.
-
-        To a judge that has more to ask also its arguments, itself, and what it printed.
-        """
-        found = described(error, self._full)
-        if shared:
-            try:
-                plain.send(self._channel, self._answered("error", error, found))
-                return
-            except Exception:  # of the program's own methods
-                pass
-        self._send(["error", found])
 
 
 def described(error: BaseException, full: int) -> list[Any]:
