@@ -1,7 +1,6 @@
 """The judge's side of the channel to a program: questions out, answers in, until the program's time is up."""
 
 import builtins
-import dis
 import marshal
 import os
 import select
@@ -15,6 +14,7 @@ from typing import Any
 
 from . import library, plain
 from .paths import Path
+from .reading import globals_of
 from .remote import Remote, Unsupported, error_type, like, number_of, refuse
 
 # By these numpy would be told where in our memory an array lies, or have the program do the comparing.
@@ -110,7 +110,7 @@ class Channel:
         if number is not None:
             return {"object": number}
         if isinstance(value, types.FunctionType) and not value.__closure__ and not value.__defaults__:
-            strange = _globals(value.__code__) - set(vars(builtins)) - set(self.defined)
+            strange = globals_of(value.__code__) - set(vars(builtins)) - set(self.defined)
             if not strange:
                 return {"object": ["code", self._writer.pack(marshal.dumps(value.__code__))]}
             raise Unsupported(f"gives the program a function that uses {min(strange)} of the test")
@@ -281,12 +281,6 @@ def _print(printed: Any) -> None:
 
 def _types(*values: Any) -> str:
     return " and ".join(value._name if type(value) is Remote else type(value).__name__ for value in values)
-
-
-def _globals(code: types.CodeType) -> set[str]:
-    inner = [_globals(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    own = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return own.union(*inner)
 
 
 def _size(folder: str) -> int:

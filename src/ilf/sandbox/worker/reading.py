@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import dis
 import functools
 import math
 import types
@@ -119,6 +120,13 @@ def _call_and_value(body: Sequence[ast.stmt]) -> Call | None:
     if nested or value.co_names or call.co_names != (left.func.id,):
         return None
     return Call(call, eval(value, {}))
+
+
+def globals_of(code: types.CodeType) -> set[str]:
+    """Return the names that code, and what is defined in it, looks up outside itself."""
+    inner = [globals_of(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    own = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*inner)
 
 
 def is_ours(name: str) -> bool:
