@@ -68,7 +68,7 @@ OF_PARTS = [
     f"{group}.{name}"
     for group in ("sampler", "executor")
     for name, value in vars(getattr(compose_settings(), group)).items()
-    if isinstance(value, int | float) and name != "halvings"
+    if isinstance(value, int | float) and not isinstance(value, bool) and name != "halvings"
 ]
 
 

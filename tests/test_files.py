@@ -56,7 +56,7 @@ KINDS = {
     "answers of the page": ("a.jsonl", ANNOTATION, human.FILE, write_jsonl, lambda f: Answers(f).rows(), None),
     "own tasks": (
         "a.jsonl",
-        {**TASK, "signature": "", "test_setup_code": "", "split": "test"},
+        {**TASK, **dict.fromkeys(table.SCRIPT), "signature": "", "test_setup_code": "", "split": "test"},
         table.FILE,
         write_jsonl,
         lambda file: Jsonl(path=str(file)).load(),

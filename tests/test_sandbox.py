@@ -944,7 +944,7 @@ def test_the_red_team_is_stopped_and_the_honest_pass(packages):
     if not file.is_file():
         pytest.skip(f"{file} is not at hand: set ILF_TEST_DATA to the folder beside it")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    sandbox = Sandbox(Limits(time_limit=3, packages=packages))
+    sandbox = Sandbox(Limits(time_limit=2, workers=4, packages=packages))
     if sandbox.isolation.open:
         rows = [row for row in rows if row["hazard"] == "low" and row["category"] in ("verdict", "benign")]
     found = sandbox.run([Job(row["program"], tuple(row["tests"])) for row in rows])
