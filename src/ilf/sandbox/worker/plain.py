@@ -153,13 +153,16 @@ class Writer:
         return {"shared": [number, container.tag, [self.pack(item, depth + 1) for item in container.items(value)]]}
 
 
+_as_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode  # made once: each program needs it
+
+
 def as_text(packed: Any) -> bytes:
     """Return what `Writer.pack` returned as text, in UTF-8.
 
     Raises:
         TooLong: If it has more bytes than cross.
     """
-    text = json.dumps(packed, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    text = _as_json(packed).encode("utf-8", "surrogatepass")
     if len(text) > LONGEST - 100:
         raise TooLong(f"a result of {len(text)} bytes; at most {LONGEST} cross")
     return text

@@ -86,6 +86,9 @@ def run(channel: int, full: int) -> None:
             server.answer(*marshal.loads(plain.receive(channel)))
 
 
+_STARTED = plain.as_text(["value", None])
+
+
 class _Server:
     """The program's namespace, in which calls are evaluated whose results are compared at once."""
 
@@ -108,7 +111,7 @@ class _Server:
         except BaseException as error:
             self._report(error)
             return False
-        self._send(["value", None])
+        plain.send(self._channel, _STARTED)
         return True
 
     def evaluate(self, call: types.CodeType) -> None:
