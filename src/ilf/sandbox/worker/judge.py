@@ -39,6 +39,7 @@ class Judge:
     def __init__(self, control: socket.socket, approximately: bool, trust: bool, folder: str | None, disk: int) -> None:
         self.control, self.approximately, self.trust = control, approximately, trust
         self.folder, self.disk = folder, disk
+        self._forked: socket.socket | None = None  # of the process that waits for the next program
 
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
         """Return verdict, detail, the outcome of each test (tests), processor seconds, and whether it is the last.
@@ -61,23 +62,21 @@ class Judge:
         return case.close()
 
     def start(self, job: dict[str, Any], *streams: int) -> Channel:
-        """Have the zygote fork a process for a program, and return the channel to it.
+        """Have a program's process begin, and return the channel to it.
 
         Args:
             job: See `judge`.
             *streams: Descriptors of a script's standard input and output.
 
         Raises:
-            EOFError: If the zygote has died.
+            EOFError: If the zygote or its newest process has died.
         """
-        ours, theirs = socket.socketpair()
+        ours, self._forked = self._forked or self._fork(), None
         channel = Channel(ours, job["wall_limit"], self.folder, self.disk, self.trust)
-        with theirs:
-            try:
-                seconds = max(1, math.ceil(job["time_limit"]))
-                socket.send_fds(self.control, [START.pack(seconds)], [theirs.fileno(), *streams])
-            except OSError:
-                raise EOFError from None
+        try:
+            socket.send_fds(ours, [START.pack(max(1, math.ceil(job["time_limit"])))], streams)
+        except OSError:
+            raise EOFError from None
         return channel
 
     def stop(self, channel: Channel) -> tuple[int, float, bool]:
@@ -92,7 +91,22 @@ class Judge:
             status, seconds, clean = ENDED.unpack(plain.exactly(self.control.fileno(), ENDED.size))
         except OSError:
             raise EOFError from None
+        if clean:  # else the zygote ends
+            self._forked = self._fork()
         return status, seconds, clean
+
+    def _fork(self) -> socket.socket:
+        """Have the zygote fork the next process, and return our end of its socket.
+
+        It is forked before there is a job for it: a processor has time for that while the last verdict is handed in.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self.control, [b"f"], [theirs.fileno()])
+            except OSError:
+                raise EOFError from None
+        return ours
 
 
 def answer(verdict: str, detail: str, tests: list[bool], seconds: float, last: bool) -> dict[str, Any]:

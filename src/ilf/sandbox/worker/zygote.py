@@ -23,7 +23,7 @@ from typing import Any
 from . import plain, program, script, seccomp
 from .isolation import Isolation, die_with_parent, empty
 
-START = struct.Struct("<I")  # seconds of processor time
+START = struct.Struct("<I")  # seconds of processor time; with it come a script's standard input and output
 ENDED = struct.Struct("<id?")  # exit status, seconds used, whether the next program finds an empty folder
 # What programs import most, at no cost to each.
 _PRELOADED = "bisect cmath collections copy datetime functools heapq itertools math operator random re string typing"
@@ -101,13 +101,13 @@ def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any
         request, given = _receive(control)
         if not request:
             return
+        (channel,) = given
         child = os.fork()
         if child == 0:
             if "seccomp" in isolation.entered:
                 (prepared or seccomp.for_program(os.getpid())).install()
-            _become_program(given, START.unpack(request)[0], alone, settings["output"])
-        for descriptor in given:
-            os.close(descriptor)
+            _become_program(channel, alone, settings["output"])
+        os.close(channel)
         control.recv(1)  # the judge is done with it, or has died
         status, seconds = _end(child, alone)
         clean = empty(".")
@@ -178,23 +178,29 @@ def _look_ordinary(environment: dict[str, str]) -> None:
     gc.freeze()  # a collection in a program must not copy our pages
 
 
-def _receive(control: socket.socket) -> tuple[bytes, Sequence[int]]:
-    """Return a request and the descriptors that came with it: a channel, and a script's standard input and output."""
-    request, extra, _, _ = control.recvmsg(START.size, _SPACE)
+def _receive(source: socket.socket) -> tuple[bytes, Sequence[int]]:
+    """Return a request and the descriptors that came with it."""
+    request, extra, _, _ = source.recvmsg(START.size, _SPACE)
     return request, array.array("i", extra[0][2] if extra else b"")
 
 
-_SPACE = socket.CMSG_SPACE(3 * array.array("i").itemsize)
+_SPACE = socket.CMSG_SPACE(2 * array.array("i").itemsize)
 
 
-def _become_program(given: Sequence[int], seconds: int, alone: bool, full: int) -> None:
+def _become_program(channel: int, alone: bool, full: int) -> None:
+    """Wait for a job, and be its program."""
     try:
         if not alone:
             os.setsid()
             die_with_parent()
         os.close(_CONTROL)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel) as source:
+            request, streams = _receive(source)
+            source.detach()
+        if not request:  # the judge has ended
+            return
+        (seconds,) = START.unpack(request)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        channel, *streams = given
         if streams:
             script.run(channel, full, *streams)
         program.run(channel, full)
