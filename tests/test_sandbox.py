@@ -698,6 +698,7 @@ def test_what_a_program_answers_does_not_harm_the_judge(program):
 @LINUX
 def test_many_programs_leave_no_trace(sandbox):
     def state():
+        time.sleep(0.2)  # each worker has its next process by then
         workers = descendants(os.getpid())
         memory = sum(int(Path(f"/proc/{p}/statm").read_text().split()[1]) for p in workers)
         return len(workers), memory, len(os.listdir("/proc/self/fd"))
@@ -820,6 +821,19 @@ def test_endless_programs_do_not_hold_up_the_others():
         order = [i for i, _ in sandbox._execute(jobs)]
         sandbox.close()
         assert sorted(order) == list(range(44)) and len({0, 1, 2, 3} & set(order[-4:])) >= 5 - workers
+
+
+def test_a_caller_that_is_slow_to_ask_loses_no_verdict():
+    """A worker goes on meanwhile: it has the next job already, and two answers come at once."""
+    sandbox = Sandbox(Limits(workers=1))
+    found = sandbox._execute([Job(f"def f(x): return {i}", (f"assert f(0) == {i}",)) for i in range(40)])
+    start, verdicts = time.monotonic(), {}
+    for i, one in found:
+        verdicts[i] = one
+        time.sleep(0.02)
+    sandbox.close()
+    assert sorted(verdicts) == list(range(40)) and all(one.passed for one in verdicts.values())
+    assert time.monotonic() - start < 4
 
 
 def test_endless_tests_end_too():

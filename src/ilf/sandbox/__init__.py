@@ -12,6 +12,7 @@ once for each: `Job("print(int(input()) * 2)", inputs=("1", "2"), outputs=("2", 
     jobs.py       what is handed in: programs with tests, and limits
     packages.py   which installed packages programs may import, with what these need
     executor.py   hands jobs to workers, and outlives whatever happens to them
+    processes.py  worker processes, as the executor sees them
     worker/       a judge, which holds the tests, and the programs, each a fork of a warm interpreter
     rewards.py    verdicts as rewards, for TRL's trainers
     cluster.py    the same on the nodes of a Ray cluster, each with a sandbox of its own; the only file that needs Ray
