@@ -824,8 +824,8 @@ def test_endless_programs_do_not_hold_up_the_others():
 
 
 def test_a_caller_that_is_slow_to_ask_loses_no_verdict():
-    """A worker goes on meanwhile: it has the next job already, and two answers come at once."""
-    sandbox = Sandbox(Limits(workers=1))
+    """A worker goes on meanwhile, as it has the next job already: two of its answers are read at once."""
+    sandbox = Sandbox(Limits(workers=2))
     found = sandbox._execute([Job(f"def f(x): return {i}", (f"assert f(0) == {i}",)) for i in range(40)])
     start, verdicts = time.monotonic(), {}
     for i, one in found:
