@@ -18,7 +18,7 @@ from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
 from ilf.models import batches, load, policy_change, targets, tokens
 from ilf.models.load import load_tokenizer, sampling_dtype
 from ilf.parts import Part
-from ilf.sandbox import executor, jobs, packages, worker
+from ilf.sandbox import executor, jobs, packages, processes, worker
 from ilf.settings import Settings
 from ilf.store import Entry, Store
 from ilf.tasks import prompts
@@ -33,7 +33,17 @@ log = logging.getLogger(__name__)
 
 # The code that makes verdicts, besides the settings of the executor.
 _WORKER = sorted(Path(worker.__file__).parent.glob("*.py"))
-_JUDGING: tuple[Code, ...] = (scorer, job_of, unit_test_callback, prompts, executor, jobs, packages, *_WORKER)
+_JUDGING: tuple[Code, ...] = (
+    scorer,
+    job_of,
+    unit_test_callback,
+    prompts,
+    executor,
+    processes,
+    jobs,
+    packages,
+    *_WORKER,
+)
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",
