@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -23,6 +24,8 @@ import ilf.stages  # noqa: F401  # with the above, which it imports as late as i
 from ilf.tasks import mini
 
 mini.Mini().read("data")  # kept by its cache
+gc.collect()
+gc.freeze()  # or each collection goes over all that is imported, and a fork copies it
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["warm"])
 

@@ -197,7 +197,7 @@ def join(parts: Sequence[tuple[Batch, list[int]]]) -> Batch:
     return Batch(cache, torch.cat(masks), logits, [part.lengths[i] for part, index in parts for i in index])
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """A layer of the cache with room for more tokens: a step writes its token instead of copying all before it.
 
     Args:
@@ -207,7 +207,7 @@ class RoomyLayer(DynamicLayer):
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.lazy_initialization(keys, values)
         self._keep(keys, values, length)
 
