@@ -232,10 +232,22 @@ def test_objects_say_what_they_equal_where_that_is_trusted():
         Job(OWN + "def f(): return Own(1)", ("assert f() == Own(1)", "assert f() != Own(2)", "assert f() in [Own(1)]")),
         Job(TRIE, ("t = Trie()\nt.add('a')\nassert 'a' in t and 'b' not in t",)),
         Job(VECTOR, ("assert (Vector(1) * 2).x == 2",)),
+        Job(
+            "class Own:\n    def __eq__(self, other): return other == 3\ndef f(x): return [Own()]",
+            ("assert f(1) == [3]",),
+        ),
     ]
     found = sandbox.run(jobs)
+    wrong = sandbox.run([Job(jobs[-1].program, ("assert f(1) == [3]", "assert f(1) == [4]"))])
     sandbox.close()
     assert all(v.passed for v in found), found
+    assert [(v.verdict, v.tests) for v in wrong] == [("failed", (True, False))]
+
+
+@pytest.mark.parametrize("test", ["assert f(1) == 3", "assert f(1) == Own(3)"])
+def test_what_was_not_decided_is_named(sandbox, test):
+    (found,) = sandbox.run([Job(OWN + "def f(x): return Own(x)", (test,))])
+    assert found.verdict == "unsupported_test" and "an object that has its own __eq__: Own and" in found.detail
 
 
 LIES = {

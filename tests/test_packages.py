@@ -629,3 +629,14 @@ def test_messages_that_lie_pass_nothing_and_leave_the_judge_as_it_is(numpy_only,
 def test_what_crosses_is_bounded():
     with pytest.raises(plain.TooLong):
         arrays.taken(np.broadcast_to(np.int8(0), 1 << 40))
+
+
+def test_a_program_that_reads_and_writes_has_packages_too(numpy_only):
+    program = HEAD + "print(*np.cumsum(list(map(int, input().split()))))"
+    jobs = [
+        Job(program, inputs=("1 2 3\n", "5\n"), outputs=("1 3 6\n", "5\n")),
+        Job(HEAD + "def f(): return np.arange(2)", ("import numpy as np\nnp.load('x')",)),
+    ]
+    script, refused = numpy_only.run(jobs)
+    assert script.passed, script
+    assert refused.verdict == "unsupported_test", refused  # tests are kept from files again

@@ -67,8 +67,6 @@ class Channel:
         Raises:
             Unsupported: What is asked would let the program say that a test holds.
         """
-        if self.over:
-            raise Unsupported("asks when all is done")
         if kind == "attribute" and arguments[1].startswith(_NUMPYS):
             raise AttributeError(arguments[1])
         if kind == "equal":
@@ -79,6 +77,8 @@ class Channel:
             kind, arguments = arguments[0], arguments[1:]
             if not self._trust:
                 raise Unsupported(f"uses {kind} on an object of the program: {_types(*arguments)}")
+        if self.over:
+            raise Unsupported(f"asks the program for {kind} when all is done")
         try:
             with self._lock:
                 self.send((kind, self._question(arguments)))

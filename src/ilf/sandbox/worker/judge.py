@@ -154,7 +154,8 @@ class _Case:
         """
         job = self._job
         ways, names, called = prepare(tuple(job["tests"]), self._judge.approximately)
-        at_once = all(isinstance(way, Call) for way in ways)
+        # Not where an object may be asked what it equals: all would be done before.
+        at_once = not self._judge.trust and all(isinstance(way, Call) for way in ways)
         calls = [way.call for way in ways if isinstance(way, Call)] if at_once else []
         self._channel.patient = self._channel.over = at_once
         self._channel.send((job["program"], job["setup"], calls, not at_once))

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable
 from typing import IO, Any
 
 from . import zygote
@@ -41,17 +40,20 @@ def main(settings: dict[str, Any]) -> None:
 
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY + more, MEMORY + more))
-    unguard = _guard(settings["packages"]["files"]) if settings["packages"] else None
+    guard = _guard(settings["packages"]["files"]) if settings["packages"] else None
     judge = Judge(control, settings["approximately"], settings["trust"], folder, settings["disk"])
     try:
         while line := sys.stdin.buffer.readline():
             job = json.loads(line)
-            _write(answers, outputs.judge(judge, job) if "inputs" in job else judge.judge(job))
+            reads = "inputs" in job
+            if guard:
+                guard.on = not reads  # no test runs then, and the judge makes files
+            _write(answers, outputs.judge(judge, job) if reads else judge.judge(job))
     except EOFError:
         sys.exit("the zygote ended")
     finally:
-        if unguard:
-            unguard()
+        if guard:
+            guard.on = False
         if folder:
             remove(folder)
 
@@ -71,7 +73,7 @@ def _load(settings: dict[str, Any]) -> int:
     return more
 
 
-def _guard(files: list[str]) -> Callable[[], None]:
+def _guard(files: list[str]) -> Any:
     from . import packages
 
     return packages.guard(libraries(files))

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from . import library
@@ -97,18 +97,24 @@ def load(imported: Iterable[str], modules: dict[str, str], files: Sequence[str])
     return _space() - before
 
 
-def guard(folders: Iterable[str]) -> Callable[[], None]:
+class Guard:
+    """Whether the packages are kept from files and code: while tests run."""
+
+    on = True
+
+
+def guard(folders: Iterable[str]) -> Guard:
     """In the judge: let tests compute with these packages, and not read or write files, or run code, by them.
 
     Args:
         folders: Those that may be read: where there is something to import.
 
     Returns:
-        What ends it.
+        What turns it off and on.
     """
     from .remote import Unsupported, refuse
 
-    readable, active = [os.path.realpath(folder) for folder in folders], [True]
+    readable, found = [os.path.realpath(folder) for folder in folders], Guard()
 
     for module, places in _RUN.items():
         for place in places if module in sys.modules else ():
@@ -116,7 +122,7 @@ def guard(folders: Iterable[str]) -> Callable[[], None]:
             setattr(functools.reduce(getattr, owners, sys.modules[module]), name, refuse(f"uses {module}.{place}"))
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
-        if not active:
+        if not found.on:
             return
         if event in _REFUSED:
             raise Unsupported(f"has a package do {event}")
@@ -129,7 +135,7 @@ def guard(folders: Iterable[str]) -> Callable[[], None]:
             raise Unsupported("has a package open a file")
 
     sys.addaudithook(look)
-    return active.clear
+    return found
 
 
 def _threads() -> int:
