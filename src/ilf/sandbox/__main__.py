@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 from ilf.sandbox import Job, Limits, Sandbox
+from ilf.sandbox.jobs import is_time_limit
 from ilf.types import InputError
 
 _COLUMNS = (
@@ -35,9 +36,7 @@ def _job(line: str, place: str) -> tuple[Any, Job]:
     except (ValueError, TypeError, AttributeError, KeyError):
         raise wrong from None
     texts = all(isinstance(found, list) and all(isinstance(one, str) for one in found) for found in lists.values())
-    if not texts or not isinstance(program, str) or not isinstance(setup, str):
-        raise wrong
-    if not (limit is None or (isinstance(limit, int | float) and 0 < limit <= 3600)):
+    if not texts or not isinstance(program, str) or not isinstance(setup, str) or not is_time_limit(limit):
         raise wrong
     for test in lists["tests"]:
         try:

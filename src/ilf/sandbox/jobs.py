@@ -10,6 +10,11 @@ from ilf.types import InputError
 COMPARE_OUTPUT = ("tokens", "exact")
 
 
+def is_time_limit(value: object) -> bool:
+    """Return whether a value that is read from a row is a time limit in seconds, or None for the sandbox's."""
+    return value is None or (isinstance(value, int | float) and 0 < value <= 3600)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one program may use, how its results are compared, and how it is kept from the machine."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ilf.sandbox.executor import Sandbox
-from ilf.sandbox.jobs import Job, Limits
+from ilf.sandbox.jobs import Job, Limits, is_time_limit
 from ilf.types import InputError, Verdict
 
 # A fenced block of Markdown: the fence, the language, the code. One that was cut off goes to the end.
@@ -192,7 +192,7 @@ def _job(program: str, row: Mapping[str, Any]) -> Job | None:
             raise InputError(name, value, "must be a list of texts", advice)
     if not isinstance(setup, str):
         raise InputError("setup_code", setup, "must be a text", "Give code that runs after the program.")
-    if limit is not None and not (isinstance(limit, int | float) and 0 < limit <= 3600):
+    if not is_time_limit(limit):
         raise InputError("time_limit", limit, "must be more than 0 and at most 3600 seconds", "Correct that row.")
     tests, inputs, outputs = (tuple(value or ()) for value in lists.values())
     compare = row.get("compare_output") or "tokens"

@@ -5,6 +5,7 @@ comes back is plain data and is compared here. Any other test runs here as it is
 name that the program defines.
 """
 
+import contextlib
 import math
 import signal
 import socket
@@ -91,8 +92,8 @@ class Judge:
             status, seconds, clean = ENDED.unpack(plain.exactly(self.control.fileno(), ENDED.size))
         except OSError:
             raise EOFError from None
-        if clean:  # else the zygote ends
-            self._forked = self._fork()
+        with contextlib.suppress(EOFError):  # the next program's affair: this one has its verdict
+            self._forked = self._fork() if clean else None  # else the zygote ends
         return status, seconds, clean
 
     def _fork(self) -> socket.socket:

@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import library, plain
@@ -24,22 +24,9 @@ from .objects import Objects
 PROGRAM = "<program>"
 _DETAIL = 400  # characters of an exception's report that are kept
 _PRINTED = 1 << 20  # bytes of what is printed during one call that the judge is told
-_BUILTINS = ("str", "repr", "bool", "int", "float", "complex", "round", "abs", "hash", "format", "bytes", "divmod")
-_OPERATORS: tuple[str, ...] = (
-    "index",
-    "neg",
-    "pos",
-    "invert",
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-)
-_OPERATORS += ("and_", "or_", "xor", "lshift", "rshift", "lt", "le", "gt", "ge", "eq", "ne", "contains")
+_BUILTINS = "str repr bool int float complex round abs hash format bytes divmod"
+_OPERATORS = "index neg pos invert add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift "
+_OPERATORS += "lt le gt ge eq ne contains"
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "attribute": getattr,
     "setattr": setattr,
@@ -58,8 +45,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "type": type,
     "dir": dir,
     "vars": vars,
-    **{name: getattr(builtins, name) for name in _BUILTINS},
-    **{name: getattr(operator, name) for name in _OPERATORS},
+    **{name: getattr(builtins, name) for name in _BUILTINS.split()},
+    **{name: getattr(operator, name) for name in _OPERATORS.split()},
     "reversed": reversed,
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
@@ -80,10 +67,7 @@ def run(channel: int, full: int) -> None:
     text, setup, calls, more = marshal.loads(plain.receive(channel))
     server = _Conversation(channel, full) if more else _Server(channel, full)
     if server.start(text, setup):
-        for call in calls:
-            server.evaluate(call)
-        while isinstance(server, _Conversation):  # ended by the judge
-            server.answer(*marshal.loads(plain.receive(channel)))
+        server.serve(calls)
 
 
 _STARTED = plain.as_text(["value", None])
@@ -114,6 +98,11 @@ class _Server:
         plain.send(self._channel, _STARTED)
         return True
 
+    def serve(self, calls: Sequence[types.CodeType]) -> None:
+        """Answer all that the judge has asked at once."""
+        for call in calls:
+            self.evaluate(call)
+
     def evaluate(self, call: types.CodeType) -> None:
         """Send the result of a call, or the exception that came instead. Nothing of it is seen again."""
         try:
@@ -141,6 +130,11 @@ class _Conversation(_Server):
         self._reader = plain.Reader(self._resolve, self._shared)
         self._printed = [0, 0]  # bytes of output and of errors that the judge was told
         self._told_before = False
+
+    def serve(self, calls: Sequence[types.CodeType]) -> None:
+        """Answer one question after the other, until the judge ends this process."""
+        while True:
+            self.answer(*marshal.loads(plain.receive(self._channel)))
 
     def answer(self, kind: str, payload: Any) -> None:
         """Do what the judge asks and send it the result, or the exception that came instead."""

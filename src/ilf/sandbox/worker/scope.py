@@ -29,19 +29,8 @@ urllib.parse uuid warnings weakref zlib zoneinfo
 PURE = frozenset(_PURE.split())
 _SHORT = {"np": "numpy", "pd": "pandas"}  # as everybody imports them
 _REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
-
-
-_SIZES: tuple[str, ...] = (
-    "getsizeof",
-    "maxsize",
-    "float_info",
-    "maxunicode",
-    "version",
-    "version_info",
-    "byteorder",
-    "hash_info",
-)
-_SIZES += ("int_info", "getrecursionlimit", "intern", "implementation", "platform")
+_SIZES = "getsizeof maxsize float_info maxunicode version version_info byteorder hash_info int_info getrecursionlimit "
+_SIZES += "intern implementation platform"
 _STREAMS = ("stdout", "stderr")
 program: list[Ask] = []  # how that is asked which is judged now
 
@@ -50,7 +39,7 @@ class _Sys:
     """Of `sys` the sizes and limits, and the streams that programs' output goes to."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in _SIZES or name.strip("_") in _STREAMS:
+        if name in _SIZES.split() or name.strip("_") in _STREAMS:
             return getattr(sys, name)
         if name.startswith("_"):
             raise AttributeError(name)
