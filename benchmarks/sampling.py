@@ -1,129 +1,271 @@
-"""Programs a second: ours against the authors' way of sampling and plain batched `generate`, same model, same prompts.
+"""Programs a second: ours against other ways to sample, same model, same prompts.
 
     python benchmarks/sampling.py                                    # mini
     python benchmarks/sampling.py --model FOLDER --mbpp mbpp.jsonl   # any model on MBPP's prompts
+    python benchmarks/sampling.py --peers ours generate authors      # and the authors' way of sampling
+    python benchmarks/sampling.py --model FOLDER --vllm V/bin/python --openvino O/bin/python   # and engines
+    python benchmarks/sampling.py --random FOLDER                    # its config.json and tokenizer, random weights
 
-The authors draw one sequence a call, with up to 1,024 new tokens, and stop at EOS only. `generate` draws
-`num_return_sequences` samples for a batch of prompts, and stops at EOS or where all of a batch are done. Ours is
-what a run does. All at one temperature, without top-k or top-p. The authors' way is timed on fewer programs where it is
-slow (--authors). The last line is one JSON object.
+`ours` is what a run does with sampler=hf, `continuous` with sampler=continuous: transformers' continuous batching.
+`generate` is transformers' own, for as many prompts at once as our batch holds, with our rule of where a program ends.
+vLLM and OpenVINO GenAI run in processes of their own (benchmarks/engine_peer.py), by the Python of an environment of
+their own: `pip install vllm`, or a build of it for CPUs; `pip install openvino-genai "optimum-intel[openvino]"`.
+
+All draw the same number of programs at one temperature, without top-k or top-p, up to one bound on new tokens, and end
+a program where its function ends. The engines do so at STOP, a list of strings. It ends a program too early where a
+line begins in the first column within brackets or a string, and too late where the first line does, or one that begins
+with a character outside ASCII. `authors` is one sequence a call, which ends at EOS or at a bound of its own.
+
+Loading, converting, compiling and a few tokens for all prompts come before the clock starts. Who writes less is faster:
+each peer's tokens a program are stated too, counted in its texts as they were drawn, and the share of programs that
+have at least 95% of the bound. The last line is one JSON object.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, StoppingCriteria
 
 from ilf.models.load import load_model, load_tokenizer
-from ilf.sampling import ContinuousSampler, HFSampler
+from ilf.models.packed import load_packed
+from ilf.models.tokens import Continuation, encode_continuation, encode_prompts, end_ids
+from ilf.sampling import ContinuousSampler, HFSampler, continuous, hf
 from ilf.tasks import mini
 from ilf.tasks.mbpp import read_rows, tasks_from
+from ilf.tasks.prompts import ended
 from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
 
-MINI = Path(__file__).resolve().parent.parent / "src" / "ilf" / "models" / "mini"
+HERE = Path(__file__).resolve().parent
+MINI = HERE.parent / "src" / "ilf" / "models" / "mini"
+STOP = ["\n" + char for char in map(chr, range(33, 127)) if char != "#"]  # a statement in the first column
+WARM = 8  # tokens
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def generate(model: Any, tokenizer: Any, prompts: list[str], n: int, limit: int, temperature: float) -> None:
-    """Draw n samples a prompt in one call of `generate`."""
-    tokenizer.padding_side = "left"
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+@dataclass(frozen=True)
+class Job:
+    """What all peers are given."""
+
+    model: Any
+    sampled: Any  # the same model, loaded as a run loads it to sample
+    tokenizer: Any
+    tasks: list[Any]
+    prompts: list[list[int]]  # tokens
+    args: argparse.Namespace
+    limit: int  # new tokens
+    authors: int  # programs
+    authors_limit: int
+
+
+class FunctionEnds(StoppingCriteria):
+    """Ends a row of `generate` where its function has ended."""
+
+    def __init__(self, rows: list[Continuation], width: int, pad: int) -> None:
+        self.rows, self.width, self.pad, self.over = rows, width, pad, [False] * len(rows)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+        """Return which rows are over."""
+        for i, tokens in enumerate(input_ids[:, self.width :].tolist()):
+            if not self.over[i] and tokens[-1] != self.pad:
+                self.over[i] = ended(self.rows[i].text(tokens))
+        return torch.tensor(self.over, device=input_ids.device)
+
+
+def generate(job: Job, prompts: list[list[int]], n: int, limit: int, stop: bool) -> list[str]:
+    """Return the texts of n samples a prompt, drawn in one call of transformers' `generate`."""
+    model, tokenizer = job.model, job.tokenizer
+    inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     config = GenerationConfig(
         do_sample=True,
-        temperature=temperature,
+        temperature=job.args.temperature,
         top_k=0,
         top_p=1.0,
         max_new_tokens=limit,
         num_return_sequences=n,
-        eos_token_id=model.generation_config.eos_token_id,
+        eos_token_id=sorted(end_ids(model, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
+    rows = [row for ids in prompts for row in [Continuation(tokenizer, ids)] * n]
+    width = inputs["input_ids"].shape[1]
+    criteria = [FunctionEnds(rows, width, tokenizer.pad_token_id)] if stop else []
     with torch.inference_mode():
-        model.generate(**inputs, generation_config=config)
+        found = model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
+    return [row.text(tokens) for row, tokens in zip(rows, found[:, width:].tolist(), strict=True)]
 
 
-def authors(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namespace) -> int:
-    """One sequence a call; return how many programs were drawn."""
-    for i in range(args.authors):
-        generate(model, tokenizer, [prompts[i % len(prompts)]], 1, args.authors_limit, args.temperature)
-    return int(args.authors)
+def authors(job: Job, seed: int) -> list[str]:
+    """Draw one sequence a call, up to a bound of its own, without a rule of where a program ends."""
+    chosen = [job.prompts[i % len(job.prompts)] for i in range(job.authors)]
+    return [text for ids in chosen for text in generate(job, [ids], 1, job.authors_limit, stop=False)]
 
 
-def batched(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namespace) -> int:
-    """All samples of as many prompts as our batch holds in each call; return how many programs were drawn."""
-    size = max(1, args.batch_size // args.n)
-    for start in range(0, len(prompts), size):
-        generate(model, tokenizer, prompts[start : start + size], args.n, args.limit, args.temperature)
-    return len(prompts) * args.n
+def batched(job: Job, seed: int) -> list[str]:
+    """Draw all samples of as many prompts as our batch holds in each call."""
+    prompts, n, size = job.prompts, job.args.n, max(1, job.args.batch_size // job.args.n)
+    calls = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    return [text for call in calls for text in generate(job, call, n, job.limit, stop=True)]
 
 
-def ours(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namespace) -> int:
-    """What a run does; return how many programs were drawn."""
-    kind = ContinuousSampler if args.continuous else HFSampler
-    sampler = kind(args.n, args.temperature, args.limit, args.batch_size)
-    draws = plan_draws(args.pairs, "benchmark", args.n, 0)
-    data = MBPPDataModule(tokenizer, sampling_batch_size=args.batch_size)
-    for batch in data.draw_batches(draws):
-        for _ in sampler.sample(model, tokenizer, batch):
-            pass
-    return len(draws)
+def ours(job: Job, seed: int, kind: Any = HFSampler) -> list[str]:
+    """Draw as a run does, but for leaving each text as long as it was drawn."""
+    n, size = job.args.n, job.args.batch_size
+    sampler = kind(n, job.args.temperature, job.limit, size)
+    draws = plan_draws([(task, task.prompt) for task in job.tasks], "benchmark", n, seed)
+    batches = MBPPDataModule(job.tokenizer, sampling_batch_size=size).draw_batches(draws)
+    with mock.patch.object(hf, "cut", _whole), mock.patch.object(continuous, "cut", _whole):
+        model = job.sampled if kind is HFSampler else job.model
+        return [text for batch in batches for _, text in sampler.sample(model, job.tokenizer, batch)]
 
 
-PEERS: dict[str, Callable[..., int]] = {"ours": ours, "generate": batched, "authors": authors}
+def _whole(completion: str, script: bool) -> str:
+    return completion
 
 
-def main() -> None:
-    """Time the three in turns and print a line each round and one JSON object."""
+def timed(draw: Callable[[], list[str]]) -> tuple[float, list[str]]:
+    """Return the seconds that drawing takes, and the texts."""
+    start = time.monotonic()
+    texts = draw()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic() - start, texts
+
+
+Peer = Callable[[Job, int], tuple[float, list[str]]]  # from a job and a seed to seconds and texts
+
+PEERS: dict[str, Peer] = {
+    "ours": lambda job, seed: timed(lambda: ours(job, seed)),
+    "generate": lambda job, seed: timed(lambda: batched(job, seed)),
+    "continuous": lambda job, seed: timed(lambda: ours(job, seed, ContinuousSampler)),
+    "authors": lambda job, seed: timed(lambda: authors(job, seed)),
+}
+
+
+@contextmanager
+def engine(name: str, python: str, job: Job) -> Iterator[Peer]:
+    """Start an engine in a process of its own, which `python` runs, and give the peer that it is meanwhile."""
+    command = [python, str(HERE / "engine_peer.py"), name]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(**message: Any) -> dict[str, Any]:
+        print(json.dumps(message), file=process.stdin, flush=True)
+        if not (line := process.stdout.readline()):
+            raise SystemExit(f"{name} has ended, with {process.wait()}; see what it printed")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def draw(job: Job, seed: int) -> tuple[float, list[str]]:
+        answer = ask(limit=job.limit, seed=seed)
+        return answer["seconds"], answer["texts"]
+
+    settings = {key: getattr(job.args, key) for key in ("n", "temperature", "batch_size", "dtype", "limit")}
+    ends = sorted(end_ids(job.model, job.tokenizer))
+    with process:
+        ask(model=str(job.args.model), prompts=job.prompts, stop=STOP, ends=ends, **settings)
+        yield draw
+
+
+def random_model(folder: Path, to: str) -> Path:
+    """Write a model of a folder's config.json with random weights, and the folder's tokenizer, to another folder."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).save_pretrained(to)
+    load_tokenizer(folder).save_pretrained(to)
+    return Path(to)
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MINI, help="a folder in Hugging Face's layout")
+    parser.add_argument("--random", type=Path, help="in place of --model: a folder with config.json and a tokenizer")
     parser.add_argument("--mbpp", help="MBPP's mbpp.jsonl; mini's tasks without it")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["ours", "generate", "continuous"])
+    parser.add_argument("--vllm", metavar="PYTHON", help="and vLLM: the Python of its environment")
+    parser.add_argument("--openvino", metavar="PYTHON", help="and OpenVINO GenAI: the Python of its environment")
     parser.add_argument("--tasks", type=int, default=40, help="prompts, of Test")
     parser.add_argument("--n", type=int, default=10, help="samples a prompt")
-    parser.add_argument("--batch-size", type=int, default=100, help="programs at once, ours and generate's")
-    parser.add_argument("--limit", type=int, default=512, help="new tokens, ours and generate's")
+    parser.add_argument("--batch-size", type=int, default=100, help="programs at once")
+    parser.add_argument("--limit", type=int, default=512, help="new tokens")
     parser.add_argument("--authors", type=int, default=40, help="programs that the authors' way is timed on")
     parser.add_argument("--authors-limit", type=int, default=1024, help="new tokens, the authors' way")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--continuous", action="store_true", help="ours by sampler=continuous")
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def compare(job: Job, peers: dict[str, Peer]) -> dict[str, Any]:
+    """Time the peers in turns, print a line for each in each round, and return what was found."""
+    few = min(WARM, job.limit)
+    for draw in peers.values():
+        draw(replace(job, limit=few, authors=1, authors_limit=few), 0)
+    speeds: dict[str, list[float]] = {name: [] for name in peers}
+    tokens: dict[str, list[int]] = {name: [] for name in peers}
+    bound: dict[str, list[bool]] = {name: [] for name in peers}
+    for i in range(job.args.rounds):
+        for name, draw in peers.items():
+            seconds, texts = draw(job, i + 1)
+            speed, counts = len(texts) / seconds, [len(encode_continuation(job.tokenizer, text)) for text in texts]
+            limit = job.authors_limit if name == "authors" else job.limit
+            speeds[name].append(speed)
+            tokens[name] += counts
+            bound[name] += [count >= 0.95 * limit for count in counts]
+            drawn = f"{len(texts)} programs, {sum(counts)} tokens"
+            print(f"round {i + 1}: {name:10} {speed:8.3g} programs/s ({drawn})", flush=True)
+    # Round by round, as the machine's speed changes from one to the next.
+    over = {
+        name: [a / b for a, b in zip(speeds["ours"], found, strict=True)]
+        for name, found in speeds.items()
+        if "ours" in speeds and name != "ours"
+    }
+    return {
+        "programs_per_second": {name: float(f"{statistics.median(found):.3g}") for name, found in speeds.items()},
+        "ours_over": {name: round(statistics.median(found), 2) for name, found in over.items()},
+        "ours_over_least": {name: round(min(found), 2) for name, found in over.items()},
+        "tokens_a_program": {name: round(statistics.mean(found), 1) for name, found in tokens.items()},
+        "share_at_the_bound": {name: round(statistics.mean(found), 3) for name, found in bound.items()},
+    }
+
+
+def main() -> None:
+    """Compare the peers that the command names and print one JSON object."""
+    args = arguments()
     rows = read_rows(args.mbpp, "") if args.mbpp else mini.rows()
     tasks = [task for task in tasks_from(rows, None, "paper")[0] if task.split == "test"][: args.tasks]
-    args.pairs = [(task, task.prompt) for task in tasks]
-    prompts = [task.prompt for task in tasks]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(args.model, getattr(torch, args.dtype)).to(device)
-    tokenizer = load_tokenizer(args.model)
-    generate(model, tokenizer, prompts[:1], 1, 8, args.temperature)  # what is loaded at first use is not timed
-    speeds: dict[str, list[float]] = {name: [] for name in PEERS}
-    for i in range(args.rounds):
-        for name, draw in PEERS.items():
-            start = time.monotonic()
-            count = draw(model, tokenizer, prompts, args)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            speeds[name].append(count / (time.monotonic() - start))
-            print(f"round {i + 1}: {name:10} {speeds[name][-1]:8.3g} programs/s", flush=True)
-    # Round by round, as the machine's speed changes from one to the next.
-    over = {name: [a / b for a, b in zip(speeds["ours"], found, strict=True)] for name, found in speeds.items()}
-    result = {
-        "benchmark": "sampling",
-        "model": args.model.name,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "programs": len(prompts) * args.n,
-        "programs_per_second": {name: float(f"{statistics.median(found):.3g}") for name, found in speeds.items()},
-        "ours_over": {name: round(statistics.median(found), 2) for name, found in over.items() if name != "ours"},
-        "ours_over_least": {name: round(min(found), 2) for name, found in over.items() if name != "ours"},
-    }
+    with ExitStack() as stack:
+        if args.random:
+            args.model = random_model(args.random, stack.enter_context(tempfile.TemporaryDirectory()))
+        dtype, device = getattr(torch, args.dtype), torch.device(DEVICE)
+        model, sampled = load_model(args.model, dtype).to(device), load_packed(args.model, dtype, device)
+        tokenizer = load_tokenizer(args.model)
+        prompts = encode_prompts(tokenizer, [task.prompt for task in tasks])
+        job = Job(model, sampled, tokenizer, tasks, prompts, args, args.limit, args.authors, args.authors_limit)
+        peers = {name: PEERS[name] for name in args.peers}
+        for name in ("vllm", "openvino"):
+            if python := getattr(args, name):
+                peers[name] = stack.enter_context(engine(name, python, job))
+        result = {
+            "benchmark": "sampling",
+            "model": (args.random or args.model).name + (", random weights" if args.random else ""),
+            "dtype": args.dtype,
+            "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+            "programs": len(tasks) * args.n,
+            "limit": args.limit,
+            **compare(job, peers),
+        }
     print(json.dumps(result))
 
 

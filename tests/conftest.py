@@ -77,12 +77,22 @@ def annotations_file() -> Path:
     return _data_file("ilf/annotations.jsonl")
 
 
+def _model(name: str) -> Path:
+    if not (MODELS / name / "config.json").is_file():
+        pytest.skip(f"{MODELS}/{name} is not at hand: set ILF_TEST_MODELS to a folder that holds it")
+    return MODELS / name
+
+
 @pytest.fixture(scope="session")
 def chat_model() -> Path:
     """A real small chat model."""
-    if not (MODELS / "smollm2-135m" / "config.json").is_file():
-        pytest.skip(f"{MODELS}/smollm2-135m is not at hand: set ILF_TEST_MODELS to a folder that holds it")
-    return MODELS / "smollm2-135m"
+    return _model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """A real model of code, of half a billion parameters."""
+    return _model("qwen-coder-0.5b")
 
 
 def compose_settings(*overrides: str, sweep: bool = False) -> Settings:

@@ -11,11 +11,13 @@ from architectures import ARCHITECTURES, config_of, folder_of, make_tokenizer, m
 from conftest import ADAMW, ROOT, compose_settings, lora
 from peft import PeftModel
 
-from ilf.models.batches import choose, joinable
+from ilf.models.batches import choose
 from ilf.models.folder import check_model
 from ilf.models.load import adapt, load_model, save
 from ilf.models.memory import FineTuning, fine_tuning, sampling
+from ilf.models.packed import load_packed
 from ilf.models.policy_change import perplexity
+from ilf.models.prefill import joinable
 from ilf.models.targets import encode
 from ilf.sampling import ContinuousSampler, HFSampler
 from ilf.sampling.continuous import check_continuous
@@ -90,10 +92,29 @@ def test_the_memory_plan_never_stops_a_run(family, caplog):
     config = config_of(family)
     drawing = sampling(config, SAMPLING, torch.float32, 4)
     training = fine_tuning(config, FineTuning(None, ADAMW, "32-true", 1, 4, False))
-    assert drawing.parameters == training.parameters == sum(p.numel() * 4 for p in model_of(family).parameters())
+    model = model_of(family)
+    assert training.parameters == sum(p.numel() * 4 for p in model.parameters())
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    packed = 4 * head.weight.numel() if head.weight is embeddings.weight and joinable(model) else 0
+    assert drawing.parameters == training.parameters + packed
     counted = joinable(model_of(family)), "it is sampled" not in caplog.text
     assert counted[0] == counted[1] == (drawing.cache > 0)
     assert "it is fine-tuned" in caplog.text or training.activations > 2 * training.optimizer / 100
+
+
+@FAMILIES
+def test_packed_weights_give_the_logits_of_the_model(family, tmp_path):
+    folder = folder_of(family, tmp_path)
+    ids = torch.arange(3, 15).view(2, 6)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        own = load_model(folder, dtype)
+        packed = load_packed(folder, dtype, torch.device("cpu"))
+        linear = any(type(module) is torch.nn.Linear for module in own.modules())
+        some = any(type(module).__name__ == "_PackedLinear" for module in packed.modules())
+        assert some == (linear and joinable(own))
+        with torch.inference_mode():
+            expected, found = (one(input_ids=ids, use_cache=False).logits.float() for one in (own, packed))
+        assert (found - expected).norm() <= tolerance * expected.norm()
 
 
 def loss(model, tokenizer, examples):

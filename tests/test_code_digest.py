@@ -128,7 +128,7 @@ NEUTRAL = {
         "code_digest.py",
         "disk.py",
     ),
-    *("lazy.py", "parts/part.py"),
+    *("lazy.py", "parts/part.py", "protocols.py"),
     *("runner.py", "stages.py", "annotators.py", "measures.py", "training/trainer.py"),
     *("analysis/statistics.py", "sandbox/executor.py", "sandbox/probe.py", "sandbox/worker/isolation.py"),
 }
@@ -156,8 +156,8 @@ def test_a_stage_runs_no_code_that_its_digest_leaves_out(small_stages, monkeypat
     monkeypatch.setattr(Runner, "do", traced)
     few = ["data.limit.test=2", "data.limit.refine=6", "data.limit.train=6", "sampler.n=2", "evaluate.k=[1]"]
     small_stages(*few, "training.validate_n=1", "training.epochs=1").run()
-    drawing = (loops, *loops.DRAWING, hf, batches, *runner._JUDGING)  # of loops, Drawing.run
-    training = (loops, *loops.TRAINING, hf, batches, ILFModule, objectives, schedules, *runner._JUDGING)
+    drawing = (loops, *loops.DRAWING, hf, *loops.DECODING, *runner._JUDGING)  # of loops, Drawing.run
+    training = (loops, *loops.TRAINING, hf, *loops.DECODING, ILFModule, objectives, schedules, *runner._JUDGING)
     for stage, parts in (
         *((stage, drawing) for stage in ("zero_shot", "sample", "refine", "evaluate")),
         *((stage, training) for stage in ("train_refiner", "train_policy")),

@@ -2,6 +2,7 @@ import copy
 import math
 import shutil
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from ilf.models import graphs, prefill
 from ilf.models.batches import choose
 from ilf.models.load import adapt, load_model, load_tokenizer, save
+from ilf.models.prefill import shareable
 from ilf.sampling import HFSampler
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
@@ -125,6 +128,45 @@ def test_near_temperature_zero_we_give_what_generate_gives_greedily(mini):
             greedy = model.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)[0, ids.shape[1] :]
             assert tokenizer.decode(greedy, skip_special_tokens=True).startswith(text)
         assert found[0] == found[1] and found[2] == found[3]
+
+
+@contextmanager
+def uninitialised_memory_is_no_number():
+    torch.use_deterministic_algorithms(True)  # which fills it so
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("limit", [12, 150])  # within the room that a batch has for new tokens, and beyond
+def test_steps_on_memory_that_stays_give_the_same_samples(mini, limit, monkeypatch):
+    """A GPU captures them; here they run as they are captured."""
+    _, tokenizer, _ = mini
+    for model in models():
+        model = model.eval()
+        model.generation_config = GenerationConfig(eos_token_id=0)
+        sampler = HFSampler(max_new_tokens=limit, batch_size=3)
+        plan = draws(["x = 1\n", "a much longer prompt than the first\n"], 3)
+        expected = sample(sampler, model, tokenizer, plan)
+        shares = shareable(model)
+        del model._ilf_tried
+        prefill._tried.clear()
+        monkeypatch.setattr(prefill, "capturable", lambda tensor: True)
+        with uninitialised_memory_is_no_number():
+            assert sample(sampler, model, tokenizer, plan) == expected
+        assert not shares or model._ilf_tried == (True, True)
+
+
+def test_a_step_that_a_gpu_can_not_capture_is_computed_without(mini, monkeypatch, caplog):
+    model, tokenizer, _ = mini
+    sampler, plan = HFSampler(max_new_tokens=20), draws(PROMPTS, 2)
+    expected = sample(sampler, model, tokenizer, plan)
+    monkeypatch.setattr(model, "_ilf_tried", (True, True))
+    monkeypatch.setattr(graphs, "capturable", lambda tensor: True)  # there is no CUDA to capture anything
+    assert sample(sampler, model, tokenizer, plan) == expected
+    assert "could not be captured" in caplog.text
 
 
 def test_a_publishers_generation_settings_are_dropped(mini, tmp_path):

@@ -33,6 +33,8 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
         for word in words
     ]
     words = [word.replace("=docs/", f"={ROOT}/docs/") for word in words]
+    if re.search(r"sampler=(vllm|sglang|llama_cpp)", arguments):  # which are not installed here
+        words = [word for word in words if not word.startswith("sampler.python=")] + ["sampler.module=null"]
     words = [word.replace("outputs/DATE/TIME/mini", str(tmp_path / "FOLDER")) for word in words]
     for folder in re.findall(r"multirun/\w+", arguments):
         (tmp_path / folder / "0_gold_seed0").mkdir(parents=True)

@@ -3,16 +3,20 @@
 import json
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import openai
 import pytest
 import torch
 from conftest import CPU, MINI
 from transformers import GenerationConfig
 
-from ilf.models import endpoint
 from ilf.models.load import load_model, load_tokenizer
-from ilf.sampling import ContinuousSampler, HFSampler, Sampler, ServedSampler
+from ilf.models.tokens import encode_prompts
+from ilf.sampling import ContinuousSampler, HFSampler, Sampler, ServedSampler, continuous, hf
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
 from ilf.tasks.prompts import cut
@@ -118,7 +122,7 @@ def test_a_server_that_decodes_greedily_is_an_error(server, tmp_path):
 
 
 def test_a_server_without_the_model_or_that_is_not_there_is_an_error(server, monkeypatch):
-    monkeypatch.setattr(endpoint, "_RETRIES", 1)  # the client waits longer before each
+    monkeypatch.setattr(ServedSampler, "retries", 1)  # the client waits longer before each
     sampler = ServedSampler(**SETTINGS, url=server)
     with pytest.raises(InputError, match=r"sampler\.url='http.*models.*run the same command again"):
         list(sampler.sample(MINI.parent, TOKENIZER, PLAN[:2]))
@@ -196,3 +200,98 @@ def test_nothing_is_sampled_from_logits_that_are_no_numbers():
         net.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(InputError, match=r"model\.path=.*logits that are no numbers.*float32"):
         list(HFSampler().sample(net, tokenizer, PLAN[:2]))
+
+
+# ---- token by token -----------------------------------------------------------------------------------------------
+
+LENGTH = 48  # tokens of each sample; none ends before
+
+
+def z_of(model, prompt: list[int], samples: list[list[int]], temperature: float) -> float:
+    """How far samples are from a model's distribution, in standard deviations.
+
+    With p the distribution of a token given those before it and H its entropy, log p(token) + H has the mean 0: the sum
+    over all tokens is a martingale, whose variance is that of log p. Whatever favours likely tokens, or unlikely ones,
+    moves it.
+    """
+    off, variance = 0.0, 0.0
+    for tokens in samples:
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+        logs = torch.log_softmax(logits.double() / temperature, dim=-1)
+        entropy = -(logs.exp() * logs).sum(-1)
+        chosen = logs.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+        off += float((chosen + entropy).sum())
+        variance += float(((logs.exp() * logs**2).sum(-1) - entropy**2).sum())
+    return off / variance**0.5
+
+
+class AsNumbers:
+    """Spells tokens as their numbers, so that it can be told which were drawn."""
+
+    def __init__(self, tokenizer, prompt):
+        pass
+
+    def text(self, tokens):
+        return " ".join(map(str, tokens))
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Has samplers here draw as many tokens as they may, and give their numbers."""
+    for module in (hf, continuous):
+        monkeypatch.setattr(module, "Continuation", AsNumbers)
+        monkeypatch.setattr(module, "ended", lambda text, script: False)
+        monkeypatch.setattr(module, "cut", lambda text, script: text)
+        monkeypatch.setattr(module, "end_ids", lambda model, tokenizer: {-1})
+
+
+def drawn(sampler: Sampler, model, tokenizer, prompt: str) -> list[list[int]]:
+    plan = [Draw(11, "test", i, derive_seed(1, i), prompt, prompt) for i in range(FEW)]
+    return [list(map(int, text.split())) for _, text in sampler.sample(model, tokenizer, plan)]
+
+
+TOKENS = {"temperature": 0.8, "max_new_tokens": LENGTH, "batch_size": 25}
+
+
+@pytest.mark.parametrize("kind", [HFSampler, ContinuousSampler])
+def test_each_token_is_drawn_from_the_models_distribution(kind, mini, endless):
+    model, tokenizer = mini
+    prompt = encode_prompts(tokenizer, [PROMPT])[0]
+    samples = drawn(kind(**TOKENS), model, tokenizer, PROMPT)
+    assert {len(tokens) for tokens in samples} == {LENGTH}
+    assert abs(z_of(model, prompt, samples, 0.8)) < 4
+    strange = drawn(kind(**TOKENS | {"temperature": 1.0}), model, tokenizer, PROMPT)  # so many samples tell that
+    assert abs(z_of(model, prompt, strange, 0.8)) > 4
+
+
+def test_each_token_of_a_server_is_drawn_from_the_models_distribution(mini, server, tmp_path):
+    """A server streams token by token, and goes on with a model as the first request for its folder asked."""
+    model, tokenizer = mini
+    prompt = encode_prompts(tokenizer, [PROMPT])[0]
+    client = openai.OpenAI(base_url=server, api_key="none")
+
+    def ask(folder: Path, temperature: float, seed: int) -> list[int]:
+        own = {"temperature": temperature, "max_tokens": LENGTH, "extra_body": EXTRA | {"seed": seed}}
+        tokens: list[int] = []
+        with client.completions.create(model=str(folder), prompt=PROMPT, top_p=1.0, stream=True, **own) as stream:
+            for part in stream:
+                if text := part.choices[0].text:
+                    (token,) = tokenizer(text, add_special_tokens=False).input_ids
+                    tokens.append(token)
+        return tokens + [tokenizer.eos_token_id] * (len(tokens) < LENGTH)
+
+    with ThreadPoolExecutor(8) as threads:
+        for temperature, fits in ((0.8, True), (1.1, False)):
+            folder = shutil.copytree(MINI, tmp_path / str(temperature))
+            samples = list(threads.map(partial(ask, folder, temperature), range(FEW)))
+            assert (abs(z_of(model, prompt, samples, 0.8)) < 4) == fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_token_of_a_real_model_is_drawn_from_its_distribution(dtype, chat_model, endless):
+    tokenizer = load_tokenizer(chat_model)
+    prompt = encode_prompts(tokenizer, [PROMPT])[0]
+    samples = drawn(HFSampler(**TOKENS), load_model(chat_model, dtype), tokenizer, PROMPT)
+    assert abs(z_of(load_model(chat_model, torch.float32), prompt, samples, 0.8)) < 4

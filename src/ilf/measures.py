@@ -16,7 +16,8 @@ import numpy as np
 
 from ilf.analysis.statistics import bootstrap_ci95
 from ilf.files import sha256
-from ilf.models.load import load_model, load_tokenizer, sampling_dtype
+from ilf.models.load import load_tokenizer, sampling_dtype
+from ilf.models.packed import load_packed
 from ilf.models.policy_change import divergence, perplexity, weight_change
 from ilf.runner import Runner
 from ilf.settings import Settings
@@ -54,7 +55,7 @@ def _kl(
     some = [p for p in programs if p.sample < _KL_SAMPLES]
 
     def work() -> dict[str, float]:
-        base, tuned = (load_model(folder, dtype).to(device) for folder in (runner.model, policy))
+        base, tuned = (load_packed(folder, dtype, device) for folder in (runner.model, policy))
         by_task = divergence(base, tuned, load_tokenizer(policy, settings.model.bos), some, temperature, _tokens(base))
         return {str(i): value for i, value in by_task.items()}
 
@@ -70,7 +71,7 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
     dtype = sampling_dtype(settings.model.dtype, device)
 
     def work() -> list[float]:
-        model = load_model(runner.model, dtype).to(device)
+        model = load_packed(runner.model, dtype, device)
         texts = [(e.prompt, e.target) for e in examples]
         return perplexity(model, runner.tokenizer, texts, _tokens(model))
 

@@ -13,7 +13,7 @@ from ilf.code_digest import code_sha256
 from ilf.feedback import llm, other_model
 from ilf.feedback.other_model import OtherModel
 from ilf.files import JsonLines
-from ilf.models import chat, endpoint, load
+from ilf.models import chat, endpoint, load, packed
 from ilf.runner import Runner
 from ilf.scoring import score
 from ilf.store import Entry
@@ -80,7 +80,7 @@ class OtherAnswers:
     def _key(self, use: str, queries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return everything that decides the answers."""
         folder = self.other.folder
-        code = code_sha256(llm, other_model, endpoint, *([chat, load] if folder else []))
+        code = code_sha256(llm, other_model, endpoint, *([chat, load, packed] if folder else []))
         weights = self.runner.weights(folder) if folder else None
         return {"code": code, "llm": self.other.key(use, weights), "queries": queries}
 

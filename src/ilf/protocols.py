@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,6 +44,16 @@ class Sampler(ABC):
 
     def check_model(self, config: Any) -> None:  # noqa: B027
         """Raise InputError where a model can't be sampled so; `config` is its configuration, of transformers."""
+
+    @contextmanager
+    def ready(self, model: Path, folder: Path) -> Iterator[None]:
+        """Have what sampling a model needs running meanwhile; by default nothing.
+
+        Args:
+            model: Its folder.
+            folder: The run's, for what is printed.
+        """
+        yield
 
     @abstractmethod
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:

@@ -7,6 +7,8 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from ilf import scoring as scorer
 from ilf.code_digest import Code, code_sha256
 from ilf.executors import Judge
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
-from ilf.models import batches, load, policy_change, targets, tokens
+from ilf.models import load, packed, policy_change, targets, tokens
 from ilf.models.load import load_tokenizer, sampling_dtype
 from ilf.parts import Part
 from ilf.sandbox import executor, jobs, packages, processes, worker
@@ -25,7 +27,7 @@ from ilf.tasks import prompts
 from ilf.tasks.data import job_of
 from ilf.tracking import Tracker
 from ilf.training import unit_test_callback
-from ilf.training.loops import JUDGE, METRICS, TAKEN, Drawing, FineTuning, Model
+from ilf.training.loops import DECODING, JUDGE, METRICS, TAKEN, Drawing, FineTuning, Model
 from ilf.training.trainer import training_device
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
@@ -131,7 +133,7 @@ class Runner:
 
     def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
         """Return what is measured on the results of stages, from the store where that was done before."""
-        code = code_sha256(policy_change, targets, load, tokens, batches)
+        code = code_sha256(policy_change, targets, load, packed, tokens, *DECODING)
         with self.store.entry("measure", {"measure": name, "code": code, **key}) as entry:
             done = entry.done or entry.finish({"found": work()})
         return done["found"]
@@ -174,7 +176,7 @@ class Runner:
         job = Drawing(
             self._model(model),
             draws,
-            self.settings.sampler,
+            replace(self.settings.sampler),
             sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer)),
             self.settings.module.policy,
             self.settings.datamodule,
@@ -185,7 +187,8 @@ class Runner:
 
         def work(entry: Entry) -> dict[str, Any]:
             self._take_from_earlier(stage, draws, entry)
-            found, halvings = ranks.call(job.run, judge, entry.path, loggers=self.tracker.loggers)
+            with job.sampler.ready(job.model.folder, self.folder) if job.samples(entry.path) else nullcontext():
+                found, halvings = ranks.call(job.run, judge, entry.path, loggers=self.tracker.loggers)
             programs.extend(found)
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
             rows.path.unlink(missing_ok=True)

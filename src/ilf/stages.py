@@ -15,6 +15,7 @@ from ilf.annotators import Annotators
 from ilf.executors import Judge
 from ilf.feedback.source import worked_examples
 from ilf.files import JsonLines
+from ilf.models.load import sampling_dtype
 from ilf.models.targets import Example
 from ilf.other_answers import OtherAnswers
 from ilf.outputs import write_outputs
@@ -28,6 +29,7 @@ from ilf.store import Store
 from ilf.tasks.prompts import completion_of
 from ilf.tracking import Tracker
 from ilf.training.mbpp_datamodule import plan_draws
+from ilf.training.trainer import training_device
 from ilf.types import (
     Feedback,
     InputError,
@@ -85,6 +87,10 @@ class Stages:
             InputError: A requested stage needs one that is neither requested nor finished.
         """
         log.info("executor: %s", self.sandbox.isolation)
+        if self.settings.sampler.local:
+            name, device = self.settings.model.dtype, training_device(self.settings.trainer)
+            dtype = str(sampling_dtype(name, device)).removeprefix("torch.")
+            log.info("sampling on the %s in %s (model.dtype=%s)", device.type, dtype, name)
         for pattern in ("*_round*.jsonl", "programs/*_round*.jsonl", "plots/*.png"):  # of an earlier run in this folder
             for file in self.folder.glob(pattern):
                 file.unlink()

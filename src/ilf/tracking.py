@@ -130,8 +130,12 @@ class Tracker:
             import wandb
 
             columns: list[str | int] = ["task_id", "sample", "verdict", "detail", "program"]
-            rows = [[p.task_id, p.sample, p.verdict.verdict, p.verdict.detail, p.program] for p in programs]
-            self._run.log({f"{stage}/programs": wandb.Table(columns=columns, data=rows)})
+            table = wandb.Table(
+                columns=columns
+            )  # given rows at once, it imports pandas to see whether they are a frame
+            for p in programs:
+                table.add_data(p.task_id, p.sample, p.verdict.verdict, p.verdict.detail, p.program)
+            self._run.log({f"{stage}/programs": table})
 
     def artifact(self, path: Path) -> None:
         """Attach a file or model folder of the run, with the names and digests of what it was made of.

@@ -200,6 +200,16 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
     return found[:4]
 
 
+def _reservations(results: Results) -> list[str]:
+    """Return, line by line, what to bear in mind when results are compared."""
+    said = {
+        "Programs were drawn without seeds: others come next time.": results["sampling"].get("seeded") is False,
+        "The annotated programs are another policy's: feedback is off-policy.": results["feedback_on_policy"] is False,
+        "Unmatched: the arms of this comparison need not train on the same tasks.": not results["matched"],
+    }
+    return [f"- {line}" for line, holds in said.items() if holds]
+
+
 def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) -> str:
     """Return summary.md: what was run, on what, the figures, programs that were mended, and what to run next.
 
@@ -249,12 +259,8 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
     if (rounds := results["rounds"]) and len(rounds) > 1 and rounds[-1]["finetuned"] is None:
         lines.append(f"- Round {len(rounds)} left nothing new to learn from, and the run ended there.")
     if results["measure_error"]:
-        why = inline(results["measure_error"])
-        lines.append(f"- What fine-tuning did to the policy could not be measured: {why}.")
-    if results["feedback_on_policy"] is False:
-        lines.append("- The annotated programs are another policy's: feedback is off-policy.")
-    if not results["matched"]:
-        lines.append("- Unmatched: the arms of this comparison need not train on the same tasks.")
+        lines.append(f"- What fine-tuning did to the policy could not be measured: {inline(results['measure_error'])}.")
+    lines += _reservations(results)
     if rejected := results["rejected"]:
         shown = min(len(rejected), 10)
         lines += [f"- Rejected rows, {shown} of {len(rejected)} (results.json has all):", ""]

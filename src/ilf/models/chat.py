@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from ilf.models.load import load_model, load_tokenizer, sampling_dtype
+from ilf.models.load import load_tokenizer, sampling_dtype
+from ilf.models.packed import load_packed
 from ilf.models.tokens import Continuation, encode_chat, end_ids
 
 
@@ -37,7 +38,7 @@ def answers(
     if not batches:
         return
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, sampling_dtype("auto", device), key="llm.model").to(device)
+    model = load_packed(folder, sampling_dtype("auto", device), device, key="llm.model")
     ends = end_ids(model, tokenizer)
     config = GenerationConfig(
         do_sample=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -10,7 +11,10 @@ from typing import Any, TypeVar
 from ilf.types import InputError
 
 KEY = "OPENAI_API_KEY"  # read from the environment only, so that it stands in no configuration and no log
-_RETRIES = 5
+RETRIES = 5
+
+for _name in ("httpx", "httpx2"):  # they log a line a request
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -24,6 +28,7 @@ def answers(
     ask: Callable[[Any, Request], Reply],
     parallel: int,
     advice: str,
+    retries: int = RETRIES,
 ) -> Iterator[tuple[Request, Reply]]:
     """Yield each request with its reply, in the order in which they come.
 
@@ -35,6 +40,7 @@ def answers(
         ask: Asks for one, given a client; it may be asked again where the connection breaks off.
         parallel: Requests at once.
         advice: What to do where the server does not answer.
+        retries: Of a request that fails.
 
     Raises:
         InputError: The server can't be reached or refuses, after all that had been asked has been yielded.
@@ -43,10 +49,10 @@ def answers(
     import openai
 
     secret = os.environ.get(KEY, "").strip()  # a line's end, as of a file, would show it in an error
-    client = openai.OpenAI(base_url=url, api_key=secret or "none", max_retries=_RETRIES)
+    client = openai.OpenAI(base_url=url, api_key=secret or "none", max_retries=retries)
 
     def ask_again(request: Request) -> Reply:
-        for _ in range(_RETRIES - 1):
+        for _ in range(retries - 1):
             try:
                 return ask(client, request)
             except httpx.TransportError:  # in the middle of a stream, which the client does not repeat
@@ -57,9 +63,7 @@ def answers(
     pool = ThreadPoolExecutor(parallel)
     asked = {pool.submit(ask_again, request): request for request in requests}
     try:
-        for one in as_completed(asked):
-            if one.cancelled():
-                continue
+        for one in (one for one in as_completed(asked) if not one.cancelled()):
             try:
                 reply = one.result()
             except (openai.OpenAIError, httpx.TransportError) as error:  # what is on its way is still taken

@@ -65,10 +65,17 @@ def has_bfloat16(device: torch.device | None) -> bool:
 
 
 def sampling_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of weights while sampling: "auto" is bfloat16 on a GPU that has it, else float32."""
+    """Return the dtype of weights while sampling: "auto" is bfloat16 where the device computes in it, else float32."""
     if name == "auto":
-        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+        native = has_bfloat16(device) or (device.type == "cpu" and _cpu_has_bfloat16())
+        return torch.bfloat16 if native else torch.float32
     return _DTYPES[name]
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Return whether the processor multiplies in bfloat16, as x86 does by AVX512-BF16 or AMX."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def load_tokenizer(folder: Path, bos: bool | None = None) -> Any:

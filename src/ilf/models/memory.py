@@ -18,9 +18,12 @@ import torch
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ilf.models.batches import Batch, RoomyLayer, choose, join, joinable, prefill
+from ilf.models.batches import Batch, SharedBatch, choose, join
+from ilf.models.cache import RoomyLayer
 from ilf.models.load import adapt
 from ilf.models.optimizer_state import optimizer_bytes, state_of
+from ilf.models.packed import packs
+from ilf.models.prefill import joinable, prefill
 from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
 from ilf.models.targets import last_logits, token_losses
 from ilf.parts import Part
@@ -85,7 +88,12 @@ def sampling(
         attention: As in `FineTuning`.
         device: "cuda" or "cpu", whose operations are counted.
     """
-    parameters = sum(map(_bytes, empty_model(config, dtype, attention).parameters()))
+    model = empty_model(config, dtype, attention)
+    parameters = sum(map(_bytes, model.parameters()))
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    if tied and packs(model, torch.device(device), dtype):
+        parameters += _bytes(head.weight)  # packed, besides the embeddings
     with _where_it_can(config, "it is sampled"):
         cache, activations = _sampling_step(config, settings, dtype, tokens, attention, device)
         return Need("sampling", parameters, cache=cache, activations=activations)
@@ -138,9 +146,10 @@ def _sampling_step(
             starting = (_kept(batch), meter.most())
             # The last step, in which each layer's room is used up and grows, and all rows are put together anew.
             (layer,), room = batch.cache.layers, (0, 0, 0, last - 1 - tokens)
-            layer = RoomyLayer(functional.pad(layer.keys, room), functional.pad(layer.values, room), last - 1)
+            width = batch.mask.shape[1] + last - 1 - tokens
+            layer = RoomyLayer(functional.pad(layer.keys, room), functional.pad(layer.values, room), width)
             batch.cache.layers, batch.lengths = [layer], [last - 1] * rows
-            batch.mask = torch.ones(rows, last - 1, dtype=torch.long)
+            batch.mask = torch.ones(rows, width, dtype=torch.long)
             del layer
             meter.forget()
             batch.step(model, torch.ones(rows, dtype=torch.long), torch.ones(rows, dtype=torch.long))
@@ -256,9 +265,12 @@ def _compute_dtype(how: FineTuning) -> torch.dtype:
 
 
 def _kept(batch: Batch) -> int:
-    """Return the bytes of the first layer's keys and values, their room included."""
+    """Return the bytes of the first layer's keys and values, their room and those of the prompts included."""
     (layer,) = batch.cache.layers
-    return sum(part.untyped_storage().nbytes() for part in (layer.keys, layer.values))
+    prompts = (
+        [part for group in batch.prompts.groups for part in group.layers[0]] if isinstance(batch, SharedBatch) else []
+    )
+    return sum(part.untyped_storage().nbytes() for part in (layer.keys, layer.values, *prompts))
 
 
 def _bytes(tensor: torch.Tensor) -> int:

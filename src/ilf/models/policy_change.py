@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from ilf.models.batches import join, joinable, prefill
+from ilf.models.batches import join
 from ilf.models.load import load_model
+from ilf.models.prefill import joinable, prefill
 from ilf.models.targets import Example, encode
 from ilf.types import InputError, Program
 
@@ -82,14 +83,16 @@ def divergence(
         temperature: At which they were sampled.
         tokens: Of the programs of a forward pass, with their padding, at most; a longer program goes alone.
     """
-    examples = [encode(tokenizer, p.task_id, p.prompt, p.completion, sys.maxsize) for p in programs]
+    times = Counter((p.task_id, p.prompt, p.completion) for p in programs)  # one that was sampled twice is read once
+    examples = [encode(tokenizer, *one, sys.maxsize) for one in times]
+    counts = list(times.values())
     total: dict[int, float] = defaultdict(float)
     places: dict[int, int] = defaultdict(int)
     for i, logits in _target_logits([base, tuned], tokenizer, examples, tokens):
         q, p = (torch.log_softmax(one.float() / temperature, dim=-1) for one in logits)
         task = examples[i].task_id
-        total[task] += float(functional.kl_div(q, p, reduction="sum", log_target=True))
-        places[task] += len(p)
+        total[task] += counts[i] * float(functional.kl_div(q, p, reduction="sum", log_target=True))
+        places[task] += counts[i] * len(p)
     return {task: total[task] / places[task] for task in sorted(total)}
 
 

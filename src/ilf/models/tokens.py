@@ -143,6 +143,12 @@ class Continuation:
         return _decode(self.tokenizer, tokens)  # bytes that are no character have spoilt those of the prompt's end
 
 
+@lru_cache(maxsize=1 << 18)
+def ends_line(tokenizer: Any, token: int) -> bool:
+    """Return whether there is a line's end among the characters of a token."""
+    return "\n" in _decode(tokenizer, [token])
+
+
 @lru_cache(maxsize=16)
 def _anchor(tokenizer: Any) -> str | None:
     """Return what must stand before a text for it to be encoded as one that goes on; None if nothing does it."""

@@ -1,10 +1,11 @@
-"""What draws programs: transformers' models here (`hf`, `continuous`), or a server's (`openai`)."""
+"""What draws programs: transformers' models here (`hf`, `continuous`), or a server's (`openai`; `vllm` starts one)."""
 
 from ilf.lazy import getter
 from ilf.protocols import Sampler as Sampler
 
 _PLACES = {
     "ContinuousSampler": "continuous",
+    "EngineSampler": "engine",
     "HFSampler": "hf",
     "ServedSampler": "served",
 }

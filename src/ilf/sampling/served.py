@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ilf.files import whole
-from ilf.models.endpoint import KEY, answers
+from ilf.models.endpoint import KEY, RETRIES, answers
 from ilf.models.tokens import encode_prompts, loses_space, spells_special
 from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, ended, function_end
@@ -33,13 +33,16 @@ class ServedSampler(Sampler):
         batch_size: Requests at once.
         url: Of an OpenAI-compatible server, such as http://localhost:8000/v1. The key is read from $OPENAI_API_KEY.
         extra: More fields of each request, such as {top_k: -1}.
+        seeded: Whether each request has its draw's seed. Some engines can't take one, and vLLM on a CPU dies of it.
     """
 
     url: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    seeded: bool = True
 
     local = False
-    changes_nothing = ("n", "url")
+    retries: ClassVar[int] = RETRIES
+    changes_nothing: ClassVar[tuple[str, ...]] = ("n", "url")
 
     def check(self) -> None:
         """Raise InputError where there is no address."""
@@ -60,33 +63,50 @@ class ServedSampler(Sampler):
         Raises:
             InputError: The server can't be reached, does not hold the model, or does not sample; what came was yielded.
         """
-        name = str(Path(model).absolute())
         texts: dict[str, set[str]] = defaultdict(set)  # of each prompt
-        tokens = {
-            prompt: encode_prompts(tokenizer, [prompt])[0]
-            for prompt in {draw.prompt for draw in draws}
-            if spells_special(tokenizer, prompt)
-        }
-        found = answers(
-            "sampler.url",
-            str(self.url),
-            name,
-            draws,
-            lambda client, draw: self._ask(client, name, draw, tokens.get(draw.prompt, whole(draw.prompt))),
-            self.batch_size,
-            f"Have the server hold that folder under this name, set ${KEY} if it asks for a key, and run the same "
-            "command again: what is there is kept.",
-        )
+        found = self._answers(model, tokenizer, draws)
         for draw, text in self._whole(found) if loses_space(tokenizer) else found:
             texts[draw.prompt].add(text)
             yield draw, text
-        if len(draws) >= len(texts) + _SAME and all(len(found) == 1 for found in texts.values()):
+        if len(draws) < len(texts) + _SAME or any(len(found) > 1 for found in texts.values()):
+            return
+        # A model may be as sure of itself as that, but none is after words without sense.
+        senseless = tokenizer.decode(range(0, len(tokenizer), len(tokenizer) // 20 + 1), skip_special_tokens=True)
+        probes = [replace(draws[0], prompt=senseless, seed=seed) for seed in range(4)]
+        wild = replace(self, temperature=2.0, max_new_tokens=16)
+        if len({text for _, text in wild._answers(model, tokenizer, probes)}) == 1:
             raise InputError(
                 "sampler.extra",
                 self.extra,
                 "the server gives the same program for every seed, so that it does not sample",
                 "Give what it needs to sample by temperature alone, as +sampler.extra.top_k=-1; see docs/servers.md.",
             )
+
+    @property
+    def _of_seeds(self) -> str:
+        """What an error adds where it may be the seeds that the server can't take."""
+        return " If it died of a request's seed, as vLLM on a CPU does: sampler.seeded=false." if self.seeded else ""
+
+    def _answers(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
+        """Yield each draw with what the server gives for it, as they come."""
+        name = str(Path(model).absolute())
+        tokens = {
+            prompt: encode_prompts(tokenizer, [prompt])[0]
+            for prompt in {draw.prompt for draw in draws}
+            if spells_special(tokenizer, prompt)
+        }
+        more = self.fields(tokenizer)
+        return answers(
+            "sampler.url",
+            str(self.url),
+            name,
+            draws,
+            lambda client, draw: self._ask(client, name, draw, tokens.get(draw.prompt, whole(draw.prompt)), more),
+            self.batch_size,
+            f"Have the server hold that folder under this name, set ${KEY} if it asks for a key, and run the same "
+            "command again: what is there is kept." + self._of_seeds,
+            self.retries,
+        )
 
     def _whole(self, found: Iterator[tuple[Draw, str]]) -> Iterator[tuple[Draw, str]]:
         """Yield what is found, where its first lines have all their spaces.
@@ -115,7 +135,11 @@ class ServedSampler(Sampler):
                 )
         yield from short
 
-    def _ask(self, client: Any, name: str, draw: Draw, prompt: str | list[int]) -> str:
+    def fields(self, tokenizer: Any) -> dict[str, Any]:
+        """Return the free fields of a request; a tokenizer has the model's special tokens."""
+        return self.extra
+
+    def _ask(self, client: Any, name: str, draw: Draw, prompt: str | list[int], more: dict[str, Any]) -> str:
         text = ""
         with client.completions.create(
             model=name,
@@ -123,9 +147,8 @@ class ServedSampler(Sampler):
             temperature=self.temperature,
             top_p=1.0,
             max_tokens=self.max_new_tokens,
-            seed=draw.seed % 2**31,  # some servers take no more
             stream=True,
-            extra_body=self.extra,
+            extra_body=more | ({"seed": draw.seed % 2**31} if self.seeded else {}),  # some servers take no more
         ) as stream:
             for part in stream:
                 piece = part.choices[0].text if part.choices else ""

@@ -21,8 +21,9 @@ from transformers import AutoConfig
 from ilf import ranks
 from ilf.code_digest import Code, code_sha256
 from ilf.files import JsonLines, sha256
-from ilf.models import batches, load, shards, targets, tokens
+from ilf.models import batches, cache, graphs, load, packed, prefill, shards, shared, targets, tokens
 from ilf.models.load import adapt, compute_dtype, load_model, load_tokenizer, save, saving_dtype
+from ilf.models.packed import load_packed
 from ilf.models.targets import Example
 from ilf.parts import Part, key_of
 from ilf.protocols import Objective, Sampler
@@ -57,9 +58,11 @@ DRAWING: tuple[Code, ...] = (
     fine_tuning.FineTuningModule._draw,
     mbpp_datamodule,
     load,
+    packed,
     tokens,
     prompts,
 )
+DECODING: tuple[Code, ...] = (batches, cache, graphs, prefill, shared)  # of `HFSampler`
 TRAINING: tuple[Code, ...] = (fine_tuning, targets, mbpp_datamodule, load, tokens, trainer, shards)
 
 
@@ -89,7 +92,7 @@ class Drawing:
     def key(self) -> dict[str, Any]:
         """Return what decides the programs."""
         return {
-            "code": code_sha256(Drawing.run, *DRAWING, *((batches,) if isinstance(self.sampler, HFSampler) else ())),
+            "code": code_sha256(Drawing.run, *DRAWING, *(DECODING if isinstance(self.sampler, HFSampler) else ())),
             "weights": self.model.weights,
             "draws": [asdict(draw) for draw in self.draws],
             "dtype": str(self.dtype),
@@ -100,6 +103,17 @@ class Drawing:
             "datamodule": self.datamodule.key(aside=["micro_batch_size"]),
         }
 
+    def taken(self, folder: Path) -> set[tuple[int, int]]:
+        """Return which samples, by task and number, are there and only need their verdicts."""
+        if any(folder.glob("done-*.json")):  # another scoring of a finished stage
+            return {(draw.task_id, draw.sample) for draw in self.draws}
+        return {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
+
+    def samples(self, folder: Path) -> bool:
+        """Return whether there is anything to sample, for which a model is needed."""
+        taken = self.taken(folder)
+        return any((draw.task_id, draw.sample) not in taken for draw in self.draws)
+
     def run(self, judge: Part, folder: Path, loggers: Sequence[Any] = ()) -> tuple[list[Program], int]:
         """Sample and execute the programs by the test loop; return them, and how often memory ran out.
 
@@ -109,19 +123,17 @@ class Drawing:
             loggers: Lightning loggers.
         """
         sampler, kept = replace(self.sampler), kept_samples(folder)  # a sampler that counts for this stage alone
-        # Samples that are there only need their verdicts: another scoring of a finished stage loads no model.
-        finished = any(folder.glob("done-*.json"))
-        taken = {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
-        if finished:
-            taken |= {(draw.task_id, draw.sample) for draw in self.draws}
         net = None
-        if sampler.local and not all((draw.task_id, draw.sample) in taken for draw in self.draws):
-            net = load_model(self.model.folder, self.dtype, self.model.attention, key=self.model.key)
+        if sampler.local and self.samples(folder):
+            device = training_device(self.trainer)
+            net = load_packed(self.model.folder, self.dtype, device, self.model.attention, self.model.key)
         tokenizer = load_tokenizer(self.model.folder, self.model.bos)
         module = self.module(model=net, tokenizer=tokenizer, sampler=sampler)
         if not sampler.local:
             module.model = self.model.folder
-        contents = Contents(test_draws=self.draws, taken=taken, kept=set(kept), whole_plans=sampler.whole_plans)
+        contents = Contents(
+            test_draws=self.draws, taken=self.taken(folder), kept=set(kept), whole_plans=sampler.whole_plans
+        )
         data = self.datamodule(tokenizer=tokenizer, contents=contents)
         callback = judge(folder=folder)
         made = make_trainer(sampling_trainer(self.trainer), callbacks=[callback], loggers=loggers, epochs=1)
@@ -162,7 +174,7 @@ class FineTuning:
             what: `examples`, `validation` and `draws`.
         """
         drawing = settings.sampler  # no server holds what is being trained
-        shared = ("training", "datamodule", "objective", "optimizer", "scheduler", "adapter", "trainer", "callbacks")
+        same = ("training", "datamodule", "objective", "optimizer", "scheduler", "adapter", "trainer", "callbacks")
         return cls(
             base=base,
             phase=getattr(settings.training, name),
@@ -170,7 +182,7 @@ class FineTuning:
             sampler=HFSampler(drawing.n, drawing.temperature, drawing.max_new_tokens, drawing.batch_size),
             save_dtype=settings.save.dtype,
             seed=settings.seed,
-            **{one: getattr(settings, one) for one in shared},
+            **{one: getattr(settings, one) for one in same},
             **what,
         )
 
@@ -178,7 +190,7 @@ class FineTuning:
         """Return what decides the weights."""
         quantize, device = self.training.quantize, training_device(self.trainer)
         return {
-            "code": code_sha256(FineTuning.run, FineTuning._save, *TRAINING, *((hf, batches) if self.draws else ())),
+            "code": code_sha256(FineTuning.run, FineTuning._save, *TRAINING, *((hf, *DECODING) if self.draws else ())),
             "weights": self.base.weights,
             "examples": sha256([asdict(e) for e in self.examples]),
             "phase": asdict(self.phase),

@@ -1,0 +1,181 @@
+"""Which kind of batch a model takes, and prompts read into one.
+
+Rows of several batches are put together where a model caches keys and values and nothing else, and takes positions and
+a mask, so that a text may be padded on its left. Any other model (recurrent, state-space and hybrid ones; positions
+that are counted from the first column) reads one prompt at a time, without padding, in the cache that it makes itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch._subclasses import FakeTensor
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from ilf.models.batches import Batch, OwnBatch, SharedBatch, base, counted, join, takes
+from ilf.models.cache import RoomyLayer
+from ilf.models.graphs import capturable
+from ilf.models.shared import Group, Prompts, attending
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_tried: dict[str, tuple[bool, bool]] = {}  # of each kind of model in this process
+
+# Layers of a cache that hold keys and values, or nothing.
+_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+
+
+def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
+    """Return a batch of prompts.
+
+    Args:
+        model: A causal language model of transformers.
+        prompts: Token ids of each; a single one where rows are not `joinable`.
+        pad: The token to pad with.
+    """
+    if not joinable(model):
+        (prompt,) = prompts
+        return _prefill_own(model, prompt)
+    return _prefill_joined(model, prompts, pad, *tried(model))
+
+
+def _once(found: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Have what is found out about a model be kept with it."""
+
+    @functools.wraps(found)
+    def known(model: Any) -> T:
+        model, name = base(model), f"_ilf_{found.__name__}"
+        if not hasattr(model, name):
+            setattr(model, name, found(model))
+        kept: T = getattr(model, name)
+        return kept
+
+    return known
+
+
+@_once
+def joinable(model: Any) -> bool:
+    """Return whether rows of several texts of a model can be put together, padded on their left."""
+    if not (takes(model, "cache") and takes(model, "attention_mask")) or model._is_stateful:
+        return False
+    modules = dict(model.named_modules())
+    # Alibi's distances come from the mask, or are the same for all columns.
+    placed = takes(model, "position_ids") or any("alibi" in name for m in modules.values() for name in dir(type(m)))
+    # RoBERTa and its relatives count positions from behind the padding token's.
+    odd = any("position" in name and getattr(m, "padding_idx", None) is not None for name, m in modules.items())
+    cache = _own_cache(model)
+    return placed and not odd and cache is not None and all(type(layer) in _PLAIN for layer in cache.layers)
+
+
+def shareable(model: Any) -> bool:
+    """Return whether samples of a model can have their prompt's keys and values in common: tried once, not assumed.
+
+    Its attention must be one of transformers' own, without windows, by nothing but the products of queries and keys.
+    """
+    return tried(model)[0]
+
+
+@_once
+def tried(model: Any) -> tuple[bool, bool]:
+    """Return whether a model's prompts can be shared, and whether its steps can then be captured as CUDA graphs."""
+    if not joinable(model) or not takes(model, "position_ids") or not model._supports_attention_backend:
+        return False, False
+    if any(type(layer) is not DynamicLayer for layer in _own_cache(model).layers):
+        return False, False
+    kind = kind_of(model)
+    if kind not in _tried:
+        shares = _agrees(model, capture=False)
+        _tried[kind] = shares, shares and capturable(next(model.parameters())) and _agrees(model, capture=True)
+    return _tried[kind]
+
+
+def kind_of(model: Any) -> str:
+    """Return what models have in common that differ by their weights alone: class, configuration, dtype and device."""
+    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    first = next(model.parameters())
+    fake = isinstance(first, FakeTensor)
+    return json.dumps([type(model).__name__, config, str(model.dtype), str(first.device), fake], default=str)
+
+
+@torch.inference_mode()
+def _agrees(model: Any, capture: bool) -> bool:
+    """Return whether a model gives the same logits with prompts in common and without.
+
+    In 16 bits they can't be equal: they may be as far apart as those of two implementations of attention.
+    """
+    other = "sdpa" if model.config._attn_implementation == "eager" else "eager"
+    try:
+        own = _few_logits(model)
+        together = _few_logits(model, share=True, capture=capture)
+        if isinstance(own, FakeTensor):  # only a plan of the memory
+            return True
+        with attending(model, other):
+            rounding = (_few_logits(model) - own).norm()
+    except Exception as error:  # whatever a model's own attention lacks
+        log.debug("prompts are not shared%s", " by CUDA graphs" if capture else "", exc_info=error)
+        return False
+    size = (own - own.mean(dim=-1, keepdim=True)).norm()
+    tolerance = max(1e-3, 8 * torch.finfo(model.dtype).eps) * size
+    return bool((own - together).norm() <= torch.maximum(tolerance, rounding))
+
+
+def _few_logits(model: Any, share: bool = False, capture: bool = False) -> torch.Tensor:
+    """Return the logits of what follows a few tokens, (3, V)."""
+    tokens = [i % model.config.get_text_config().vocab_size for i in range(0, 70, 7)]
+    going = torch.ones(3, dtype=torch.bool, device=model.device)
+    batch = join([(_prefill_joined(model, [tokens[:3], tokens[:7]], 0, share, capture), [0, 1, 1])])
+    for token in tokens[7:]:
+        batch.step(model, torch.full_like(going, token, dtype=torch.long), going)
+    return batch.logits.float()
+
+
+def _own_cache(model: Any) -> Any:
+    """Return an empty cache of the kinds of layers that a model has; None where transformers knows of none for it."""
+    if not takes(model, "cache") or not model._supports_default_dynamic_cache():
+        return None
+    if any(hasattr(module, "_setup_cache") for module in model.modules()):  # states that it keeps outside of its cache
+        return None
+    try:
+        return DynamicCache(config=model.config)
+    except (KeyError, TypeError, ValueError, AttributeError):  # kinds of layers that only the model itself knows
+        return None
+
+
+def _prefill_own(model: Any, prompt: Sequence[int]) -> OwnBatch:
+    cache = _own_cache(base(model))
+    if cache is not None and all(type(layer) in _PLAIN for layer in cache.layers):
+        cache = None  # it is the positions that don't fit: such models are read whole
+    ids = torch.tensor([list(prompt)], device=model.device)
+    batch = OwnBatch(cache, torch.ones_like(ids), torch.empty(0), [len(prompt)], ids)
+    batch.logits = batch.read(model, ids)
+    return batch
+
+
+def _prefill_joined(model: Any, prompts: Sequence[Sequence[int]], pad: int, share: bool, capture: bool) -> Batch:
+    lengths = [len(tokens) for tokens in prompts]
+    width = max(lengths)
+    ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=model.device)
+    # Not the cache that the model would make: one with a sliding window forgets, and can't be put together.
+    cache = DynamicCache()
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=counted(mask),
+        cache=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    if not share:
+        return Batch(cache, mask, output.logits[:, -1], lengths)
+    rows = torch.arange(len(prompts), device=ids.device)
+    group = Group([(layer.keys, layer.values) for layer in cache.layers], lengths, rows[:, None])
+    cache.layers = [RoomyLayer(keys[:, :, :0], values[:, :, :0], 0) for keys, values in group.layers]
+    shared = Prompts([group], [(0, i) for i in range(len(prompts))], rows)
+    return SharedBatch(cache, mask[:, :0], output.logits[:, -1], lengths, shared, capture)

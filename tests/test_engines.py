@@ -1,0 +1,230 @@
+"""Servers that are started for each model: they hold it while it is sampled, and nothing is left of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import warm
+from conftest import MINI, ROOT, compose_settings
+
+from ilf.models.load import load_tokenizer
+from ilf.sampling import EngineSampler
+from ilf.tasks import mini as mini_tasks
+from ilf.tasks.mbpp import tasks_from
+from ilf.types import Draw, InputError
+
+# A server as small as they come: it says which model it holds, writes another program each time, and has a child that
+# leaves its session. Of its arguments the third says how it fails.
+ENGINE = """
+import http.server, json, os, random, subprocess, sys, time
+model, port, fails, note = sys.argv[1:]
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+with open(note, "a") as file:
+    print(model, os.getpid(), child.pid, file=file)
+print("loading", model, flush=True)
+if fails == "at once":
+    sys.exit("no room for the model")
+if fails == "silent":
+    time.sleep(600)
+answered = 0
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.0"
+    def log_message(self, *args): pass
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+    def do_POST(self):
+        global answered
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert asked["model"] == model
+        if fails == "later" and answered == 3:
+            print("CPU Generator does not use offset", flush=True); os._exit(1)
+        answered += 1
+        self.send_response(200); self.send_header("Content-Type", "text/event-stream"); self.end_headers()
+        varies = fails != "greedy" and ("seed" in asked or fails == "unseeded")
+        if fails == "sure" and asked["temperature"] < 1:
+            varies = False
+        text = f"    return {random.random() if varies else 0}\\n"
+        self.wfile.write(b"data: " + json.dumps({"choices": [{"text": text}]}).encode() + b"\\n\\ndata: [DONE]\\n\\n")
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+"""
+TOKENIZER = load_tokenizer(MINI)
+DRAWS = [Draw(1, "test", i, i, "def f(x):\n", "def f(x):\n") for i in range(6)]
+
+
+@pytest.fixture
+def engine(tmp_path):
+    (tmp_path / "engine.py").write_text(ENGINE)
+
+    def make(fails: str = "not", **own: object) -> EngineSampler:
+        command = ["$python", str(tmp_path / "engine.py"), "$model", "$port", fails, str(tmp_path / "note")]
+        return EngineSampler(command=command, batch_size=1, **own)  # type: ignore[arg-type]
+
+    return make
+
+
+def started(folder: Path) -> list[tuple[str, int, int]]:
+    """Return of each engine its model, its process and its child."""
+    rows = [line.split() for line in (folder / "note").read_text().splitlines()]
+    return [(model, int(process), int(child)) for model, process, child in rows]
+
+
+def alive(*processes: int) -> list[int]:
+    def runs(process: int) -> bool:
+        try:
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    return [process for process in processes if runs(process)]
+
+
+def all_gone(folder: Path) -> bool:
+    return not alive(*(one for _, *both in started(folder) for one in both))
+
+
+def test_each_model_is_held_while_it_is_sampled_and_no_longer(engine, tmp_path):
+    sampler = engine()
+    for name in ("first", "second"):
+        model = tmp_path / name
+        with sampler.ready(model, tmp_path):
+            found = dict(sampler.sample(model, TOKENIZER, DRAWS))
+            assert set(found) == set(DRAWS) and len(alive(*started(tmp_path)[-1][1:])) == 2
+        assert all_gone(tmp_path)
+    assert [model for model, *_ in started(tmp_path)] == [str(tmp_path / name) for name in ("first", "second")]
+    said = (tmp_path / "engine.log").read_text()
+    assert said.index("loading " + str(tmp_path / "first")) < said.index("loading " + str(tmp_path / "second"))
+
+
+@pytest.mark.parametrize(
+    ("fails", "own", "said"),
+    [
+        ("at once", {}, "exit status 1; its last lines are\nloading .*\nno room for the model"),
+        ("silent", {"patience": 2.0}, r"sampler.patience=2.0.*has not answered.*\nloading"),
+    ],
+)
+def test_an_engine_that_does_not_come_up_is_an_error_with_its_last_lines(engine, tmp_path, fails, own, said):
+    with pytest.raises(InputError, match=f"(?s){said}"), engine(fails, **own).ready(tmp_path, tmp_path):
+        raise AssertionError("it is ready")
+    assert all_gone(tmp_path)
+
+
+def test_what_was_drawn_before_an_engine_died_is_kept(engine, tmp_path):
+    sampler, found = engine("later"), []
+    with (
+        pytest.raises(
+            InputError, match=r"(?s)exit status 1; its last lines are.*not use offset.*goes on.*seeded=false"
+        ),
+        sampler.ready(tmp_path, tmp_path),
+    ):
+        found += sampler.sample(tmp_path, TOKENIZER, DRAWS)
+    assert len(found) == 3 and all_gone(tmp_path)
+
+
+def test_a_request_has_a_seed_unless_the_engine_can_take_none(engine, tmp_path):
+    for fails, seeded in (("not", True), ("unseeded", False)):
+        sampler = engine(fails, seeded=seeded)
+        with sampler.ready(tmp_path, tmp_path):
+            assert len({text for _, text in sampler.sample(tmp_path, TOKENIZER, DRAWS)}) == len(DRAWS)
+
+
+def test_a_model_that_is_sure_of_itself_is_no_server_that_decodes_greedily(engine, tmp_path):
+    draws = [replace(DRAWS[0], sample=i, seed=i) for i in range(20)]
+    for fails in ("sure", "greedy"):
+        sampler, found = engine(fails), []
+        expected = (
+            pytest.raises(InputError, match="same program for every seed") if fails == "greedy" else nullcontext()
+        )
+        with sampler.ready(tmp_path, tmp_path), expected:
+            found += sampler.sample(tmp_path, TOKENIZER, draws)
+        assert len(found) == 20 and len({text for _, text in found}) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_process_is_left_of_a_run_that_is_killed(engine, tmp_path, number):
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        "from ilf.sampling import EngineSampler\nfrom pathlib import Path\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        f"with EngineSampler(command={engine().command!r}).ready(here, here):\n"
+        "    print('ready', flush=True)\n    time.sleep(600)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert run.stdout and run.stdout.readline() == b"ready\n"
+    assert len(alive(*started(tmp_path)[0][1:])) == 2
+    os.kill(run.pid, number)
+    run.wait(30)
+    deadline = time.monotonic() + 20
+    while not all_gone(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert all_gone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sampler=vllm"], r"sampler\.python=.*without the package vllm.*sampler\.python=ENVIRONMENT"),
+        (["sampler=vllm", "sampler.python=/no/such/python"], r"sampler\.python='/no/such/python': is no program"),
+        (
+            ["sampler=transformers_serve", "sampler.command=[no-such-engine]"],
+            r"sampler\.command=.*no-such-engine is",
+        ),
+        (["sampler=transformers_serve", "sampler.patience=0"], r"sampler\.patience"),
+        (["sampler=transformers_serve", "+sampler.url=http://localhost:1/v1"], r"sampler\.url=.*sampler=openai"),
+    ],
+)
+def test_an_engine_that_is_not_installed_is_an_error_at_the_start(overrides, said):
+    with pytest.raises(InputError, match=said):
+        compose_settings(*overrides).sampler.check()
+
+
+def test_transformers_serve_is_started_with_a_folder_and_samples_it(tmp_path):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    sampler = compose_settings(
+        "sampler=transformers_serve", "sampler.max_new_tokens=32", "sampler.batch_size=8"
+    ).sampler
+    with sampler.ready(MINI, tmp_path):
+        found = dict(sampler.sample(MINI, TOKENIZER, DRAWS))
+    assert set(found) == set(DRAWS) and len(set(found.values())) > 1
+
+
+@pytest.mark.slow
+def test_a_whole_run_in_two_processes_by_an_engine(tmp_path):
+    """Policy, refiner and fine-tuned policy are held one after the other, and asked by both processes."""
+    few = ["sampler.n=4", "evaluate.k=[1]", "data.limit.test=10", "data.limit.refine=20", "data.limit.train=20"]
+    own = ["sampler=transformers_serve", "sampler.batch_size=8", "trainer=ddp", "trainer.devices=2", "logger=none"]
+    done = warm.run(ROOT / "run.py", [*own, *few, "hydra.run.dir=out", "store.dir=store"], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    started = [line for line in (tmp_path / "out" / "engine.log").read_text().splitlines() if line.startswith("$ ")]
+    assert len(started) == 4  # before fine-tuning, to sample, to refine, and after
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["processes"] == 2 and results["finetuned"]["pass@1"] > results["zero_shot"]["pass@1"]
+
+
+@pytest.mark.slow
+def test_vllm_holds_a_real_model(real_model, tmp_path):
+    """On a CPU it dies of a seed; without seeds it draws other programs each time."""
+    if "ILF_TEST_VLLM" not in os.environ:
+        pytest.skip("ILF_TEST_VLLM names no interpreter of an environment with vLLM")
+    sampler = compose_settings("sampler=vllm", "sampler.n=5", "sampler.batch_size=20").sampler
+    sampler.python = os.environ["ILF_TEST_VLLM"]
+    sampler.environment = {"VLLM_CPU_KVCACHE_SPACE": "4"}
+    sampler.arguments = [*sampler.arguments, "--dtype", "bfloat16", "--max-model-len", 1024]
+    tokenizer = load_tokenizer(real_model)
+    prompt = tasks_from(mini_tasks.rows()[10:11], None, "paper")[0][0].prompt
+    plan = [Draw(11, "test", i, i, prompt, prompt) for i in range(40)]
+    with pytest.raises(InputError, match=r"(?s)does not use offset|seeded=false"), sampler.ready(real_model, tmp_path):
+        list(sampler.sample(real_model, tokenizer, plan))
+    sampler.seeded = False
+    with sampler.ready(real_model, tmp_path):
+        first, second = (dict(sampler.sample(real_model, tokenizer, plan)) for _ in range(2))
+    assert set(first) == set(second) == set(plan) and first != second
