@@ -3,6 +3,7 @@ import math
 import shutil
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ from ilf.models import graphs, prefill
 from ilf.models.batches import choose
 from ilf.models.load import adapt, load_model, load_tokenizer, save
 from ilf.models.prefill import shareable
-from ilf.sampling import HFSampler
+from ilf.models.tokens import Continuation
+from ilf.sampling import HFSampler, hf
 from ilf.tasks import mini as mini_tasks
 from ilf.tasks.mbpp import tasks_from
 from ilf.types import Draw, InputError, derive_seed
@@ -224,6 +226,21 @@ def test_sampling_stops_where_the_function_ends(mini):
     list(HFSampler(max_new_tokens=500).sample(model, tokenizer, draws(PROMPTS, 4)))
     hook.remove()
     assert len(calls) < 100
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_samples_are_the_same_where_their_text_is_asked_after_each_token(mini, monkeypatch, script):
+    model, tokenizer, _ = mini
+    sampler = HFSampler(max_new_tokens=60, temperature=1.3, batch_size=30)  # so hot that much ends oddly
+    plan = [replace(draw, script=script) for draw in draws(PROMPTS, 20)]
+    asked = []
+    text = Continuation.text
+    monkeypatch.setattr(Continuation, "text", lambda self, tokens: asked.append(1) or text(self, tokens))
+    found = sample(sampler, model, tokenizer, plan)
+    few = len(asked)
+    monkeypatch.setattr(hf, "ends_line", lambda tokenizer, token: True)
+    assert sample(sampler, model, tokenizer, plan) == found
+    assert 3 * few < len(asked) - few
 
 
 def test_implementations_of_attention_agree_and_one_that_a_model_lacks_is_named(mini, tmp_path):
