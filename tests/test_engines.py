@@ -186,6 +186,14 @@ def test_an_engine_that_is_not_installed_is_an_error_at_the_start(overrides, sai
         compose_settings(*overrides).sampler.check()
 
 
+def test_processes_on_several_machines_can_not_reach_an_engine_of_one(monkeypatch):
+    sampler = compose_settings("sampler=transformers_serve").sampler
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"several machines.*sampler=openai"):
+        sampler.check()
+
+
 def test_transformers_serve_is_started_with_a_folder_and_samples_it(tmp_path):
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
@@ -205,9 +213,12 @@ def test_a_whole_run_in_two_processes_by_an_engine(tmp_path):
     done = warm.run(ROOT / "run.py", [*own, *few, "hydra.run.dir=out", "store.dir=store"], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     started = [line for line in (tmp_path / "out" / "engine.log").read_text().splitlines() if line.startswith("$ ")]
-    assert len(started) == 4  # before fine-tuning, to sample, to refine, and after
+    held = ["models/mini", "models/mini", "store/train_refiner/", "store/train_policy/"]  # the last one to evaluate
+    assert len(started) == 4 and all(folder in line for folder, line in zip(held, started, strict=True))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["processes"] == 2 and results["finetuned"]["pass@1"] > results["zero_shot"]["pass@1"]
+    assert results["status"] == "complete" and results["processes"] == 2
+    before, after = ((tmp_path / "out" / "programs" / f"{one}.jsonl").read_text() for one in ("zero_shot", "finetuned"))
+    assert len(before.splitlines()) == len(after.splitlines()) == 40
 
 
 @pytest.mark.slow

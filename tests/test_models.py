@@ -25,7 +25,7 @@ from transformers import (
 from ilf.models import graphs, prefill
 from ilf.models.batches import choose
 from ilf.models.load import adapt, load_model, load_tokenizer, save
-from ilf.models.prefill import shareable
+from ilf.models.prefill import tried
 from ilf.models.tokens import Continuation
 from ilf.sampling import HFSampler, hf
 from ilf.tasks import mini as mini_tasks
@@ -152,7 +152,7 @@ def test_steps_on_memory_that_stays_give_the_same_samples(mini, limit, monkeypat
         sampler = HFSampler(max_new_tokens=limit, batch_size=3)
         plan = draws(["x = 1\n", "a much longer prompt than the first\n"], 3)
         expected = sample(sampler, model, tokenizer, plan)
-        shares = shareable(model)
+        shares, _ = tried(model)
         del model._ilf_tried
         prefill._tried.clear()
         monkeypatch.setattr(prefill, "capturable", lambda tensor: True)

@@ -187,7 +187,8 @@ class Runner:
 
         def work(entry: Entry) -> dict[str, Any]:
             self._take_from_earlier(stage, draws, entry)
-            with job.sampler.ready(job.model.folder, self.folder) if job.samples(entry.path) else nullcontext():
+            needed = job.samples(job.taken(entry.path))
+            with job.sampler.ready(job.model.folder, self.folder) if needed else nullcontext():
                 found, halvings = ranks.call(job.run, judge, entry.path, loggers=self.tracker.loggers)
             programs.extend(found)
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")

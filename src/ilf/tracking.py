@@ -130,9 +130,8 @@ class Tracker:
             import wandb
 
             columns: list[str | int] = ["task_id", "sample", "verdict", "detail", "program"]
-            table = wandb.Table(
-                columns=columns
-            )  # given rows at once, it imports pandas to see whether they are a frame
+            # Given its rows at once, it would import pandas to see whether they are a frame.
+            table = wandb.Table(columns=columns)
             for p in programs:
                 table.add_data(p.task_id, p.sample, p.verdict.verdict, p.verdict.detail, p.program)
             self._run.log({f"{stage}/programs": table})

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from ilf.models.cache import ROOM, RoomyLayer, joined
 from ilf.models.graphs import FixedStep
-from ilf.models.shared import Prompts, Step, reading, regrouped
+from ilf.models.shared import Prompts, Step, bias_of, reading, regrouped
 
 _CACHED = 500_000  # scores, of 4 bytes
 
@@ -110,8 +110,7 @@ def _forward(
     model: Any, prompts: Prompts, ids: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor, cache: Any
 ) -> torch.Tensor:
     """Return the logits of what comes after each token, (B, T, V), where queries see (B, T, S) columns of their own."""
-    bias = torch.zeros(seen.shape, device=ids.device).masked_fill(~seen, -torch.inf)[:, None]
-    with reading(model, Step(prompts, bias)):
+    with reading(model, Step(prompts, bias_of(seen)[:, None])):
         logits: torch.Tensor = model(input_ids=ids, position_ids=positions, cache=cache, use_cache=True).logits
     return logits
 

@@ -73,17 +73,13 @@ def joinable(model: Any) -> bool:
     return placed and not odd and cache is not None and all(type(layer) in _PLAIN for layer in cache.layers)
 
 
-def shareable(model: Any) -> bool:
-    """Return whether samples of a model can have their prompt's keys and values in common: tried once, not assumed.
-
-    Its attention must be one of transformers' own, without windows, by nothing but the products of queries and keys.
-    """
-    return tried(model)[0]
-
-
 @_once
 def tried(model: Any) -> tuple[bool, bool]:
-    """Return whether a model's prompts can be shared, and whether its steps can then be captured as CUDA graphs."""
+    """Return whether samples can share their prompt's keys and values, and whether steps can then be CUDA graphs.
+
+    Both are tried, not assumed. A model's attention must be one of transformers' own, without windows, by nothing but
+    the products of queries and keys.
+    """
     if not joinable(model) or not takes(model, "position_ids") or not model._supports_attention_backend:
         return False, False
     if any(type(layer) is not DynamicLayer for layer in _own_cache(model).layers):
@@ -116,13 +112,16 @@ def _agrees(model: Any, capture: bool) -> bool:
         if isinstance(own, FakeTensor):  # only a plan of the memory
             return True
         with attending(model, other):
-            rounding = (_few_logits(model) - own).norm()
+            rounding = apart(_few_logits(model), own)
     except Exception as error:  # whatever a model's own attention lacks
         log.debug("prompts are not shared%s", " by CUDA graphs" if capture else "", exc_info=error)
         return False
-    size = (own - own.mean(dim=-1, keepdim=True)).norm()
-    tolerance = max(1e-3, 8 * torch.finfo(model.dtype).eps) * size
-    return bool((own - together).norm() <= torch.maximum(tolerance, rounding))
+    return apart(together, own) <= max(1e-3, 8 * torch.finfo(model.dtype).eps, rounding)
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return how far logits are from others, (..., V), as a share of the latter's own spread."""
+    return float((found - expected).norm() / (expected - expected.mean(dim=-1, keepdim=True)).norm())
 
 
 def _few_logits(model: Any, share: bool = False, capture: bool = False) -> torch.Tensor:

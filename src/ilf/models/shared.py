@@ -47,11 +47,15 @@ class Group:
         keys = self.layers[0][0]
         width = keys.shape[2]
         starts = width - torch.tensor(self.lengths, device=keys.device)[:, None]
-        padded = torch.arange(width, device=keys.device) < starts
-        bias = torch.zeros(padded.shape, device=keys.device).masked_fill(padded, -torch.inf)[:, None, None]
+        seen = torch.arange(width, device=keys.device) >= starts
         self.work = keys[0].numel()  # multiplications of a row with a prompt
         # What is added to scores, (N, 1, 1, P): -inf where a prompt has only padding.
-        self.bias = None if min(self.lengths) == width else bias
+        self.bias = None if min(self.lengths) == width else bias_of(seen)[:, None, None]
+
+
+def bias_of(seen: torch.Tensor) -> torch.Tensor:
+    """Return what is added to scores: 0 where a key is seen, else -inf; of the same shape."""
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,8 @@ class Drawing:
             return {(draw.task_id, draw.sample) for draw in self.draws}
         return {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
 
-    def samples(self, folder: Path) -> bool:
-        """Return whether there is anything to sample, for which a model is needed."""
-        taken = self.taken(folder)
+    def samples(self, taken: Collection[tuple[int, int]]) -> bool:
+        """Return whether there is anything to sample besides what is taken, for which a model is needed."""
         return any((draw.task_id, draw.sample) not in taken for draw in self.draws)
 
     def run(self, judge: Part, folder: Path, loggers: Sequence[Any] = ()) -> tuple[list[Program], int]:
@@ -123,17 +122,15 @@ class Drawing:
             loggers: Lightning loggers.
         """
         sampler, kept = replace(self.sampler), kept_samples(folder)  # a sampler that counts for this stage alone
-        net = None
-        if sampler.local and self.samples(folder):
+        net, taken = None, self.taken(folder)
+        if sampler.local and self.samples(taken):
             device = training_device(self.trainer)
             net = load_packed(self.model.folder, self.dtype, device, self.model.attention, self.model.key)
         tokenizer = load_tokenizer(self.model.folder, self.model.bos)
         module = self.module(model=net, tokenizer=tokenizer, sampler=sampler)
         if not sampler.local:
             module.model = self.model.folder
-        contents = Contents(
-            test_draws=self.draws, taken=self.taken(folder), kept=set(kept), whole_plans=sampler.whole_plans
-        )
+        contents = Contents(test_draws=self.draws, taken=taken, kept=set(kept), whole_plans=sampler.whole_plans)
         data = self.datamodule(tokenizer=tokenizer, contents=contents)
         callback = judge(folder=folder)
         made = make_trainer(sampling_trainer(self.trainer), callbacks=[callback], loggers=loggers, epochs=1)
