@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from ilf.types import Feedback, Found, Outcome, Program, Refinement, Round, Splits, Task, derive_seed, pick
+from ilf.types import Feedback, Found, Outcome, Program, Refinement, Round, Splits, Task, derive_seed
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,20 @@ class Arm(Protocol):
     trains: ClassVar[bool]  # else the policy is evaluated as it was
     refines: ClassVar[bool]  # whether it takes the refiner's programs
     asks_llm: ClassVar[bool]  # whether it takes another model's
-    own_samples: ClassVar[bool]  # trains on as many of the policy's own correct samples instead, on other tasks
+    own_samples: ClassVar[bool]  # trains on the policy's own correct samples instead, on other tasks
 
     def program(self, found: Found) -> str | None:
         """Return the program to train on for one task, None where there is none."""
+
+    def more(self, found: Found) -> list[str]:
+        """Return further programs to train on for the same task, which the other arms need not have."""
+
+    @property
+    def unmatched(self) -> bool:
+        """Whether it trains on all tasks that the policy solves, however many the other arms train on."""
+
+    def own(self, correct: Sequence[Program], seed: int) -> list[str]:
+        """Return those of the policy's own correct samples of a task to train on."""
 
 
 class Steps(Protocol):
@@ -71,8 +81,8 @@ class Steps(Protocol):
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
         """Return each candidate as a training example, None where it can't be one."""
 
-    def train_policy(self, policy: Any, examples: Sequence[Refinement]) -> Any:
-        """Return pi_theta* = Finetune(pi_theta, R)."""
+    def train_policy(self, policy: Any, examples: Sequence[Refinement], rounds: Sequence[Round]) -> Any:
+        """Return pi_theta* = Finetune(pi_theta, R), given also all that was sampled in the rounds so far."""
 
     def evaluate(self, policy: Any, tasks: Sequence[Task]) -> list[Program]:
         """Sample and execute the fine-tuned policy's programs on tasks to report."""
@@ -104,7 +114,7 @@ def run(
     outcome.zero_shot = do.zero_shot(tasks.test)
     if tasks.transfer:
         outcome.transfer_zero_shot = do.zero_shot(tasks.transfer)
-    learnt: dict[int, Refinement] = {}  # by task, the newest
+    learnt: dict[int, list[Refinement]] = {}  # by task, the newest
     for number in range(1, rounds + 1):
         do.begin_round(number)
         outcome.rounds.append(this := Round())
@@ -112,11 +122,12 @@ def run(
             this.examples = []
         else:
             new = _one_round(do, tasks, outcome, arm, others, seed)
-            this.examples = new if from_last else list((learnt := learnt | {e.task_id: e for e in new}).values())
+            learnt = ({} if from_last else learnt) | {group[0].task_id: group for group in new}
+            this.examples = [example for group in learnt.values() for example in group]
             if not new:  # nothing is left to learn from
                 return
-            # 4. pi_theta* = Finetune(pi_theta, R), one refinement a task.
-            outcome.policy = do.train_policy(outcome.policy if from_last else None, this.examples)
+            # 4. pi_theta* = Finetune(pi_theta, R), in the paper one refinement a task.
+            outcome.policy = do.train_policy(outcome.policy if from_last else None, this.examples, outcome.rounds)
         this.finetuned = do.evaluate(outcome.policy, tasks.test)
         if tasks.transfer:
             outcome.transfer_finetuned = do.evaluate(outcome.policy, tasks.transfer)
@@ -124,12 +135,14 @@ def run(
 
 def _one_round(
     do: Steps, tasks: Splits, outcome: Outcome, arm: Arm, others: Sequence[Arm], seed: int
-) -> list[Refinement]:
-    """Do lines 1 to 3 with the newest policy, and return what they give to train on."""
+) -> list[list[Refinement]]:
+    """Do lines 1 to 3 with the newest policy, and return what they give to train on, by task."""
     this = outcome.rounds[-1]
     # 1. C: sample x0 ~ pi_theta(.|t), keep the tasks without a correct program.
     this.samples = do.sample(outcome.policy, [*tasks.prompt, *tasks.refine, *tasks.train])
     this.failing = failing(this.samples)
+    if arm.unmatched:
+        return choose_own(do, tasks, this.samples, None, arm, seed)
     # 2. C_annotated: feedback f on one x0 of each.
     this.feedback = do.annotate(this.failing)
     train = [f for f in this.feedback if f.split == "train"]
@@ -144,8 +157,8 @@ def _one_round(
     examples = choose(do, tasks, train, this, arm, others, seed)
     if arm.limit is not None and arm.limit < len(examples):  # tasks of a smaller limit are among those of a larger one
         order = random.Random(derive_seed(seed, "limit")).sample(examples, len(examples))
-        examples = sorted(order[: arm.limit], key=lambda example: example.task_id)
-    return choose_own(do, tasks, this.samples, len(examples), seed) if arm.own_samples else examples
+        examples = sorted(order[: arm.limit], key=lambda group: group[0].task_id)
+    return choose_own(do, tasks, this.samples, len(examples), arm, seed) if arm.own_samples else examples
 
 
 def failing(programs: Iterable[Program]) -> dict[int, list[Program]]:
@@ -164,8 +177,8 @@ def choose(
     arm: Arm,
     others: Sequence[Arm],
     seed: int,
-) -> list[Refinement]:
-    """Return the training set of an arm: one example a task, on the same task ids for every arm.
+) -> list[list[Refinement]]:
+    """Return the training set of an arm, by task: one example of each, or more, on the same task ids for every arm.
 
     A task is left out for all arms where the program of any arm that has one can't be made an example. Gold programs,
     or an annotator's refinements, that only some tasks have, are asked of every task by the arm that trains on them,
@@ -175,42 +188,53 @@ def choose(
     matching, known = arm.tasks == "solved", {other.source for other in others}
     golden = any(tasks.by_id[f.task_id].code for f in feedback) and (matching or arm.source == "gold")
     refining = {f.source for f in feedback if f.refinement is not None and (matching or arm.source == "human")}
-    groups: list[list[Candidate]] = []
+    groups: list[tuple[list[Candidate], list[Candidate]]] = []  # those that arms must all have, and the arm's others
     for f in feedback:
         one = Found(tasks.by_id[f.task_id], f, solved.get(f.task_id, []), llm.get(f.task_id, []), seed)
         if not one.refined and (matching or arm.refines):
             continue
         programs = {other.source: other.program(one) for other in (*others, arm)}
         asked = {"gold": golden, "human": f.source in refining}
-        groups.append(
-            [
-                Candidate(one.task, program, source, f)
-                for source, program in programs.items()
-                if program is not None or asked.get(source, source not in known)
-            ]
-        )
-    examples = iter(do.express([candidate for group in groups for candidate in group]))
+        asking = [
+            Candidate(one.task, program, source, f)
+            for source, program in programs.items()
+            if program is not None or asked.get(source, source not in known)
+        ]
+        groups.append((asking, [Candidate(one.task, program, arm.source, f) for program in arm.more(one)]))
+    examples = iter(do.express([candidate for asking, more in groups for candidate in (*asking, *more)]))
     chosen, found.expressed = [], []
-    for group in groups:
-        expressed = {candidate.source: next(examples) for candidate in group}
+    for asking, more in groups:
+        expressed = {candidate.source: next(examples) for candidate in asking}
+        others_of_task = [next(examples) for _ in more]
         example = expressed.get(arm.source)
         if all(expressed.values()):
             found.expressed += [e for e in expressed.values() if e is not None]
             if example is not None:
-                chosen.append(example)
+                chosen.append([example, *(e for e in others_of_task if e is not None)])
     return chosen
 
 
-def choose_own(do: Steps, tasks: Splits, samples: Iterable[Program], count: int, seed: int) -> list[Refinement]:
-    """Return as many of the policy's own correct samples as `count`, one a task: self-training without feedback.
+def choose_own(
+    do: Steps, tasks: Splits, samples: Iterable[Program], count: int | None, arm: Arm, seed: int
+) -> list[list[Refinement]]:
+    """Return correct samples of the policy's own by task, on `count` tasks, or all: self-training without feedback.
 
     They are on Train tasks that the policy solves, so on none of those that the other arms train on.
     """
     correct = _correct(p for p in samples if p.split == "train")
-    candidates = [Candidate(tasks.by_id[i], pick(programs, seed), "self") for i, programs in correct.items()]
-    examples = [example for example in do.express(candidates) if example is not None]
-    chosen = random.Random(derive_seed(seed, "choose_own")).sample(examples, min(count, len(examples)))
-    return sorted(chosen, key=lambda example: example.task_id)
+    candidates = [
+        Candidate(tasks.by_id[i], program, "self")
+        for i, programs in correct.items()
+        for program in arm.own(programs, seed)
+    ]
+    groups: dict[int, list[Refinement]] = defaultdict(list)
+    for example in do.express(candidates):
+        if example is not None:
+            groups[example.task_id].append(example)
+    solved = list(groups.values())
+    if count is not None:
+        solved = random.Random(derive_seed(seed, "choose_own")).sample(solved, min(count, len(solved)))
+    return sorted(solved, key=lambda group: group[0].task_id)
 
 
 def _correct(programs: Iterable[Program]) -> dict[int, list[Program]]:

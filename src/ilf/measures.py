@@ -5,24 +5,29 @@ Kept in the store under what was read, like a stage.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ilf.analysis.statistics import bootstrap_ci95
 from ilf.files import sha256
-from ilf.models.load import load_tokenizer, sampling_dtype
+from ilf.models.load import load_model, load_tokenizer, sampling_dtype
 from ilf.models.packed import load_packed
-from ilf.models.policy_change import divergence, perplexity, weight_change
+from ilf.models.policy_change import divergence, perplexity, target_logps, weight_change
+from ilf.models.targets import Example
 from ilf.runner import Runner
 from ilf.settings import Settings
-from ilf.training.trainer import training_device
+from ilf.training.trainer import precision, training_device
 from ilf.types import Outcome, Program, Refinement
+
+log = logging.getLogger(__name__)
 
 _KL_SAMPLES = 4  # of each task: the mean over tasks hardly gains by more
 _LOGITS = 2**26  # of one forward pass at most: 256 MiB in 32 bits
@@ -82,6 +87,43 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
         if math.isfinite(value):
             found[example.source][str(example.task_id)] = value
     return dict(found)
+
+
+def with_reference(settings: Settings, runner: Runner, base: Path, examples: Sequence[Example]) -> list[Example]:
+    """Return examples with the log-probabilities of their targets under the policy that a training begins with.
+
+    They are computed once, in the precision of the training, so that its first step begins at a ratio of 1.
+
+    Args:
+        settings: Of the run.
+        runner: Keeps them in the store.
+        base: The policy's folder.
+        examples: The training set; other texts get theirs, too.
+    """
+    texts = list(dict.fromkeys(replace(e, value=1.0, focus=None, other=None) for e in _texts(examples)))
+    kind, device, training = precision(settings.trainer), training_device(settings.trainer), settings.training
+
+    def work() -> list[list[float]]:
+        log.info("reference log-probabilities of %d texts", len(texts))
+        dtype = torch.bfloat16 if kind == "bf16-true" else torch.float32
+        model = load_model(base, dtype, settings.model.attention, training.quantize, device).to(device).eval()
+        mixed = torch.float16 if kind == "16-mixed" else torch.bfloat16
+        with torch.autocast(device.type, mixed, enabled=kind.endswith("-mixed")):
+            return target_logps(model, runner.tokenizer, texts, _tokens(model))
+
+    key = {"base": runner.weights(base), "precision": kind, "quantize": training.quantize, "bos": settings.model.bos}
+    key |= {"attention": settings.model.attention, "texts": sha256([asdict(text) for text in texts])}
+    found = dict(zip(texts, runner.measure("reference", key, work), strict=True))
+
+    def given(example: Example) -> Example:
+        text = replace(example, value=1.0, focus=None, other=None)
+        return replace(example, reference=tuple(found[text]), other=example.other and given(example.other))
+
+    return [given(example) for example in examples]
+
+
+def _texts(examples: Sequence[Example]) -> list[Example]:
+    return [text for e in examples for text in (e, e.other) if text is not None]
 
 
 def _tokens(model: Any) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ilf.ranges import AboveZero, Positive
-from ilf.types import Draw, Feedback, Splits, Task
+from ilf.types import Draw, Feedback, Program, Refinement, Splits, Task
 
 if TYPE_CHECKING:
     import torch
+
+    from ilf.models.targets import Example
 
 
 @dataclass
@@ -69,10 +71,64 @@ class Sampler(ABC):
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """What a run has to fine-tune its policy on, given to an objective.
+
+    Everything is on the tasks of the training set, which are the same for every objective.
+    """
+
+    rows: Sequence[Refinement]  # the training set: task t, wrong program x0, feedback f, correct program x1
+    samples: Mapping[int, Sequence[Program]]  # the policy's programs with their verdicts, by task
+    refinements: Mapping[int, Sequence[Program]]  # the refiner's, where the arm trains on them; else empty
+    tasks: Mapping[int, Task]
+    seed: int  # of the round of the algorithm
+    example: Callable[[Refinement], Example]  # a row as the policy's module trains on it: x1 after t
+    encode: Callable[[int, str, str], Example]  # any target after any prompt, by task
+    prompt_ids: Callable[[str], tuple[int, ...]]  # a prompt's tokens
+    old_code: Callable[[str], str]  # a wrong program, cut to what refine prompts have room for
+    refine_prompt: Callable[[Refinement], str]  # what the refiner is given for a row; ends with the task's prompt
+    max_length: int  # tokens of an example
+    rejected: list[str]  # a line on each row that can't be trained on; append to it
+
+    def each(
+        self, make: Callable[[Refinement], Iterable[Example]], rows: Sequence[Refinement] | None = None
+    ) -> list[Example]:
+        """Return the examples that `make` gives for each row; a row that it refuses by ValueError is named."""
+        found: list[Example] = []
+        for row in self.rows if rows is None else rows:
+            try:
+                found += make(row)
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+                self.rejected.append(f"task {row.task_id} (objective): {error}")
+        return found
+
+
+@dataclass(frozen=True)
 class Objective(ABC):
-    """A loss over examples. Derive from it for an objective of your own: a dataclass whose fields are its arguments."""
+    """What the policy's fine-tuning minimises. Derive from it for one of your own: a dataclass with its arguments."""
 
     changes_nothing: ClassVar[tuple[str, ...]] = ()
+    needs_feedback: ClassVar[bool] = False  # on each row, so that an arm without any can't be trained by it
+    texts: ClassVar[int] = 1  # of an example, that a forward pass with gradients reads
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether examples need the log-probabilities of their targets under the policy before training."""
+        return False
+
+    def check(self, settings: Any) -> None:  # noqa: B027
+        """Raise InputError where a run with these settings lacks what the objective needs, before anything loads."""
+
+    def examples(self, data: TrainingData) -> list[Example]:
+        """Return the training examples; by default each row's correct program after the task's prompt."""
+        return data.each(lambda row: [data.example(row)])
+
+    def prompt(self, task: Task) -> str:
+        """Return what the policy is given for a task after the training; it ends with the task's prompt."""
+        return task.prompt
+
+    def before_step(self, module: Any, batch: Sequence[dict[str, torch.Tensor]]) -> None:  # noqa: B027
+        """Add to an optimizer step's micro-batches what their losses need of the whole step; by default nothing."""
 
     @abstractmethod
     def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -80,7 +136,9 @@ class Objective(ABC):
 
         Args:
             module: A FineTuningModule: its `model`, `tokenizer`, and `logits`.
-            batch: `input_ids`, `attention_mask` and `labels`, each (B, T), right-padded; labels of -100 don't count.
+            batch: `input_ids`, `attention_mask` and `labels`, each (R, T), right-padded; labels of -100 don't count.
+                R is B, or 2 B where each example has another text, which then follow in the same order. `value`, (B,);
+                `focus` and `reference`, (R, T), where examples have them. See `ilf.models.targets.Example`.
         """
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ilf.ranges import Positive
-from ilf.types import Found, Task, pick
+from ilf.types import Found, Program, Task, different, pick
 
 
 @dataclass
@@ -44,6 +44,19 @@ class Refinements(ABC):
     def program(self, found: Found) -> str | None:
         """Return the program to train on for one task, None where there is none. It is executed before it is used."""
 
+    def more(self, found: Found) -> list[str]:
+        """Return further programs to train on for the same task, which the other arms need not have."""
+        return []
+
+    @property
+    def unmatched(self) -> bool:
+        """Whether it trains on all tasks that the policy solves, however many the other arms train on."""
+        return False
+
+    def own(self, correct: Sequence[Program], seed: int) -> list[str]:
+        """Return those of the policy's own correct samples of a task to train on, where the arm trains on such."""
+        return different(correct, seed, 1)
+
     def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
         """Return what the arm lacks where no task of Train has it, for an error before anything is sampled.
 
@@ -56,7 +69,13 @@ class Refinements(ABC):
 
 @dataclass
 class Model(Refinements):
-    """The algorithm itself: one of the refiner's correct programs."""
+    """The algorithm itself: one of the refiner's correct programs, or several different ones.
+
+    Args:
+        per_task: How many of a task, at most; null for all. The paper has one.
+    """
+
+    per_task: Positive | None = 1
 
     source = "model"
     refines = True
@@ -65,6 +84,10 @@ class Model(Refinements):
     def program(self, found: Found) -> str | None:
         """Return one of them, as the seed decides."""
         return pick(found.refined, found.seed)
+
+    def more(self, found: Found) -> list[str]:
+        """Return different ones besides it."""
+        return different(found.refined, found.seed, self.per_task)[1:]
 
 
 @dataclass
@@ -116,7 +139,27 @@ class LLM(Refinements):
 
 @dataclass
 class Self(Model):
-    """Self-training: as many of the policy's own correct samples as the refiner's programs would be, on other tasks."""
+    """Self-training, on correct samples of the policy's own: expert iteration (ReST-EM, Singh et al. 2023) in rounds.
+
+    Args:
+        match: Train on as many tasks as the refiner's programs would be on, which are other tasks; false: on all that
+            the policy solves, so that neither feedback nor a refiner is needed.
+    """
+
+    match: bool = True
+
+    @property
+    def unmatched(self) -> bool:
+        """Whether it trains on all tasks that the policy solves."""
+        return not self.match
+
+    def own(self, correct: Sequence[Program], seed: int) -> list[str]:
+        """Return different correct samples of a task."""
+        return different(correct, seed, self.per_task)
+
+    def more(self, found: Found) -> list[str]:
+        """Return none of the refiner's: they are only counted."""
+        return []
 
     source = "model"  # whose number counts
     name = "self"

@@ -203,7 +203,7 @@ class Settings:
     def trains_refiner(self) -> bool:
         """Whether the requested stages hold the refiner's fine-tuning."""
         arm = self.refinements
-        refines = arm.trains and (arm.refines or arm.tasks == "solved")
+        refines = arm.trains and not arm.unmatched and (arm.refines or arm.tasks == "solved")
         return refines and self.refiner.trains and "train_refiner" in self.stages
 
 

@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ilf import algorithm, ending
+from ilf import algorithm, ending, training_set
 from ilf.algorithm import Candidate
 from ilf.analysis.schema import Results
 from ilf.annotators import Annotators
 from ilf.executors import Judge
 from ilf.feedback.source import worked_examples
 from ilf.files import JsonLines
+from ilf.measures import with_reference
 from ilf.models.load import sampling_dtype
 from ilf.models.targets import Example
 from ilf.other_answers import OtherAnswers
@@ -23,10 +24,8 @@ from ilf.paths import check_model_folder
 from ilf.protocols import Refining
 from ilf.refinements import COMPARED
 from ilf.runner import NotRequested, Runner
-from ilf.scoring import score
 from ilf.settings import STAGES, Settings
 from ilf.store import Store
-from ilf.tasks.prompts import completion_of
 from ilf.tracking import Tracker
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.trainer import training_device
@@ -38,6 +37,7 @@ from ilf.types import (
     Outcome,
     Program,
     Refinement,
+    Round,
     Task,
 )
 
@@ -146,7 +146,7 @@ class Stages:
     def zero_shot(self, tasks: Sequence[Task]) -> list[Program] | None:
         """Draw the policy's programs on tasks to report; None where this is not asked for and not at hand."""
         try:
-            return self._draw("zero_shot", self.model, _task_prompts(tasks))
+            return self._draw("zero_shot", self.model, self._prompts(tasks))
         except NotRequested:
             return None
 
@@ -158,7 +158,7 @@ class Stages:
     def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the policy's programs on everything but Test."""
         self.newest = policy or self.model
-        return self._draw("sample", self.newest, _task_prompts(tasks))
+        return self._draw("sample", self.newest, self._prompts(tasks, base=policy is None))
 
     def refine(self, refiner: Path, feedback: Sequence[Feedback]) -> list[Program]:
         """Draw the refiner's programs, each given what the refiner makes of x0 and f."""
@@ -173,7 +173,7 @@ class Stages:
 
     def evaluate(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the fine-tuned policy's programs on tasks to report; None is the policy as it was."""
-        return self._draw("evaluate", policy or self.model, _task_prompts(tasks))
+        return self._draw("evaluate", policy or self.model, self._prompts(tasks, base=policy is None))
 
     def _draw(
         self, stage: str, model: Path, prompts: Sequence[tuple[Task, str]], n: int | None = None
@@ -195,36 +195,11 @@ class Stages:
         shots = worked_examples("llm.shots", self.settings.llm.shots, self.annotators.shots)
         return self.other.refine(feedback, shots)
 
-    # ---- training sets -----------------------------------------------------------------------------------------
+    # ---- fine-tuning stages ------------------------------------------------------------------------------------
 
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
         """Return programs as training examples, None where one is rejected, which is noted."""
-        rows: list[Refinement | None] = []
-        for c in candidates:
-            f = c.feedback
-            parent, text, source = (f.parent, f.text, f.source) if f else (None, None, None)
-            try:
-                if c.program is None:
-                    raise ValueError(
-                        "nobody wrote one, as for other tasks; refinements.tasks=annotated needs no such match"
-                    )
-                target = completion_of(c.task.prompt, c.program, c.task.entry_point)
-                row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source)
-                self.policy_module.example(self.tokenizer, row, self.settings.training.max_length)
-                rows.append(row)
-            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-                self.runner.rejected.append(f"task {c.task.task_id} ({c.source}): {error}")
-                rows.append(None)
-        kept = [row for row in rows if row is not None]
-        programs = [(row.prompt + row.target, self.tasks.by_id[row.task_id]) for row in kept]
-        failed = set()
-        for row, verdict in zip(kept, score(programs, self.sandbox, self.settings.executor.tests), strict=True):
-            if not verdict.passed:
-                self.runner.rejected.append(f"task {row.task_id} ({row.source}): {verdict.verdict}, {verdict.detail}")
-                failed.add(row)
-        return [None if row in failed else row for row in rows]
-
-    # ---- fine-tuning stages ------------------------------------------------------------------------------------
+        return training_set.express(self.runner, self.policy_module, candidates)
 
     def train_refiner(self, feedback: Sequence[Feedback]) -> Path:
         """Return the folder of pi_Refine."""
@@ -261,21 +236,27 @@ class Stages:
         draws = plan_draws(prompts, "validate_refiner", self.settings.training.validate_n, self.runner.seed)
         return self.runner.fine_tune("refiner", self.model, examples=training, validation=held_out, draws=draws)
 
-    def train_policy(self, policy: Path | None, examples: Sequence[Refinement]) -> Path:
+    def train_policy(self, policy: Path | None, examples: Sequence[Refinement], rounds: Sequence[Round]) -> Path:
         """Return the folder of pi_theta*, validated on Refine."""
         rows = JsonLines(self.folder / f"training{self.runner.suffix}.jsonl")
         rows.path.unlink(missing_ok=True)
         rows.append(asdict(example) for example in examples)
         self.tracker.artifact(rows.path)
-        training = self.settings.training
-        encoded = [self.policy_module.example(self.tokenizer, e, training.max_length) for e in examples]
-        draws = plan_draws(_task_prompts(self.tasks.refine), "validate_policy", training.validate_n, self.runner.seed)
-        base = policy or self.model
+        settings, base = self.settings, policy or self.model
+        data = training_set.training_data(self.runner, self.policy_module, self._refining(), examples, rounds)
+        encoded = settings.objective.examples(data)
+        if not encoded:
+            allowed = f"finds nothing to train on in {len(examples)} rows"
+            raise InputError("objective", settings.option("objective"), allowed, "See `rejected` in results.json.")
+        if settings.objective.needs_reference:
+            encoded = with_reference(settings, self.runner, base, encoded)
+        prompts = self._prompts(base=False, tasks=self.tasks.refine)
+        draws = plan_draws(prompts, "validate_policy", settings.training.validate_n, self.runner.seed)
         tuned = self.runner.fine_tune("policy", base, examples=encoded, validation=[], draws=draws)
-        if n := self.settings.select:
-            self.validation = self._draw("validate", tuned, _task_prompts(self.tasks.refine), n=n)
+        if settings.select:
+            self.validation = self._draw("validate", tuned, prompts, n=settings.select)
         return tuned
 
-
-def _task_prompts(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
-    return [(task, task.prompt) for task in tasks]
+    def _prompts(self, tasks: Sequence[Task], base: bool = True) -> list[tuple[Task, str]]:
+        """Return what a policy is given for tasks: as it was before the run, or fine-tuned."""
+        return [(task, task.prompt if base else self.settings.objective.prompt(task)) for task in tasks]

@@ -156,6 +156,7 @@ class Refinement:
     parent: str | None = None  # SHA-256 of x0
     feedback: str | None = None  # f
     feedback_source: str | None = None  # who wrote f
+    wrong_program: str | None = None  # x0, whole
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,15 @@ class Outcome:
         """The last round that came to a policy, else the last one that began."""
         finished = [one for one in self.rounds if one.finetuned is not None]
         return (finished or self.rounds or [Round()])[-1]
+
+
+def different(programs: Sequence[Program], seed: int, most: int | None) -> list[str]:
+    """Return the texts of a task's different programs, at most so many: the one of `pick` first, others by the seed."""
+    first = pick(programs, seed)
+    others = sorted({p.program for p in programs} - {first})
+    order = random.Random(derive_seed(seed, "different", programs[0].task_id)) if programs else random.Random(0)
+    found = [*([] if first is None else [first]), *order.sample(others, len(others))]
+    return found[:most]
 
 
 def pick(programs: Sequence[Program], seed: int) -> str | None:

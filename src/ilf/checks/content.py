@@ -63,6 +63,7 @@ def _check_sources(settings: Settings) -> None:
     if settings.mode == "annotate":  # the feedback is still to be written
         return
     feedback.check(settings)
+    _check_objective(settings)
     brought = any(one.refines and not (one.people and feedback.path is None) for one in feedback.writers)
     if settings.refinements.needs_annotator and not brought and is_heard(settings.stages):
         raise InputError(
@@ -71,6 +72,21 @@ def _check_sources(settings: Settings) -> None:
             f"needs an annotator's refinements, which feedback={settings.option('feedback')} does not bring",
             "Choose feedback=human (on mini: feedback=scripted), or another arm.",
         )
+
+
+def _check_objective(settings: Settings) -> None:
+    """Check that the arm has what the objective trains on."""
+    objective, arm = settings.objective, settings.refinements
+    if not arm.trains or "train_policy" not in settings.stages:
+        return
+    objective.check(settings)
+    silent = "drop" in settings.feedback.transform
+    if objective.needs_feedback and (arm.own_samples or silent):
+        group = "feedback" if silent else "refinements"
+        lacking = f"{group}={settings.option(group)} has none"
+        allowed = f"needs feedback on each program that is trained on, and {lacking}"
+        advice = "Choose objective=sft, dpo, kto or weighted, or another arm."
+        raise InputError("objective", settings.option("objective"), allowed, advice)
 
 
 def _check_study(settings: Settings) -> None:

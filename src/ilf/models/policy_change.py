@@ -96,6 +96,22 @@ def divergence(
     return {task: total[task] / places[task] for task in sorted(total)}
 
 
+def target_logps(model: Any, tokenizer: Any, examples: Sequence[Example], tokens: int) -> list[list[float]]:
+    """Return the log-probability of each target token of each example, in nats.
+
+    Args:
+        model: A causal language model of transformers, in eval mode.
+        tokenizer: Its tokenizer.
+        examples: The texts.
+        tokens: Of the targets of a forward pass, with their padding, at most; a longer target goes alone.
+    """
+    found: list[list[float]] = [[] for _ in examples]
+    for i, (logits,) in _target_logits([model], tokenizer, examples, tokens):
+        targets = torch.tensor(examples[i].target_ids, device=logits.device)
+        found[i] = (-functional.cross_entropy(logits.float(), targets, reduction="none")).tolist()
+    return found
+
+
 def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], tokens: int) -> list[float]:
     """Return exp of the mean negative log-likelihood, in nats a token, of each target and its EOS given its prompt.
 
@@ -106,11 +122,7 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], tok
         tokens: Of the targets of a forward pass, with their padding, at most; a longer target goes alone.
     """
     examples = [encode(tokenizer, 0, prompt, target, sys.maxsize) for prompt, target in texts]
-    found = [math.nan] * len(texts)
-    for i, (logits,) in _target_logits([model], tokenizer, examples, tokens):
-        targets = torch.tensor(examples[i].target_ids, device=logits.device)
-        found[i] = math.exp(float(functional.cross_entropy(logits.float(), targets)))
-    return found
+    return [math.exp(-sum(one) / len(one)) for one in target_logps(model, tokenizer, examples, tokens)]
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
-"""Examples to learn from, each a prompt and its target as tokens, and a model's loss on them."""
+"""Training examples, each a prompt and its target as tokens, and a model's loss on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,53 @@ from ilf.models.tokens import encode_continuation, encode_prompts
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the target that the model is to write after it, as token ids."""
+    """A prompt and the target that the model is to write after it, as token ids, with what an objective adds."""
 
     task_id: int
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]  # ends with EOS
+    value: float = 1.0  # what an objective makes of it: a weight, an advantage, or whether it is desirable
+    focus: tuple[bool, ...] | None = None  # for each target token, whether an objective counts it; None for all
+    reference: tuple[float, ...] | None = None  # log-probability of each target token before the training
+    other: Example | None = None  # a second text that is read with it, such as the rejected one of a pair
 
     @property
     def length(self) -> int:
-        """Tokens, EOS included."""
-        return len(self.prompt_ids) + len(self.target_ids)
+        """Tokens of the longest of its texts, EOS included."""
+        own = len(self.prompt_ids) + len(self.target_ids)
+        return own if self.other is None else max(own, self.other.length)
+
+
+def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
+    """Return `input_ids`, `attention_mask` and `labels`, (R, T), right-padded, and `value`, (B,).
+
+    Labels stand only on the targets. Other texts follow behind all examples, in the same order. `focus` and
+    `reference`, (R, T), are there where the examples have them.
+
+    Args:
+        examples: B of them; all or none with another text.
+        pad: Id of the padding.
+    """
+    texts = [*examples, *(e.other for e in examples if e.other is not None)]
+    shape = (len(texts), max(len(e.prompt_ids) + len(e.target_ids) for e in texts))
+    ids, mask = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
+    labels, focus, reference = torch.full(shape, -100), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+    for row, text in enumerate(texts):
+        start, end = len(text.prompt_ids), len(text.prompt_ids) + len(text.target_ids)
+        ids[row, :end] = torch.tensor([*text.prompt_ids, *text.target_ids])
+        labels[row, start:end] = torch.tensor(text.target_ids)
+        mask[row, :end] = 1
+        if text.focus is not None:
+            focus[row, start:end] = torch.tensor(text.focus)
+        if text.reference is not None:
+            reference[row, start:end] = torch.tensor(text.reference)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch["value"] = torch.tensor([e.value for e in examples])
+    if any(e.focus is not None for e in texts):
+        batch["focus"] = focus
+    if any(e.reference is not None for e in texts):
+        batch["reference"] = reference
+    return batch
 
 
 def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:

@@ -20,7 +20,7 @@ from ilf.models.targets import all_logits, last_logits
 from ilf.parts import Part, from_node, node_of
 from ilf.protocols import Objective, Sampler
 from ilf.sampling.hf import HFSampler
-from ilf.training.objectives import SFT
+from ilf.training.objectives.sft import SFT
 from ilf.training.schedules import make_schedule
 from ilf.types import Draw, InputError, derive_seed
 
@@ -112,6 +112,11 @@ class FineTuningModule(pl.LightningModule):
         forward = self._training_forward if self.training else all_logits
         return last_logits(self.model, batch["input_ids"], batch["attention_mask"], keep, forward)
 
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a number over the processes of a training, so that all see what one has."""
+        mean: torch.Tensor = self.trainer.strategy.reduce(value, reduce_op="mean")
+        return mean
+
     def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the loss of each example of a micro-batch, (B,); see `objectives`."""
         return self.objective.losses(self, batch)
@@ -139,6 +144,7 @@ class FineTuningModule(pl.LightningModule):
         strategy, accumulated = self.trainer.strategy, self.trainer.accumulate_grad_batches
         if batch_idx % accumulated == 0:
             self.zero_grad()
+        self.objective.before_step(self, batch)
         mean = torch.zeros((), device=self.device)
         for part in batch[:-1]:
             loss = self.losses(part).sum() * part["weight"]
@@ -147,7 +153,7 @@ class FineTuningModule(pl.LightningModule):
                 strategy.backward(loss / accumulated, None)
             mean += loss.detach()
         last: torch.Tensor = self.losses(batch[-1]).sum() * batch[-1]["weight"]
-        mean = strategy.reduce(mean + last.detach(), reduce_op="mean")  # so that all processes see what one has
+        mean = self.average(mean + last.detach())
         step = self.trainer.global_step + 1
         if not torch.isfinite(mean):
             raise self._diverged(f"the loss of optimizer step {step} is {float(mean)}")

@@ -33,6 +33,7 @@ from ilf.settings import Phase, Settings, Training
 from ilf.tasks import prompts
 from ilf.training import fine_tuning, mbpp_datamodule, trainer
 from ilf.training.mbpp_datamodule import Contents
+from ilf.training.objectives.sft import SFT
 from ilf.training.trainer import (
     CHANGING_NOTHING,
     changing_results,
@@ -171,12 +172,13 @@ class FineTuning:
             what: `examples`, `validation` and `draws`.
         """
         drawing = settings.sampler  # no server holds what is being trained
-        same = ("training", "datamodule", "objective", "optimizer", "scheduler", "adapter", "trainer", "callbacks")
+        same = ("training", "datamodule", "optimizer", "scheduler", "adapter", "trainer", "callbacks")
         return cls(
             base=base,
             phase=getattr(settings.training, name),
             module=getattr(settings.module, name),
             sampler=HFSampler(drawing.n, drawing.temperature, drawing.max_new_tokens, drawing.batch_size),
+            objective=settings.objective if name == "policy" else SFT(),
             save_dtype=settings.save.dtype,
             seed=settings.seed,
             **{one: getattr(settings, one) for one in same},

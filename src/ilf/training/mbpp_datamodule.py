@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ilf.models.load import load_tokenizer
-from ilf.models.targets import Example, encode
+from ilf.models.targets import Example, collate, encode
 from ilf.models.tokens import encode_prompts
 from ilf.tasks import MBPP
 from ilf.tasks.data import split_tasks
@@ -236,16 +236,5 @@ class MBPPDataModule(pl.LightningDataModule):
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def _collate(self, examples: Sequence[Example], weight: float = 1.0) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels`, (B, T), right-padded, labels only on the targets.
-
-        `weight` goes with them: what each example's loss counts in its optimizer step.
-        """
-        width = max(e.length for e in examples)
-        ids = torch.full((len(examples), width), self.tokenizer.pad_token_id)
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-        for row, example in enumerate(examples):
-            prompt, end = len(example.prompt_ids), example.length
-            ids[row, :end] = torch.tensor([*example.prompt_ids, *example.target_ids])
-            labels[row, prompt:end] = torch.tensor(example.target_ids)
-            mask[row, :end] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "weight": torch.tensor(weight)}
+        """Return the tensors of `collate`, and `weight`: what each example's loss counts in its optimizer step."""
+        return collate(examples, self.tokenizer.pad_token_id) | {"weight": torch.tensor(weight)}

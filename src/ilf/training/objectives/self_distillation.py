@@ -1,0 +1,101 @@
+"""The policy that reads the feedback teaches the policy that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ilf.protocols import Objective, TrainingData
+from ilf.ranges import Share
+from ilf.tasks.prompts import with_refinement
+from ilf.training.objectives.preference import rejected
+from ilf.types import Refinement
+
+if TYPE_CHECKING:
+    import torch
+
+    from ilf.models.targets import Example
+
+
+@dataclass(frozen=True)
+class SelfDistillation(Objective):
+    """Each token's divergence from the policy that reads more (SDPO, Hübotter et al. 2026; SDFT, Shenfeld et al. 2026).
+
+    On the policy's own program x0 of T tokens, with the student p_i = pi(. | t, x0_<i) and the teacher
+    q_i = pi(. | context, t, x0_<i), the same weights without a gradient, the loss is 1/T sum_i D(p_i, q_i) over the
+    whole vocabulary. D is KL(q || p) for alpha = 0, KL(p || q) for alpha = 1, and between them
+    (1 - alpha) KL(p || m) + alpha KL(q || m) with m = (1 - alpha) p + alpha q.
+
+    Args:
+        context: What the teacher reads before the task: feedback, the refine prompt with x0 and f; refinement, the
+            correct program x1 too, behind it.
+        alpha: From 0 to 1.
+    """
+
+    context: Literal["feedback", "refinement"] = "feedback"
+    alpha: Share = 0.5
+
+    needs_feedback: ClassVar[bool] = True
+
+    def examples(self, data: TrainingData) -> list[Example]:
+        """Return each row's wrong program after the task, and as its other text the same after the context."""
+
+        def make(row: Refinement) -> Iterable[Example]:
+            if not row.feedback or row.wrong_program is None:
+                raise ValueError("there is no feedback on a wrong program")
+            student, context = rejected(data, row), data.refine_prompt(row)
+            if self.context == "refinement":
+                context = with_refinement(context, row)
+            teacher = replace(student, prompt_ids=data.prompt_ids(context))
+            if teacher.length > data.max_length:
+                raise ValueError(f"{teacher.length} tokens with the context, training.max_length is {data.max_length}")
+            return [replace(student, other=teacher)]
+
+        return data.each(make)
+
+    def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss of each program, (B,)."""
+        import torch
+
+        from ilf.training.objectives.likelihood import rows
+
+        count = len(batch["value"])
+        student, places = self._distributions(module, rows(batch, 0, count))
+        with torch.no_grad():
+            teacher, _ = self._distributions(module, rows(batch, count, 2 * count))
+        each = divergence(student, teacher, self.alpha)
+        lengths = places.bincount(minlength=count)
+        return torch.zeros(count, device=each.device).index_add(0, places, each) / lengths
+
+    @staticmethod
+    def _distributions(module: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities at each target token of a batch, (N, V), and the row that each is in, (N,)."""
+        from ilf.training.objectives.likelihood import first_target
+
+        labels = batch["labels"]
+        first = first_target(labels)
+        logits = module.logits(batch, labels.shape[1] - first)[:, :-1]
+        there = labels[:, first + 1 :] != -100
+        return logits[there].float().log_softmax(dim=-1), there.nonzero()[:, 0]
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Return D of each place, (N,), in nats; see `SelfDistillation`.
+
+    Args:
+        student: Log-probabilities, (N, V).
+        teacher: The same.
+        alpha: From 0 to 1.
+    """
+    import torch
+    from torch.nn.functional import kl_div
+
+    def kl(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        return kl_div(to, of, reduction="none", log_target=True).sum(dim=-1)
+
+    if alpha in (0.0, 1.0):
+        return kl(student, teacher) if alpha else kl(teacher, student)
+    weights = torch.tensor([1 - alpha, alpha], device=student.device).log()
+    middle = torch.stack([student + weights[0], teacher + weights[1]]).logsumexp(dim=0)
+    return (1 - alpha) * kl(student, middle) + alpha * kl(teacher, middle)

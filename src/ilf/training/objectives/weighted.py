@@ -1,0 +1,73 @@
+"""Policy gradients on programs that were sampled before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ilf.protocols import Objective, TrainingData
+from ilf.ranges import AboveZero, Natural
+from ilf.training.objectives.preference import sampled
+
+if TYPE_CHECKING:
+    import torch
+
+    from ilf.models.targets import Example
+
+
+@dataclass(frozen=True)
+class Weighted(Objective):
+    """Each program's log-likelihood, weighted by its advantage (RLTF-SD, Song et al. 2026); ILF is a case of it.
+
+    With the reward R(x) = 1 where x passes and else 0, the loss of a program x of T tokens is
+    -A(x) / T sum_i log pi(x_i | t, x_<i), A(x) = R(x) - b. Where b is the mean reward of the policy's own samples, it
+    is 0 on the tasks that ILF trains on, as these all fail: what is left is the paper's loss on correct refinements.
+
+    With `clip` = c and q_i = pi(x_i | t, x_<i) / pi_ref(x_i | t, x_<i), pi_ref being the policy before the training, it
+    is -1/T sum_i min(q_i A, clamp(q_i, 1 - c, 1 + c) A) (PPO, Schulman et al. 2017): a token that has moved far enough
+    moves no further.
+
+    Args:
+        baseline: b: first_turn, the mean reward of the policy's samples; group, of these and of the refiner's.
+        negatives: Wrong programs of a task, at most. Their advantage is -b, and where that is 0 they are left out.
+        clip: c; null for none.
+    """
+
+    baseline: Literal["first_turn", "group"] = "first_turn"
+    negatives: Natural = 0
+    clip: AboveZero | None = None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Where it is clipped."""
+        return self.clip is not None
+
+    def examples(self, data: TrainingData) -> list[Example]:
+        """Return the training set's programs, and wrong ones, with their advantages as values."""
+        found = [replace(e, value=1 - self._mean(data, e.task_id)) for e in data.each(lambda row: [data.example(row)])]
+        for task_id in dict.fromkeys(row.task_id for row in data.rows) if self.negatives else ():
+            programs = [*data.samples.get(task_id, ()), *data.refinements.get(task_id, ())]
+            wrong = sampled(data, (p for p in programs if not p.verdict.passed), self.negatives)
+            found += [replace(e, value=-self._mean(data, task_id)) for e in wrong]
+        return [e for e in found if e.value]
+
+    def _mean(self, data: TrainingData, task_id: int) -> float:
+        """Return the mean reward of what was sampled on a task."""
+        programs = list(data.samples.get(task_id, ()))
+        if self.baseline == "group":
+            programs += data.refinements.get(task_id, ())
+        return sum(p.verdict.passed for p in programs) / len(programs) if programs else 0.0
+
+    def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss of each program, (B,)."""
+        import torch
+
+        from ilf.training.objectives.likelihood import likelihood
+
+        found, advantage = likelihood(module, batch), batch["value"]
+        if self.clip is None:
+            return -found.mean() * advantage
+        ratio = found.ratios().exp()  # (B, W)
+        held = ratio.clamp(1 - self.clip, 1 + self.clip)
+        least = torch.minimum(ratio * advantage[:, None], held * advantage[:, None]) * found.mask
+        return -least.sum(dim=1) / found.mask.sum(dim=1)

@@ -1,0 +1,98 @@
+"""The policy's training set: programs as rows that pass their tests, and what else an objective makes of a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ilf.algorithm import Candidate
+from ilf.models.targets import encode
+from ilf.models.tokens import encode_prompts, truncate
+from ilf.protocols import Refining, TrainingData
+from ilf.runner import Runner
+from ilf.scoring import score
+from ilf.tasks.prompts import completion_of
+from ilf.types import Feedback, Program, Refinement, Round
+
+
+def express(runner: Runner, module: Any, candidates: Sequence[Candidate]) -> list[Refinement | None]:
+    """Return programs as rows of a training set, None where one is rejected, which is noted.
+
+    Args:
+        runner: Of the run.
+        module: The class that fine-tunes the policy.
+        candidates: The programs.
+    """
+    settings = runner.settings
+    rows: list[Refinement | None] = []
+    for c in candidates:
+        f = c.feedback
+        parent, text, source, wrong = (f.parent, f.text, f.source, f.program) if f else (None,) * 4
+        try:
+            if c.program is None:
+                raise ValueError(
+                    "nobody wrote one, as for other tasks; refinements.tasks=annotated needs no such match"
+                )
+            target = completion_of(c.task.prompt, c.program, c.task.entry_point)
+            row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source, wrong)
+            module.example(runner.tokenizer, row, settings.training.max_length)
+            rows.append(row)
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            runner.rejected.append(f"task {c.task.task_id} ({c.source}): {error}")
+            rows.append(None)
+    kept = [row for row in rows if row is not None]
+    programs = [(row.prompt + row.target, runner.tasks[row.task_id]) for row in kept]
+    failed = set()
+    for row, verdict in zip(kept, score(programs, runner.sandbox, settings.executor.tests), strict=True):
+        if not verdict.passed:
+            runner.rejected.append(f"task {row.task_id} ({row.source}): {verdict.verdict}, {verdict.detail}")
+            failed.add(row)
+    return [None if row in failed else row for row in rows]
+
+
+def training_data(
+    runner: Runner, module: Any, refining: Refining, rows: Sequence[Refinement], rounds: Sequence[Round]
+) -> TrainingData:
+    """Return what an objective makes its examples of.
+
+    Args:
+        runner: Of the run.
+        module: The class that fine-tunes the policy.
+        refining: What the refiner's prompts are made with.
+        rows: The training set.
+        rounds: What was sampled.
+    """
+    settings, tokenizer, ids = runner.settings, runner.tokenizer, {row.task_id for row in rows}
+    length, refiner = settings.training.max_length, settings.refiner
+
+    def by_task(programs: Iterable[Program]) -> dict[int, list[Program]]:
+        found: dict[int, list[Program]] = defaultdict(list)
+        for program in programs:
+            if program.task_id in ids:
+                found[program.task_id].append(program)
+        return found
+
+    def refine_prompt(row: Refinement) -> str:
+        wrong = Feedback(row.task_id, "train", row.wrong_program or "", row.feedback or "", row.source)
+        task = runner.tasks[row.task_id]
+        if refiner.reads_program:
+            return refiner.prompt(wrong, task, refining)
+        prompt: str = refining.module.prompt(tokenizer, wrong, task, refiner.old_code_tokens)
+        return prompt
+
+    refined = rounds if settings.refinements.refines else ()
+    return TrainingData(
+        rows=rows,
+        samples=by_task(p for one in rounds for p in one.samples or ()),
+        refinements=by_task(p for one in refined for p in one.refinements or ()),
+        tasks=runner.tasks,
+        seed=runner.seed,
+        example=lambda row: module.example(tokenizer, row, length),
+        encode=lambda task_id, prompt, target: encode(tokenizer, task_id, prompt, target, length),
+        prompt_ids=lambda prompt: tuple(encode_prompts(tokenizer, [prompt])[0]),
+        old_code=lambda program: truncate(tokenizer, program, refiner.old_code_tokens),
+        refine_prompt=refine_prompt,
+        max_length=length,
+        rejected=runner.rejected,
+    )
