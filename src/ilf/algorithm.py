@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from ilf.types import Feedback, Found, Outcome, Program, Refinement, Round, Splits, Task, derive_seed
+from ilf.types import Feedback, Found, Outcome, Program, Refinement, Round, Splits, Task, Turns, derive_seed
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class Steps(Protocol):
     def evaluate(self, policy: Any, tasks: Sequence[Task]) -> list[Program]:
         """Sample and execute the fine-tuned policy's programs on tasks to report."""
 
+    def take_turns(self, part: str, policy: Any, programs: Sequence[Program]) -> Turns | None:
+        """Have failing programs written anew with feedback, for as many turns as are asked for; None for none."""
+
 
 def run(
     do: Steps,
@@ -125,12 +128,18 @@ def run(
             learnt = ({} if from_last else learnt) | {group[0].task_id: group for group in new}
             this.examples = [example for group in learnt.values() for example in group]
             if not new:  # nothing is left to learn from
-                return
+                break
             # 4. pi_theta* = Finetune(pi_theta, R), in the paper one refinement a task.
             outcome.policy = do.train_policy(outcome.policy if from_last else None, this.examples, outcome.rounds)
         this.finetuned = do.evaluate(outcome.policy, tasks.test)
         if tasks.transfer:
             outcome.transfer_finetuned = do.evaluate(outcome.policy, tasks.transfer)
+    for part, policy, programs in (
+        ("zero_shot", None, outcome.zero_shot),
+        ("finetuned", outcome.policy, outcome.last.finetuned),
+    ):
+        if programs and (turns := do.take_turns(part, policy, programs)):
+            outcome.turns[part] = turns
 
 
 def _one_round(

@@ -13,7 +13,7 @@ from ilf.parts import key_of
 from ilf.runner import Runner
 from ilf.scoring import score
 from ilf.store import Entry
-from ilf.types import Feedback, InputError, Splits
+from ilf.types import Feedback, InputError, Splits, Task
 
 _ROWS = "feedback.jsonl"
 
@@ -71,20 +71,47 @@ class Annotators:
         self.shots += [f for f in shots if f.refinement or self.tasks.by_id[f.task_id].code]
         return found
 
-    def _ask(self, source: Source, failing: Failing) -> list[Feedback]:
+    def at_test_time(
+        self, source: Source, failing: Failing, tasks: Mapping[int, Task], of: Mapping[int, int], label: str
+    ) -> list[Feedback]:
+        """Return feedback on programs of tasks that nothing is trained on.
+
+        Args:
+            source: Who writes it.
+            failing: The programs, by task.
+            tasks: By id: each program stands for a task of its own.
+            of: The id in the data of each of these.
+            label: Of a file with another model's answers.
+        """
+        known = self.settings.data.specifications()
+        specifications = {**known, **{i: known[task_id] for i, task_id in of.items() if task_id in known}}
+        open_to = Splits(tuple(tasks.values()), (), (), self.tasks.prompt)
+        with self.other.answers_in(f"llm_{label}"):
+            found = self._ask(source, failing, open_to, specifications)
+        for transform in source.transforms:
+            found = transform(found, self.runner.seed)
+        return found
+
+    def _ask(
+        self,
+        source: Source,
+        failing: Failing,
+        tasks: Splits | None = None,
+        specifications: Mapping[int, Any] | None = None,
+    ) -> list[Feedback]:
         """Return what a source writes, or, unless writing again gives the same at once, what it wrote before."""
         runner, rejected = self.runner, list[str]()
         known = self.known.get(source.name, ())
-        tests = self.settings.executor.tests
+        tests, tasks = self.settings.executor.tests, tasks or self.tasks
         run = Writing(
-            tasks=self.tasks,
+            tasks=tasks,
             seed=runner.seed,
             known=known,
             score=lambda programs: score(programs, runner.sandbox, tests),
-            ask=self._ask,
+            ask=lambda other, some: self._ask(other, some, tasks, specifications),
             rejected=rejected,
             annotator=self.settings.data.annotator,
-            specifications=self.settings.data.specifications(),
+            specifications=self.settings.data.specifications() if specifications is None else specifications,
             llm=self.other,
         )
         if source.repeatable:
@@ -95,26 +122,26 @@ class Annotators:
         def work(entry: Entry) -> dict[str, Any]:
             rows = JsonLines(entry.path / _ROWS)
             rows.path.unlink(missing_ok=True)
-            rows.append(asdict(f) for f in self._checked(source, source.write(failing, run)))
+            rows.append(asdict(f) for f in self._checked(source, source.write(failing, run), failing))
             return {"rejected": rejected}
 
         programs = [(p.program, p.verdict.verdict, p.verdict.detail) for i in failing for p in failing[i]]
-        tasks = [self.tasks.by_id[i] for i in {*failing, *(f.task_id for f in known)} if i in self.tasks.by_id]
+        read = [tasks.by_id[i] for i in {*failing, *(f.task_id for f in known)} if i in tasks.by_id]
         key = {
             "source": key_of(source, aside=("transform", "apply")),
             "failing": sha256(programs),
             "known": sha256([asdict(f) for f in known]),
-            "tasks": sha256([asdict(task) for task in sorted(tasks, key=lambda task: task.task_id)]),
-            "scoring": runner.verdicts_of("annotate", tasks),
+            "tasks": sha256([asdict(task) for task in sorted(read, key=lambda task: task.task_id)]),
+            "scoring": runner.verdicts_of("annotate", read),
             "seed": runner.seed,
         }
         path, facts = runner.do("annotate", key, work)
         runner.rejected += facts["rejected"]
         return [Feedback(**row | {"categories": tuple(row["categories"])}) for row in JsonLines(path / _ROWS).read()]
 
-    def _checked(self, source: Source, found: Sequence[Feedback]) -> Sequence[Feedback]:
+    def _checked(self, source: Source, found: Sequence[Feedback], failing: Failing) -> Sequence[Feedback]:
         """Return what a source of a user's wrote. Raises InputError where it can't be feedback of this run."""
-        open_to = {task.task_id for task in (*self.tasks.prompt, *self.tasks.refine, *self.tasks.train)}
+        open_to = {task.task_id for task in (*self.tasks.prompt, *self.tasks.refine, *self.tasks.train)} | {*failing}
         seen: set[int] = set()
         for f in found:
             if not isinstance(f, Feedback) or f.task_id not in open_to or f.task_id in seen or not f.source:

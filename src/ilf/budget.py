@@ -225,7 +225,8 @@ class Budget:
     def _sampling(self, dtype: torch.dtype, rows: int) -> Need:
         """Return what drawing so many programs at once needs, from the longest prompts: the refiner's, if it writes."""
         settings, tokens = self.settings, self.prompt
-        if set(settings.stages) & {"train_refiner", "refine"} and settings.refiner.reads_program:
+        refining = set(settings.stages) & {"train_refiner", "refine"} and settings.refiner.reads_program
+        if refining or settings.evaluate.turns:
             # Old code, feedback and the task; people's annotations may be about longer programs than the policy's.
             old = settings.refiner.old_code_tokens
             if settings.feedback.path is None:

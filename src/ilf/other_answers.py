@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ class OtherAnswers:
         self.other = OtherModel(self.settings, runner.settings.sampler.temperature, folder, device)
         self.examples: list[tuple[Feedback, Verdict]] | None = None  # worked ones of feedback, from round to round
         self.counts: dict[str, Counter[str]] = {}  # of answers, by what they are for
+        self._file = "llm_feedback"  # among the run's programs/, for answers to questions for feedback
+
+    @contextmanager
+    def answers_in(self, name: str) -> Iterator[None]:
+        """Put the answers that are asked for meanwhile into a file of their own."""
+        self._file, before = name, self._file
+        try:
+            yield
+        finally:
+            self._file = before
 
     def answers(self, queries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the answers to questions for feedback."""
@@ -44,7 +55,7 @@ class OtherAnswers:
             return {}
 
         path, _ = self.runner.do("annotate", self._key("feedback", queries), work)
-        return self._take("feedback", path, "llm_feedback")
+        return self._take("feedback", path, self._file)
 
     def refine(self, feedback: Sequence[Feedback], shots: Sequence[Feedback]) -> list[Program]:
         """Return the model's refinements of wrong programs, executed.

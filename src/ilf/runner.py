@@ -148,7 +148,13 @@ class Runner:
         return sha256([self.scoring_of(stage), sorted(tests.items()), code_sha256(*_JUDGING)])[:12]
 
     def draw(
-        self, stage: str, model: Path, draws: list[Draw], label: str, tasks: Mapping[int, Task] | None = None
+        self,
+        stage: str,
+        model: Path,
+        draws: list[Draw],
+        label: str,
+        tasks: Mapping[int, Task] | None = None,
+        k: Sequence[int] | None = None,
     ) -> list[Program]:
         """Sample and execute planned programs by Lightning's test loop, and put them into the run's folder.
 
@@ -158,6 +164,7 @@ class Runner:
             draws: Every program to sample.
             label: The stage's name with what tells its rounds and data sets apart.
             tasks: By id, where the draws are on other tasks than the run's.
+            k: Of the logged pass@k, where the draws are not so many for each task as `evaluate.k` needs.
         """
         if not draws and not self.requested(stage):
             raise NotRequested(stage)
@@ -183,6 +190,7 @@ class Runner:
             self.settings.trainer,
         )
         judge = self._judge(label, by_id).having(scoring=scoring, as_paper=self.scoring_of(stage)["scoring"] == "paper")
+        judge = judge if k is None else judge.having(k=list(k))
         programs: list[Program] = []
 
         def work(entry: Entry) -> dict[str, Any]:

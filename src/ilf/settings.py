@@ -96,6 +96,9 @@ class Evaluate:
     """What is reported of a set of programs."""
 
     k: list[int] = field(default_factory=lambda: [1, 10])
+    turns: int = 0  # of feedback at test time, after which what fails is written anew, beside as many fresh draws
+    feedback: Any = "unit_tests"  # whose words these are: unit_tests, llm, scripted, or a mapping with `_target_`
+    reviser: str = "policy"  # who writes anew: the policy | the refiner
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from ilf.store import Store
 from ilf.tracking import Tracker
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.trainer import training_device
+from ilf.turns import take_turns
 from ilf.types import (
     Feedback,
     InputError,
@@ -39,6 +41,7 @@ from ilf.types import (
     Refinement,
     Round,
     Task,
+    Turns,
 )
 
 log = logging.getLogger(__name__)
@@ -75,6 +78,7 @@ class Stages:
         self.tokenizer = self.runner.tokenizer
         self.policy_module: Any = settings.module.policy.resolve()  # the class that fine-tunes the policy
         self.newest = model  # of the policies: each round samples it
+        self.refiner_folder: Path | None = None  # of the newest refiner
         self.validation: list[Program] | None = None  # on Refine, to choose settings by
 
     # ---- the run -----------------------------------------------------------------------------------------------
@@ -175,6 +179,20 @@ class Stages:
         """Draw the fine-tuned policy's programs on tasks to report; None is the policy as it was."""
         return self._draw("evaluate", policy or self.model, self._prompts(tasks, base=policy is None))
 
+    def take_turns(self, part: str, policy: Path | None, programs: Sequence[Program]) -> Turns | None:
+        """Have failing programs on Test written anew with feedback, and drawn anew without; None where not asked to."""
+        evaluate = self.settings.evaluate
+        if not evaluate.turns:
+            return None
+        stage, folder = ("evaluate" if part == "finetuned" else part), policy or self.model
+        reviser = folder if evaluate.reviser == "policy" else self.refiner_folder
+        if reviser is None:  # the run ended before it had one
+            return None
+        prompt = functools.partial(self._prompt, base=policy is None)
+        return take_turns(
+            self.runner, self.annotators, self._refining(), stage, folder, reviser, prompt, list(programs)
+        )
+
     def _draw(
         self, stage: str, model: Path, prompts: Sequence[tuple[Task, str]], n: int | None = None
     ) -> list[Program]:
@@ -205,6 +223,7 @@ class Stages:
         """Return the folder of pi_Refine."""
         folder = self.settings.refiner.train(feedback, self._refining())
         check_model_folder("refiner", str(folder))
+        self.refiner_folder = folder
         return folder
 
     def _refining(self) -> Refining:
@@ -258,5 +277,8 @@ class Stages:
         return tuned
 
     def _prompts(self, tasks: Sequence[Task], base: bool = True) -> list[tuple[Task, str]]:
-        """Return what a policy is given for tasks: as it was before the run, or fine-tuned."""
-        return [(task, task.prompt if base else self.settings.objective.prompt(task)) for task in tasks]
+        return [(task, self._prompt(task, base)) for task in tasks]
+
+    def _prompt(self, task: Task, base: bool) -> str:
+        """Return what a policy is given for a task: as it was before the run, or fine-tuned."""
+        return task.prompt if base else self.settings.objective.prompt(task)

@@ -211,6 +211,14 @@ class Round:
 
 
 @dataclass
+class Turns:
+    """Programs on Test after 0, 1, 2 ... turns: the same n of each task each time, those that passed unchanged."""
+
+    feedback: list[list[Program]]  # written anew with words on what failed
+    fresh: list[list[Program]]  # drawn anew without
+
+
+@dataclass
 class Outcome:
     """What a run has found so far."""
 
@@ -219,6 +227,7 @@ class Outcome:
     transfer_zero_shot: list[Program] | None = None
     transfer_finetuned: list[Program] | None = None
     policy: Any = None  # pi_theta*, of the last round that trained one
+    turns: dict[str, Turns] = field(default_factory=dict)  # at test time, of "zero_shot" and "finetuned"
 
     @property
     def last(self) -> Round:

@@ -22,10 +22,11 @@ from ilf.analysis.schema import (
     Results,
     RoundResults,
     Transfer,
+    TurnResults,
 )
 from ilf.analysis.statistics import Floats, bootstrap_ci95, paired, pass_at_k
 from ilf.settings import Settings
-from ilf.types import Outcome, Program, Round, Splits
+from ilf.types import Outcome, Program, Round, Splits, Turns
 
 SCHEMA = 1
 _PACKAGES = (
@@ -170,7 +171,7 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
         "llm": metrics(found.llm_refinements, k),
         "finetuned": metrics(found.finetuned, k),
         "delta": delta(outcome.zero_shot, found.finetuned, k),
-        "training_task_ids": None if found.examples is None else [e.task_id for e in found.examples],
+        "training_task_ids": None if found.examples is None else list(dict.fromkeys(e.task_id for e in found.examples)),
         "training_sources": dict(Counter(e.feedback_source for e in found.examples or [] if e.feedback_source)),
         "counts": {
             "failing_tasks": count(failing),
@@ -226,6 +227,7 @@ def _described(settings: Settings, record: Record) -> Described:
             "prompt": settings.data.prompt,
             "halvings": record.halvings,
         },
+        "objective": settings.option("objective"),
         "training": asdict(settings.training.policy),
         "test_limit": settings.data.limit.test,
         "training_limit": settings.refinements.limit,
@@ -242,6 +244,16 @@ def _of_transfer(settings: Settings, outcome: Outcome, record: Record) -> Transf
         "zero_shot": metrics(outcome.transfer_zero_shot, k),
         "finetuned": metrics(outcome.transfer_finetuned, k),
         "delta": delta(outcome.transfer_zero_shot, outcome.transfer_finetuned, k),
+    }
+
+
+def of_turns(turns: Turns, k: Sequence[int]) -> TurnResults:
+    """Return what feedback at test time is worth, beside as many fresh draws."""
+    pairs = list(zip(turns.fresh, turns.feedback, strict=True))[1:]
+    return {
+        "feedback": [found for one in turns.feedback if (found := metrics(one, k))],
+        "fresh": [found for one in turns.fresh if (found := metrics(one, k))],
+        "delta": [found for fresh, revised in pairs if (found := delta(fresh, revised, k))],
     }
 
 
@@ -277,6 +289,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "rounds": [of_round(outcome, one, tasks, k) for one in outcome.rounds],
         "feedback_cost": of_feedback(settings, outcome, last["delta"]),
         "transfer": _of_transfer(settings, outcome, record),
+        "turns": {part: of_turns(turns, k) for part, turns in outcome.turns.items()},
         "validation": metrics(record.validation, [1]),
         "weight_change": record.measured["weight_change"],
         "kl": record.measured["kl"],

@@ -36,6 +36,7 @@ class Described(TypedDict):
     isolation: dict[str, Any]
     processes: int
     sampling: dict[str, Any]  # settings.Sampling, and what else a draw depends on
+    objective: str
     training: dict[str, Any]  # settings.Phase of the policy
     test_limit: int | None  # data.limit.test
     training_limit: int | None
@@ -106,6 +107,14 @@ class Transfer(TypedDict):
     delta: Delta | None
 
 
+class TurnResults(TypedDict):
+    """Programs on Test after 0, 1, 2 ... turns; the last of these lists begins with the first turn."""
+
+    feedback: list[Metrics]  # written anew with words on what failed
+    fresh: list[Metrics]  # drawn anew without
+    delta: list[Delta]  # feedback against fresh draws, as many
+
+
 class KL(TypedDict):
     """KL(fine-tuned || base), in nats a token."""
 
@@ -127,6 +136,7 @@ class Results(Described, Learnt):
     rounds: list[RoundResults]
     feedback_cost: FeedbackCost
     transfer: Transfer | None
+    turns: dict[str, TurnResults]  # at test time, of "zero_shot" and "finetuned"; empty where not asked for
     validation: Metrics | None  # on Refine: what settings are chosen by
     weight_change: dict[str, float] | None  # by group of layers
     kl: KL | None

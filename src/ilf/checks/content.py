@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ilf.analysis.studies import check_table
 from ilf.annotation.answers import Answers
+from ilf.feedback.composed import named
 from ilf.feedback.llm import check_prompts, uses
 from ilf.feedback.source import check_worked_examples, is_heard
 from ilf.paths import check_model_folder, check_path, check_target
@@ -64,6 +65,7 @@ def _check_sources(settings: Settings) -> None:
         return
     feedback.check(settings)
     _check_objective(settings)
+    _check_turns(settings)
     brought = any(one.refines and not (one.people and feedback.path is None) for one in feedback.writers)
     if settings.refinements.needs_annotator and not brought and is_heard(settings.stages):
         raise InputError(
@@ -87,6 +89,28 @@ def _check_objective(settings: Settings) -> None:
         allowed = f"needs feedback on each program that is trained on, and {lacking}"
         advice = "Choose objective=sft, dpo, kto or weighted, or another arm."
         raise InputError("objective", settings.option("objective"), allowed, advice)
+
+
+def _check_turns(settings: Settings) -> None:
+    """Check who writes feedback at test time, and who writes programs anew."""
+    evaluate, key = settings.evaluate, "evaluate.feedback"
+    if evaluate.reviser not in ("policy", "refiner"):
+        raise InputError("evaluate.reviser", evaluate.reviser, "must be policy or refiner", "Choose one of these.")
+    source = named(evaluate.feedback, key)
+    if not evaluate.turns:
+        return
+    if any(one.people for one in source.writers):
+        allowed = "nobody has annotated what is still to be sampled on Test"
+        raise InputError(key, evaluate.feedback, allowed, "Choose unit_tests, or llm, or a mapping with `_target_`.")
+    source.check(settings)
+    shown = any(one.asks_llm for one in settings.feedback.writers)  # its worked examples are those of the annotation
+    if any(one.asks_llm for one in source.writers) and settings.llm.shots and not shown:
+        allowed = "worked examples are shown where feedback=llm annotates, too"
+        raise InputError("llm.shots", settings.llm.shots, allowed, "Choose llm.shots=0, or feedback=llm.")
+    trained = settings.refinements.trains and not settings.refinements.unmatched
+    if evaluate.reviser == "refiner" and not (trained and settings.refinements.tasks == "solved"):
+        allowed = f"refinements={settings.option('refinements')} has no refiner"
+        raise InputError("evaluate.reviser", "refiner", allowed, "Choose evaluate.reviser=policy, or another arm.")
 
 
 def _check_study(settings: Settings) -> None:

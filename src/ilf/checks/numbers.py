@@ -52,6 +52,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "llm.shots",
             "training.validate_n",
             "select",
+            "evaluate.turns",
             "store.prune_days",
         ),
     ),

@@ -18,6 +18,21 @@ from ilf.types import Feedback, InputError
 _NAMED: dict[str, type[Source]] = {"human": Human, "scripted": Scripted, "unit_tests": UnitTests, "llm": LLM}
 
 
+def named(node: str | dict[str, Any], key: str, **arguments: Any) -> Source:
+    """Return one of our sources by its name, with arguments; or one of a user's, by a mapping with its own.
+
+    Raises:
+        InputError: There is none of this name, or the mapping names none.
+    """
+    if isinstance(node, dict):
+        found: Source = read(Source, node, key)
+        return found
+    if node not in _NAMED:
+        allowed = f"must be of {', '.join(_NAMED)}, or a mapping with `_target_`"
+        raise InputError(key, node, allowed, "Choose one of these.")
+    return _NAMED[node](**arguments)
+
+
 @dataclass
 class Composed(Source):
     """What sources that are made of others have in common.
@@ -43,16 +58,10 @@ class Composed(Source):
         Raises:
             InputError: There is none of this name, or the mapping names none.
         """
-        if isinstance(node, dict):
-            found: Source = read(Source, node, key)
-            return found
-        if node not in _NAMED:
-            allowed = f"must be of {', '.join(_NAMED)}, or a mapping with `_target_`"
-            raise InputError(key, node, allowed, "Choose one of these.")
         own: dict[str, Any] = {"path": self.path, "transform": self.transform}
         if node == "human":
             own |= {"annotated_policy": self.annotated_policy, "select": self.select}
-        return _NAMED[node](**own)
+        return named(node, key, **own)
 
     def check(self, settings: Any) -> None:
         """Check each of those who write."""

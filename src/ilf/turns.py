@@ -1,0 +1,100 @@
+"""Feedback at test time: a program that fails is written anew with words on it, beside as many fresh draws.
+
+In each turn, every program that still fails gets feedback, and the policy, or the refiner, is given task, program and
+words and writes it again; one that passes stays. The control goes the same way without a word: what fails is drawn
+anew from the policy, given the task alone. Both take one more draw of each program that fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ilf.annotators import Annotators
+from ilf.feedback.composed import named
+from ilf.protocols import Refining
+from ilf.runner import Runner
+from ilf.types import Draw, Feedback, Program, Task, Turns, derive_seed
+
+log = logging.getLogger(__name__)
+
+_Chain = tuple[int, int]  # a task and the number of a sample
+
+
+def take_turns(
+    runner: Runner,
+    annotators: Annotators,
+    refining: Refining,
+    stage: str,
+    policy: Path,
+    reviser: Path,
+    prompt: Callable[[Task], str],
+    programs: Sequence[Program],
+) -> Turns:
+    """Return the programs after each turn: with feedback, and freshly drawn.
+
+    Args:
+        runner: Does stages through the store.
+        annotators: Have feedback written.
+        refining: What refine prompts are made with.
+        stage: The stage that sampled the programs.
+        policy: Folder of the policy that sampled them.
+        reviser: Folder of the model that writes them anew.
+        prompt: What the policy is given for a task.
+        programs: n of each task, with their verdicts.
+    """
+    found = Turns([list(programs)], [list(programs)])
+    for number in range(1, runner.settings.evaluate.turns + 1):
+        words = _feedback(runner, annotators, _failing(found.feedback[-1]), f"{stage}_turn{number}")
+        revising = {at: _refine_prompt(runner, refining, f) for at, f in words.items()}
+        drawing = {_at(p): prompt(runner.tasks[p.task_id]) for p in _failing(found.fresh[-1])}
+        ways = (("", reviser, found.feedback, revising), ("_fresh", policy, found.fresh, drawing))
+        for suffix, model, turns, prompts in ways:
+            label = f"{stage}_turn{number}{suffix}"
+            draws = [_draw(runner, label, at, prompts[at]) for at in sorted(prompts)]
+            drawn = runner.draw(stage, model, draws, label + runner.suffix, k=[1]) if draws else []
+            newest = {_at(p): p for p in drawn}
+            turns.append([newest.get(_at(p), p) for p in turns[-1]])
+            log.info("%s: %d of %d programs pass", label, sum(p.verdict.passed for p in turns[-1]), len(turns[-1]))
+    return found
+
+
+def _at(program: Program) -> _Chain:
+    return program.task_id, program.sample
+
+
+def _failing(programs: Iterable[Program]) -> list[Program]:
+    return [p for p in programs if not p.verdict.passed]
+
+
+def _draw(runner: Runner, label: str, at: _Chain, prompt: str) -> Draw:
+    (task_id, sample), task = at, runner.tasks[at[0]]
+    seed = derive_seed(runner.seed, label, *at)
+    return Draw(task_id, task.split, sample, seed, prompt, task.prompt, bool(task.inputs))
+
+
+def _refine_prompt(runner: Runner, refining: Refining, feedback: Feedback) -> str:
+    """Return what the reviser is given; of a refiner that reads no program, the paper's prompt."""
+    refiner, task = runner.settings.refiner, runner.tasks[feedback.task_id]
+    if refiner.reads_program:
+        return refiner.prompt(feedback, task, refining)
+    prompt: str = refining.module.prompt(refining.tokenizer, feedback, task, refiner.old_code_tokens)
+    return prompt
+
+
+def _feedback(
+    runner: Runner, annotators: Annotators, failing: Sequence[Program], label: str
+) -> Mapping[_Chain, Feedback]:
+    """Return feedback on each failing program; where the source has nothing to say there is none.
+
+    Sources write on one program of a task: here each program is put to them as one of a task of its own.
+    """
+    ids = {_at(p): 1_000_000 + number for number, p in enumerate(failing)}
+    tasks = {i: replace(runner.tasks[at[0]], task_id=i) for at, i in ids.items()}
+    source = named(runner.settings.evaluate.feedback, "evaluate.feedback")
+    asked = {ids[_at(p)]: [replace(p, task_id=ids[_at(p)])] for p in failing}
+    given = annotators.at_test_time(source, asked, tasks, {i: at[0] for at, i in ids.items()}, label)
+    by_id = {f.task_id: f for f in given}
+    return {at: replace(by_id[i], task_id=at[0]) for at, i in ids.items() if i in by_id}
