@@ -18,7 +18,7 @@ _SETTINGS = "settings.json"
 # What another run in the same folder may have otherwise: it goes on with the same figures.
 _FREE = {
     *("mode", "stages", "measure", "store", "extras", "logger", "group", "overrides", "output_dir"),
-    *("pretrain", "annotate", "compare", "export", "llm.parallel", "executor.workers", "executor.address"),
+    *("pretrain", "annotate", "compare", "export", "run", "llm.parallel", "executor.workers", "executor.address"),
     *("trainer.devices", "memory"),
 }
 _ADVICE = "Choose another folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=... and hydra.sweep.subdir=...)"

@@ -184,7 +184,9 @@ class Settings:
     study: str | None = None  # its name, set by the files under conf/experiment
     study_table: str | None = None  # package.module.function that makes the table and figure of a study of one's own
     compare: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
-    export: str | None = None  # with mode=export: where the annotations of feedback.path go, .jsonl or .csv
+    run: str | None = None  # with mode=export: the folder of a run, whose pairs of programs are written
+    # With mode=export: a new folder for these; without `run`, a .jsonl or .csv file for feedback.path's annotations.
+    export: str | None = None
     output_dir: str = "???"
     group: str | None = None  # of W&B: the study or sweep
     overrides: list[str] = field(default_factory=list)  # what the command line said

@@ -32,6 +32,7 @@ class Job(TypedDict):
     feedback: str
     refiner_kind: str
     refinements: str
+    objective: str
     training_task_ids: list[int] | None
     counts: TrainedOn
     zero_shot: Metrics | None
@@ -51,7 +52,7 @@ class TrainedOn(TypedDict):
     training_examples: int | None
 
 
-Field = Literal["data", "model", "feedback", "refiner_kind", "refinements"]
+Field = Literal["data", "model", "feedback", "refiner_kind", "refinements", "objective"]
 # What results.json says of a job's arm, and the configuration group that sets it.
 FIELDS: dict[Field, str] = {
     "data": "data",
@@ -59,6 +60,7 @@ FIELDS: dict[Field, str] = {
     "feedback": "feedback",
     "refiner_kind": "refiner",
     "refinements": "refinements",
+    "objective": "objective",
 }
 _OF_THE_ARM: tuple[Field, ...] = ("feedback", "refiner_kind", "refinements")  # what an option of the group `arm` sets
 # Overrides that say nothing of what was measured, whole or by their first word.
@@ -66,7 +68,8 @@ _ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group")
 # Overrides that can't change the zero-shot figures.
 _AFTER_ZERO_SHOT = (
     *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "training", "llm"),
-    *("rounds", "rounds_from", "measure", "select", "transfer", "data@transfer"),
+    *("objective", "rounds", "rounds_from", "measure", "select", "transfer", "data@transfer"),
+    *("evaluate.turns", "evaluate.feedback", "evaluate.reviser"),
     *("data.limit.prompt", "data.limit.refine", "data.limit.train"),
 )
 

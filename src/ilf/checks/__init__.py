@@ -43,7 +43,10 @@ def check(settings: Settings) -> None:
         _check_compare(settings.compare)
         return
     if settings.mode == "export":
-        _check_export(settings.feedback.path, settings.export)
+        if settings.run is not None:
+            _check_pairs(settings.run, settings.export)
+        else:
+            _check_export(settings.feedback.path, settings.export)
         return
     check_numbers(settings)
     for key, allowed in _LISTS.items():
@@ -64,6 +67,15 @@ def _check_compare(folders: list[str]) -> None:
         check_path("compare", folder, "folder", advice)
         if not job_folders(Path(folder)):
             raise InputError("compare", folder, "must hold at least one job that has ended", advice)
+
+
+def _check_pairs(run: str, target: str | None) -> None:
+    advice = "Use mode=export run=FOLDER export=NEW_FOLDER, the first one that of a run."
+    check_path("run", run, "folder", advice)
+    if not any(Path(run).glob("training*.jsonl")):
+        raise InputError("run", run, "holds no training.jsonl, which a run writes before it fine-tunes", advice)
+    if target is None or Path(target).exists():
+        raise InputError("export", target, "must be a folder that is not there yet", advice)
 
 
 def _check_export(path: str | None, target: str | None) -> None:

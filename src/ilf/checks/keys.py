@@ -43,6 +43,7 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "pretrain.": ("mode=pretrain", lambda s: s.mode == "pretrain"),
     "annotate.": ("mode=annotate", lambda s: s.mode == "annotate"),
     "compare": ("mode=compare", lambda s: s.mode == "compare"),
+    "run": ("mode=export", lambda s: s.mode == "export"),
     "export": ("mode=export", lambda s: s.mode == "export"),
 }
 

@@ -89,9 +89,15 @@ def annotate(settings: Settings) -> None:
 
 
 def export(settings: Settings) -> None:
-    """Write the annotations of a file into one of another format."""
+    """Write the pairs of a run as a data set, or the annotations of a file into one of another format."""
+    from ilf.analysis.pairs import export_pairs
     from ilf.feedback.human import export
 
+    if settings.run is not None:
+        rows, left_out = export_pairs(settings.run, str(settings.export))
+        said = f" ({left_out} left out: their wrong programs do not go on from the prompt)" if left_out else ""
+        print(f"{rows} pairs{said}: {settings.export}")
+        return
     print(f"{export(str(settings.feedback.path), str(settings.export))} annotations: {settings.export}")
 
 

@@ -1,0 +1,49 @@
+"""A run's pairs of programs as a data set for other frameworks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ilf.files import JsonLines
+from ilf.tasks.prompts import critique_prompt
+from ilf.types import InputError
+
+COLUMNS = ("task_id", "prompt", "chosen", "rejected", "privileged_context", "feedback", "source")
+
+
+def export_pairs(run: str, target: str) -> tuple[int, int]:
+    """Write a run's training set as a folder that `datasets.load_from_disk` reads; return its rows, and those left out.
+
+    `prompt`, `chosen` and `rejected` are what TRL's preference trainers take: the task, the correct program and the
+    wrong one, both as they go on from the prompt. `prompt` and `privileged_context` are what its SDPO and SDFT trainers
+    take: the latter holds the wrong program and the feedback. A row whose wrong program does not go on from the prompt,
+    or that has none, is left out.
+
+    Args:
+        run: Its folder.
+        target: The new folder.
+
+    Raises:
+        InputError: The run has no pairs.
+    """
+    from datasets import Dataset
+
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for file in sorted(Path(run).glob("training*.jsonl")):  # later rounds hold what earlier ones had
+        found |= {(row["task_id"], row["target"]): row for row in JsonLines(file).read()}
+    rows = [made for row in found.values() if (made := _pair(row)) is not None]
+    if not rows:
+        advice = "Give the folder of a run that has fine-tuned its policy on refinements."
+        raise InputError("run", run, "holds no pair of a wrong program and a correct one", advice)
+    Dataset.from_list(rows).save_to_disk(target)
+    return len(rows), len(found) - len(rows)
+
+
+def _pair(row: dict[str, Any]) -> dict[str, Any] | None:
+    wrong, prompt = row.get("wrong_program"), row["prompt"]
+    if wrong is None or not wrong.startswith(prompt):
+        return None
+    words = row["feedback"] or ""
+    values = (row["task_id"], prompt, row["target"], wrong[len(prompt) :], critique_prompt(wrong) + words, words)
+    return dict(zip(COLUMNS, (*values, row["source"]), strict=True))
