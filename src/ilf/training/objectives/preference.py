@@ -176,7 +176,8 @@ class KTO(Objective):
 def _unrelated(example: Example, others: Sequence[Example], data: TrainingData) -> Example:
     """Return another task's target after an example's prompt, cut to the longest that an example may be."""
     rng = random.Random(derive_seed(data.seed, "unrelated", example.task_id, *example.target_ids))
-    target = rng.choice([e for e in others if e.task_id != example.task_id] or others).target_ids
+    foreign = [e for e in others if e.task_id != example.task_id and e.target_ids != example.target_ids]
+    target = rng.choice(foreign or others).target_ids
     return replace(example, target_ids=target[: max(1, data.max_length - len(example.prompt_ids))])
 
 

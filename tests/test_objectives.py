@@ -1,0 +1,446 @@
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import ADAMW, CPU, MINI, ROOT, compose_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ilf.measures import with_reference
+from ilf.models.load import load_model, load_tokenizer
+from ilf.models.policy_change import target_logps
+from ilf.models.targets import Example, collate, encode
+from ilf.models.tokens import encode_prompts
+from ilf.protocols import TrainingData
+from ilf.tasks.prompts import critique_prompt, refine_prompt
+from ilf.training.ilf_module import ILFModule
+from ilf.training.mbpp_datamodule import Contents, MBPPDataModule
+from ilf.training.objectives import (
+    DPO,
+    KTO,
+    SFT,
+    Critique,
+    FeedbackConditional,
+    FocusedDPO,
+    Multitask,
+    SelfDistillation,
+    Weighted,
+)
+from ilf.training.objectives.preference import changed
+from ilf.training.objectives.self_distillation import divergence
+from ilf.training.trainer import make_trainer
+from ilf.types import Feedback, InputError, Program, Refinement, Task, Verdict
+
+TRL = json.loads((ROOT / "tests" / "trl_losses.json").read_text())
+NAMES = sorted(file.stem for file in (ROOT / "conf" / "objective").glob("*.yaml"))
+OBJECTIVES = {
+    "sft": SFT(),
+    "dpo": DPO(sft_weight=0.5, label_smoothing=0.1),
+    "dpo, length-normalised": DPO(length_normalised=True),
+    "focused_dpo": FocusedDPO(sft_weight=0.1),
+    "kto": KTO(sft_weight=0.2),
+    "weighted": Weighted(baseline="group", negatives=2),
+    "weighted, clipped": Weighted(baseline="group", negatives=2, clip=0.2),
+    "critique": Critique(),
+    "multitask": Multitask(explain=2.0),
+    "feedback_conditional": FeedbackConditional(),
+    "self_distillation": SelfDistillation(),
+    "self_distillation, x1": SelfDistillation(context="refinement", alpha=0.0),
+}
+
+
+def test_every_option_is_tested():
+    assert {name.partition(",")[0] for name in OBJECTIVES} == set(NAMES)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(MINI)
+
+
+def task(i):
+    prompt = f'"""\nAdd {i}.\n"""\n\ndef f(x):\n'
+    return Task(i, "train", f"Add {i}.", f"{prompt}    return x + {i}", "f", (f"assert f(0) == {i}",), "", prompt)
+
+
+def program(i, sample, body, passed):
+    prompt = task(i).prompt
+    return Program(i, "train", sample, 0, prompt, body, prompt + body, Verdict("passed" if passed else "failed"))
+
+
+def right(i):
+    return f"    return x + {i}" if i % 2 else f"    y = x + {i}\n    return y"
+
+
+BODIES = ["    return x", "    y = x\n    return y - 1", "    return 1 + x * 2"]
+
+
+def data(tokenizer, count=5, **more):
+    """A training set of `count` tasks, on which the policy and the refiner have sampled."""
+    tasks = {i: task(i) for i in range(311, 311 + count)}
+    rows = [
+        Refinement(i, t.prompt, right(i), "model", "", f"It adds {i % 3}.", "human", t.prompt + BODIES[i % 3])
+        for i, t in tasks.items()
+    ]
+    encoding = partial(encode, tokenizer, max_length=1024)
+
+    def prompt(row):
+        return refine_prompt(Feedback(row.task_id, "train", row.wrong_program, row.feedback, "human"), row.prompt)
+
+    given = {
+        "rows": rows,
+        "samples": {i: [program(i, s, BODIES[s], False) for s in range(3)] for i in tasks},
+        "refinements": {i: [program(i, 0, right(i), True), program(i, 1, f"    return x - {i}", False)] for i in tasks},
+        "tasks": tasks,
+        "seed": 0,
+        "example": lambda row: ILFModule.example(tokenizer, row, 1024),
+        "encode": lambda i, prompt, target: encoding(i, prompt, target),
+        "prompt_ids": lambda text: tuple(encode_prompts(tokenizer, [text])[0]),
+        "old_code": lambda text: text,
+        "refine_prompt": prompt,
+        "max_length": 1024,
+        "rejected": [],
+    }
+    return TrainingData(**given | more)
+
+
+def policy(scale=1.0):
+    model = load_model(MINI, torch.float32).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(scale)
+    return model
+
+
+def referenced(examples, model, tokenizer):
+    """As `with_reference` does, without a run."""
+
+    def given(example):
+        (logps,) = target_logps(model, tokenizer, [example], 4096)
+        return replace(example, reference=tuple(logps), other=example.other and given(example.other))
+
+    return [given(example) for example in examples]
+
+
+def examples_of(objective, tokenizer, **more):
+    made = objective.examples(data(tokenizer, **more))
+    return referenced(made, policy(), tokenizer) if objective.needs_reference else made
+
+
+class Alone:
+    """What an objective asks of a module, of one process."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, model):
+        self.model = model
+
+    def logits(self, batch, keep):
+        return self.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, -keep:]
+
+    def average(self, value):
+        return value
+
+
+def losses(objective, model, examples, tokenizer, size=None):
+    """The losses of a step's examples, read `size` at once."""
+    size = size or len(examples)
+    parts = [collate(examples[i : i + size], tokenizer.pad_token_id) for i in range(0, len(examples), size)]
+    parts = [part | {"weight": torch.tensor(1 / len(examples))} for part in parts]
+    module = Alone(model)
+    objective.before_step(module, parts)
+    return torch.cat([objective.losses(module, part) for part in parts])
+
+
+# ---- what holds of all -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_padding_and_micro_batches_change_no_loss(name, tokenizer):
+    objective, model = OBJECTIVES[name], policy(1.02)
+    examples = examples_of(objective, tokenizer)
+    assert len({e.length for e in examples}) > 1  # so that some are padded
+    whole = losses(objective, model, examples, tokenizer)
+    assert whole.shape == (len(examples),)
+    for size in (1, 3):
+        assert torch.allclose(whole, losses(objective, model, examples, tokenizer, size), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradients_are_those_of_finite_differences(name, tokenizer):
+    """Along a random direction, in double precision. What an objective holds constant is held constant here."""
+    objective = OBJECTIVES[name]
+    examples, model = examples_of(objective, tokenizer, count=3), policy(1.02).double()
+    generator = torch.Generator().manual_seed(0)
+    parameter = model.model.layers[2].mlp.down_proj.weight
+    direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    part = collate(examples, tokenizer.pad_token_id) | {"weight": torch.tensor(1 / len(examples))}
+    module = Alone(model)
+    objective.before_step(module, [part])
+    held = {}
+
+    def loss():
+        return objective.losses(module, part).double().mean()
+
+    if isinstance(objective, SelfDistillation):  # the teacher
+        read = objective._distributions
+
+        def frozen(module, batch):
+            if torch.is_grad_enabled():
+                return read(module, batch)
+            return held.setdefault("teacher", read(module, batch))
+
+        object.__setattr__(objective, "_distributions", frozen)
+    value = loss()
+    (gradient,) = torch.autograd.grad(value, parameter)
+    step, found = 1e-4, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            parameter += sign * step * direction
+        with torch.enable_grad():
+            found.append(float(loss().detach()))
+        with torch.no_grad():
+            parameter -= sign * step * direction
+    if isinstance(objective, SelfDistillation):
+        object.__delattr__(objective, "_distributions")
+    expected = (found[0] - found[1]) / (2 * step)
+    assert expected != 0 and float((gradient * direction).sum()) == pytest.approx(expected, rel=0.02, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_targets_keep_their_end(name, tokenizer):
+    for example in examples_of(OBJECTIVES[name], tokenizer):
+        unrelated = isinstance(OBJECTIVES[name], KTO)
+        for text in (example, example.other):
+            assert text is None or unrelated or text.target_ids[-1] == tokenizer.eos_token_id
+        assert example.target_ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_training_lowers_the_loss_and_a_batch_is_one_step(name, tokenizer):
+    objective = OBJECTIVES[name]
+    examples = examples_of(objective, tokenizer)
+    module = ILFModule(policy(), tokenizer, None, ADAMW.having(lr=1e-4), None, objective).train()
+    contents = MBPPDataModule(tokenizer, Contents(examples), batch_size=len(examples), micro_batch_size=2)
+    before = losses(objective, module.model, examples, tokenizer).mean()
+    trainer = make_trainer(CPU, epochs=8)
+    trainer.fit(module, contents)
+    assert trainer.global_step == 8
+    assert losses(objective, module.model, examples, tokenizer).mean() < before
+
+
+# ---- each ------------------------------------------------------------------------------------------------------------
+
+
+def as_example(pair, **more):
+    return Example(311, tuple(pair[0]), tuple(pair[1]), **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("sigmoid", DPO()), ("sigmoid, beta 0.5", DPO(beta=0.5)), ("sigmoid_norm", DPO(beta=2.0, length_normalised=True))],
+)
+def test_dpo_is_what_trl_computes(name, objective, tokenizer):
+    pairs = zip(TRL["dpo"]["chosen"], TRL["dpo"]["rejected"], strict=True)
+    examples = [as_example(chosen, other=as_example(rejected)) for chosen, rejected in pairs]
+    found = losses(objective, policy(TRL["scale"]), referenced(examples, policy(), tokenizer), tokenizer)
+    assert float(found.mean()) == pytest.approx(TRL["dpo"]["losses"][name], rel=1e-3)
+
+
+def test_kto_is_what_trl_computes(tokenizer):
+    kto = TRL["kto"]
+    rows = zip(kto["texts"], kto["unrelated"], kto["desirable"], strict=True)
+    examples = [as_example(text, value=1.0 if good else -1.5, other=as_example(other)) for text, other, good in rows]
+    found = losses(KTO(beta=0.3), policy(TRL["scale"]), referenced(examples, policy(), tokenizer), tokenizer)
+    assert float(found.mean()) == pytest.approx(kto["loss"], rel=1e-3)
+
+
+def test_a_preference_begins_at_what_an_indifferent_policy_has(tokenizer):
+    """With weights that have not moved every ratio is 1, whatever beta is."""
+    for objective, expected in ((DPO(beta=3.0), math.log(2)), (FocusedDPO(), math.log(2)), (KTO(), 0.5)):
+        examples = [replace(e, value=math.copysign(1, e.value)) for e in examples_of(objective, tokenizer)]
+        found = losses(objective, policy(), examples, tokenizer)
+        assert torch.allclose(found, torch.full_like(found, expected), atol=1e-4)
+
+
+def test_label_smoothing_takes_the_other_side_for_a_share(tokenizer):
+    examples, model = examples_of(DPO(), tokenizer), policy(1.03)
+    turned = [replace(e.other, other=replace(e, other=None)) for e in examples]
+    plain, other = (losses(DPO(), model, rows, tokenizer) for rows in (examples, turned))
+    found = losses(DPO(label_smoothing=0.2), model, examples, tokenizer)
+    assert torch.allclose(found, 0.8 * plain + 0.2 * other, atol=1e-4)
+
+
+def test_the_sft_term_is_the_papers_loss_on_the_refinement(tokenizer):
+    examples, model = examples_of(DPO(), tokenizer), policy(1.03)
+    sft = losses(SFT(), model, [replace(e, other=None) for e in examples], tokenizer)
+    for kind in (DPO, FocusedDPO):
+        pairs = examples_of(kind(), tokenizer)
+        both, one = (losses(kind(sft_weight=w), model, pairs, tokenizer) for w in (0.7, 0.0))
+        assert torch.allclose(both - one, 0.7 * sft, atol=1e-4)
+
+
+@given(st.lists(st.integers(1, 5), max_size=12), st.lists(st.integers(1, 5), max_size=12))
+def test_the_tokens_that_count_are_those_that_differ(new, old):
+    mine, theirs = changed([*new, 9], [*old, 9])
+    assert (any(mine) or any(theirs)) == (new != old)
+    if new != old:  # something counts on both sides
+        assert any(mine) and any(theirs)
+    assert new != old or not any((*mine, *theirs))
+
+
+def test_focused_dpo_is_blind_to_what_both_programs_have(tokenizer):
+    rows = [replace(data(tokenizer).rows[0], wrong_program=task(311).prompt + "    return x")]
+    (pair,) = FocusedDPO().examples(data(tokenizer, rows=rows))
+    assert counting(tokenizer, pair) == " + 311" and counting(tokenizer, pair.other) == tokenizer.eos_token
+    made = FocusedDPO().examples(data(tokenizer))
+    assert sum(sum(e.focus) for e in made) < sum(len(e.target_ids) for e in made)
+    everything = [all_counting(e, other=all_counting(e.other)) for e in made]
+    model, reference = policy(1.03), policy()
+    whole = losses(FocusedDPO(), model, referenced(everything, reference, tokenizer), tokenizer)
+    assert torch.allclose(whole, losses(DPO(), model, examples_of(DPO(), tokenizer), tokenizer), atol=1e-4)
+
+
+def all_counting(text, **more):
+    return replace(text, focus=(True,) * len(text.target_ids), **more)
+
+
+def counting(tokenizer, text):
+    return tokenizer.decode([token for token, counts in zip(text.target_ids, text.focus, strict=True) if counts])
+
+
+def test_kto_learns_from_every_different_program_once_and_balances_the_kinds(tokenizer):
+    found = KTO().examples(data(tokenizer))
+    texts = [(e.task_id, tokenizer.decode(e.target_ids), e.value > 0) for e in found]
+    assert len(set(texts)) == len(texts)
+    counts = [sum(good == passed for *_, good in texts) for passed in (True, False)]
+    assert counts == [5, 20]  # the refiner's correct program is the row's
+    assert sum(e.value for e in found) == pytest.approx(0)
+    assert len(KTO(programs=1).examples(data(tokenizer))) == 10
+    assert all(e.other.prompt_ids == e.prompt_ids and e.other.target_ids != e.target_ids for e in found)
+
+
+def test_the_positive_case_of_the_policy_gradient_is_ilf(tokenizer):
+    plain, weighted = (objective.examples(data(tokenizer)) for objective in (SFT(), Weighted()))
+    assert plain == weighted
+    model = policy(1.03)
+    assert torch.equal(*(losses(objective, model, plain, tokenizer) for objective in (SFT(), Weighted())))
+
+
+def test_advantages_are_rewards_less_the_mean(tokenizer):
+    some = {i: [program(i, 0, BODIES[0], False), program(i, 1, BODIES[1], True)] for i in range(311, 316)}
+    values = {e.value for e in Weighted(negatives=5).examples(data(tokenizer, samples=some))}
+    assert values == {0.5, -0.5}
+    grouped = Weighted(baseline="group", negatives=1).examples(data(tokenizer))  # 1 of 5 passes
+    assert sorted({round(e.value, 6) for e in grouped}) == [-0.2, 0.8] and len(grouped) == 10
+
+
+def test_clipping_stops_what_has_moved_far_enough_and_nothing_else(tokenizer):
+    text = [Example(1, (5, 6), (7, 8, 0), reference=(-1.0, -1.0, -1.0))]
+
+    class Fixed:
+        def __init__(self, ratios):
+            self.logps = (torch.tensor(ratios).log() - 1).requires_grad_()
+
+        def logits(self, batch, keep):
+            logits = torch.full((1, 5, 9), -30.0)
+            for place, (token, logp) in enumerate(zip((7, 8, 0), self.logps, strict=True)):
+                logits[0, 1 + place, token] = logp
+                logits[0, 1 + place, 4] = torch.log1p(-logp.exp())
+            return logits[:, -keep:]
+
+    ratios = [1.5, 1.1, 0.5]
+    for advantage, moving in ((1.0, [False, True, True]), (-1.0, [True, True, False])):
+        module = Fixed(ratios)
+        batch = collate([replace(text[0], value=advantage)], 0)
+        loss = Weighted(clip=0.2).losses(module, batch)
+        loss.sum().backward()
+        expected = [min(r * advantage, max(0.8, min(1.2, r)) * advantage) for r in ratios]
+        assert float(loss.detach()) == pytest.approx(-sum(expected) / 3, rel=1e-3)
+        assert [bool(g.abs() > 1e-6) for g in module.logps.grad] == moving
+
+
+def test_critique_and_multitask_write_the_words_after_the_wrong_program(tokenizer):
+    for example, row in zip(Critique().examples(data(tokenizer)), data(tokenizer).rows, strict=True):
+        assert tokenizer.decode(example.prompt_ids) == critique_prompt(row.wrong_program)
+        assert tokenizer.decode(example.target_ids[:-1]) == row.feedback
+    made = Multitask(explain=2.0).examples(data(tokenizer))
+    assert len(made) == 15 and sum(e.value for e in made) == pytest.approx(15)
+    row = data(tokenizer).rows[0]
+    assert tokenizer.decode(made[2].target_ids[:-1]) == f"{row.feedback}\n\nREFINEMENT:\n{row.prompt}{row.target}"
+    alone = Multitask(explain=0.0, explain_and_refine=0.0).examples(data(tokenizer))
+    assert alone == SFT().examples(data(tokenizer))
+
+
+def test_behind_praise_stands_what_is_right_and_the_policy_is_sampled_behind_it(tokenizer):
+    objective = FeedbackConditional(praise="Well done.")
+    right, wrong = objective.examples(data(tokenizer))[:2]
+    one = task(311)
+    assert tokenizer.decode(right.prompt_ids) == objective.prompt(one) == f"FEEDBACK:\nWell done.\n\n{one.prompt}"
+    assert tokenizer.decode(wrong.prompt_ids) == f"FEEDBACK:\nIt adds 2.\n\n{one.prompt}"
+    assert tokenizer.decode(wrong.target_ids[:-1]) == BODIES[311 % 3]
+
+
+def test_self_distillation_is_zero_where_the_teacher_reads_the_same(tokenizer):
+    same = [replace(e, other=replace(e, other=None)) for e in SelfDistillation().examples(data(tokenizer))]
+    assert torch.allclose(losses(SelfDistillation(), policy(), same, tokenizer), torch.zeros(5), atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_divergence_of_a_hand_computed_pair(alpha):
+    p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
+    m = (1 - alpha) * p + alpha * q
+
+    def kl(a, b):
+        return float((a * (a / b).log()).sum())
+
+    expected = {0.0: kl(q, p), 1.0: kl(p, q)}.get(alpha, (1 - alpha) * kl(p, m) + alpha * kl(q, m))
+    assert float(divergence(p.log(), q.log(), alpha)) == pytest.approx(expected, rel=1e-4)
+
+
+# ---- rows that can't be used, and runs that lack what is needed ------------------------------------------------------
+
+
+def test_a_wrong_program_that_can_not_stand_after_the_prompt_is_replaced_by_one_of_the_policys(tokenizer):
+    rows = [replace(row, wrong_program="def f(:") for row in data(tokenizer).rows]
+    found = data(tokenizer, rows=rows)
+    made = DPO().examples(found)
+    assert len(made) == 5 and not found.rejected
+    none = data(tokenizer, rows=rows, samples={})
+    assert DPO().examples(none) == [] and len(none.rejected) == 5 and "no wrong program" in none.rejected[0]
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if OBJECTIVES[name].needs_feedback])
+def test_rows_without_feedback_are_named_and_an_arm_without_any_is_refused(name, tokenizer):
+    rows = [replace(row, feedback="", wrong_program=None) for row in data(tokenizer).rows]
+    found = data(tokenizer, rows=rows, samples={})
+    assert OBJECTIVES[name].examples(found) == [] and len(found.rejected) == 5
+    option = name.partition(",")[0]
+    for arm in ("refinements=self", "feedback=none"):
+        with pytest.raises(InputError, match=rf"objective='{option}': needs feedback on each program.*{arm}"):
+            compose_settings(f"objective={option}", arm)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_with_each_objective_trains_on_the_same_tasks(name, small_stages):
+    stages = small_stages(f"objective={name}", "measure=[]", "data.limit.test=2")
+    results = stages.run()
+    plain = small_stages("measure=[]", "data.limit.test=2").run()
+    assert results["objective"] == name and results["status"] == "complete"
+    assert results["training_task_ids"] == plain["training_task_ids"] and not results["rejected"]
+    assert {"sample", "annotate", "train_refiner", "refine"} <= set(plain["seconds"]["reused"])
+
+
+def test_reference_log_probabilities_are_computed_once_and_kept(small_stages, monkeypatch):
+    stages = small_stages("objective=dpo", "measure=[]", "data.limit.test=2")
+    stages.run()
+    monkeypatch.setattr("ilf.measures.target_logps", lambda *_: pytest.fail("computed again"))
+    again = small_stages("objective=dpo", "objective.beta=0.3", "measure=[]", "data.limit.test=2")
+    assert again.run()["status"] == "complete"
+    rows = stages.settings.objective.examples(data(stages.tokenizer, count=1))
+    monkeypatch.undo()
+    (found,) = with_reference(stages.settings, stages.runner, stages.model, rows)
+    assert len(found.reference) == len(found.target_ids) and len(found.other.reference) == len(found.other.target_ids)
