@@ -1,13 +1,14 @@
 """Algorithm 1 over plain dictionaries, and who may import whom."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
 
 from ilf import algorithm
 from ilf.refinements import COMPARED, LLM, Gold, Human, Model, Nothing, Refinements, Self
-from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, Verdict
+from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, Turns, Verdict
 
 
 def task(i: int, split: str) -> Task:
@@ -88,7 +89,8 @@ class Steps:
             for c in candidates
         ]
 
-    def train_policy(self, policy, examples):
+    def train_policy(self, policy, examples, rounds):
+        self.rounds = list(rounds)
         self.calls.append("train_policy")
         self.trained.append((policy, [e.target for e in examples]))
         return f"policy {self.round}"
@@ -96,6 +98,10 @@ class Steps:
     def evaluate(self, policy, tasks):
         self.policy = policy
         return self._programs("evaluate", [t.task_id for t in tasks])
+
+    def take_turns(self, part, policy, programs):
+        self.turned = [*getattr(self, "turned", []), (part, policy, len(programs))]
+        return Turns([list(programs)], [list(programs)])
 
 
 def whole(steps, arm="model", solved_only=True, tasks=ALONE, limit=None, **more):
@@ -237,6 +243,61 @@ def test_an_arm_of_a_users_trains_on_its_own_programs_and_on_tasks_of_the_others
     found = run(Steps({"refine": {311, 312, 313}}, {(313, "gold")}), arm)
     assert [(e.task_id, e.source, e.target) for e in found.examples] == [(311, "Refined", "refine 311 2")]
     assert {e.source for e in found.expressed} == {"gold", "human", "model", "Refined"}
+
+
+class Several(Steps):
+    """Every second sample of a solved task is correct, and the third one repeats the first."""
+
+    def _programs(self, stage, ids, n=5):
+        found = super()._programs(stage, ids, n)
+        good = self.correct.get(stage, set())
+        return [
+            replace(p, program=f"{stage} {p.task_id} {p.sample % 4}", verdict=Verdict("passed"))
+            if p.task_id in good and p.sample % 2 == 0
+            else p
+            for p in found
+        ]
+
+
+@pytest.mark.parametrize(("most", "count"), [(1, 1), (2, 2), (None, 2)])
+def test_an_arm_takes_different_correct_programs_up_to_a_bound_and_others_keep_to_one(most, count):
+    steps = Several({"refine": {311, 313}, "sample": {314}})
+    found = run(steps, Model(per_task=most)).examples
+    assert Counter(e.task_id for e in found) == {311: count, 313: count}
+    assert len({e.target for e in found}) == len(found)
+    one = {e.task_id: e.target for e in run(Several({"refine": {311, 313}}), "model").examples}
+    assert all(one[i] == next(e.target for e in found if e.task_id == i) for i in one)  # the first is the same
+    gold = run(Several({"refine": {311, 313}}), "gold").examples
+    assert [e.task_id for e in gold] == [311, 313]
+    own = run(Several({"refine": {311, 313}, "sample": {314}}), Self(per_task=most)).examples
+    assert Counter(e.task_id for e in own) == {314: count}
+
+
+def test_self_training_without_a_match_takes_all_solved_tasks_and_needs_no_feedback():
+    steps = Steps({"sample": {111, 312, 313, 314}})
+    found = run(steps, Self(match=False))
+    assert [e.task_id for e in found.examples] == [312, 313, 314] and found.feedback is None
+    assert steps.calls == ["zero_shot", "sample", "train_policy", "evaluate"]
+
+
+def test_what_is_new_of_a_task_replaces_all_of_it_from_before():
+    class Both(Several):
+        def sample(self, policy, tasks):
+            return self._programs(f"sample{self.round}", [t.task_id for t in tasks])
+
+    steps = Both({"sample1": {313}, "sample2": {313, 314}})
+    whole(steps, Self(match=False, per_task=None), rounds=2)
+    assert Counter(i.split()[1] for i in steps.trained[1][1]) == {"313": 2, "314": 2}
+    assert all("sample2" in target for target in steps.trained[1][1]) and len(steps.rounds) == 2
+
+
+def test_both_policies_take_turns_at_the_end_of_a_run():
+    steps = Steps({"refine": {311}})
+    outcome = whole(steps, rounds=1)
+    assert steps.turned == [("zero_shot", None, 6), ("finetuned", "policy 1", 6)]
+    assert outcome.turns["finetuned"].feedback == [outcome.last.finetuned]
+    nothing = Steps({})
+    assert list(whole(nothing).turns) == ["zero_shot"]
 
 
 def test_another_data_set_is_only_evaluated():

@@ -64,7 +64,12 @@ NOT_RUN = {
     "sampler/continuous": "slow without a GPU; run by test_samplers.py on fewer programs",
     "debug/overfit": "thirty epochs; composed here",
     "debug/profile": "as debug/smoke, with Lightning's profiler, which test_extending.py runs",
-    **{o: "run by test_studies.py" for o in OPTIONS if o.startswith(("experiment/paper/", "arm/"))},
+    **{
+        o: "run by test_studies.py"
+        for o in OPTIONS
+        if o.startswith(("experiment/paper/", "experiment/beyond/", "arm/"))
+    },
+    **{o: "run by test_objectives.py" for o in OPTIONS if o.startswith("objective/")},
 }
 
 

@@ -43,22 +43,51 @@ def outside(tmp_path_factory):
     sys.path.remove(str(folder))
 
 
-def run(outside: Path, title: str, name: str, *more: str):
-    """Run a section's command in this process, with a small budget, and return the run's folder and results."""
+def overrides(outside: Path, title: str) -> list[str]:
+    """Return what a section's command says."""
     (command,) = blocks(SECTIONS[title], "bash")
     given = shlex.split(command)[2:]
-    if given[:1] == ["--config-dir"]:
-        given = [*given[2:], f"hydra.searchpath=[file://{outside / given[1]}]"]
+    return given[2:] if given[:1] == ["--config-dir"] else given
+
+
+def run(outside: Path, name: str, *titles: str):
+    """Run the commands of sections as one in this process, with a small budget; return the run and its results."""
+    given = [override for title in titles for override in overrides(outside, title)]
     budget = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "measure=[]", "evaluate.k=[1]"]
     own = [f"store.dir={outside / 'store'}", f"output_dir={outside / 'runs' / name}"]
     own += [] if any(one.startswith("logger=") for one in given) else ["logger=none"]
-    stages = build(compose_settings(*SMALL, *budget, *own, *more, *given))
+    own.append(f"hydra.searchpath=[file://{outside / 'mine'}]")
+    stages = build(compose_settings(*SMALL, *budget, *own, *given))
     try:
         results = stages.run()
     finally:
         stages.tracker.close()
     assert results["status"] == "complete" and results["finetuned"]["n_tasks"] == 4
     return stages, results
+
+
+@pytest.fixture(scope="module")
+def training(outside):
+    """A run with all parts of a fine-tuning from outside."""
+    titles = ("A callback", "A logger", "An optimizer and a learning-rate schedule", "An objective")
+    return run(outside, "training", *titles, "A Lightning module", "An executor")
+
+
+@pytest.fixture(scope="module")
+def learning(outside):
+    """A run with all that teaches from outside."""
+    return run(outside, "learning", "A source of feedback", "A transform of feedback", "A refiner", "An arm", "A study")
+
+
+@pytest.fixture(scope="module")
+def drawing(outside):
+    """A run with tasks and a sampler from outside, and an adapter that is not ours."""
+    return run(outside, "drawing", "A data set", "A sampler", "An adapter")
+
+
+def test_every_section_is_run():
+    source = Path(__file__).read_text()
+    assert not [title for title in SECTIONS if f'"{title}"' not in source]
 
 
 def key_of(stages, results, stage):
@@ -70,90 +99,78 @@ def rows(stages, results):
     return [json.loads(line)["metrics"] for line in path.read_text().splitlines()]
 
 
-def test_a_callback(outside):
-    stages, results = run(outside, "A callback", "callback")
-    assert any("steps" in row for row in rows(stages, results))
-    _, plain = run(outside, "The Trainer", "plain", "trainer.max_steps=-1", "trainer.profiler=null")
-    assert plain["entries"]["train_policy"] != results["entries"]["train_policy"]  # other limits of the Trainer
+def test_a_callback(training):
+    assert any("steps" in row for row in rows(*training))
 
 
-def test_a_logger_also_of_what_the_store_had(outside):
-    stages, _ = run(outside, "A logger", "logger")
+def test_a_logger_also_of_what_the_store_had(outside, training):
+    stages, _ = training
     first = (stages.folder / "lines.txt").read_text()
-    again, results = run(outside, "A logger", "logger_again")
+    titles = ("A callback", "A logger", "An optimizer and a learning-rate schedule", "An objective")
+    again, results = run(outside, "again", *titles, "A Lightning module", "An executor")
     assert "train_policy" in results["seconds"]["reused"] and "train_policy/loss" in first
     found = (again.folder / "lines.txt").read_text()
     assert found.count("train_policy/loss") == first.count("train_policy/loss") > 0
 
 
-def test_arguments_of_the_trainer(outside):
-    _, results = run(outside, "The Trainer", "trainer")
-    assert results["counts"]["optimizer_steps"] == 3
-
-
-def test_an_optimizer_and_a_schedule(outside):
-    stages, results = run(outside, "An optimizer and a learning-rate schedule", "optimizer")
-    key = key_of(stages, results, "train_policy")
+def test_an_optimizer_and_a_schedule(training):
+    key = key_of(*training, "train_policy")
     assert key["optimizer"]["target"] == "torch.optim.Rprop" and "OneCycleLR" in key["scheduler"]["target"]
 
 
-def test_an_adapter(outside):
-    stages, _ = run(outside, "An adapter", "adapter")
-    saved = json.loads((stages.folder / "policy" / "adapter" / "adapter_config.json").read_text())
+def test_an_objective(training):
+    assert key_of(*training, "train_policy")["objective"]["arguments"] == {"power": 0.5}
+    assert key_of(*training, "train_refiner")["objective"]["target"] == "ilf.training.objectives.sft.SFT"
+
+
+def test_a_module(training):
+    assert key_of(*training, "train_policy")["module"]["target"] == "my_package.modules.Gentle"
+    assert key_of(*training, "train_refiner")["module"]["target"] == "ilf.training.RefineModule"
+
+
+def test_an_executor(training):
+    assert training[1]["scoring"]["patience"] == 3
+
+
+def test_arguments_of_the_trainer_decide_how_long_a_training_is(outside, training):
+    _, results = run(outside, "trainer", "The Trainer")
+    assert results["counts"]["optimizer_steps"] == 3
+
+
+def test_an_adapter(drawing):
+    saved = json.loads((drawing[0].folder / "policy" / "adapter" / "adapter_config.json").read_text())
     assert saved["peft_type"] == "LOHA"
 
 
-def test_a_sampler(outside):
-    _, results = run(outside, "A sampler", "sampler")
+def test_a_sampler(drawing):
+    _, results = drawing
     assert results["sampling"]["name"] == "greedy" and results["zero_shot"]["pass@1"] in (0, 0.25, 0.5, 0.75, 1)
 
 
-def test_an_executor(outside):
-    _, results = run(outside, "An executor", "executor")
-    assert results["scoring"]["patience"] == 3
-
-
-def test_an_objective(outside):
-    stages, results = run(outside, "An objective", "objective")
-    assert key_of(stages, results, "train_policy")["objective"]["arguments"] == {"factor": 0.5}
-
-
-def test_a_module(outside):
-    stages, results = run(outside, "A Lightning module", "module")
-    assert key_of(stages, results, "train_policy")["module"]["target"] == "my_package.modules.Gentle"
-    assert key_of(stages, results, "train_refiner")["module"]["target"] == "ilf.training.RefineModule"
-
-
-def test_a_data_set(outside):
-    stages, results = run(outside, "A data set", "data")
+def test_a_data_set(drawing):
+    stages, results = drawing
     assert results["data"] == "some" and all(i % 3 == 1 for i in stages.tasks.by_id)
 
 
-def test_a_source_of_feedback(outside):
-    stages, results = run(outside, "A source of feedback", "feedback")
+def test_a_source_of_feedback_and_a_transform(learning):
+    stages, results = learning
     rows = [json.loads(line) for line in (stages.folder / "feedback.jsonl").read_text().splitlines()]
-    assert results["feedback"] == "reviewer" and {row["text"] for row in rows} == {"Read the task again."}
+    assert results["feedback"] == "reviewer" and {row["text"] for row in rows} == {"Read the task again.!!"}
 
 
-def test_a_transform(outside):
-    stages, _ = run(outside, "A transform of feedback", "transform")
-    rows = [json.loads(line) for line in (stages.folder / "feedback.jsonl").read_text().splitlines()]
-    assert rows and all(row["text"].endswith("!!") for row in rows)
-
-
-def test_a_refiner(outside):
-    stages, results = run(outside, "A refiner", "refiner")
+def test_a_refiner(learning):
+    stages, results = learning
     rows = [json.loads(line) for line in (stages.folder / "programs" / "refinements.jsonl").read_text().splitlines()]
     assert results["refiner_kind"] == "careful" and all(row["prompt"].startswith("Slowly.") for row in rows)
 
 
-def test_an_arm(outside):
-    stages, results = run(outside, "An arm", "arm")
+def test_an_arm(learning):
+    stages, results = learning
     rows = [json.loads(line) for line in (stages.folder / "training.jsonl").read_text().splitlines()]
     assert results["arm"] == "shortest" and {row["source"] for row in rows} == {"shortest"}
 
 
-def test_a_study(outside):
-    stages, results = run(outside, "A study", "study")
+def test_a_study(learning):
+    stages, results = learning
     file = write_study(stages.folder, [stages.folder])
     assert results["study"] == "counts" and f"| {results['counts']['training_examples']} |" in file.read_text()

@@ -53,6 +53,9 @@ VALUES = {
     "refiner.old_code_tokens": "100",
     "refinements.tasks": "annotated",
     "refinements.limit": "3",
+    "objective.": "beta=0.2",
+    "evaluate.feedback": "llm",
+    "evaluate.reviser": "refiner",
     "rounds_from": "last",
     "llm.": "model=x",
     "training.refiner.": "lr=1e-3",
@@ -62,6 +65,7 @@ VALUES = {
     "pretrain.": "epochs=3",
     "annotate.": "port=8766",
     "compare": "[x]",
+    "run": str(ROOT),
     "export": "x.csv",
 }
 # Runs that don't read what the default run reads.
@@ -70,6 +74,7 @@ RUNS = {
     "refiner.old_code_tokens": ["refiner=policy"],
     "refinements.tasks": ["refinements=none"],
     "refinements.limit": ["refinements=none"],
+    "objective.": ["refinements=none", "objective=dpo"],
     "training.refiner.": ["refiner=few_shot"],
     "training.policy.": ["refinements=none"],
     "save.dtype": ["refiner=few_shot", "refinements=none"],

@@ -36,6 +36,8 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
     if re.search(r"sampler=(vllm|sglang|llama_cpp)", arguments):  # which are not installed here
         words = [word for word in words if not word.startswith("sampler.python=")] + ["sampler.module=null"]
     words = [word.replace("outputs/DATE/TIME/mini", str(tmp_path / "FOLDER")) for word in words]
+    words = [word.replace("run=outputs/DATE/TIME", f"run={tmp_path}") for word in words]
+    (tmp_path / "training.jsonl").touch()
     for folder in re.findall(r"multirun/\w+", arguments):
         (tmp_path / folder / "0_gold_seed0").mkdir(parents=True)
         (tmp_path / folder / "0_gold_seed0" / "failed.json").touch()
@@ -45,7 +47,9 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
     kept = [w for w in words if w.partition("=")[0] not in swept]
     for key, value in [(key, value) for key, values in swept.items() for value in values] or [("", "")]:
         job = [f"{other}={value if other == key else values[0]}" for other, values in swept.items()]
-        assert compose_settings(*kept, *job, sweep=bool(swept) or "experiment=paper/" in arguments)
+        assert compose_settings(
+            *kept, *job, sweep=bool(swept) or bool(re.search("experiment=(paper|beyond)/", arguments))
+        )
 
 
 def test_every_link_and_picture_is_there():
@@ -55,8 +59,11 @@ def test_every_link_and_picture_is_there():
 
 
 def test_every_study_has_its_page():
-    for file in (ROOT / "conf" / "experiment" / "paper").glob("*.yaml"):
-        assert f"experiment=paper/{file.stem}" in (ROOT / "docs" / "studies" / f"{file.stem}.md").read_text()
+    studies = ROOT / "conf" / "experiment"
+    for file in (*studies.glob("paper/*.yaml"), *studies.glob("beyond/*.yaml")):
+        assert (
+            f"experiment={file.parent.name}/{file.stem}" in (ROOT / "docs" / "studies" / f"{file.stem}.md").read_text()
+        )
 
 
 def test_the_python_of_the_readme_runs(store, tmp_path):

@@ -28,6 +28,7 @@ TINY = [
     "logger=none",
 ]
 PAPER = sorted(p.stem for p in (ROOT / "conf" / "experiment" / "paper").glob("*.yaml"))
+BEYOND = sorted(p.stem for p in (ROOT / "conf" / "experiment" / "beyond").glob("*.yaml"))
 SHORTER = {
     "sweep_a1": [
         "arm=gold,ilf",
@@ -89,8 +90,49 @@ def test_each_study_is_one_command_that_writes_its_table_and_picture(study, name
     assert all(found["scoring"]["compare"] == "approx" for found in results(folder))
 
 
+FEWER = {
+    "objectives": ["arm=ilf", "objective=sft,dpo"],
+    "turns": ["evaluate.turns=1", "evaluate.reviser=policy"],
+    "per_task": ["refinements=model", "refinements.per_task=1,null"],
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_each_study_beyond_the_paper_is_one_command_too(study, name):
+    folder = study(f"beyond/{name}", *FEWER[name])
+    text, found = (folder / f"{name}.md").read_text(), results(folder)
+    assert {one["study"] for one in found} == {f"beyond/{name}"} and f"]({name}.png)" in text
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len({tuple(one["training_task_ids"]) for one in found}) == 1  # on the same tasks
+
+
+def test_a_turn_draws_once_what_fails_and_leaves_the_rest(study):
+    (found,) = results(study("beyond/turns", *FEWER["turns"]))
+    folder = next(study("beyond/turns", *FEWER["turns"]).glob("*/results.json")).parent
+
+    def programs(name):
+        rows = map(json.loads, (folder / "programs" / f"{name}.jsonl").read_text().splitlines())
+        return {(row["task_id"], row["sample"]): row for row in rows}
+
+    for part, stage in (("zero_shot", "zero_shot"), ("finetuned", "finetuned")):
+        before = programs(stage)
+        failing = {at for at, row in before.items() if row["verdict"] != "passed"}
+        revised, fresh = programs(f"{stage}_turn1"), programs(f"{stage}_turn1_fresh")
+        assert set(revised) == set(fresh) == failing  # as many draws, of the same programs
+        assert all(before[at]["program"].rstrip() in row["prompt"] for at, row in revised.items())
+        assert all("FEEDBACK:\n" in row["prompt"] for row in revised.values())
+        assert not any("FEEDBACK" in row["prompt"] for row in fresh.values())
+        assert not {row["seed"] for row in revised.values()} & {row["seed"] for row in fresh.values()}
+        for way, drawn in (("feedback", revised), ("fresh", fresh)):
+            first, second = found["turns"][part][way]
+            gained = sum(row["verdict"] == "passed" for row in drawn.values()) / len(before)
+            assert second["pass@1"] - first["pass@1"] == pytest.approx(gained)
+            assert first == found[part]
+
+
 def test_every_study_with_a_table_has_its_experiment():
-    assert {f"paper/{name}" for name in PAPER} | {"mini/optuna"} == set(STUDIES)
+    names = {f"paper/{name}" for name in PAPER} | {f"beyond/{name}" for name in BEYOND}
+    assert names | {"mini/optuna"} == set(STUDIES)
 
 
 def test_table1_is_over_every_task_of_every_split(study):

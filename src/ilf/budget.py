@@ -156,6 +156,7 @@ class Budget:
         done: dict[int, Need] = {}  # by rows a forward pass: the two fine-tunings differ in nothing else
         for work, phase in [pair for pair in phases if only in (None, pair[0])]:
             rows = min(settings.training.micro_batch_size, phase.batch_size)
+            rows *= settings.objective.texts if work.endswith("policy") else 1
             done[rows] = done.get(rows) or self._training(rows)
             found.append(replace(done[rows], work=work))
         return found

@@ -228,6 +228,8 @@ def _described(settings: Settings, record: Record) -> Described:
             "halvings": record.halvings,
         },
         "objective": settings.option("objective"),
+        "per_task": getattr(settings.refinements, "per_task", 1),
+        "reviser": settings.evaluate.reviser,
         "training": asdict(settings.training.policy),
         "test_limit": settings.data.limit.test,
         "training_limit": settings.refinements.limit,

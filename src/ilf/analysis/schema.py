@@ -37,6 +37,8 @@ class Described(TypedDict):
     processes: int
     sampling: dict[str, Any]  # settings.Sampling, and what else a draw depends on
     objective: str
+    per_task: int | None  # programs of a task that are trained on, at most; None for all
+    reviser: str  # who writes programs anew at test time
     training: dict[str, Any]  # settings.Phase of the policy
     test_limit: int | None  # data.limit.test
     training_limit: int | None

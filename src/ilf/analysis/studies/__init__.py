@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ilf.analysis.markdown import inline
-from ilf.analysis.studies import feedback, figures, search, tables
+from ilf.analysis.studies import beyond, feedback, figures, search, tables
 from ilf.analysis.studies.job import Job, Study, read_jobs
 from ilf.files import to_csv, write_atomically
 from ilf.types import InputError
@@ -39,6 +39,9 @@ STUDIES: dict[str, Table] = {
     "paper/figure4": figures.figure4,
     "paper/figure5": figures.figure5,
     "paper/policy_change": figures.policy_change,
+    "beyond/objectives": beyond.objectives,
+    "beyond/turns": beyond.turns,
+    "beyond/per_task": beyond.several_a_task,
 }
 _TAKEN = ("summary", "checks", "comparison", "comparison_arms", "comparison_pairs")  # files that runs write anyway
 _NEEDED = "must be package.module.function: a function that makes an ilf.analysis.studies.Study of a list of its Jobs"

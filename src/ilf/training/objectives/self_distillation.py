@@ -37,6 +37,7 @@ class SelfDistillation(Objective):
     alpha: Share = 0.5
 
     needs_feedback: ClassVar[bool] = True
+    texts: ClassVar[int] = 2  # of which the teacher's needs less
 
     def examples(self, data: TrainingData) -> list[Example]:
         """Return each row's wrong program after the task, and as its other text the same after the context."""

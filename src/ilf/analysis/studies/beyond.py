@@ -1,0 +1,163 @@
+"""Studies that the paper does not have: from the jobs of a study to rows and a figure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ilf.analysis.plots import bars, curve
+from ilf.analysis.report import ROWS
+from ilf.analysis.statistics import over_seeds, paired
+from ilf.analysis.studies.job import (
+    INTERVALS,
+    PAIRED,
+    Job,
+    Row,
+    Study,
+    against,
+    arm_label,
+    cells,
+    examples,
+    figure,
+    grouped,
+    names,
+    per_task,
+    points,
+    subject,
+)
+from ilf.analysis.wording import p_text, percent
+
+
+def objectives(jobs: Sequence[Job]) -> Study:
+    """Every objective on the same tasks, by arm."""
+    shown = names(jobs, "finetuned")[:-1]
+    title = "Objectives"
+    if not shown:
+        return Study(title, "", {}, [], lambda file, caption: None)
+    rows: list[Row] = [{"row": "zero-shot", **cells({name: per_task(jobs, "zero_shot", name) for name in shown})}]
+    done = [job for job in jobs if job.results["finetuned"]]
+    groups = grouped(done, lambda job: (job.results["arm"], job.results["objective"]))
+    for (arm, objective), group in groups.items():
+        row: Row = {
+            "row": f"{objective}, {arm_label(arm, jobs)}",
+            "tasks trained on": f"{np.mean([len(job.results['training_task_ids'] or []) for job in group]):.0f}",
+            "steps": f"{np.mean([job.results['counts']['optimizer_steps'] or 0 for job in group]):.0f}",
+            **cells({name: per_task(group, "finetuned", name) for name in shown}),
+        }
+        sft = groups.get((arm, "sft"))
+        if sft and objective != "sft":
+            row |= against((sft, "finetuned"), (group, "finetuned"), shown[0])
+        rows.append(row)
+    columns = {
+        "objective": "row",
+        "tasks": "tasks trained on",
+        "optimizer steps": "steps",
+        **{f"{name} (%)": f"{name}_text" for name in shown},
+        f"{shown[0]} against sft": "difference_text",
+    }
+
+    def draw(file: Path, caption: str) -> None:
+        bars(file, [row["row"] for row in rows], points(rows, shown), caption)
+
+    return Study(title, subject(jobs), columns, rows, draw, [INTERVALS, PAIRED])
+
+
+_Way = Literal["feedback", "fresh"]
+_WAYS: tuple[_Way, _Way] = ("feedback", "fresh")
+
+
+def _after(jobs: Sequence[Job], part: str, way: _Way, number: int) -> dict[int, float]:
+    """Return pass@1 of each task after so many turns, averaged over seeds."""
+    found = (job.results["turns"][part][way][number] for job in jobs if part in job.results["turns"])
+    values = over_seeds({int(i): passed / one["n_samples"] for i, passed in one["per_task"].items()} for one in found)
+    return dict(sorted(values.items()))
+
+
+def turns(jobs: Sequence[Job]) -> Study:
+    """pass@1 after turns of feedback at test time, beside as many fresh draws."""
+    rows: list[Row] = []
+    lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+
+    def reviser(job: Job) -> str:
+        return job.results["reviser"]
+
+    for part in ("zero_shot", "finetuned"):
+        for who, group in grouped([job for job in jobs if part in job.results["turns"]], reviser).items():
+            for number in range(len(group[0].results["turns"][part]["feedback"])):
+                after: dict[str, dict[int, float]] = {way: _after(group, part, way, number) for way in _WAYS}
+                row: Row = {"row": f"{ROWS[part]}, written anew by the {who}", "turns": number, **cells(after)}
+                if number:
+                    fresh_draws, revised = (np.array(list(after[way].values())) for way in ("fresh", "feedback"))
+                    difference = paired(fresh_draws, revised)
+                    low, high = difference["ci95"]
+                    row["difference"] = difference["mean"]
+                    text = f"{percent(difference['mean'], [low, high])}, p {p_text(difference['p_value'])}"
+                    row["difference_text"] = text
+                rows.append(row)
+                lines[str(row["row"])].append(_point(number, after["feedback"]))
+                fresh = f"{ROWS[part]}, fresh draws"
+                if all(x != number for x, *_ in lines[fresh]):
+                    lines[fresh].append(_point(number, after["fresh"]))
+    columns = {
+        "policy": "row",
+        "turns": "turns",
+        "pass@1 with feedback (%)": "feedback_text",
+        "pass@1 with fresh draws (%)": "fresh_text",
+        "difference": "difference_text",
+    }
+
+    def draw(file: Path, caption: str) -> None:
+        curve(file, lines, caption, "turns of feedback, or fresh draws", "pass@1 on Test (%)")
+
+    notes = [INTERVALS, PAIRED, "Each turn takes one more draw of what fails, with feedback and in the control alike."]
+    return Study("Feedback at test time", subject(jobs), columns, rows, draw, notes)
+
+
+def _point(x: float, values: dict[int, float]) -> tuple[float, float, float, float]:
+    found = figure(values)
+    return x, found["mean"], found["low"], found["high"]
+
+
+def several_a_task(jobs: Sequence[Job]) -> Study:
+    """pass@k on Test against the number of correct programs of a task that are trained on."""
+    shown = names(jobs, "finetuned")[:-1]
+    done = [job for job in jobs if job.results["finetuned"]]
+    rows: list[Row] = []
+    lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    groups = grouped(done, lambda job: (job.results["arm"], job.results["per_task"]))
+    for (arm, most), group in groups.items():
+        tasks = np.mean([len(job.results["training_task_ids"] or []) for job in group])
+        count = float(np.mean([examples(job) for job in group]))
+        row: Row = {
+            "row": arm_label(arm, jobs),
+            "most": "all" if most is None else most,
+            "tasks trained on": f"{tasks:.0f}",
+            "examples": f"{count:.0f}",
+            **cells({name: per_task(group, "finetuned", name) for name in shown}),
+        }
+        one = groups.get((arm, 1))
+        if one and most != 1:
+            row |= against((one, "finetuned"), (group, "finetuned"), shown[0])
+        rows.append(row)
+        for name in shown:
+            at = (count / float(tasks), row[name], row[f"{name}_low"], row[f"{name}_high"])
+            lines[f"{arm_label(arm, jobs)}, {name}"].append(at)
+    columns = {
+        "fine-tuned on": "row",
+        "most a task": "most",
+        "tasks": "tasks trained on",
+        "programs": "examples",
+        **{f"{name} (%)": f"{name}_text" for name in shown},
+        f"{shown[0] if shown else ''} against one a task": "difference_text",
+    }
+    before = {name: per_task(jobs, "zero_shot", name) for name in shown}
+    levels = {f"zero-shot, {name}": figure(values)["mean"] for name, values in before.items() if values}
+
+    def draw(file: Path, caption: str) -> None:
+        curve(file, lines, caption, "different correct programs a task", "pass@k on Test (%)", levels)
+
+    return Study("Several programs a task", subject(jobs), columns, rows, draw, [INTERVALS, PAIRED])
