@@ -158,7 +158,11 @@ class Budget:
             rows = min(settings.training.micro_batch_size, phase.batch_size)
             rows *= settings.objective.texts if work.endswith("policy") else 1
             done[rows] = done.get(rows) or self._training(rows)
-            found.append(replace(done[rows], work=work))
+            need = done[rows]
+            if work.endswith("policy") and settings.objective.needs_refiner:
+                whole = self._sampling(self._how(1).dtype, 1).parameters
+                need = replace(need, parameters=need.parameters + whole)
+            found.append(replace(need, work=work))
         return found
 
     def advice(self, work: str, size: int) -> str:

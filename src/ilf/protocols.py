@@ -116,6 +116,11 @@ class Objective(ABC):
         """Whether examples need the log-probabilities of their targets under the policy before training."""
         return False
 
+    @property
+    def needs_refiner(self) -> bool:
+        """Whether the refiner is there while the policy is trained, as the module's `teacher`."""
+        return False
+
     def check(self, settings: Any) -> None:  # noqa: B027
         """Raise InputError where a run with these settings lacks what the objective needs, before anything loads."""
 
@@ -135,7 +140,7 @@ class Objective(ABC):
         """Return the loss of each example, (B,).
 
         Args:
-            module: A FineTuningModule: its `model`, `tokenizer`, and `logits`.
+            module: A FineTuningModule: its `model`, `tokenizer`, `logits` and `teacher_logits`.
             batch: `input_ids`, `attention_mask` and `labels`, each (R, T), right-padded; labels of -100 don't count.
                 R is B, or 2 B where each example has another text, which then follow in the same order. `value`, (B,);
                 `focus` and `reference`, (R, T), where examples have them. See `ilf.models.targets.Example`.

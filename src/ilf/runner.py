@@ -231,15 +231,16 @@ class Runner:
             taken.append(found.values())
             log.info("%s: %d of %d programs were drawn by earlier runs and are taken", stage, len(found), len(draws))
 
-    def fine_tune(self, name: str, base: Path, **what: Sequence[Any]) -> Path:
+    def fine_tune(self, name: str, base: Path, teacher: Path | None = None, **what: Sequence[Any]) -> Path:
         """Fine-tune a folder's model; return the result's folder, also put into the run's as `name`.
 
         Args:
             name: "refiner" or "policy".
             base: The folder.
+            teacher: That of a model to learn from, where the objective has one.
             what: `examples`, `validation` and `draws`; see `FineTuning`.
         """
-        job = FineTuning.of(self.settings, name, self._model(base), **what)
+        job = FineTuning.of(self.settings, name, self._model(base), teacher=teacher and self._model(teacher), **what)
         stage = f"train_{name}"
 
         def work(entry: Entry) -> dict[str, Any]:

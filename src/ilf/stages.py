@@ -271,7 +271,8 @@ class Stages:
             encoded = with_reference(settings, self.runner, base, encoded)
         prompts = self._prompts(base=False, tasks=self.tasks.refine)
         draws = plan_draws(prompts, "validate_policy", settings.training.validate_n, self.runner.seed)
-        tuned = self.runner.fine_tune("policy", base, examples=encoded, validation=[], draws=draws)
+        teacher = self.refiner_folder if settings.objective.needs_refiner else None
+        tuned = self.runner.fine_tune("policy", base, teacher, examples=encoded, validation=[], draws=draws)
         if settings.select:
             self.validation = self._draw("validate", tuned, prompts, n=settings.select)
         return tuned

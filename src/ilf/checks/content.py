@@ -82,6 +82,8 @@ def _check_objective(settings: Settings) -> None:
     if not arm.trains or "train_policy" not in settings.stages:
         return
     objective.check(settings)
+    if objective.needs_refiner:
+        _check_refiner(settings, "objective", settings.option("objective"), "Choose objective=self_distillation")
     silent = "drop" in settings.feedback.transform
     if objective.needs_feedback and (arm.own_samples or silent):
         group = "feedback" if silent else "refinements"
@@ -107,10 +109,16 @@ def _check_turns(settings: Settings) -> None:
     if any(one.asks_llm for one in source.writers) and settings.llm.shots and not shown:
         allowed = "worked examples are shown where feedback=llm annotates, too"
         raise InputError("llm.shots", settings.llm.shots, allowed, "Choose llm.shots=0, or feedback=llm.")
-    trained = settings.refinements.trains and not settings.refinements.unmatched
-    if evaluate.reviser == "refiner" and not (trained and settings.refinements.tasks == "solved"):
+    if evaluate.reviser == "refiner":
+        _check_refiner(settings, "evaluate.reviser", "refiner", "Choose evaluate.reviser=policy")
+
+
+def _check_refiner(settings: Settings, key: str, value: str, advice: str) -> None:
+    """Raise InputError where the arm has no refiner."""
+    arm = settings.refinements
+    if not arm.trains or arm.unmatched or not (arm.refines or arm.tasks == "solved"):
         allowed = f"refinements={settings.option('refinements')} has no refiner"
-        raise InputError("evaluate.reviser", "refiner", allowed, "Choose evaluate.reviser=policy, or another arm.")
+        raise InputError(key, value, allowed, f"{advice}, or another arm.")
 
 
 def _check_study(settings: Settings) -> None:

@@ -84,11 +84,16 @@ class FineTuningModule(pl.LightningModule):
         self.objective = objective or SFT()
         self._training_forward = all_logits
         self._on_drawn: Callable[[Draw, str], None] = lambda draw, text: None
+        self.teach(None)
         self._raised: InputError | None = None  # in this process, until all have come to where they tell each other
 
     def compile_forward(self) -> None:
         """Compile the training forward pass: a function and not the model, so that names of weights stay."""
         self._training_forward = torch.compile(all_logits, dynamic=True)
+
+    def teach(self, teacher: Any) -> None:
+        """Let another model give `teacher_logits`. It is no part of the module, as it is not trained or saved."""
+        self.__dict__["teacher"] = teacher
 
     def setup(self, stage: str) -> None:
         """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
@@ -98,7 +103,9 @@ class FineTuningModule(pl.LightningModule):
                 self.model.activation_checkpointing_enable()
 
     def on_fit_start(self) -> None:
-        """Give the model its tables back, where bf16-true has rounded them."""
+        """Give the model its tables back, where bf16-true has rounded them; move the teacher to the model's device."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
         for name, buffer in self.model.named_buffers():
             if name in self._tables:
                 buffer.data = self._tables[name].to(buffer.device)
@@ -111,6 +118,13 @@ class FineTuningModule(pl.LightningModule):
         """Return the logits of the last `keep` positions of a batch, (B, keep, V)."""
         forward = self._training_forward if self.training else all_logits
         return last_logits(self.model, batch["input_ids"], batch["attention_mask"], keep, forward)
+
+    def teacher_logits(self, batch: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
+        """Return the same of the teacher, by default the model itself, without a gradient."""
+        with torch.no_grad():
+            if self.teacher is None:
+                return self.logits(batch, keep)
+            return last_logits(self.teacher, batch["input_ids"], batch["attention_mask"], keep)
 
     def average(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a number over the processes of a training, so that all see what one has."""

@@ -160,6 +160,7 @@ class FineTuning:
     sampler: Sampler
     save_dtype: str
     seed: int
+    teacher: Model | None = None  # for objectives that learn from another model
 
     @classmethod
     def of(cls, settings: Settings, name: str, base: Model, **what: Any) -> FineTuning:
@@ -169,7 +170,7 @@ class FineTuning:
             settings: Of the run.
             name: "refiner" or "policy".
             base: What is fine-tuned.
-            what: `examples`, `validation` and `draws`.
+            what: `examples`, `validation`, `draws` and `teacher`.
         """
         drawing = settings.sampler  # no server holds what is being trained
         same = ("training", "datamodule", "optimizer", "scheduler", "adapter", "trainer", "callbacks")
@@ -191,6 +192,7 @@ class FineTuning:
         return {
             "code": code_sha256(FineTuning.run, FineTuning._save, *TRAINING, *((hf, *DECODING) if self.draws else ())),
             "weights": self.base.weights,
+            "teacher": self.teacher and self.teacher.weights,
             "examples": sha256([asdict(e) for e in self.examples]),
             "phase": asdict(self.phase),
             "adapter": self.adapter and self.adapter.key(),
@@ -235,6 +237,9 @@ class FineTuning:
         ).train()
         if self.training.compile:
             module.compile_forward()
+        if self.teacher is not None:
+            dtype = torch.bfloat16 if precision(self.trainer) == "bf16-true" else torch.float32
+            module.teach(load_model(self.teacher.folder, dtype, self.teacher.attention).eval())
         contents = Contents(self.examples, self.validation, self.draws)
         data = self.datamodule(tokenizer=tokenizer, contents=contents, batch_size=self.phase.batch_size, seed=self.seed)
         checkpoints = folder / "checkpoints"

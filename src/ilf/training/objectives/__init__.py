@@ -17,6 +17,7 @@ _PLACES = {
     "FeedbackConditional": "feedback",
     "FocusedDPO": "preference",
     "Multitask": "feedback",
+    "RefinerDistillation": "self_distillation",
     "SelfDistillation": "self_distillation",
     "Weighted": "weighted",
 }

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class SelfDistillation(Objective):
     """Each token's divergence from the policy that reads more (SDPO, Hübotter et al. 2026; SDFT, Shenfeld et al. 2026).
 
-    On the policy's own program x0 of T tokens, with the student p_i = pi(. | t, x0_<i) and the teacher
-    q_i = pi(. | context, t, x0_<i), the same weights without a gradient, the loss is 1/T sum_i D(p_i, q_i) over the
+    On the policy's own program x0 of T tokens, the student is p_i = pi(. | t, x0_<i), and the teacher, of the same
+    weights at each step, q_i = pi(. | context, t, x0_<i) without a gradient. The loss is 1/T sum_i D(p_i, q_i) over the
     whole vocabulary. D is KL(q || p) for alpha = 0, KL(p || q) for alpha = 1, and between them
     (1 - alpha) KL(p || m) + alpha KL(q || m) with m = (1 - alpha) p + alpha q.
 
@@ -31,13 +31,20 @@ class SelfDistillation(Objective):
         context: What the teacher reads before the task: feedback, the refine prompt with x0 and f; refinement, the
             correct program x1 too, behind it.
         alpha: From 0 to 1.
+        teacher: policy: as above; refiner: pi_Refine, which has been taught to read feedback, and does not change.
     """
 
     context: Literal["feedback", "refinement"] = "feedback"
     alpha: Share = 0.5
+    teacher: Literal["policy", "refiner"] = "policy"
 
     needs_feedback: ClassVar[bool] = True
     texts: ClassVar[int] = 2  # of which the teacher's needs less
+
+    @property
+    def needs_refiner(self) -> bool:
+        """Where it is the teacher."""
+        return self.teacher == "refiner"
 
     def examples(self, data: TrainingData) -> list[Example]:
         """Return each row's wrong program after the task, and as its other text the same after the context."""
@@ -62,23 +69,29 @@ class SelfDistillation(Objective):
         from ilf.training.objectives.likelihood import rows
 
         count = len(batch["value"])
-        student, places = self._distributions(module, rows(batch, 0, count))
-        with torch.no_grad():
-            teacher, _ = self._distributions(module, rows(batch, count, 2 * count))
+        student, places = self._distributions(module.logits, rows(batch, 0, count))
+        teacher, _ = self._distributions(module.teacher_logits, rows(batch, count, 2 * count))
         each = divergence(student, teacher, self.alpha)
         lengths = places.bincount(minlength=count)
         return torch.zeros(count, device=each.device).index_add(0, places, each) / lengths
 
     @staticmethod
-    def _distributions(module: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _distributions(logits_of: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities at each target token of a batch, (N, V), and the row that each is in, (N,)."""
         from ilf.training.objectives.likelihood import first_target
 
         labels = batch["labels"]
         first = first_target(labels)
-        logits = module.logits(batch, labels.shape[1] - first)[:, :-1]
+        logits = logits_of(batch, labels.shape[1] - first)[:, :-1]
         there = labels[:, first + 1 :] != -100
         return logits[there].float().log_softmax(dim=-1), there.nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class RefinerDistillation(SelfDistillation):
+    """Self-distillation with the refiner as the teacher: what it makes of the feedback, token by token."""
+
+    teacher: Literal["policy", "refiner"] = "refiner"
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, alpha: float) -> torch.Tensor:
