@@ -445,11 +445,11 @@ def test_a_run_with_each_objective_trains_on_the_same_tasks(name, small_stages, 
     assert results["training_task_ids"] == next(iter(IDS.values())) != []
 
 
-def test_reference_log_probabilities_are_computed_once_and_kept(small_stages, monkeypatch):
-    stages = small_stages("objective=dpo", *FEW)
+def test_reference_log_probabilities_are_computed_once_and_kept(small_stages, shared_store, monkeypatch):
+    stages = small_stages(shared_store, "objective=dpo", *FEW)
     stages.run()
     monkeypatch.setattr("ilf.measures.target_logps", lambda *_: pytest.fail("computed again"))
-    again = small_stages("objective=dpo", "objective.beta=0.3", *FEW)
+    again = small_stages(shared_store, "objective=dpo", "objective.beta=0.3", *FEW)
     assert again.run()["status"] == "complete"
     rows = stages.settings.objective.examples(data(stages.tokenizer, count=1))
     monkeypatch.undo()

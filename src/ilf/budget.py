@@ -159,7 +159,7 @@ class Budget:
             rows *= settings.objective.texts if work.endswith("policy") else 1
             done[rows] = done.get(rows) or self._training(rows)
             need = done[rows]
-            if work.endswith("policy") and settings.objective.needs_refiner:
+            if work.endswith("policy") and settings.objective.second_model:
                 whole = self._sampling(self._how(1).dtype, 1).parameters
                 need = replace(need, parameters=need.parameters + whole)
             found.append(replace(need, work=work))

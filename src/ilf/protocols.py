@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ilf.ranges import AboveZero, Positive
 from ilf.types import Draw, Feedback, Program, Refinement, Splits, Task
@@ -117,9 +117,9 @@ class Objective(ABC):
         return False
 
     @property
-    def needs_refiner(self) -> bool:
-        """Whether the refiner is there while the policy is trained, as the module's `teacher`."""
-        return False
+    def second_model(self) -> Literal["base", "refiner"] | None:
+        """The module's `teacher` while the policy is trained: the policy as it was, the refiner, or no second model."""
+        return None
 
     def check(self, settings: Any) -> None:  # noqa: B027
         """Raise InputError where a run with these settings lacks what the objective needs, before anything loads."""

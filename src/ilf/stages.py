@@ -271,7 +271,7 @@ class Stages:
             encoded = with_reference(settings, self.runner, base, encoded)
         prompts = self._prompts(base=False, tasks=self.tasks.refine)
         draws = plan_draws(prompts, "validate_policy", settings.training.validate_n, self.runner.seed)
-        teacher = self.refiner_folder if settings.objective.needs_refiner else None
+        teacher = {"base": base, "refiner": self.refiner_folder, None: None}[settings.objective.second_model]
         tuned = self.runner.fine_tune("policy", base, teacher, examples=encoded, validation=[], draws=draws)
         if settings.select:
             self.validation = self._draw("validate", tuned, prompts, n=settings.select)

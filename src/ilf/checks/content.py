@@ -82,7 +82,7 @@ def _check_objective(settings: Settings) -> None:
     if not arm.trains or "train_policy" not in settings.stages:
         return
     objective.check(settings)
-    if objective.needs_refiner:
+    if objective.second_model == "refiner":
         _check_refiner(settings, "objective", settings.option("objective"), "Choose objective=self_distillation")
     silent = "drop" in settings.feedback.transform
     if objective.needs_feedback and (arm.own_samples or silent):

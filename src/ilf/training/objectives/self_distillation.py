@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class SelfDistillation(Objective):
     """Each token's divergence from the policy that reads more (SDPO, Hübotter et al. 2026; SDFT, Shenfeld et al. 2026).
 
-    On the policy's own program x0 of T tokens, the student is p_i = pi(. | t, x0_<i), and the teacher, of the same
-    weights at each step, q_i = pi(. | context, t, x0_<i) without a gradient. The loss is 1/T sum_i D(p_i, q_i) over the
+    On the policy's own program x0 of T tokens, the student is p_i = pi(. | t, x0_<i), and the teacher
+    q_i = pi(. | context, t, x0_<i), without a gradient. The loss is 1/T sum_i D(p_i, q_i) over the
     whole vocabulary. D is KL(q || p) for alpha = 0, KL(p || q) for alpha = 1, and between them
     (1 - alpha) KL(p || m) + alpha KL(q || m) with m = (1 - alpha) p + alpha q.
 
@@ -31,20 +31,21 @@ class SelfDistillation(Objective):
         context: What the teacher reads before the task: feedback, the refine prompt with x0 and f; refinement, the
             correct program x1 too, behind it.
         alpha: From 0 to 1.
-        teacher: policy: as above; refiner: pi_Refine, which has been taught to read feedback, and does not change.
+        teacher: Whose weights it has: base, the policy's before the training; policy, its own at each step; refiner,
+            those of pi_Refine, which has been taught to read feedback.
     """
 
     context: Literal["feedback", "refinement"] = "feedback"
     alpha: Share = 0.5
-    teacher: Literal["policy", "refiner"] = "policy"
+    teacher: Literal["base", "policy", "refiner"] = "base"
 
     needs_feedback: ClassVar[bool] = True
     texts: ClassVar[int] = 2  # of which the teacher's needs less
 
     @property
-    def needs_refiner(self) -> bool:
-        """Where it is the teacher."""
-        return self.teacher == "refiner"
+    def second_model(self) -> Literal["base", "refiner"] | None:
+        """The teacher, where it is not the policy as it learns."""
+        return None if self.teacher == "policy" else self.teacher
 
     def examples(self, data: TrainingData) -> list[Example]:
         """Return each row's wrong program after the task, and as its other text the same after the context."""
@@ -91,7 +92,7 @@ class SelfDistillation(Objective):
 class RefinerDistillation(SelfDistillation):
     """Self-distillation with the refiner as the teacher: what it makes of the feedback, token by token."""
 
-    teacher: Literal["policy", "refiner"] = "refiner"
+    teacher: Literal["base", "policy", "refiner"] = "refiner"
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, alpha: float) -> torch.Tensor:
