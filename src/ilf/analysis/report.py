@@ -53,10 +53,8 @@ def _parts(results: Results) -> dict[str, Metrics]:
         which = f", round {number}" if len(rounds) > 1 else ""
         named += [(ROWS["refiner"] + which, found["refiner"]), (ROWS["finetuned"] + which, found["finetuned"])]
     for part, turns in results["turns"].items():
-        ways = list(zip(turns["feedback"], turns["fresh"], strict=True))[1:]
-        for number, (revised, fresh) in enumerate(ways, 1):
-            named.append((f"{ROWS[part]}, {number} turn{'s' * (number > 1)} of feedback", revised))
-            named.append((f"{ROWS[part]}, {number} fresh draw{'s' * (number > 1)}", fresh))
+        for number, (revised, fresh) in enumerate(zip(turns["feedback"][1:], turns["fresh"][1:], strict=True), 1):
+            named += [(f"{ROWS[part]}, feedback {number}x", revised), (f"{ROWS[part]}, drawn anew {number}x", fresh)]
     if transfer := results["transfer"]:
         named += [(f"zero-shot ({transfer['data']})", transfer["zero_shot"])]
         named += [(f"fine-tuned ({transfer['data']})", transfer["finetuned"])]

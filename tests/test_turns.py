@@ -1,0 +1,77 @@
+"""Feedback at test time, and the export of what a run has learnt from."""
+
+from dataclasses import dataclass
+
+import pytest
+from conftest import compose_settings
+from datasets import load_from_disk
+
+from ilf.analysis.pairs import COLUMNS, export_pairs
+from ilf.feedback import Source
+from ilf.scoring import score
+from ilf.types import Feedback, InputError
+
+FEW = ["measure=[]", "data.limit.test=4", "data.limit.train=16", "training.epochs=1", "training.validate_n=0"]
+
+
+@dataclass
+class Silent(Source):
+    """Has something to say of every second program."""
+
+    def write(self, failing, run):
+        assert all(len(programs) == 1 and not programs[0].verdict.passed for programs in failing.values())
+        assert not set(failing) & {task.task_id for task in (*run.tasks.refine, *run.tasks.train)}
+        found = [programs[0] for i, programs in failing.items() if i % 2]
+        return [Feedback(p.task_id, p.split, p.program, f"Mend {p.sample}.", "silent") for p in found]
+
+
+def test_a_source_of_a_users_speaks_on_each_program_and_what_it_is_silent_on_stays(small_stages, monkeypatch):
+    own = "evaluate.feedback={_target_: test_turns.Silent}"
+    stages = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner")
+    results = stages.run()
+    by_name = {file.stem: file.read_text() for file in (stages.folder / "programs").glob("*turn1*.jsonl")}
+    assert set(by_name) == {f"{p}_turn1{way}" for p in ("zero_shot", "finetuned") for way in ("", "_fresh")}
+    for part in ("zero_shot", "finetuned"):
+        failing = sum(4 - passed for passed in results[part]["per_task"].values())
+        assert by_name[f"{part}_turn1"].count("Mend ") == failing // 2
+        assert by_name[f"{part}_turn1_fresh"].count("\n") == failing
+    monkeypatch.setattr(Silent, "write", lambda *_: pytest.fail("written again"))
+    again = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner").run()
+    assert again["turns"] == results["turns"]  # all from the store
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluate.reviser=human"], "evaluate.reviser='human': must be policy or refiner"),
+        (
+            ["evaluate.reviser=refiner", "refinements=none"],
+            "evaluate.reviser='refiner': refinements=none has no refiner",
+        ),
+        (["evaluate.feedback=human"], "evaluate.feedback='human': nobody has annotated"),
+        (["evaluate.feedback=tests"], "evaluate.feedback='tests': must be of human, scripted"),
+        (["evaluate.feedback=llm", "llm.model=m"], "llm.shots=.*llm.shots=0"),
+        (["evaluate.turns=-1"], "evaluate.turns=-1: must be 0 or more"),
+    ],
+)
+def test_turns_that_can_not_be_taken_are_refused(overrides, message):
+    with pytest.raises(InputError, match=message):
+        compose_settings("evaluate.turns=2", *overrides)
+
+
+def test_a_runs_pairs_can_be_taken_elsewhere(small_stages, tmp_path):
+    stages = small_stages(*FEW, "refinements.per_task=2", "stages=[sample,annotate,train_refiner,refine,train_policy]")
+    stages.run()
+    count, left_out = export_pairs(str(stages.folder), str(tmp_path / "pairs"))
+    rows = list(load_from_disk(str(tmp_path / "pairs")))
+    assert left_out == 0 and len(rows) == count == len((stages.folder / "training.jsonl").read_text().splitlines())
+    for row in rows:
+        assert tuple(row) == COLUMNS
+        task = stages.tasks.by_id[row["task_id"]]
+        chosen, rejected = score([(row["prompt"] + row[key], task) for key in COLUMNS[2:4]], stages.sandbox, "all")
+        assert chosen.passed and not rejected.passed and row["prompt"] == task.prompt
+        assert row["privileged_context"].endswith(row["feedback"]) and row["rejected"] in row["privileged_context"]
+    with pytest.raises(InputError, match=r"export=.*not there yet"):
+        compose_settings("mode=export", f"run={stages.folder}", f"export={tmp_path / 'pairs'}")
+    with pytest.raises(InputError, match=r"run=.*holds no training.jsonl"):
+        compose_settings("mode=export", f"run={tmp_path}", "export=new")
