@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from ilf.measures import with_reference
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.policy_change import target_logps
-from ilf.models.targets import Example, collate, encode
+from ilf.models.targets import collate, encode
 from ilf.models.tokens import encode_prompts
 from ilf.protocols import TrainingData
-from ilf.tasks.prompts import critique_prompt, refine_prompt
+from ilf.tasks.feedback_prompts import critique_prompt, refine_prompt
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import Contents, MBPPDataModule
 from ilf.training.objectives import (
@@ -35,7 +35,7 @@ from ilf.training.objectives import (
 from ilf.training.objectives.preference import changed
 from ilf.training.objectives.self_distillation import divergence
 from ilf.training.trainer import make_trainer
-from ilf.types import Feedback, InputError, Program, Refinement, Task, Verdict
+from ilf.types import Example, Feedback, InputError, Program, Refinement, Task, Verdict
 
 TRL = json.loads((ROOT / "tests" / "trl_losses.json").read_text())
 NAMES = sorted(file.stem for file in (ROOT / "conf" / "objective").glob("*.yaml"))

@@ -26,11 +26,10 @@ from transformers import AutoConfig
 
 from ilf import ranks
 from ilf.models.load import load_tokenizer
-from ilf.models.targets import Example
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.training.mbpp_datamodule import Contents, MBPPDataModule, plan_draws
-from ilf.types import Draw, InputError, Task
+from ilf.types import Draw, Example, InputError, Task
 
 FEW = [
     "sampler.n=2",

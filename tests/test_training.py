@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ilf.feedback.scripted import annotate
 from ilf.models.load import adapt, load_model, load_tokenizer
-from ilf.models.targets import Example, encode
+from ilf.models.targets import encode
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.training.fine_tuning import LINEAR
@@ -16,7 +16,7 @@ from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import Contents, MBPPDataModule, micro_batches, plan_draws
 from ilf.training.refine_module import RefineModule
 from ilf.training.trainer import make_trainer
-from ilf.types import Feedback, InputError, Refinement, Task
+from ilf.types import Example, Feedback, InputError, Refinement, Task
 
 FULL, NF4, INT8 = (None, None), (lora(), "nf4"), (lora(), "int8")  # adapters, and how the base is kept under them
 TASK = Task(311, "train", "t", "def f(x):\n    return 1", "f", ("assert f(1) == 1",), "", '"""\nt\n"""\n\ndef f(x):\n')

@@ -8,20 +8,9 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from ilf.types import Feedback, Found, Outcome, Program, Refinement, Round, Splits, Task, Turns, derive_seed
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A program that may become a training example."""
-
-    task: Task
-    program: str | None  # None where nobody wrote the one that its arm trains on
-    source: str
-    feedback: Feedback | None = None
+from ilf.types import Candidate, Feedback, Found, Outcome, Program, Refinement, Round, Splits, Task, Turns, derive_seed
 
 
 class Arm(Protocol):

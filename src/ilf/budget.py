@@ -21,7 +21,7 @@ from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
 from ilf.models.tokens import encode_prompts
 from ilf.parts import Part
 from ilf.settings import Settings
-from ilf.tasks.prompts import refine_prompt
+from ilf.tasks.feedback_prompts import refine_prompt
 from ilf.training.trainer import precision, training_device
 from ilf.training.trial import check_lengths, check_positions, trainings
 from ilf.types import Feedback, InputError, Splits

@@ -21,11 +21,10 @@ from ilf.files import sha256
 from ilf.models.load import load_model, load_tokenizer, sampling_dtype
 from ilf.models.packed import load_packed
 from ilf.models.policy_change import divergence, perplexity, target_logps, weight_change
-from ilf.models.targets import Example
 from ilf.runner import Runner
 from ilf.settings import Settings
 from ilf.training.trainer import precision, training_device
-from ilf.types import Outcome, Program, Refinement
+from ilf.types import Example, Outcome, Program, Refinement
 
 log = logging.getLogger(__name__)
 

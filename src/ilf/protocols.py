@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ilf.ranges import AboveZero, Positive
-from ilf.types import Draw, Feedback, Program, Refinement, Splits, Task
+from ilf.types import Draw, Example, Feedback, Program, Refinement, Splits, Task
 
 if TYPE_CHECKING:
     import torch
-
-    from ilf.models.targets import Example
 
 
 @dataclass

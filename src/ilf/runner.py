@@ -166,18 +166,8 @@ class Runner:
             tasks: By id, where the draws are on other tasks than the run's.
             k: Of the logged pass@k, where the draws are not so many for each task as `evaluate.k` needs.
         """
-        if not draws and not self.requested(stage):
-            raise NotRequested(stage)
         if not draws:
-            # Only `refine` comes to this: the checks found tasks for the other stages.
-            limit = self.settings.data.limit.train
-            cut = limit is not None and limit <= sum(task.split == "train" for task in self.tasks.values())
-            raise InputError(
-                "data.limit.train" if cut else "feedback",
-                limit if cut else self.settings.option("feedback"),
-                f"leaves {stage} no task: the policy solves those of Train, or what was said of them was rejected",
-                f"See `rejected` in results.json. {'Raise the limit' if cut else 'Add tasks'}, or add annotations.",
-            )
+            raise self._nothing_to_draw(stage)
         by_id = tasks or self.tasks
         scoring = self.verdicts_of(stage, (by_id[draw.task_id] for draw in draws))
         job = Drawing(
@@ -214,6 +204,19 @@ class Runner:
         self.tracker.programs(label, programs)
         self.tracker.artifact(target)
         return programs
+
+    def _nothing_to_draw(self, stage: str) -> Exception:
+        """Return why: only `refine` comes to this, as the checks found tasks for the other stages."""
+        if not self.requested(stage):
+            return NotRequested(stage)
+        limit = self.settings.data.limit.train
+        cut = limit is not None and limit <= sum(task.split == "train" for task in self.tasks.values())
+        return InputError(
+            "data.limit.train" if cut else "feedback",
+            limit if cut else self.settings.option("feedback"),
+            f"leaves {stage} no task: the policy solves those of Train, or what was said of them was rejected",
+            f"See `rejected` in results.json. {'Raise the limit' if cut else 'Add tasks'}, or add annotations.",
+        )
 
     def _take_from_earlier(self, stage: str, draws: Sequence[Draw], entry: Entry) -> None:
         """Copy what finished stages have drawn: with more tasks or samples than they had, only new ones are drawn."""

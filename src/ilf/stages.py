@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ilf import algorithm, ending, training_set
-from ilf.algorithm import Candidate
 from ilf.analysis.schema import Results
 from ilf.annotators import Annotators
 from ilf.executors import Judge
@@ -18,7 +17,6 @@ from ilf.feedback.source import worked_examples
 from ilf.files import JsonLines
 from ilf.measures import with_reference
 from ilf.models.load import sampling_dtype
-from ilf.models.targets import Example
 from ilf.other_answers import OtherAnswers
 from ilf.outputs import write_outputs
 from ilf.paths import check_model_folder
@@ -32,6 +30,8 @@ from ilf.training.mbpp_datamodule import plan_draws
 from ilf.training.trainer import training_device
 from ilf.turns import take_turns
 from ilf.types import (
+    Candidate,
+    Example,
     Feedback,
     InputError,
     Inputs,

@@ -6,14 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ilf.algorithm import Candidate
 from ilf.models.targets import encode
 from ilf.models.tokens import encode_prompts, truncate
 from ilf.protocols import Refining, TrainingData
 from ilf.runner import Runner
 from ilf.scoring import score
 from ilf.tasks.prompts import completion_of
-from ilf.types import Feedback, Program, Refinement, Round
+from ilf.types import Candidate, Feedback, Program, Refinement, Round
 
 
 def express(runner: Runner, module: Any, candidates: Sequence[Candidate]) -> list[Refinement | None]:

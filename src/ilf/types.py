@@ -160,6 +160,35 @@ class Refinement:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A prompt and the target that the model is to write after it, as token ids, with what an objective adds."""
+
+    task_id: int
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]  # ends with EOS
+    value: float = 1.0  # what an objective makes of it: a weight, an advantage, or whether it is desirable
+    focus: tuple[bool, ...] | None = None  # for each target token, whether an objective counts it; None for all
+    reference: tuple[float, ...] | None = None  # log-probability of each target token before the training
+    other: Example | None = None  # a second text that is read with it, such as the rejected one of a pair
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest of its texts, EOS included."""
+        own = len(self.prompt_ids) + len(self.target_ids)
+        return own if self.other is None else max(own, self.other.length)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A program that may become a training example."""
+
+    task: Task
+    program: str | None  # None where nobody wrote the one that its arm trains on
+    source: str
+    feedback: Feedback | None = None
+
+
+@dataclass(frozen=True)
 class Found:
     """What there is on a task of Train that the policy fails: what an arm takes the task's example from."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf.files import JsonLines
-from ilf.tasks.prompts import critique_prompt
+from ilf.tasks.feedback_prompts import critique_prompt
 from ilf.types import InputError
 
 COLUMNS = ("task_id", "prompt", "chosen", "rejected", "privileged_context", "feedback", "source")

@@ -28,8 +28,6 @@ _TRAINED_ON = {
     "self": "its own correct samples",
     "none": "nothing",
 }
-
-
 _ENOUGH = 50  # programs with feedback, to say what a hundred bring
 
 
@@ -63,8 +61,7 @@ def _parts(results: Results) -> dict[str, Metrics]:
 
 def table(results: Results) -> str:
     """Return the run's figures as a Markdown table: pass@k in percent with 95% intervals over tasks."""
-    parts = _parts(results)
-    if not parts:
+    if not (parts := _parts(results)):
         return "No figures yet: no programs on Test, and no refinements."
     names = [key for part in list(parts.values())[:1] for key in part["ci95"]]
     lines = [
@@ -289,8 +286,7 @@ def _diff(before: str, after: str, most: int = 30) -> list[str]:
 
 def plot(results: Results, folder: Path) -> None:
     """Draw a run's pass@k with intervals into pass_at_k.png, and over its rounds, where it has several, rounds.png."""
-    parts = _parts(results)
-    if not parts:
+    if not (parts := _parts(results)):
         return
     names = list(next(iter(parts.values()))["ci95"])
     arm = arm_name(results["arm"], results["annotator"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections import Counter, defaultdict
 from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
@@ -25,21 +23,11 @@ from ilf.analysis.schema import (
     TurnResults,
 )
 from ilf.analysis.statistics import Floats, bootstrap_ci95, paired, pass_at_k
+from ilf.installation import versions
 from ilf.settings import Settings
 from ilf.types import Outcome, Program, Round, Splits, Turns
 
 SCHEMA = 1
-_PACKAGES = (
-    "torch",
-    "pytorch-lightning",
-    "hydra-core",
-    "transformers",
-    "datasets",
-    "peft",
-    "bitsandbytes",
-    "wandb",
-    "numpy",
-)
 
 
 def per_task(programs: Sequence[Program], k: int) -> dict[int, float]:
@@ -78,16 +66,6 @@ def delta(before: Sequence[Program] | None, after: Sequence[Program] | None, k: 
     if per_task(before, 1).keys() != per_task(after, 1).keys():
         raise ValueError("the two sets of programs are on different tasks")
     return {f"pass@{i}": paired(_values(before, i), _values(after, i)) for i in k}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a figure may depend on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        found[package] = importlib.metadata.version(package)
-    from ilf import __version__
-
-    return found | {"ilf": __version__}
 
 
 @dataclass

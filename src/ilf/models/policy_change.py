@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ilf.models.batches import join
 from ilf.models.load import load_model
 from ilf.models.prefill import joinable, prefill
-from ilf.models.targets import Example, encode
-from ilf.types import InputError, Program
+from ilf.models.targets import encode
+from ilf.types import Example, InputError, Program
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 _OUTSIDE = {  # tensors outside the blocks, by what their names start with behind `model.` or `transformer.`

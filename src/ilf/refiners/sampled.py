@@ -11,7 +11,8 @@ from ilf.feedback.source import check_worked_examples, worked_examples
 from ilf.paths import check_model_folder
 from ilf.protocols import Refiner, Refining
 from ilf.ranges import Natural
-from ilf.tasks.prompts import completion_of, few_shot_prompt
+from ilf.tasks.feedback_prompts import few_shot_prompt
+from ilf.tasks.prompts import completion_of
 from ilf.types import Feedback, InputError, Refinement, Task
 
 

@@ -27,14 +27,13 @@ from ilf.analysis.schema import Results
 from ilf.files import write_atomically
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
-from ilf.models.targets import Example
 from ilf.parts import Part
 from ilf.protocols import Sampler
 from ilf.sampling.hf import HFSampler
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import Contents, MBPPDataModule
 from ilf.training.trainer import make_trainer
-from ilf.types import Draw
+from ilf.types import Draw, Example
 
 log = logging.getLogger(__name__)
 

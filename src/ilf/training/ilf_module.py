@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ilf.models.targets import Example, encode
+from ilf.models.targets import encode
 from ilf.training.fine_tuning import FineTuningModule
-from ilf.types import Refinement
+from ilf.types import Example, Refinement
 
 
 class ILFModule(FineTuningModule):

@@ -24,7 +24,6 @@ from ilf.files import JsonLines, sha256
 from ilf.models import batches, cache, graphs, load, packed, prefill, shards, shared, targets, tokens
 from ilf.models.load import adapt, compute_dtype, load_model, load_tokenizer, save, saving_dtype
 from ilf.models.packed import load_packed
-from ilf.models.targets import Example
 from ilf.parts import Part, key_of
 from ilf.protocols import Objective, Sampler
 from ilf.sampling import hf
@@ -43,7 +42,7 @@ from ilf.training.trainer import (
     training_device,
 )
 from ilf.training.unit_test_callback import UnitTestCallback, kept_samples
-from ilf.types import Draw, Program, derive_seed
+from ilf.types import Draw, Example, Program, derive_seed
 
 log = logging.getLogger(__name__)
 

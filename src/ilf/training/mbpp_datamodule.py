@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ilf.models.load import load_tokenizer
-from ilf.models.targets import Example, collate, encode
+from ilf.models.targets import collate, encode
 from ilf.models.tokens import encode_prompts
 from ilf.tasks import MBPP
 from ilf.tasks.data import split_tasks
 from ilf.tasks.prompts import completion_of
-from ilf.types import Draw, Task, derive_seed
+from ilf.types import Draw, Example, Task, derive_seed
 
 log = logging.getLogger(__name__)
 

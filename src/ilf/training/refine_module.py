@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ilf.models.targets import Example, encode
+from ilf.models.targets import encode
 from ilf.models.tokens import truncate
-from ilf.tasks.prompts import completion_of, refine_prompt
+from ilf.tasks.feedback_prompts import refine_prompt
+from ilf.tasks.prompts import completion_of
 from ilf.training.fine_tuning import FineTuningModule
-from ilf.types import Feedback, Task
+from ilf.types import Example, Feedback, Task
 
 
 class RefineModule(FineTuningModule):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ilf.protocols import TrainingData
 from ilf.ranges import NotNegative
-from ilf.tasks.prompts import conditioned_prompt, critique_prompt
+from ilf.tasks.feedback_prompts import conditioned_prompt, critique_prompt
 from ilf.training.objectives.preference import rejected
 from ilf.training.objectives.sft import SFT
-from ilf.types import InputError, Refinement, Task
-
-if TYPE_CHECKING:
-    from ilf.models.targets import Example
+from ilf.types import Example, InputError, Refinement, Task
 
 
 def _critique(data: TrainingData, row: Refinement) -> tuple[str, str]:

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ilf.protocols import Objective, TrainingData
 from ilf.ranges import AboveZero, NotNegative, Positive, UnderHalf
 from ilf.tasks.prompts import completion_of
-from ilf.types import Program, Refinement, derive_seed
+from ilf.types import Example, Program, Refinement, derive_seed
 
 if TYPE_CHECKING:
     import torch
-
-    from ilf.models.targets import Example
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ilf.protocols import Objective, TrainingData
 from ilf.ranges import Share
-from ilf.tasks.prompts import with_refinement
+from ilf.tasks.feedback_prompts import with_refinement
 from ilf.training.objectives.preference import rejected
-from ilf.types import Refinement
+from ilf.types import Example, Refinement
 
 if TYPE_CHECKING:
     import torch
-
-    from ilf.models.targets import Example
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from ilf.protocols import Objective, TrainingData
 from ilf.ranges import AboveZero, Natural
 from ilf.training.objectives.preference import sampled
+from ilf.types import Example
 
 if TYPE_CHECKING:
     import torch
-
-    from ilf.models.targets import Example
 
 
 @dataclass(frozen=True)
