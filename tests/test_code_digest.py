@@ -17,9 +17,10 @@ from ilf.code_digest import code_sha256
 from ilf.models import batches
 from ilf.runner import Runner
 from ilf.sampling import HFSampler, hf
-from ilf.training import fine_tuning, loops, objectives, schedules
+from ilf.training import fine_tuning, loops, schedules
 from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
+from ilf.training.objectives import sft
 
 SOURCE = '''"""A module."""
 
@@ -157,7 +158,7 @@ def test_a_stage_runs_no_code_that_its_digest_leaves_out(small_stages, monkeypat
     few = ["data.limit.test=2", "data.limit.refine=6", "data.limit.train=6", "sampler.n=2", "evaluate.k=[1]"]
     small_stages(*few, "training.validate_n=1", "training.epochs=1").run()
     drawing = (loops, *loops.DRAWING, hf, *loops.DECODING, *runner._JUDGING)  # of loops, Drawing.run
-    training = (loops, *loops.TRAINING, hf, *loops.DECODING, ILFModule, objectives, schedules, *runner._JUDGING)
+    training = (loops, *loops.TRAINING, hf, *loops.DECODING, ILFModule, sft, schedules, *runner._JUDGING)
     for stage, parts in (
         *((stage, drawing) for stage in ("zero_shot", "sample", "refine", "evaluate")),
         *((stage, training) for stage in ("train_refiner", "train_policy")),

@@ -106,13 +106,14 @@ def test_a_6b_model_is_trained_whole_on_80_gb_and_by_qlora_on_12():
 
 
 TOO_LARGE = {
-    "sampling": ["sampler.batch_size=100000"],
-    "fine-tuning the policy": ["training.micro_batch_size=200000", "training.policy.batch_size=200000"],
+    "sampling": ["sampler.batch_size=4000"],
+    "fine-tuning the policy": ["training.micro_batch_size=4000", "training.policy.batch_size=4000"],
 }
 
 
 @pytest.mark.parametrize("work", TOO_LARGE)
-def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, caplog):
+def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, caplog, monkeypatch):
+    monkeypatch.setattr("ilf.budget.device_memory", lambda trainer: ("a small machine", 2 * 10**9))
     overrides = ["data.limit.train=8", "training.validate_n=0", *TOO_LARGE[work]]
     with pytest.raises(InputError, match=rf"memory='refuse': {work} needs .* GB at its peak") as error:
         small_stages(*overrides)
@@ -125,6 +126,22 @@ def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, ca
         with caplog.at_level("WARNING"):
             check_memory(Budget(compose_settings(*overrides, "memory=warn"), config, 8))
         assert f"{work} needs" in caplog.text
+
+
+def test_an_objective_of_pairs_needs_room_for_both_texts_and_a_teacher_for_its_weights():
+    config = AutoConfig.from_pretrained(MINI)
+
+    def needs(*overrides):
+        budget = Budget(compose_settings("training.validate_n=0", *overrides), config, 50)
+        return {need.work: need for need in budget.needs()}
+
+    policy, refiner = "fine-tuning the policy", "fine-tuning the refiner"
+    rows = ["training.micro_batch_size=2"]
+    plain, pairs, twice = needs(*rows), needs(*rows, "objective=dpo"), needs("training.micro_batch_size=4")
+    assert pairs[policy] == twice[policy] and pairs[refiner] == plain[refiner]
+    taught = needs(*rows, "objective=self_distillation")[policy]
+    alone = needs(*rows, "objective=self_distillation", "objective.teacher=policy")[policy]
+    assert taught.parameters >= 2 * alone.parameters and taught.gradients == alone.gradients
 
 
 @pytest.mark.parametrize(("trainer", "optimizer"), [("ddp", "adamw"), ("ddp", "adamw_8bit"), ("fsdp", "adamw")])

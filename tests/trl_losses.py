@@ -1,4 +1,4 @@
-"""Writes trl_losses.json: what TRL's trainers compute on a batch, for test_objectives.py. Needs `pip install trl`.
+"""Prints trl_losses.json: what TRL computes on a batch, for test_objectives.py. Needs `pip install trl`.
 
     python tests/trl_losses.py > tests/trl_losses.json
 

@@ -32,6 +32,7 @@ from ilf.settings import Phase, Settings, Training
 from ilf.tasks import prompts
 from ilf.training import fine_tuning, mbpp_datamodule, trainer
 from ilf.training.mbpp_datamodule import Contents
+from ilf.training.objectives import likelihood
 from ilf.training.objectives.sft import SFT
 from ilf.training.trainer import (
     CHANGING_NOTHING,
@@ -63,7 +64,7 @@ DRAWING: tuple[Code, ...] = (
     prompts,
 )
 DECODING: tuple[Code, ...] = (batches, cache, graphs, prefill, shared)  # of `HFSampler`
-TRAINING: tuple[Code, ...] = (fine_tuning, targets, mbpp_datamodule, load, tokens, trainer, shards)
+TRAINING: tuple[Code, ...] = (fine_tuning, likelihood, targets, mbpp_datamodule, load, tokens, trainer, shards)
 
 
 @dataclass(frozen=True)

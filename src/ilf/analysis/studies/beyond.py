@@ -43,7 +43,7 @@ def objectives(jobs: Sequence[Job]) -> Study:
     groups = grouped(done, lambda job: (job.results["arm"], job.results["objective"]))
     for (arm, objective), group in groups.items():
         row: Row = {
-            "row": f"{objective}, {arm_label(arm, jobs)}",
+            "row": f"{objective}, {arm}",
             "tasks trained on": f"{np.mean([len(job.results['training_task_ids'] or []) for job in group]):.0f}",
             "steps": f"{np.mean([job.results['counts']['optimizer_steps'] or 0 for job in group]):.0f}",
             **cells({name: per_task(group, "finetuned", name) for name in shown}),
@@ -53,7 +53,7 @@ def objectives(jobs: Sequence[Job]) -> Study:
             row |= against((sft, "finetuned"), (group, "finetuned"), shown[0])
         rows.append(row)
     columns = {
-        "objective": "row",
+        "objective, arm": "row",
         "tasks": "tasks trained on",
         "optimizer steps": "steps",
         **{f"{name} (%)": f"{name}_text" for name in shown},
@@ -144,7 +144,7 @@ def several_a_task(jobs: Sequence[Job]) -> Study:
             row |= against((one, "finetuned"), (group, "finetuned"), shown[0])
         rows.append(row)
         for name in shown:
-            at = (count / float(tasks), row[name], row[f"{name}_low"], row[f"{name}_high"])
+            at = (round(count / float(tasks), 1), row[name], row[f"{name}_low"], row[f"{name}_high"])
             lines[f"{arm_label(arm, jobs)}, {name}"].append(at)
     columns = {
         "fine-tuned on": "row",
