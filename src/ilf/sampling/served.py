@@ -33,7 +33,7 @@ class ServedSampler(Sampler):
         batch_size: Requests at once.
         url: Of an OpenAI-compatible server, such as http://localhost:8000/v1. The key is read from $OPENAI_API_KEY.
         extra: More fields of each request, such as {top_k: -1}.
-        seeded: Whether each request has its draw's seed. Some engines can't take one, and vLLM on a CPU dies of it.
+        seeded: Whether each request has its draw's seed. Some engines can't take one: vLLM dies of it on some CPUs.
     """
 
     url: str | None = None
@@ -85,7 +85,9 @@ class ServedSampler(Sampler):
     @property
     def _of_seeds(self) -> str:
         """What an error adds where it may be the seeds that the server can't take."""
-        return " If it died of a request's seed, as vLLM on a CPU does: sampler.seeded=false." if self.seeded else ""
+        return (
+            " If it died of a request's seed, as vLLM does on some CPUs: sampler.seeded=false." if self.seeded else ""
+        )
 
     def _answers(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
         """Yield each draw with what the server gives for it, as they come."""
