@@ -160,6 +160,7 @@ def test_table2_refines_before_any_training_and_differs_in_the_feedback_alone(st
     assert all(own[i]["program"] == shuffled[i]["program"] and own[i]["text"] != shuffled[i]["text"] for i in train)
 
 
+@pytest.mark.slow
 def test_table3_has_the_same_tasks_and_samples_for_the_refiner_and_its_controls(study):
     found = {r["arm"]: r for r in results(study("paper/table3"))}
     assert set(found) == {"refiner", "refiner_without_feedback", "fresh_samples"}

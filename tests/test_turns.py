@@ -75,3 +75,9 @@ def test_a_runs_pairs_can_be_taken_elsewhere(small_stages, tmp_path):
         compose_settings("mode=export", f"run={stages.folder}", f"export={tmp_path / 'pairs'}")
     with pytest.raises(InputError, match=r"run=.*holds no training.jsonl"):
         compose_settings("mode=export", f"run={tmp_path}", "export=new")
+
+
+def test_programs_that_are_at_hand_take_no_turns_where_their_stage_is_not_asked_for(small_stages):
+    small_stages(*FEW, "stages=[zero_shot]").run()
+    results = small_stages(*FEW, "evaluate.turns=1", "stages=[sample]").run()
+    assert results["zero_shot"] and results["turns"] == {}

@@ -188,10 +188,11 @@ class Stages:
         reviser = folder if evaluate.reviser == "policy" else self.refiner_folder
         if reviser is None:  # the run ended before it had one
             return None
-        prompt = functools.partial(self._prompt, base=policy is None)
-        return take_turns(
-            self.runner, self.annotators, self._refining(), stage, folder, reviser, prompt, list(programs)
-        )
+        prompt, refining = functools.partial(self._prompt, base=policy is None), self._refining()
+        try:
+            return take_turns(self.runner, self.annotators, refining, stage, folder, reviser, prompt, list(programs))
+        except NotRequested:  # the programs were at hand, and no turn of them is
+            return None
 
     def _draw(
         self, stage: str, model: Path, prompts: Sequence[tuple[Task, str]], n: int | None = None

@@ -91,7 +91,7 @@ def _feedback(
 
     Sources write on one program of a task: here each program is put to them as one of a task of its own.
     """
-    ids = {_at(p): 1_000_000 + number for number, p in enumerate(failing)}
+    ids = {_at(p): number for number, p in enumerate(failing, 1 + max(runner.tasks))}
     tasks = {i: replace(runner.tasks[at[0]], task_id=i) for at, i in ids.items()}
     source = named(runner.settings.evaluate.feedback, "evaluate.feedback")
     asked = {ids[_at(p)]: [replace(p, task_id=ids[_at(p)])] for p in failing}

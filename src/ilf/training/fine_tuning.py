@@ -212,6 +212,8 @@ class FineTuningModule(pl.LightningModule):
         """Log the loss of an example batch; return the completions of a batch of draws."""
         if not isinstance(batch, dict):
             return self._draw(batch)
+        batch = batch | {"weight": torch.tensor(1 / len(batch["value"]), device=self.device)}
+        self.objective.before_step(self, [batch])
         losses = self.losses(batch)
         if not torch.isfinite(losses).all():
             raise self._diverged(f"after {self.trainer.global_step} steps a loss on held-out examples is not finite")
