@@ -21,7 +21,7 @@ class Silent(Source):
     def write(self, failing, run):
         assert all(len(programs) == 1 and not programs[0].verdict.passed for programs in failing.values())
         assert not set(failing) & {task.task_id for task in (*run.tasks.refine, *run.tasks.train)}
-        found = [programs[0] for i, programs in failing.items() if i % 2]
+        found = [programs[0] for programs in list(failing.values())[1::2]]
         return [Feedback(p.task_id, p.split, p.program, f"Mend {p.sample}.", "silent") for p in found]
 
 
