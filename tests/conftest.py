@@ -42,7 +42,7 @@ from ilf.tasks.mini_grammar import draw_names  # noqa: E402
 from ilf.training.mini_corpus import with_mistakes  # noqa: E402
 from ilf.types import Program, Task, Verdict  # noqa: E402
 
-gc.freeze()  # what is imported stays, and to go through it at each collection takes a tenth of a test's time
+gc.freeze()  # what is imported stays: collections need not go through it
 
 # Ray reads this as it is imported, and its ports are open to the network.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
