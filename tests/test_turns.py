@@ -27,8 +27,10 @@ class Silent(Source):
 
 def test_a_source_of_a_users_speaks_on_each_program_and_what_it_is_silent_on_stays(small_stages, monkeypatch):
     own = "evaluate.feedback={_target_: test_turns.Silent}"
-    stages = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner")
+    stages = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner", "logger=wandb")
     results = stages.run()
+    turns = {f"{part}-turn1{way}" for part in ("zero-shot", "finetuned") for way in ("", "-fresh")}
+    assert turns <= set(stages.tracker._attached)  # as artifacts of the run
     by_name = {file.stem: file.read_text() for file in (stages.folder / "programs").glob("*turn1*.jsonl")}
     assert set(by_name) == {f"{p}_turn1{way}" for p in ("zero_shot", "finetuned") for way in ("", "_fresh")}
     for part in ("zero_shot", "finetuned"):

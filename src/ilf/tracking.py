@@ -25,7 +25,8 @@ _ARTIFACTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "finetuned.jsonl": ("finetuned", "samples", ("policy",)),
     "results.json": ("results", "results", ("zero-shot", "refinements", "finetuned")),
 }
-_NAME = re.compile(r"(transfer_)?(\w+?)(_round\d+)?(?:\.\w+)?")  # of these files, by data set and round
+# Of these files, by data set, turn of feedback at test time, and round.
+_NAME = re.compile(r"(transfer_)?(\w+?)(_turn\d+(?:_fresh)?)?(_round\d+)?(?:\.\w+)?")
 
 _FOLDERS = {  # that W&B writes to, in a home folder or the working one unless its variable names another
     "WANDB_ARTIFACT_DIR": "artifacts",
@@ -146,8 +147,10 @@ class Tracker:
             return
         import wandb
 
-        prefix, base, end = _NAME.fullmatch(path.name).group(1, 2, 3)  # type: ignore[union-attr]
+        prefix, base, turn, end = _NAME.fullmatch(path.name).group(1, 2, 3, 4)  # type: ignore[union-attr]
         name, kind, parents = _ARTIFACTS[base + path.suffix]
+        if turn:
+            name, parents = name + turn.replace("_", "-"), (name, *parents, "refiner")
         own = (end or "").replace("_", "-")
         made_of = []
         for parent in parents:  # of the same round, else the newest
