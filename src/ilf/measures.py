@@ -99,7 +99,11 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
         base: The policy's folder.
         examples: The training set; other texts get theirs, too.
     """
-    texts = list(dict.fromkeys(replace(e, value=1.0, focus=None, other=None) for e in _texts(examples)))
+
+    def bare(example: Example) -> Example:
+        return replace(example, value=1.0, focus=None, other=None)
+
+    texts = list(dict.fromkeys(bare(text) for e in examples for text in (e, e.other) if text is not None))
     kind, device, training = precision(settings.trainer), training_device(settings.trainer), settings.training
 
     def work() -> list[list[float]]:
@@ -115,14 +119,9 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
     found = dict(zip(texts, runner.measure("reference", key, work), strict=True))
 
     def given(example: Example) -> Example:
-        text = replace(example, value=1.0, focus=None, other=None)
-        return replace(example, reference=tuple(found[text]), other=example.other and given(example.other))
+        return replace(example, reference=tuple(found[bare(example)]), other=example.other and given(example.other))
 
     return [given(example) for example in examples]
-
-
-def _texts(examples: Sequence[Example]) -> list[Example]:
-    return [text for e in examples for text in (e, e.other) if text is not None]
 
 
 def _tokens(model: Any) -> int:

@@ -88,12 +88,14 @@ class TrainingData:
     max_length: int  # tokens of an example
     rejected: list[str]  # a line on each row that can't be trained on; append to it
 
-    def each(
-        self, make: Callable[[Refinement], Iterable[Example]], rows: Sequence[Refinement] | None = None
-    ) -> list[Example]:
+    def programs(self, task_id: int) -> list[Program]:
+        """Return all that was sampled on a task: the policy's programs, and the refiner's."""
+        return [*self.samples.get(task_id, ()), *self.refinements.get(task_id, ())]
+
+    def each(self, make: Callable[[Refinement], Iterable[Example]]) -> list[Example]:
         """Return the examples that `make` gives for each row; a row that it refuses by ValueError is named."""
         found: list[Example] = []
-        for row in self.rows if rows is None else rows:
+        for row in self.rows:
             try:
                 found += make(row)
             except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
@@ -141,7 +143,7 @@ class Objective(ABC):
             module: A FineTuningModule: its `model`, `tokenizer`, `logits` and `teacher_logits`.
             batch: `input_ids`, `attention_mask` and `labels`, each (R, T), right-padded; labels of -100 don't count.
                 R is B, or 2 B where each example has another text, which then follow in the same order. `value`, (B,);
-                `focus` and `reference`, (R, T), where examples have them. See `ilf.models.targets.Example`.
+                `focus` and `reference`, (R, T), where examples have them. See `ilf.types.Example`.
         """
 
 
@@ -208,3 +210,7 @@ class Refiner(ABC):
         """Return what the model is given for one wrong program; it ends with the task's prompt."""
         prompt: str = run.module.prompt(run.tokenizer, feedback, task, self.old_code_tokens)
         return prompt
+
+    def prompt_with_program(self, feedback: Feedback, task: Task, run: Refining) -> str:
+        """Return `prompt`, or the paper's where the refiner's own prompts hold no program."""
+        return self.prompt(feedback, task, run) if self.reads_program else Refiner.prompt(self, feedback, task, run)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ilf.executors import Executor, LocalExecutor
+from ilf.feedback.composed import named
 from ilf.feedback.llm_settings import LLM
 from ilf.feedback.source import Source
 from ilf.parts import Needs, Part
@@ -205,11 +206,21 @@ class Settings:
         return str(getattr(part, "name", type(part).__name__.lower())) if chosen == "annotator" else chosen
 
     @property
+    def refines(self) -> bool:
+        """Whether the arm has a refiner, for its own programs or to match the tasks of others."""
+        arm = self.refinements
+        return arm.trains and not arm.unmatched and (arm.refines or arm.tasks == "solved")
+
+    @property
     def trains_refiner(self) -> bool:
         """Whether the requested stages hold the refiner's fine-tuning."""
-        arm = self.refinements
-        refines = arm.trains and not arm.unmatched and (arm.refines or arm.tasks == "solved")
-        return refines and self.refiner.trains and "train_refiner" in self.stages
+        return self.refines and self.refiner.trains and "train_refiner" in self.stages
+
+    @property
+    def writers(self) -> list[Source]:
+        """Those who write feedback: to train on, and at test time."""
+        turning = named(self.evaluate.feedback, "evaluate.feedback").writers if self.evaluate.turns else []
+        return [*self.feedback.writers, *turning]
 
 
 def value_of(settings: Settings, key: str) -> Any:

@@ -74,11 +74,7 @@ def training_data(
 
     def refine_prompt(row: Refinement) -> str:
         wrong = Feedback(row.task_id, "train", row.wrong_program or "", row.feedback or "", row.source)
-        task = runner.tasks[row.task_id]
-        if refiner.reads_program:
-            return refiner.prompt(wrong, task, refining)
-        prompt: str = refining.module.prompt(tokenizer, wrong, task, refiner.old_code_tokens)
-        return prompt
+        return refiner.prompt_with_program(wrong, runner.tasks[row.task_id], refining)
 
     refined = rounds if settings.refinements.refines else ()
     return TrainingData(

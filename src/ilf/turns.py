@@ -48,7 +48,8 @@ def take_turns(
     found = Turns([list(programs)], [list(programs)])
     for number in range(1, runner.settings.evaluate.turns + 1):
         words = _feedback(runner, annotators, _failing(found.feedback[-1]), f"{stage}_turn{number}")
-        revising = {at: _refine_prompt(runner, refining, f) for at, f in words.items()}
+        refiner = runner.settings.refiner
+        revising = {at: refiner.prompt_with_program(f, runner.tasks[at[0]], refining) for at, f in words.items()}
         drawing = {_at(p): prompt(runner.tasks[p.task_id]) for p in _failing(found.fresh[-1])}
         ways = (("", reviser, found.feedback, revising), ("_fresh", policy, found.fresh, drawing))
         for suffix, model, turns, prompts in ways:
@@ -73,15 +74,6 @@ def _draw(runner: Runner, label: str, at: _Chain, prompt: str) -> Draw:
     (task_id, sample), task = at, runner.tasks[at[0]]
     seed = derive_seed(runner.seed, label, *at)
     return Draw(task_id, task.split, sample, seed, prompt, task.prompt, bool(task.inputs))
-
-
-def _refine_prompt(runner: Runner, refining: Refining, feedback: Feedback) -> str:
-    """Return what the reviser is given; of a refiner that reads no program, the paper's prompt."""
-    refiner, task = runner.settings.refiner, runner.tasks[feedback.task_id]
-    if refiner.reads_program:
-        return refiner.prompt(feedback, task, refining)
-    prompt: str = refining.module.prompt(refining.tokenizer, feedback, task, refiner.old_code_tokens)
-    return prompt
 
 
 def _feedback(

@@ -115,8 +115,7 @@ def _check_turns(settings: Settings) -> None:
 
 def _check_refiner(settings: Settings, key: str, value: str, advice: str) -> None:
     """Raise InputError where the arm has no refiner."""
-    arm = settings.refinements
-    if not arm.trains or arm.unmatched or not (arm.refines or arm.tasks == "solved"):
+    if not settings.refines:
         allowed = f"refinements={settings.option('refinements')} has no refiner"
         raise InputError(key, value, allowed, f"{advice}, or another arm.")
 

@@ -34,9 +34,8 @@ _PLACEHOLDERS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
 
 def uses(settings: Any) -> list[str]:
     """Return what a run asks another model for: "feedback", "refinement", both or nothing."""
-    turning = settings.evaluate.turns and settings.evaluate.feedback == "llm"
     asked = {
-        "feedback": turning or any(one.asks_llm for one in settings.feedback.writers),
+        "feedback": any(one.asks_llm for one in settings.writers),
         "refinement": settings.refinements.asks_llm,
     }
     return [use for use, needed in asked.items() if needed]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ilf.analysis.plots import bars, curve
 from ilf.analysis.report import ROWS
-from ilf.analysis.statistics import over_seeds, paired
+from ilf.analysis.statistics import over_seeds
 from ilf.analysis.studies.job import (
     INTERVALS,
     PAIRED,
@@ -21,6 +21,7 @@ from ilf.analysis.studies.job import (
     against,
     arm_label,
     cells,
+    difference,
     examples,
     figure,
     grouped,
@@ -29,7 +30,6 @@ from ilf.analysis.studies.job import (
     points,
     subject,
 )
-from ilf.analysis.wording import p_text, percent
 
 
 def objectives(jobs: Sequence[Job]) -> Study:
@@ -91,12 +91,7 @@ def turns(jobs: Sequence[Job]) -> Study:
                 after: dict[str, dict[int, float]] = {way: _after(group, part, way, number) for way in _WAYS}
                 row: Row = {"row": f"{ROWS[part]}, written anew by the {who}", "turns": number, **cells(after)}
                 if number:
-                    fresh_draws, revised = (np.array(list(after[way].values())) for way in ("fresh", "feedback"))
-                    difference = paired(fresh_draws, revised)
-                    low, high = difference["ci95"]
-                    row["difference"] = difference["mean"]
-                    text = f"{percent(difference['mean'], [low, high])}, p {p_text(difference['p_value'])}"
-                    row["difference_text"] = text
+                    row |= difference(after["fresh"], after["feedback"])
                 rows.append(row)
                 lines[str(row["row"])].append(_point(number, after["feedback"]))
                 fresh = f"{ROWS[part]}, fresh draws"

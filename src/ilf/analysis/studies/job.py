@@ -179,6 +179,11 @@ def against(before: tuple[Sequence[Job], Part], after: tuple[Sequence[Job], Part
     """
     seeds = [{job.results["seed"] for job in jobs if job.results[part]} for jobs, part in (before, after)]
     x, y = (per_task(jobs, part, name, seeds[0] & seeds[1]) for jobs, part in (before, after))
+    return difference(x, y)
+
+
+def difference(x: Mapping[int, float], y: Mapping[int, float]) -> Row:
+    """Return what `y` is above `x`, paired over the tasks that both have: the columns of a row."""
     common = sorted(x.keys() & y.keys())
     if not common:
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p", "difference_text"))

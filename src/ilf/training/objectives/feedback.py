@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ilf.protocols import TrainingData
 from ilf.ranges import NotNegative
 from ilf.tasks.feedback_prompts import conditioned_prompt, critique_prompt
-from ilf.training.objectives.preference import rejected
+from ilf.training.objectives.preference import feedback_on, rejected
 from ilf.training.objectives.sft import SFT
 from ilf.types import Example, InputError, Refinement, Task
 
 
 def _critique(data: TrainingData, row: Refinement) -> tuple[str, str]:
     """Return what the policy is given to write feedback, and the feedback. Raises ValueError where there is none."""
-    if not row.feedback or row.wrong_program is None:
-        raise ValueError("there is no feedback on a wrong program")
-    return critique_prompt(data.old_code(row.wrong_program)), row.feedback
+    program, words = feedback_on(row)
+    return critique_prompt(data.old_code(program)), words
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class FeedbackConditional(SFT):
         praise: The words.
     """
 
-    praise: str = field(default="This program is correct.")
+    praise: str = "This program is correct."
 
     needs_feedback: ClassVar[bool] = True
 
@@ -93,7 +92,7 @@ class FeedbackConditional(SFT):
         """Return both programs of each row, each behind its words."""
 
         def make(row: Refinement) -> Iterable[Example]:
-            _, words = _critique(data, row)
+            _, words = feedback_on(row)
             right, wrong = data.example(row), rejected(data, row)
             return [
                 replace(e, prompt_ids=data.prompt_ids(conditioned_prompt(text, row.prompt)))

@@ -134,7 +134,7 @@ class KTO(Objective):
         right, wrong = data.each(lambda row: [data.example(row)]), list[Any]()
         own = {(e.task_id, e.target_ids) for e in right}
         for task_id in dict.fromkeys(row.task_id for row in data.rows):
-            found = [*data.samples.get(task_id, ()), *data.refinements.get(task_id, ())]
+            found = data.programs(task_id)
             for passed, kind in ((True, right), (False, wrong)):
                 made = sampled(data, (p for p in found if p.verdict.passed == passed), self.programs)
                 kind += [e for e in made if (e.task_id, e.target_ids) not in own]
@@ -177,6 +177,13 @@ def _unrelated(example: Example, others: Sequence[Example], data: TrainingData) 
     foreign = [e for e in others if e.task_id != example.task_id and e.target_ids != example.target_ids]
     target = rng.choice(foreign or others).target_ids
     return replace(example, target_ids=target[: max(1, data.max_length - len(example.prompt_ids))])
+
+
+def feedback_on(row: Refinement) -> tuple[str, str]:
+    """Return a row's wrong program and what was said of it. Raises ValueError where there is nothing."""
+    if not row.feedback or row.wrong_program is None:
+        raise ValueError("there is no feedback on a wrong program")
+    return row.wrong_program, row.feedback
 
 
 def rejected(data: TrainingData, row: Refinement) -> Example:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ilf.protocols import Objective, TrainingData
 from ilf.ranges import Share
 from ilf.tasks.feedback_prompts import with_refinement
-from ilf.training.objectives.preference import rejected
+from ilf.training.objectives.preference import feedback_on, rejected
 from ilf.types import Example, Refinement
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class SelfDistillation(Objective):
         """Return each row's wrong program after the task, and as its other text the same after the context."""
 
         def make(row: Refinement) -> Iterable[Example]:
-            if not row.feedback or row.wrong_program is None:
-                raise ValueError("there is no feedback on a wrong program")
+            feedback_on(row)
             student, context = rejected(data, row), data.refine_prompt(row)
             if self.context == "refinement":
                 context = with_refinement(context, row)

@@ -45,16 +45,13 @@ class Weighted(Objective):
         """Return the training set's programs, and wrong ones, with their advantages as values."""
         found = [replace(e, value=1 - self._mean(data, e.task_id)) for e in data.each(lambda row: [data.example(row)])]
         for task_id in dict.fromkeys(row.task_id for row in data.rows) if self.negatives else ():
-            programs = [*data.samples.get(task_id, ()), *data.refinements.get(task_id, ())]
-            wrong = sampled(data, (p for p in programs if not p.verdict.passed), self.negatives)
+            wrong = sampled(data, (p for p in data.programs(task_id) if not p.verdict.passed), self.negatives)
             found += [replace(e, value=-self._mean(data, task_id)) for e in wrong]
         return [e for e in found if e.value]
 
     def _mean(self, data: TrainingData, task_id: int) -> float:
         """Return the mean reward of what was sampled on a task."""
-        programs = list(data.samples.get(task_id, ()))
-        if self.baseline == "group":
-            programs += data.refinements.get(task_id, ())
+        programs = data.programs(task_id) if self.baseline == "group" else data.samples.get(task_id, ())
         return sum(p.verdict.passed for p in programs) / len(programs) if programs else 0.0
 
     def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
