@@ -7,10 +7,23 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
-from ilf.types import Candidate, Feedback, Found, Outcome, Program, Refinement, Round, Splits, Task, Turns, derive_seed
+from ilf.types import (
+    Candidate,
+    Feedback,
+    Found,
+    Outcome,
+    Program,
+    Refinement,
+    Round,
+    Splits,
+    Task,
+    Turns,
+    derive_seed,
+    different,
+)
 
 
 class Arm(Protocol):
@@ -140,7 +153,7 @@ def _one_round(
     this.samples = do.sample(outcome.policy, [*tasks.prompt, *tasks.refine, *tasks.train])
     this.failing = failing(this.samples)
     if arm.unmatched:
-        return choose_own(do, tasks, this.samples, None, arm, seed)
+        return choose_own(do, tasks, this.samples, arm, seed)
     # 2. C_annotated: feedback f on one x0 of each.
     this.feedback = do.annotate(this.failing)
     train = [f for f in this.feedback if f.split == "train"]
@@ -156,15 +169,26 @@ def _one_round(
     if arm.limit is not None and arm.limit < len(examples):  # tasks of a smaller limit are among those of a larger one
         order = random.Random(derive_seed(seed, "limit")).sample(examples, len(examples))
         examples = sorted(order[: arm.limit], key=lambda group: group[0].task_id)
-    return choose_own(do, tasks, this.samples, len(examples), arm, seed) if arm.own_samples else examples
+    return choose_own(do, tasks, this.samples, arm, seed, matching=examples) if arm.own_samples else examples
 
 
 def failing(programs: Iterable[Program]) -> dict[int, list[Program]]:
     """Return the programs of each task that has no correct one."""
+    return {i: found for i, found in _by_task(programs).items() if not any(p.verdict.passed for p in found)}
+
+
+def sometimes_solved(programs: Iterable[Program]) -> dict[int, list[Program]]:
+    """Return the wrong programs of each task that has correct ones, too."""
+    by_task = _by_task(programs)
+    wrong = {i: [p for p in found if not p.verdict.passed] for i, found in by_task.items()}
+    return {i: some for i, some in wrong.items() if 0 < len(some) < len(by_task[i])}
+
+
+def _by_task(programs: Iterable[Program]) -> dict[int, list[Program]]:
     by_task: dict[int, list[Program]] = defaultdict(list)
     for program in programs:
         by_task[program.task_id].append(program)
-    return {i: found for i, found in by_task.items() if not any(p.verdict.passed for p in found)}
+    return by_task
 
 
 def choose(
@@ -213,32 +237,65 @@ def choose(
 
 
 def choose_own(
-    do: Steps, tasks: Splits, samples: Iterable[Program], count: int | None, arm: Arm, seed: int
+    do: Steps,
+    tasks: Splits,
+    samples: Iterable[Program],
+    arm: Arm,
+    seed: int,
+    matching: Sequence[Sequence[Refinement]] | None = None,
 ) -> list[list[Refinement]]:
-    """Return correct samples of the policy's own by task, on `count` tasks, or all: self-training without feedback.
+    """Return the policy's own correct samples by task, to train on without feedback.
 
-    They are on Train tasks that the policy solves, so on none of those that the other arms train on.
+    Args:
+        do: The collaborators.
+        tasks: By split.
+        samples: What the policy wrote. Only tasks of Train that it solves count.
+        arm: Chooses among the correct samples of a task.
+        seed: Of the choice of tasks.
+        matching: The examples of the other arms, by task. None of their tasks is used, and there are as many examples:
+            where the policy solves too few other tasks, these have more of their correct samples each, and at last the
+            same ones again. None for everything that the policy solves.
     """
-    correct = _correct(p for p in samples if p.split == "train")
-    candidates = [
-        Candidate(tasks.by_id[i], program, "self")
-        for i, programs in correct.items()
-        for program in arm.own(programs, seed)
-    ]
+    taken = {group[0].task_id for group in matching or ()}
+    correct = _correct(p for p in samples if p.split == "train" and p.task_id not in taken)
+    kept = {i: arm.own(programs, seed) for i, programs in correct.items()}
+    solved = _grouped(do, tasks, kept)
+    if matching is None:
+        return sorted(solved.values(), key=lambda group: group[0].task_id)
+    count = len(matching)
+    if len(solved) > count:
+        return [solved[i] for i in sorted(random.Random(derive_seed(seed, "choose_own")).sample(sorted(solved), count))]
+    more = {i: [p for p in different(programs, seed, None) if p not in kept[i]] for i, programs in correct.items()}
+    spare = _grouped(do, tasks, {i: programs for i, programs in more.items() if i in solved}) if solved else {}
+    return _filled(solved, spare, count)
+
+
+def _grouped(do: Steps, tasks: Splits, programs: Mapping[int, Sequence[str]]) -> dict[int, list[Refinement]]:
+    """Return the policy's own programs as examples, by task; tasks without any are left out."""
+    candidates = [Candidate(tasks.by_id[i], program, "self") for i, some in programs.items() for program in some]
     groups: dict[int, list[Refinement]] = defaultdict(list)
     for example in do.express(candidates):
         if example is not None:
             groups[example.task_id].append(example)
-    solved = list(groups.values())
-    if count is not None:
-        solved = random.Random(derive_seed(seed, "choose_own")).sample(solved, min(count, len(solved)))
-    return sorted(solved, key=lambda group: group[0].task_id)
+    return groups
+
+
+def _filled(
+    solved: Mapping[int, list[Refinement]], spare: Mapping[int, Sequence[Refinement]], count: int
+) -> list[list[Refinement]]:
+    """Return the examples of all tasks, with as many more as `count` is larger than the number of tasks."""
+    groups = [list(solved[i]) for i in sorted(solved)]
+    missing = count - len(groups)
+    waiting = [list(spare.get(group[0].task_id, ())) + list(solved[group[0].task_id]) for group in groups]
+    while missing > 0 and groups:
+        for group, more in zip(groups, waiting, strict=True):
+            if missing > 0:
+                more.append(more.pop(0))  # in turn, so that no sample comes a second time before all came once
+                group.append(more[-1])
+                missing -= 1
+    return groups
 
 
 def _correct(programs: Iterable[Program]) -> dict[int, list[Program]]:
     """Return the correct programs of each task that has one."""
-    found: dict[int, list[Program]] = defaultdict(list)
-    for program in programs:
-        if program.verdict.passed:
-            found[program.task_id].append(program)
-    return found
+    return _by_task(p for p in programs if p.verdict.passed)

@@ -150,7 +150,8 @@ class Budget:
         found = []
         drawing = stages & {"sample", "zero_shot", "refine", "evaluate"} and settings.sampler.local
         if drawing and only in (None, "sampling"):
-            dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer))
+            learns = not stages & {"zero_shot", "refine", "evaluate"}
+            dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer), learns)
             found.append(self._sampling(dtype, settings.sampler.batch_size))
         phases = [(f"fine-tuning the {name}", phase) for name, phase in trainings(settings).items()]
         done: dict[int, Need] = {}  # by rows a forward pass: the two fine-tunings differ in nothing else

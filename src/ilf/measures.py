@@ -18,9 +18,9 @@ import torch
 
 from ilf.analysis.statistics import bootstrap_ci95
 from ilf.files import sha256
-from ilf.models.load import load_model, load_tokenizer, sampling_dtype
+from ilf.models.load import load_model, load_tokenizer
 from ilf.models.packed import load_packed
-from ilf.models.policy_change import divergence, perplexity, target_logps, weight_change
+from ilf.models.policy_change import Parted, divergence, perplexity, target_logps, weight_change
 from ilf.runner import Runner
 from ilf.settings import Settings
 from ilf.training.trainer import precision, training_device
@@ -29,63 +29,89 @@ from ilf.types import Example, Outcome, Program, Refinement
 log = logging.getLogger(__name__)
 
 _KL_SAMPLES = 4  # of each task: the mean over tasks hardly gains by more
+_LOSES = 0.9  # a share of the update below which rounding is worth a warning
 _LOGITS = 2**26  # of one forward pass at most: 256 MiB in 32 bits
 
 
 def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of each measure that `settings.measure` asks for and the run has come to.
 
-    `weight_change`: ||tuned - base|| / ||base|| of each group of layers. `kl`: KL(tuned || base) in nats a token, at
-    the sampling temperature, on the tuned policy's samples on Test, with its interval over tasks. `perplexity`: of the
-    programs of each arm under the base, by source and task.
+    `weight_change`: ||tuned - base|| / ||base|| of each group of layers, as they are sampled, and `update_kept`, the
+    share of the update that is. `kl`: KL(tuned || base) in nats a token, at the sampling temperature, on the tuned
+    policy's samples on Test, with its interval over tasks, and apart from it that of the programs' ends. `perplexity`:
+    of the programs of each arm under the base, by source and task, and `end_loss`, of their ends, in nats.
     """
     base, last = runner.model, outcome.last
     if outcome.policy is not None:
         key = {"base": runner.weights(base), "tuned": runner.weights(outcome.policy)}
         if "weight_change" in settings.measure:
-            tuned: Path = outcome.policy
-            yield "weight_change", runner.measure("weight_change", key, lambda: weight_change(base, tuned))
+            yield from _weight_change(runner, base, outcome.policy, key)
         if "kl" in settings.measure and last.finetuned:
-            yield "kl", _kl(settings, runner, outcome.policy, last.finetuned, key)
+            if settings.evaluation.temperature == 0:
+                log.info("no KL is measured: it is of what is sampled, and evaluate.temperature=0 samples nothing")
+            else:
+                yield "kl", _kl(settings, runner, outcome.policy, last.finetuned, key)
     if "perplexity" in settings.measure and last.expressed:
-        yield "perplexity", _perplexity(settings, runner, last.expressed)
+        yield from _perplexity(settings, runner, last.expressed)
+
+
+def _weight_change(runner: Runner, base: Path, tuned: Path, key: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    dtype = runner.dtype_of("evaluate", tuned)
+
+    def work() -> dict[str, Any]:
+        groups, kept = weight_change(base, tuned, dtype)
+        return {"groups": groups, "kept": kept}
+
+    found = runner.measure("weight_change", key | {"dtype": str(dtype)}, work)
+    if found["kept"] < _LOSES:
+        said = "sampling in %s keeps %.0f%% of what fine-tuning changed: use model.dtype=float32"
+        log.warning(said, str(dtype).removeprefix("torch."), 100 * found["kept"])
+    yield "weight_change", found["groups"]
+    yield "update_kept", found["kept"]
 
 
 def _kl(
     settings: Settings, runner: Runner, policy: Path, programs: Sequence[Program], key: dict[str, Any]
 ) -> dict[str, Any]:
-    temperature, device = settings.sampler.temperature, training_device(settings.trainer)
-    dtype = sampling_dtype(settings.model.dtype, device)
+    temperature, device = settings.evaluation.temperature, training_device(settings.trainer)
+    dtype = runner.dtype_of("evaluate", policy)
     some = [p for p in programs if p.sample < _KL_SAMPLES]
 
-    def work() -> dict[str, float]:
+    def work() -> dict[str, dict[str, float]]:
         base, tuned = (load_packed(folder, dtype, device) for folder in (runner.model, policy))
         by_task = divergence(base, tuned, load_tokenizer(policy, settings.model.bos), some, temperature, _tokens(base))
-        return {str(i): value for i, value in by_task.items()}
+        return {part: {str(i): getattr(found, part) for i, found in by_task.items()} for part in ("body", "end")}
 
     texts = sha256([(p.prompt, p.completion) for p in some])
     key = key | {"programs": texts, "temperature": temperature, "dtype": str(dtype), "bos": settings.model.bos}
-    by_task = runner.measure("kl", key, work)
+    found = runner.measure("kl", key, work)
+    return _summed(found["body"]) | {"per_task": found["body"], "end": _summed(found["end"])}
+
+
+def _summed(by_task: dict[str, float]) -> dict[str, Any]:
     values = np.array(list(by_task.values()))
-    return {"mean": float(values.mean()), "ci95": list(bootstrap_ci95(values)), "per_task": by_task}
+    return {"mean": float(values.mean()), "ci95": list(bootstrap_ci95(values))}
 
 
-def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinement]) -> dict[str, dict[str, float]]:
+def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinement]) -> Iterator[tuple[str, Any]]:
     device = training_device(settings.trainer)
-    dtype = sampling_dtype(settings.model.dtype, device)
+    dtype = runner.dtype_of("evaluate", runner.model)
 
-    def work() -> list[float]:
+    def work() -> list[Parted]:
         model = load_packed(runner.model, dtype, device)
         texts = [(e.prompt, e.target) for e in examples]
         return perplexity(model, runner.tokenizer, texts, _tokens(model))
 
     key = {"base": runner.weights(runner.model), "dtype": str(dtype), "bos": settings.model.bos}
     values = runner.measure("perplexity", key | {"examples": sha256([asdict(e) for e in examples])}, work)
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for example, value in zip(examples, values, strict=True):
-        if math.isfinite(value):
-            found[example.source][str(example.task_id)] = value
-    return dict(found)
+    body: dict[str, dict[str, float]] = defaultdict(dict)
+    end: dict[str, dict[str, float]] = defaultdict(dict)
+    for example, (perplexity_of_body, loss_of_end) in zip(examples, values, strict=True):
+        if math.isfinite(perplexity_of_body):
+            body[example.source][str(example.task_id)] = perplexity_of_body
+            end[example.source][str(example.task_id)] = loss_of_end
+    yield "perplexity", dict(body)
+    yield "end_loss", dict(end)
 
 
 def with_reference(settings: Settings, runner: Runner, base: Path, examples: Sequence[Example]) -> list[Example]:

@@ -13,11 +13,9 @@ from ilf.analysis import report, results
 from ilf.analysis.schema import PARTS, Results
 from ilf.files import to_json, write_atomically
 from ilf.measures import measure
-from ilf.models.load import sampling_dtype
-from ilf.models.tokens import front_tokens
+from ilf.models.tokens import end_of_text, front_tokens
 from ilf.runner import Runner
 from ilf.settings import STAGES, Settings
-from ilf.training.trainer import training_device
 from ilf.types import Inputs, Outcome, Program
 
 log = logging.getLogger(__name__)
@@ -51,7 +49,8 @@ def write_outputs(
         data_sha256=inputs.data_sha256,
         weights_sha256=runner.weights(runner.model),
         front_tokens=runner.tokenizer.convert_ids_to_tokens(front_tokens(runner.tokenizer)),
-        dtype=str(sampling_dtype(settings.model.dtype, training_device(settings.trainer))),
+        end_of_text=str(runner.tokenizer.convert_ids_to_tokens(end_of_text(runner.tokenizer))),
+        dtypes={stage: str(runner.dtype_of(stage, runner.model)) for stage in ("sample", "evaluate")},
         scoring=runner.scoring,
         isolation=asdict(runner.sandbox.isolation),
         processes=ranks.count(),
@@ -83,7 +82,7 @@ def write_outputs(
 
 def _measured(settings: Settings, runner: Runner, outcome: Outcome) -> dict[str, Any]:
     """Return each measure, null where it was not asked for; an error leaves the others."""
-    measured: dict[str, Any] = {"weight_change": None, "kl": None, "perplexity": None, "measure_error": None}
+    measured: dict[str, Any] = dict.fromkeys((*results.MEASURED, "measure_error"))
     try:
         for name, found in measure(settings, runner, outcome):
             to_json(found)  # a figure that is no number would be in results.json

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ilf.ranges import AboveZero, Positive
+from ilf.ranges import AboveZero, Natural, Positive
 from ilf.types import Draw, Example, Feedback, Program, Refinement, Splits, Task
 
 if TYPE_CHECKING:
@@ -22,15 +22,17 @@ class Sampler(ABC):
 
     Args:
         n: Programs a task.
-        temperature: Of the softmax.
+        temperature: Of the softmax. Evaluation may set it to 0, which takes the most likely token.
         max_new_tokens: A bound; sampling stops where the function ends.
         batch_size: Programs, or requests, at once; halved when memory runs out.
+        top_k: Only the k most likely tokens are drawn from; 0 for all.
     """
 
     n: Positive = 30
     temperature: AboveZero = 0.8
     max_new_tokens: Positive = 512
     batch_size: Positive = 32
+    top_k: Natural = 0
     halvings: int = field(default=0, init=False)  # how often memory ran out and half as many programs went on at once
 
     # Whether what is drawn depends, in its last bits, on what is computed beside it: then only a plan that is drawn
@@ -159,6 +161,7 @@ class Refining:
     module: Any  # the class that fine-tunes refiners, RefineModule: what it is given, and learns to write
     max_length: int  # tokens of a training example
     worked: Sequence[Feedback]  # on tasks of the Prompt split, each with a refinement or a gold program
+    samples: Sequence[Program]  # the policy's, of all rounds so far
     rejected: list[str]  # a line on each row that can't be learnt from; append to it
     # Fine-tunes the base by training.refiner, through the store: on examples, validated on others and on programs that
     # are drawn for tasks with their prompts. Returns the folder.
@@ -183,6 +186,11 @@ class Refiner(ABC):
         super().__init_subclass__(**more)
         if "name" not in vars(cls):
             cls.name = cls.__name__
+
+    @property
+    def learns_from_samples(self) -> bool:
+        """Whether it is trained on the policy's own correct samples, on tasks of Refine that it sometimes solves."""
+        return False
 
     @property
     def folder(self) -> Path | None:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ilf import ranks
 from ilf import scoring as scorer
 from ilf.code_digest import Code, code_sha256
@@ -20,6 +22,7 @@ from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
 from ilf.models import load, packed, policy_change, targets, tokens
 from ilf.models.load import load_tokenizer, sampling_dtype
 from ilf.parts import Part
+from ilf.protocols import Sampler
 from ilf.sandbox import executor, jobs, packages, processes, worker
 from ilf.settings import Settings
 from ilf.store import Entry, Store
@@ -46,6 +49,7 @@ _JUDGING: tuple[Code, ...] = (
     packages,
     *_WORKER,
 )
+REPORTED = ("zero_shot", "evaluate")  # stages whose programs are those of the figures
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",
@@ -140,7 +144,20 @@ class Runner:
 
     def scoring_of(self, stage: str) -> dict[str, Any]:
         """Return the settings that a stage's verdicts depend on: only what is reported is scored as the paper does."""
-        return self.scoring if stage in ("zero_shot", "evaluate") else self.scoring | {"scoring": "as_written"}
+        return self.scoring if stage in REPORTED else self.scoring | {"scoring": "as_written"}
+
+    def sampler_of(self, stage: str) -> Sampler:
+        """Return what draws a stage's programs."""
+        return self.settings.evaluation if stage in REPORTED else self.settings.sampler
+
+    def dtype_of(self, stage: str, model: Path) -> torch.dtype:
+        """Return the dtype of a model's weights while a stage samples it.
+
+        By default what was fine-tuned is sampled in float32, in which it is saved: bfloat16 rounds most of a small
+        update away. So are the programs that it is compared with. What the policy only learns from may be faster.
+        """
+        learns = stage == "sample" and model == self.model
+        return sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer), learns)
 
     def verdicts_of(self, stage: str, tasks: Iterable[Task]) -> str:
         """Return in 12 characters all that verdicts depend on besides the programs: settings, and the tasks' tests."""
@@ -173,8 +190,8 @@ class Runner:
         job = Drawing(
             self._model(model),
             draws,
-            replace(self.settings.sampler),
-            sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer)),
+            replace(self.sampler_of(stage)),
+            self.dtype_of(stage, model),
             self.settings.module.policy,
             self.settings.datamodule,
             self.settings.trainer,

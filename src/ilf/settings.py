@@ -7,7 +7,7 @@ ordinary arguments. A field whose type is `Part` is a class or function that an 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from ilf.executors import Executor, LocalExecutor
@@ -54,7 +54,9 @@ class Model:
     path: str | None = None  # a folder in Hugging Face's layout
     hub: str | None = None  # a model's name on the Hub, used where path is null
     revision: str | None = None  # commit on the Hub; null is the newest
-    dtype: str = "auto"  # of the weights while sampling: auto | float32 | bfloat16
+    # Of the weights while sampling: float32 | bfloat16 | auto: bfloat16, where the device computes in it, for programs
+    # that are only learned from, float32 for fine-tuned models and the programs of the figures.
+    dtype: str = "auto"
     bos: bool | None = None  # whether texts begin with the BOS token; null does as the model's tokenizer does
     attention: str = "auto"  # transformers' implementation: auto (its own choice) | eager | sdpa | flash_attention_2
 
@@ -97,6 +99,9 @@ class Evaluate:
     """What is reported of a set of programs."""
 
     k: list[int] = field(default_factory=lambda: [1, 10])
+    n: int | None = None  # programs a task that is reported on; null: sampler.n
+    temperature: float | None = None  # of these, 0 for the most likely tokens; null: sampler.temperature
+    top_k: int | None = None  # of these; null: sampler.top_k
     turns: int = 0  # of feedback at test time, after which what fails is written anew, beside as many fresh draws
     feedback: Any = "unit_tests"  # whose words these are: unit_tests, llm, scripted, or a mapping with `_target_`
     reviser: str = "policy"  # who writes anew: the policy | the refiner
@@ -177,6 +182,7 @@ class Settings:
     evaluate: Evaluate = field(default_factory=Evaluate)
     measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])  # and perplexity; see measures.py
     select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once
+    select_least: int = 400  # programs on Refine, in all, below which a selection is refused as chance
     logger: Annotated[dict[str, LoggerPart], Needs(beside=("mode",))] = field(default_factory=dict)
     store: StoreSettings = field(default_factory=StoreSettings)
     extras: Extras = field(default_factory=Extras)
@@ -204,6 +210,12 @@ class Settings:
         """
         part, chosen = getattr(self, group.rpartition("@")[2]), self.chosen.get(group, "annotator")
         return str(getattr(part, "name", type(part).__name__.lower())) if chosen == "annotator" else chosen
+
+    @property
+    def evaluation(self) -> Sampler:
+        """The sampler of what is reported: of the policy's programs on Test, before and after fine-tuning."""
+        own = {name: getattr(self.evaluate, name) for name in ("n", "temperature", "top_k")}
+        return replace(self.sampler, **{name: value for name, value in own.items() if value is not None})
 
     @property
     def refines(self) -> bool:

@@ -16,7 +16,6 @@ from ilf.executors import Judge
 from ilf.feedback.source import worked_examples
 from ilf.files import JsonLines
 from ilf.measures import with_reference
-from ilf.models.load import sampling_dtype
 from ilf.other_answers import OtherAnswers
 from ilf.outputs import write_outputs
 from ilf.paths import check_model_folder
@@ -79,6 +78,7 @@ class Stages:
         self.policy_module: Any = settings.module.policy.resolve()  # the class that fine-tunes the policy
         self.newest = model  # of the policies: each round samples it
         self.refiner_folder: Path | None = None  # of the newest refiner
+        self.samples: list[list[Program]] = []  # of the policy on everything but Test, by round
         self.validation: list[Program] | None = None  # on Refine, to choose settings by
 
     # ---- the run -----------------------------------------------------------------------------------------------
@@ -93,8 +93,10 @@ class Stages:
         log.info("executor: %s", self.sandbox.isolation)
         if self.settings.sampler.local:
             name, device = self.settings.model.dtype, training_device(self.settings.trainer)
-            dtype = str(sampling_dtype(name, device)).removeprefix("torch.")
-            log.info("sampling on the %s in %s (model.dtype=%s)", device.type, dtype, name)
+            dtypes = (self.runner.dtype_of(stage, self.model) for stage in ("sample", "evaluate"))
+            learned, reported = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+            said = "sampling on the %s: programs to learn from in %s, reported ones in %s (model.dtype=%s)"
+            log.info(said, device.type, learned, reported, name)
         for pattern in ("*_round*.jsonl", "programs/*_round*.jsonl", "plots/*.png"):  # of an earlier run in this folder
             for file in self.folder.glob(pattern):
                 file.unlink()
@@ -162,7 +164,8 @@ class Stages:
     def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the policy's programs on everything but Test."""
         self.newest = policy or self.model
-        return self._draw("sample", self.newest, self._prompts(tasks, base=policy is None))
+        self.samples.append(self._draw("sample", self.newest, self._prompts(tasks, base=policy is None)))
+        return self.samples[-1]
 
     def refine(self, refiner: Path, feedback: Sequence[Feedback]) -> list[Program]:
         """Draw the refiner's programs, each given what the refiner makes of x0 and f."""
@@ -199,14 +202,20 @@ class Stages:
     ) -> list[Program]:
         """Draw `n` programs for each prompt; those of another data set have seeds and files of their own."""
         label = "transfer_" * (bool(prompts) and prompts[0][0] in self.tasks.transfer) + stage
-        draws = plan_draws(prompts, label, n or self.settings.sampler.n, self.runner.seed)
+        draws = plan_draws(prompts, label, n or self.runner.sampler_of(stage).n, self.runner.seed)
         tasks = {task.task_id: task for task, _ in prompts}
         return self.runner.draw(stage, model, draws, label + self.runner.suffix, tasks)
 
     # ---- feedback ----------------------------------------------------------------------------------------------
 
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
-        """Return feedback on tasks of Refine and Train."""
+        """Return feedback on tasks of Refine and Train.
+
+        A refiner that is to learn the policy's own correct samples needs it on tasks of Refine that have some.
+        """
+        if self.settings.refines and self.settings.refiner.learns_from_samples:
+            failing = {i: found for i, found in failing.items() if self.tasks.by_id[i].split != "refine"}
+            failing |= algorithm.sometimes_solved(p for p in self.samples[-1] if p.split == "refine")
         return self.annotators.annotate(failing)
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
@@ -237,6 +246,7 @@ class Stages:
             module=self.settings.module.refiner.resolve(),
             max_length=self.settings.training.max_length,
             worked=self.annotators.shots,
+            samples=[p for one in self.samples for p in one],
             rejected=self.runner.rejected,
             fine_tune=self._fine_tune_refiner,
         )
@@ -275,7 +285,8 @@ class Stages:
         teacher = {"base": base, "refiner": self.refiner_folder, None: None}[settings.objective.second_model]
         tuned = self.runner.fine_tune("policy", base, teacher, examples=encoded, validation=[], draws=draws)
         if settings.select:
-            self.validation = self._draw("validate", tuned, prompts, n=settings.select)
+            all_of_refine = self._prompts(base=False, tasks=self.tasks.validation)
+            self.validation = self._draw("validate", tuned, all_of_refine, n=settings.select)
         return tuned
 
     def _prompts(self, tasks: Sequence[Task], base: bool = True) -> list[tuple[Task, str]]:

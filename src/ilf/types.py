@@ -208,6 +208,7 @@ class Splits:
     train: tuple[Task, ...]
     prompt: tuple[Task, ...] = ()
     transfer: tuple[Task, ...] = ()  # of another data set, evaluated only; their ids are its own
+    validation: tuple[Task, ...] = ()  # Refine without the restriction to what is annotated: settings are chosen by it
     by_id: dict[int, Task] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

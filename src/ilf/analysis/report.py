@@ -101,6 +101,7 @@ def change_text(results: Results) -> str:
     if kl:
         low, high = kl["ci95"]
         parts.append(f"the policy by a KL of {kl['mean']:.3g} [{low:.3g}, {high:.3g}] nats a token from the base")
+        parts[-1] += f" ({kl['end']['mean']:.3g} where programs end)"
     return f"Fine-tuning {' and '.join(parts)}." if parts else ""
 
 

@@ -27,7 +27,8 @@ from ilf.installation import versions
 from ilf.settings import Settings
 from ilf.types import Outcome, Program, Round, Splits, Turns
 
-SCHEMA = 1
+SCHEMA = 2
+MEASURED = ("weight_change", "update_kept", "kl", "perplexity", "end_loss")  # see measures.py
 
 
 def per_task(programs: Sequence[Program], k: int) -> dict[int, float]:
@@ -75,8 +76,9 @@ class Record:
     status: str  # "complete", "partial", "no_training_examples", "interrupted" or "failed"
     data_sha256: str
     weights_sha256: str  # of the policy before fine-tuning
-    dtype: str  # of the weights while sampling
+    dtypes: dict[str, str]  # of the weights while sampling, by stage
     front_tokens: list[str]  # that the policy's tokenizer puts in front of a text
+    end_of_text: str  # the token that training targets end with
     scoring: dict[str, Any]
     isolation: dict[str, Any]  # of the programs: mechanisms, refused, open
     processes: int  # that the run was divided among
@@ -200,10 +202,15 @@ def _described(settings: Settings, record: Record) -> Described:
         "sampling": {
             "name": settings.chosen.get("sampler"),
             **asdict(settings.sampler),
-            "dtype": record.dtype,
+            "dtype": record.dtypes["sample"],
             "front_tokens": record.front_tokens,
+            "end_of_text": record.end_of_text,
             "prompt": settings.data.prompt,
             "halvings": record.halvings,
+        },
+        "evaluation": {
+            **{name: getattr(settings.evaluation, name) for name in ("n", "temperature", "top_k")},
+            "dtype": record.dtypes["evaluate"],
         },
         "objective": settings.option("objective"),
         "per_task": getattr(settings.refinements, "per_task", 1),
@@ -271,10 +278,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "transfer": _of_transfer(settings, outcome, record),
         "turns": {part: of_turns(turns, k) for part, turns in outcome.turns.items()},
         "validation": metrics(record.validation, [1]),
-        "weight_change": record.measured["weight_change"],
-        "kl": record.measured["kl"],
-        "perplexity": record.measured["perplexity"],
-        "measure_error": record.measured["measure_error"],
+        **record.measured,  # type: ignore[typeddict-item]
         "rejected": record.rejected,
         "llm_answers": record.llm_answers,
         "entries": record.entries,

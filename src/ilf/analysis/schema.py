@@ -36,6 +36,7 @@ class Described(TypedDict):
     isolation: dict[str, Any]
     processes: int
     sampling: dict[str, Any]  # settings.Sampling, and what else a draw depends on
+    evaluation: dict[str, Any]  # n, temperature, top_k and dtype of the programs that are reported
     objective: str
     per_task: int | None  # programs of a task that are trained on, at most; None for all
     reviser: str  # who writes programs anew at test time
@@ -117,12 +118,18 @@ class TurnResults(TypedDict):
     delta: list[Delta]  # feedback against fresh draws, as many
 
 
-class KL(TypedDict):
-    """KL(fine-tuned || base), in nats a token."""
+class Mean(TypedDict):
+    """A mean over tasks, with its interval."""
 
     mean: float
     ci95: list[float]
+
+
+class KL(Mean):
+    """KL(fine-tuned || base), in nats a token of the programs."""
+
     per_task: dict[str, float]
+    end: Mean  # in nats, where programs end
 
 
 class Results(Described, Learnt):
@@ -140,9 +147,11 @@ class Results(Described, Learnt):
     transfer: Transfer | None
     turns: dict[str, TurnResults]  # at test time, of "zero_shot" and "finetuned"; empty where not asked for
     validation: Metrics | None  # on Refine: what settings are chosen by
-    weight_change: dict[str, float] | None  # by group of layers
+    weight_change: dict[str, float] | None  # by group of layers, as they are sampled
+    update_kept: float | None  # the share of the update that rounding leaves in what is sampled
     kl: KL | None
-    perplexity: dict[str, dict[str, float]] | None  # by arm and task
+    perplexity: dict[str, dict[str, float]] | None  # of the programs without their ends, by arm and task
+    end_loss: dict[str, dict[str, float]] | None  # of the token that ends each, in nats
     measure_error: str | None
     rejected: list[str]
     llm_answers: dict[str, Any] | None

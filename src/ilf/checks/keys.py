@@ -31,6 +31,7 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "objective.": ("every arm but refinements=none", lambda s: s.refinements.trains),
     "evaluate.feedback": ("evaluate.turns above 0", lambda s: s.evaluate.turns > 0),
     "evaluate.reviser": ("evaluate.turns above 0", lambda s: s.evaluate.turns > 0),
+    "select_least": ("select above 0", lambda s: s.select > 0),
     "rounds_from": ("rounds above 1", lambda s: s.rounds > 1),
     "llm.": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
     "training.refiner.": ("refiner=finetuned", lambda s: s.refiner.trains),

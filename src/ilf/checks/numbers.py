@@ -17,6 +17,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda value: value >= 1,
         (
             "rounds",
+            "evaluate.n",
             "llm.max_tokens",
             "llm.parallel",
             "training.epochs",
@@ -52,7 +53,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "llm.shots",
             "training.validate_n",
             "select",
+            "select_least",
             "evaluate.turns",
+            "evaluate.temperature",
+            "evaluate.top_k",
             "store.prune_days",
         ),
     ),
@@ -91,11 +95,18 @@ def check_numbers(settings: Settings) -> None:
                 raise InputError(key, value, f"must be {allowed}", "Choose such a value, or leave it out.")
     if not settings.evaluate.k:
         raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
+    _check_evaluation(settings)
+
+
+def _check_evaluation(settings: Settings) -> None:
+    """Check that there are as many programs a task as each k of pass@k needs."""
+    n = settings.evaluation.n
+    if settings.evaluation.temperature == 0 and n > 1:
+        allowed = "takes the most likely tokens, so that all programs of a task are the same"
+        raise InputError("evaluate.temperature", 0, allowed, "Add evaluate.n=1 'evaluate.k=[1]'.")
     for k in settings.evaluate.k:
-        if not 1 <= k <= settings.sampler.n:
-            raise InputError(
-                "evaluate.k",
-                settings.evaluate.k,
-                f"pass@{k} needs k from 1 to sampler.n={settings.sampler.n}",
-                f"Raise sampler.n, or set 'evaluate.k=[1,{settings.sampler.n}]'.",
-            )
+        for key, programs in (("sampler.n", settings.sampler.n), ("evaluate.n", n)):
+            if not 1 <= k <= programs:
+                allowed = f"pass@{k} needs k from 1 to {key}={programs}"
+                advice = f"Raise {key}, or set 'evaluate.k={[1, programs] if programs > 1 else [1]}'."
+                raise InputError("evaluate.k", settings.evaluate.k, allowed, advice.replace(", ", ","))

@@ -23,6 +23,7 @@ def check_tasks(
         InputError: An arm, the refiner or worked examples lack tasks, or programs to learn from.
     """
     _check_splits(settings, tasks, there)
+    _check_selection(settings, len(tasks.validation))
     arm, asked = settings.refinements, set(settings.stages)
     refined = {a.task_id for a in annotations or [] if a.refinement is not None}
     writers, said = settings.feedback.writers, {a.task_id for a in annotations or []}
@@ -36,7 +37,7 @@ def check_tasks(
         advice = f"Write some, {_or_raise(settings, 'train')}or choose another arm."
         raise InputError("refinements", settings.option("refinements"), allowed, advice)
     # Another source may bring refinements of its own.
-    brought = any(one.refines and not one.people for one in writers)
+    brought = settings.refiner.learns_from_samples or any(one.refines and not one.people for one in writers)
     lacking = not brought and not any(t.split == "refine" for t in taught)
     if settings.trains_refiner and lacking:
         allowed = "learns from refinements or gold programs of tasks of the Refine split, and there are none"
@@ -53,6 +54,19 @@ def check_tasks(
             allowed = f"needs as many annotations of the Prompt split (MBPP: ids 1 to 10), and there are {shots}"
             advice = f"Lower it, {_or_raise(settings, 'prompt')}or annotate more of them."
             raise InputError(key, count, allowed + people, advice)
+
+
+def _check_selection(settings: Settings, tasks: int) -> None:
+    """Check that settings are chosen by enough programs to tell them apart.
+
+    Of two settings that pass half of 400 independent programs each, a difference of 10 points is found with 80% power.
+    """
+    count = settings.select * tasks
+    if 0 < count < settings.select_least:
+        each = -(-settings.select_least // tasks)
+        allowed = f"judges a setting by {count} programs on {tasks} tasks of Refine, fewer than select_least"
+        advice = f"Use select={each}, more tasks (data.limit.refine), or select_least={count} for a trial."
+        raise InputError("select", settings.select, f"{allowed}={settings.select_least}", advice)
 
 
 def check_unseen(tests: str, tasks: Splits) -> None:

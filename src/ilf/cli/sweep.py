@@ -37,8 +37,9 @@ log = logging.getLogger(__name__)
 def select_and_report(sweep: Path) -> list[str]:
     """Evaluate on Test, once, the setting of each arm that did best on Refine: runs in the sweep's folder `chosen`.
 
-    A setting is everything that a job overrides but its arm and seed; seeds are averaged. ILF takes gold's best
-    setting where gold was swept too, as in the paper's appendix A.1.
+    A setting is everything that a job overrides but its arm and seed; seeds are averaged. Of settings that do equally
+    well, the one that trains least is taken: the lowest learning rate, then the fewest epochs, then the largest batch.
+    ILF takes gold's best setting where gold was swept too, as in the paper's appendix A.1.
 
     Returns:
         A line on each run that failed, or that there is no job for.
@@ -50,12 +51,13 @@ def select_and_report(sweep: Path) -> list[str]:
             if found["validation"]:
                 tried.append((found, folder, str(setting_of(found["overrides"]))))
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    least: dict[str, tuple[float, ...]] = {}  # how much a setting trains
     for found, _, setting in tried:
         scores[found["arm"]][setting].append(found["validation"]["pass@1"])
+        least[setting] = (found["training"]["lr"], found["training"]["epochs"], -found["training"]["batch_size"])
     best = {}
     for arm, by_setting in scores.items():
-        means = {setting: fmean(own) for setting, own in by_setting.items()}
-        best[arm] = max(means, key=means.__getitem__)  # the first of equals
+        best[arm] = min(by_setting, key=lambda setting: (-fmean(by_setting[setting]), least[setting]))
     failures = []
     shutil.rmtree(sweep / "chosen", ignore_errors=True)
     for arm in best:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ilf.feedback.source import Failing, Source, Writing
 from ilf.tasks.prompts import lines_of
@@ -113,28 +114,29 @@ def _sides(test: str) -> tuple[str, str | None]:
     return test, None
 
 
-def choose(failing: Mapping[int, Sequence[Program]], seed: int) -> list[Program]:
-    """Return one wrong program of each task, in order of id: any, as the seed decides."""
-    chosen = (random.Random(derive_seed(seed, "annotate", i)).choice(failing[i]) for i in sorted(failing))
-    return list(chosen)
-
-
-def annotate(failing: Mapping[int, Sequence[Program]], tasks: Mapping[int, Task], seed: int) -> list[Feedback]:
-    """Return feedback on one program of each failing task.
+@dataclass
+class Choosing(Source):
+    """A source that writes on one of the policy's own wrong programs of each task.
 
     Args:
-        failing: The wrong programs of each task that has no correct one.
-        tasks: By id.
-        seed: Decides which program.
+        choose: Which of them: most_passed: one that passes most tests, which is likely to be the easiest to correct, as
+            the paper asks annotators to pick; random: any. The seed decides among equals.
     """
-    return [
-        Feedback(p.task_id, p.split, p.program, in_words(p, tasks[p.task_id]), "unit_tests")
-        for p in choose(failing, seed)
-    ]
+
+    choose: Literal["most_passed", "random"] = "most_passed"
+
+    def chosen(self, failing: Failing, seed: int) -> list[Program]:
+        """Return one wrong program of each task, in order of id."""
+        found = []
+        for i in sorted(failing):
+            most = max(sum(p.verdict.tests) for p in failing[i]) if self.choose == "most_passed" else 0
+            best = [p for p in failing[i] if self.choose == "random" or sum(p.verdict.tests) == most]
+            found.append(random.Random(derive_seed(seed, "annotate", i)).choice(best))
+        return found
 
 
 @dataclass
-class UnitTests(Source):
+class UnitTests(Choosing):
     """What the unit tests said of one of the policy's own wrong programs, in words."""
 
     name = "unit_tests"
@@ -144,4 +146,7 @@ class UnitTests(Source):
 
     def write(self, failing: Failing, run: Writing) -> list[Feedback]:
         """Return feedback on one program of each failing task."""
-        return annotate(failing, run.tasks.by_id, run.seed)
+        return [
+            Feedback(p.task_id, p.split, p.program, in_words(p, run.tasks.by_id[p.task_id]), self.name)
+            for p in self.chosen(failing, run.seed)
+        ]

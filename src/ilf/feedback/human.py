@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ilf.feedback import from_tests
+from ilf.feedback.from_tests import UnitTests
 from ilf.feedback.source import Failing, Source, Writing, is_heard
 from ilf.feedback.transforms import Drop
 from ilf.files import to_csv, to_json, write_atomically
@@ -264,7 +264,7 @@ class Human(Source):
     def write(self, failing: Failing, run: Writing) -> list[Feedback]:
         """Return the annotations of this run's tasks. Without a file and without words, the policy's own programs."""
         if self.path is None:
-            return from_tests.annotate(failing, run.tasks.by_id, run.seed) if self._wordless else []
+            return UnitTests().write(failing, run) if self._wordless else []
         known = [a for a in run.known if a.task_id in run.tasks.by_id]
         return select(known, failing, self.select == "annotated_and_failed")
 

@@ -13,11 +13,12 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ilf.feedback import from_tests, scripted
+from ilf.feedback import scripted
+from ilf.feedback.from_tests import Choosing
 from ilf.feedback.human import load_annotations
 from ilf.feedback.llm_settings import LLM as LLMSettings
 from ilf.feedback.llm_settings import Prompt
-from ilf.feedback.source import Failing, Source, Writing, worked_examples
+from ilf.feedback.source import Failing, Writing, worked_examples
 from ilf.files import whole
 from ilf.paths import check_path
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
@@ -183,7 +184,7 @@ def summed(answers: Sequence[dict[str, Any]]) -> Counter[str]:
 
 
 @dataclass
-class LLM(Source):
+class LLM(Choosing):
     """Another model, on one of the policy's wrong programs of each failing task; its answers are in the store.
 
     The worked examples that it is shown are by the data's annotator, on ids 1 to 10: from the file `path`, or, on mini,
@@ -218,7 +219,7 @@ class LLM(Source):
         """
         examples = self._examples(failing, run)
         taken = {f.task_id for f, _ in examples}
-        programs = from_tests.choose({i: found for i, found in failing.items() if i not in taken}, run.seed)
+        programs = self.chosen({i: found for i, found in failing.items() if i not in taken}, run.seed)
         queries = plan_feedback(run.llm.settings.feedback, programs, run.tasks.by_id, examples, run.seed)
         texts = {row["task_id"]: row["answer"] for row in run.llm.answers(queries)}
         found = [f for f, _ in examples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -194,18 +195,23 @@ def counted(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
+def choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int = 0) -> torch.Tensor:
     """Return a token id for each row of `logits` (B, V), drawn with the numbers of `uniform` (B,) in [0, 1).
 
-    It is -1 where the logits are no numbers.
+    It is -1 where the logits are no numbers. At temperature 0 it is the most likely token, of equals the first. With
+    `top_k` above 0, only so many of the most likely tokens are drawn from, and those as likely as the last of them.
     """
     # A processor takes a few rows at a time, which stay in its cache: 7 times faster for 120 rows of 150,000.
     rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     both = zip(logits.split(rows), uniform.split(rows), strict=True)
-    return torch.cat([_inverted(some, numbers, temperature) for some, numbers in both])
+    return torch.cat([_inverted(some, numbers, temperature, top_k) for some, numbers in both])
 
 
-def _inverted(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
+def _inverted(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int) -> torch.Tensor:
+    if temperature == 0:
+        return logits.argmax(dim=-1).masked_fill(logits.isnan().any(dim=-1), -1)
+    if 0 < top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
     cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
     # Scaled by the total, which rounding leaves a little off 1, so that no token past the last is chosen.
     target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]

@@ -64,8 +64,16 @@ def has_bfloat16(device: torch.device | None) -> bool:
     return device is not None and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def sampling_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of weights while sampling: "auto" is bfloat16 where the device computes in it, else float32."""
+def sampling_dtype(name: str, device: torch.device, learns: bool = True) -> torch.dtype:
+    """Return the dtype of weights while sampling.
+
+    Args:
+        name: float32 | bfloat16 | auto: bfloat16 where the device computes in it, for what is only learned from.
+        device: What samples.
+        learns: Whether the programs are only learned from, rather than a fine-tuned model's or those of the figures.
+    """
+    if name == "auto" and not learns:
+        return torch.float32
     if name == "auto":
         native = has_bfloat16(device) or (device.type == "cpu" and _cpu_has_bfloat16())
         return torch.bfloat16 if native else torch.float32

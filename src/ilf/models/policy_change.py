@@ -8,7 +8,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -28,8 +28,19 @@ _OUTSIDE = {  # tensors outside the blocks, by what their names start with behin
 }
 
 
-def weight_change(base: Path, tuned: Path) -> dict[str, float]:
-    """Return ||tuned - base|| / ||base||, the Frobenius norm over all parameters of a group, for each group.
+class Parted(NamedTuple):
+    """A figure of programs: of their tokens, and of the token that ends them, which a base model may hardly know."""
+
+    body: float
+    end: float
+
+
+def weight_change(base: Path, tuned: Path, dtype: torch.dtype = torch.float32) -> tuple[dict[str, float], float]:
+    """Return how far the weights moved, by group, as they are sampled, and how much of the update that keeps.
+
+    The first is ||tuned - base|| / ||base||, the Frobenius norm over all parameters of a group, after both were rounded
+    to `dtype`. The second is the share of the update that is left by rounding: the rounded update projected on the
+    exact one, over its length. It is 1 where nothing is lost.
 
     The groups are "all", "embeddings", "head" where it has weights of its own, "layer 00" and so on for each
     transformer block, "norm" for the final one, and "other" for what bears no name that Llama, Qwen, GPT or CodeGen
@@ -38,6 +49,7 @@ def weight_change(base: Path, tuned: Path) -> dict[str, float]:
     Args:
         base: A Hugging Face folder.
         tuned: Another, of the same architecture; the types of their numbers may differ.
+        dtype: Of the weights while they are sampled.
 
     Raises:
         InputError: The two have different parameters; names them.
@@ -50,14 +62,19 @@ def weight_change(base: Path, tuned: Path) -> dict[str, float]:
         raise InputError(
             "tuned", str(tuned), allowed, "Give the folder that was fine-tuned and the one that came of it."
         )
-    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # of the change, of the base
+    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # of the rounded change, of the base
+    along, exact = 0.0, 0.0  # the product of the rounded update with the exact one, and the exact one's square
     for name in before:
         old, new = before[name].detach().float(), after[name].detach().float()
+        rounded = new.to(dtype).float() - old.to(dtype).float()
+        along += float((rounded * (new - old)).sum())
+        exact += float((new - old).square().sum())
         # Not by vector_norm: in float32 it loses a hundredth and more on tensors of the size of an embedding.
-        found = [float(tensor.square().sum()) for tensor in (new - old, old)]
+        found = [float(tensor.square().sum()) for tensor in (rounded, old)]
         for group in (_group(name), "all"):
             squares[group] = [total + one for total, one in zip(squares[group], found, strict=True)]
-    return {group: math.sqrt(change / size) if size else math.inf for group, (change, size) in sorted(squares.items())}
+    groups = {name: math.sqrt(change / size) if size else math.inf for name, (change, size) in sorted(squares.items())}
+    return groups, along / exact if exact else 1.0
 
 
 def _group(name: str) -> str:
@@ -69,11 +86,12 @@ def _group(name: str) -> str:
 
 def divergence(
     base: Any, tuned: Any, tokenizer: Any, programs: Sequence[Program], temperature: float, tokens: int
-) -> dict[int, float]:
-    """Return KL(tuned || base) a token, in nats, of what the two policies sample from, by task.
+) -> dict[int, Parted]:
+    """Return KL(tuned || base), in nats, of what the two policies sample from, by task.
 
-    At each token of a program that `tuned` has sampled, and where its end is decided, the divergence of the two
-    distributions over the whole vocabulary is exact; it is averaged over all these places of a task's programs.
+    At each token of a program that `tuned` has sampled, the divergence of the two distributions over the whole
+    vocabulary is exact; `body` is its mean over all tokens of a task's programs, `end` over the places behind them,
+    where a program's end is decided.
 
     Args:
         base: The policy before, in eval mode.
@@ -86,14 +104,17 @@ def divergence(
     times = Counter((p.task_id, p.prompt, p.completion) for p in programs)  # one that was sampled twice is read once
     examples = [encode(tokenizer, *one, sys.maxsize) for one in times]
     counts = list(times.values())
-    total: dict[int, float] = defaultdict(float)
-    places: dict[int, int] = defaultdict(int)
+    body: dict[int, float] = defaultdict(float)
+    end: dict[int, float] = defaultdict(float)
+    places: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     for i, logits in _target_logits([base, tuned], tokenizer, examples, tokens):
         q, p = (torch.log_softmax(one.float() / temperature, dim=-1) for one in logits)
+        at = functional.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)
         task = examples[i].task_id
-        total[task] += counts[i] * float(functional.kl_div(q, p, reduction="sum", log_target=True))
-        places[task] += counts[i] * len(p)
-    return {task: total[task] / places[task] for task in sorted(total)}
+        body[task] += counts[i] * float(at[:-1].sum())
+        end[task] += counts[i] * float(at[-1])
+        places[task] = [places[task][0] + counts[i] * (len(at) - 1), places[task][1] + counts[i]]
+    return {task: Parted(body[task] / max(places[task][0], 1), end[task] / places[task][1]) for task in sorted(body)}
 
 
 def target_logps(model: Any, tokenizer: Any, examples: Sequence[Example], tokens: int) -> list[list[float]]:
@@ -112,8 +133,11 @@ def target_logps(model: Any, tokenizer: Any, examples: Sequence[Example], tokens
     return found
 
 
-def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], tokens: int) -> list[float]:
-    """Return exp of the mean negative log-likelihood, in nats a token, of each target and its EOS given its prompt.
+def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], tokens: int) -> list[Parted]:
+    """Return how likely a model finds each target, given its prompt.
+
+    `body` is exp of the mean negative log-likelihood of the target's tokens, `end` the negative log-likelihood, in
+    nats, of the token that ends it.
 
     Args:
         model: A causal language model of transformers, in eval mode.
@@ -122,7 +146,8 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], tok
         tokens: Of the targets of a forward pass, with their padding, at most; a longer target goes alone.
     """
     examples = [encode(tokenizer, 0, prompt, target, sys.maxsize) for prompt, target in texts]
-    return [math.exp(-sum(one) / len(one)) for one in target_logps(model, tokenizer, examples, tokens)]
+    found = target_logps(model, tokenizer, examples, tokens)
+    return [Parted(math.exp(-sum(one[:-1]) / max(len(one) - 1, 1)), -one[-1]) for one in found]
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ilf.models.batches import takes
-from ilf.models.tokens import encode_continuation, encode_prompts
+from ilf.models.tokens import encode_continuation, encode_prompts, end_of_text
 from ilf.types import Example
 
 
@@ -46,14 +46,16 @@ def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
 
 
 def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:
-    """Tokenise prompt and target apart, as the paper does and as a prompt is sampled from, and end the target with EOS.
+    """Tokenise prompt and target apart, as the paper does and as a prompt is sampled from, and end the text.
+
+    See `end_of_text` for the token that does so, called EOS here.
 
     Raises:
         ValueError: Together they are longer than `max_length` tokens. A cut row would lose its EOS, and the model
             would learn never to stop, so that such a row is refused and not cut.
     """
     (prompt_ids,) = encode_prompts(tokenizer, [prompt])
-    target_ids = (*encode_continuation(tokenizer, target), tokenizer.eos_token_id)
+    target_ids = (*encode_continuation(tokenizer, target), end_of_text(tokenizer))
     example = Example(task_id, tuple(prompt_ids), target_ids)
     if example.length > max_length:
         raise ValueError(f"{example.length} tokens with EOS, training.max_length is {max_length}")

@@ -21,6 +21,8 @@ from ilf.types import InputError
 _ANCHORS = ("", "\n", "\0", "\ue000")
 _PROBES = ("    return x  # y\n", "\n\tif  x:\n        y", "x = ''", " x")
 _CONTEXTS = (4, 16, 64, 256)  # tokens
+# Special tokens that end a text in pretraining, as the families of models name them.
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
@@ -108,8 +110,33 @@ def spells_special(tokenizer: Any, text: str) -> bool:
 
 
 def end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Return the ids that end a text: the tokenizer's and the model's."""
-    return set(token_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id))
+    """Return the ids that end a text for a model: its own, its tokenizer's EOS, and what ends a text without turns."""
+    return set(token_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id, end_of_text(tokenizer)))
+
+
+@lru_cache(maxsize=16)
+def end_of_text(tokenizer: Any) -> int:
+    """Return the token that ends a plain text for a model, with which training targets end.
+
+    It is EOS, except where EOS ends a turn of the chat template. An instruct model never saw that token end a plain
+    text: there, it is the token that ended texts in pretraining, where a special token has one of its usual names.
+    """
+    eos: int = tokenizer.eos_token_id
+    if eos != _end_of_turn(tokenizer):
+        return eos
+    special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((special[name] for name in _ENDS if name in special), eos)
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """Return the token that ends an answer in the chat template, None without a template or such a token."""
+    if tokenizer.chat_template is None:
+        return None
+    answer = "\ue000"  # in no template
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids: list[int] = tokenizer(text.rpartition(answer)[2], add_special_tokens=False).input_ids
+    return next((i for i in ids if i in tokenizer.added_tokens_decoder), None)
 
 
 def token_ids(*configured: int | Sequence[int] | None) -> list[int]:

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ilf.analysis.refinements import edit_distance
 from ilf.protocols import Refiner, Refining
+from ilf.ranges import UnderHalf
 from ilf.types import Feedback, derive_seed
 
 
 @dataclass
 class FineTuned(Refiner):
-    """The base, fine-tuned to write the annotators' refinements; where there is none, the task's gold program."""
+    """The base, fine-tuned to write a refinement of each annotated program of Refine.
+
+    Args:
+        targets: Which refinements. annotator: the annotator's; where there is none, the task's gold program. gold: the
+            gold program. own: of the policy's own correct samples the one that is nearest to the wrong program, so that
+            the refiner imitates nobody's style; feedback is then also given on tasks that the policy sometimes solves.
+        held_out: The share of the tasks that the refiner is validated on, and not trained.
+    """
+
+    targets: Literal["annotator", "gold", "own"] = "annotator"
+    held_out: UnderHalf = 0.2
 
     name = "finetuned"
     trains = True
 
+    @property
+    def learns_from_samples(self) -> bool:
+        """Whether it is trained on the policy's own correct samples."""
+        return self.targets == "own"
+
     def example(self, feedback: Feedback, run: Refining) -> Any:
-        """Return what is learnt from one feedback. Raises ValueError or SyntaxError where nothing can be."""
+        """Return the training example of one feedback. Raises ValueError or SyntaxError where there can't be one."""
         task = run.tasks.by_id[feedback.task_id]
         prompt = self.prompt(feedback, task, run)
         return run.module.example(run.tokenizer, feedback, task, self.old_code_tokens, run.max_length, prompt)
 
     def train(self, feedback: Sequence[Feedback], run: Refining) -> Path:
-        """Return the folder of the fine-tuned model; a fifth of the tasks is held out to validate on."""
-        feedback, examples = [f for f in feedback if f.split == "refine"], []
+        """Return the folder of the fine-tuned model."""
+        feedback, examples = self._with_targets([f for f in feedback if f.split == "refine"], run), []
         for f in feedback:
             try:
                 examples.append(self.example(f, run))
@@ -36,8 +53,22 @@ class FineTuned(Refiner):
         # By task, as several rounds may have feedback on the same one.
         found = list(dict.fromkeys(e.task_id for e in examples))
         order = random.Random(derive_seed(run.seed, "held_out")).sample(found, len(found))
-        ids = set(order[: len(order) // 5])
+        ids = set(order[: int(self.held_out * len(order) + 1e-9)])
         held_out = [e for i in order for e in examples if e.task_id == i and i in ids]
         training = [e for i in order for e in examples if e.task_id == i and i not in ids]
         asked = [(run.tasks.by_id[f.task_id], f) for f in feedback if f.task_id in ids]
         return run.fine_tune(training, held_out, [(task, self.prompt(f, task, run)) for task, f in asked])
+
+    def _with_targets(self, feedback: Sequence[Feedback], run: Refining) -> list[Feedback]:
+        """Return each feedback with the refinement that the refiner is to learn, None for the task's gold program."""
+        if self.targets == "annotator":
+            return list(feedback)
+        if self.targets == "gold":
+            return [replace(f, refinement=None) for f in feedback]
+        found = []
+        for f in feedback:
+            correct = sorted({p.program for p in run.samples if p.task_id == f.task_id and p.verdict.passed})
+            if correct:
+                nearest = min(correct, key=lambda program: edit_distance(f.program, program))
+                found.append(replace(f, refinement=nearest))
+        return found

@@ -68,9 +68,9 @@ class ContinuousSampler(Sampler):
         check_room(model.config, max(map(len, ids.values()), default=0), limit)
         continuations = {prompt: Continuation(tokenizer, tokens) for prompt, tokens in ids.items()}
         generation = GenerationConfig(
-            do_sample=True,
-            temperature=self.temperature,
-            top_k=0,
+            do_sample=self.temperature > 0,
+            temperature=self.temperature or 1.0,
+            top_k=self.top_k,
             top_p=1.0,
             max_new_tokens=limit,
             eos_token_id=sorted(end_ids(model, tokenizer)),

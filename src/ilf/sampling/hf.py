@@ -81,7 +81,7 @@ class HFSampler(Sampler):
             assert batch is not None
             numbers = [0.0 if row.done else row.uniform[len(row.tokens)] for row in rows]
             uniform = torch.tensor(numbers, dtype=torch.float32)  # whatever Lightning's precision makes the default
-            chosen = choose(batch.logits, uniform.to(model.device), self.temperature)
+            chosen = choose(batch.logits, uniform.to(model.device), self.temperature, self.top_k)
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if row.done:
                     continue

@@ -31,6 +31,7 @@ class ServedSampler(Sampler):
         temperature: Of the softmax.
         max_new_tokens: A bound; sampling stops where the function ends.
         batch_size: Requests at once.
+        top_k: Only the k most likely tokens are drawn from; 0 for all, where the server does not limit them itself.
         url: Of an OpenAI-compatible server, such as http://localhost:8000/v1. The key is read from $OPENAI_API_KEY.
         extra: More fields of each request, such as {top_k: -1}.
         seeded: Whether each request has its draw's seed. Some engines can't take one: vLLM dies of it on some CPUs.
@@ -68,7 +69,8 @@ class ServedSampler(Sampler):
         for draw, text in self._whole(found) if loses_space(tokenizer) else found:
             texts[draw.prompt].add(text)
             yield draw, text
-        if len(draws) < len(texts) + _SAME or any(len(found) > 1 for found in texts.values()):
+        greedy = self.temperature == 0
+        if greedy or len(draws) < len(texts) + _SAME or any(len(found) > 1 for found in texts.values()):
             return
         # A model may be as sure of itself as that, but none is after words without sense.
         senseless = tokenizer.decode(range(0, len(tokenizer), len(tokenizer) // 20 + 1), skip_special_tokens=True)
@@ -150,7 +152,9 @@ class ServedSampler(Sampler):
             top_p=1.0,
             max_tokens=self.max_new_tokens,
             stream=True,
-            extra_body=more | ({"seed": draw.seed % 2**31} if self.seeded else {}),  # some servers take no more
+            extra_body=more
+            | ({"top_k": self.top_k} if self.top_k else {})
+            | ({"seed": draw.seed % 2**31} if self.seeded else {}),  # some servers take no more
         ) as stream:
             for part in stream:
                 piece = part.choices[0].text if part.choices else ""

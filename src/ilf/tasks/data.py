@@ -192,8 +192,12 @@ def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: se
         only: Ids that Refine and Train keep (the annotated ones when feedback comes from a file), before the limit.
     """
     groups: dict[str, list[Task]] = {name: [] for name in SPLITS}
+    refine = []
     for task in tasks:
+        if task.split == "refine":
+            refine.append(task)
         if only is None or task.split in ("prompt", "test") or task.task_id in only:
             groups[task.split].append(task)
     cut = {name: tuple(group[: limit.get(name)]) for name, group in groups.items()}
-    return Splits(test=cut["test"], refine=cut["refine"], train=cut["train"], prompt=cut["prompt"])
+    validation = tuple(refine[: limit.get("refine")])
+    return Splits(cut["test"], cut["refine"], cut["train"], cut["prompt"], validation=validation)

@@ -6,9 +6,11 @@ The rows come from a local JSON-lines file, or from the Hugging Face Hub at a pi
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le
 
 from ilf.paths import check_path
 from ilf.tasks import rows as rows_of
@@ -34,12 +36,14 @@ class MBPP(Data):
         path: A JSON-lines file in MBPP's columns, which may be a part of it; null loads the Hub.
         revision: The Hub's commit, used where there is no path.
         sha256: What the content must hash to; null takes any.
+        train_last: The last id of Train, 974 in the paper. What comes after it is evaluated, as Test is.
     """
 
     annotated_policy: str | None = "Salesforce/codegen-6B-mono"
     path: str | None = None
     revision: str = REVISION
     sha256: str | None = SHA256
+    train_last: Annotated[int, Ge(311), Le(974)] = 974
 
     gold_passes: ClassVar[bool] = True
     may_lack: ClassVar[Container[int]] = IDS
@@ -55,7 +59,7 @@ class MBPP(Data):
 
     def place_of(self, *splits: str) -> str:
         """Return the ids of these splits."""
-        return ids_of(*splits)
+        return ids_of(*splits, train_last=self.train_last)
 
     def check(self, key: str = "data") -> None:
         """Raise InputError where the file is not there."""
@@ -65,12 +69,16 @@ class MBPP(Data):
 
     def read(self, key: str) -> tuple[list[Task], str]:
         """Return all tasks in order of id, and the SHA-256 of their content. Raises InputError, see `read_rows`."""
-        return tasks_from(read_rows(self.path, self.revision, key), self.sha256, self.prompt, key)
+        found, sha256 = tasks_from(read_rows(self.path, self.revision, key), self.sha256, self.prompt, key)
+        return [replace(t, split="test") if t.task_id > self.train_last else t for t in found], sha256
 
 
-def ids_of(*splits: str) -> str:
+def ids_of(*splits: str, train_last: int = 974) -> str:
     """Return the ids of splits in words."""
-    return f"ids {', '.join(f'{SPLIT_IDS[name][0]} to {SPLIT_IDS[name][-1]}' for name in splits)}"
+    ids = {name: [(own[0], own[-1])] for name, own in SPLIT_IDS.items()} | {"train": [(311, train_last)]}
+    if train_last < 974:
+        ids["test"].append((train_last + 1, 974))
+    return f"ids {', '.join(f'{first} to {last}' for name in splits for first, last in ids[name])}"
 
 
 def split_of(task_id: int) -> str:

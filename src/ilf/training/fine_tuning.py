@@ -161,13 +161,13 @@ class FineTuningModule(pl.LightningModule):
         self.objective.before_step(self, batch)
         mean = torch.zeros((), device=self.device)
         for part in batch[:-1]:
-            loss = self.losses(part).sum() * part["weight"]
+            loss = self.losses(part).sum()
             # Gradients travel between processes once a step.
             with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
-                strategy.backward(loss / accumulated, None)
-            mean += loss.detach()
-        last: torch.Tensor = self.losses(batch[-1]).sum() * batch[-1]["weight"]
-        mean = self.average(mean + last.detach())
+                strategy.backward(loss * part["weight"] / accumulated, None)
+            mean += loss.detach() * part["share"]
+        last: torch.Tensor = self.losses(batch[-1]).sum()
+        mean = self.average(mean + last.detach() * batch[-1]["share"])
         step = self.trainer.global_step + 1
         if not torch.isfinite(mean):
             raise self._diverged(f"the loss of optimizer step {step} is {float(mean)}")
@@ -176,7 +176,7 @@ class FineTuningModule(pl.LightningModule):
             self._said = time.monotonic()
             steps = self.trainer.estimated_stepping_batches
             log.info("%s: %d of %s steps, loss %.3f", self.stage, step, steps, mean)
-        return last
+        return last * batch[-1]["weight"]
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Leave the gradients of a batch's first micro-batches, which are there when Lightning calls this."""
@@ -212,7 +212,7 @@ class FineTuningModule(pl.LightningModule):
         """Log the loss of an example batch; return the completions of a batch of draws."""
         if not isinstance(batch, dict):
             return self._draw(batch)
-        batch = batch | {"weight": torch.tensor(1 / len(batch["value"]), device=self.device)}
+        batch = batch | {"share": torch.tensor(1 / len(batch["value"]), device=self.device)}
         self.objective.before_step(self, [batch])
         losses = self.losses(batch)
         if not torch.isfinite(losses).all():

@@ -178,7 +178,9 @@ class FineTuning:
             base=base,
             phase=getattr(settings.training, name),
             module=getattr(settings.module, name),
-            sampler=HFSampler(drawing.n, drawing.temperature, drawing.max_new_tokens, drawing.batch_size),
+            sampler=HFSampler(
+                drawing.n, drawing.temperature, drawing.max_new_tokens, drawing.batch_size, drawing.top_k
+            ),
             objective=settings.objective if name == "policy" else SFT(),
             save_dtype=settings.save.dtype,
             seed=settings.seed,

@@ -183,10 +183,12 @@ class MBPPDataModule(pl.LightningDataModule):
         """Return this process's micro-batches of an optimizer step."""
         rank, count = self._rank
         parts = micro_batches(step, min(self.micro_batch_size, -(-len(step) // count)))
-        weight = count / len(step)  # the mean of the processes' gradients is to be that of the step's examples
-        share = [self._collate(part, weight) for part in parts[rank::count]]
+        # The gradient is a mean over a full batch: in an epoch's last step, which may have fewer examples, each counts
+        # as much as in the others. The processes' gradients are averaged, which their number makes up for.
+        full = min(self.batch_size, len(self.contents.training))
+        share = [self._collate(part, count / full, count / len(step)) for part in parts[rank::count]]
         if len(share) < -(-len(parts) // count):  # passes through a divided model are made together
-            share.append(self._collate(parts[-1][:1], 0.0))
+            share.append(self._collate(parts[-1][:1], 0.0, 0.0))
         return share
 
     @property
@@ -235,6 +237,13 @@ class MBPPDataModule(pl.LightningDataModule):
         size = max(1, min(_REFILLS * self.sampling_batch_size, share))
         return [order[i : i + size] for i in range(0, len(order), size)]
 
-    def _collate(self, examples: Sequence[Example], weight: float = 1.0) -> dict[str, torch.Tensor]:
-        """Return the tensors of `collate`, and `weight`: what each example's loss counts in its optimizer step."""
-        return collate(examples, self.tokenizer.pad_token_id) | {"weight": torch.tensor(weight)}
+    def _collate(self, examples: Sequence[Example], weight: float = 1.0, share: float = 1.0) -> dict[str, torch.Tensor]:
+        """Return the tensors of `collate`, and what each example counts in its optimizer step.
+
+        Args:
+            examples: Of a micro-batch.
+            weight: In the gradient.
+            share: In a mean over the examples of the step.
+        """
+        own = {"weight": torch.tensor(weight), "share": torch.tensor(share)}
+        return collate(examples, self.tokenizer.pad_token_id) | own

@@ -137,7 +137,7 @@ def _most_steps(settings: Settings, name: str, phase: Phase, tasks: int) -> floa
     """Return the most optimizer steps that the first round's training can have."""
     trainer = settings.trainer
     if name == "refiner":
-        tasks -= tasks // 5  # what is held out
+        tasks -= int(getattr(settings.refiner, "held_out", 0.0) * tasks + 1e-9)
     elif settings.refinements.limit is not None:
         tasks = min(tasks, settings.refinements.limit)
     epochs = trainer.get("max_epochs") or phase.epochs

@@ -41,11 +41,13 @@ def figure3(jobs: Sequence[Job]) -> Study:
         for source, values in (job.results["perplexity"] or {}).items():
             by_source[source].append(values)
     means = {source: over_seeds(found) for source, found in by_source.items()}
+    ends = [job.results["end_loss"] or {} for job in jobs]
     rows = []
     for source, values in means.items():
         array = np.array(list(values.values()))
         common = sorted(values.keys() & means.get("gold", {}).keys(), key=int)
         logs = np.array([np.log(values[i] / means["gold"][i]) for i in common])
+        end = over_seeds(found[source] for found in ends if source in found)
         rows.append(
             {
                 "row": _name(source, jobs),
@@ -54,6 +56,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
                 "mean": f"{array.mean():.2f}",
                 "above_10": f"{100 * (array >= 10).mean():.1f}",
                 "above_100": f"{100 * (array >= 100).mean():.1f}",
+                "end": f"{np.mean(list(end.values())):.2f}",
                 "ratio": f"{np.exp(logs.mean()):.2f}" if source != "gold" else None,
                 "p": p_text(sign_flip_p_value(logs)).removeprefix("= ") if source != "gold" else None,
             }
@@ -82,11 +85,13 @@ def figure3(jobs: Sequence[Job]) -> Study:
         "100 or more (%)": "above_100",
         "geometric mean of the ratio to gold's": "ratio",
         "p": "p",
+        "loss of the end (nats)": "end",
     }
     notes = [
-        "Perplexity a token, EOS included, of the text that the policy would learn after the task's prompt; on the "
-        "tasks that all arms train on. p is a two-sided sign-flip permutation test of the log ratio to gold, paired "
-        "over tasks. In the paper, gold has more programs of perplexity 100 or more than the other two.",
+        "Perplexity a token of the text that the policy would learn after the task's prompt, on the tasks that all "
+        "arms train on. The token that ends the text is apart, by its mean loss. p is a two-sided sign-flip "
+        "permutation test of the log ratio to gold, paired over tasks. In the paper, gold has more programs of "
+        "perplexity 100 or more than the other two.",
     ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
@@ -168,7 +173,8 @@ def _edits(before: str, after: str) -> int:
 
 def policy_change(jobs: Sequence[Job]) -> Study:
     """Relative weight change by group of layers, and KL to the base, by arm."""
-    done = [job for job in jobs if job.results["weight_change"] and job.results["kl"]]
+    # Versions before schema 2 measured the programs' ends together with their tokens.
+    done = [job for job in jobs if job.results["weight_change"] and "end" in (job.results["kl"] or {})]
     groups = grouped(done, lambda job: job.results["arm"])
     layers = list(dict.fromkeys(name for job in done for name in job.results["weight_change"] or ()))
     weights = {
@@ -179,6 +185,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     rows = []
     for arm in groups:
         found = figure(kl[arm])
+        end = float(np.mean([k["end"]["mean"] for job in groups[arm] if (k := job.results["kl"])]))
         row: Row = {
             "row": arm_label(arm, jobs),
             "examples": f"{np.mean([examples(job) for job in groups[arm]]):.0f}",
@@ -186,6 +193,8 @@ def policy_change(jobs: Sequence[Job]) -> Study:
             "weights_text": f"{100 * weights[arm]['all']:.3f}",
             "kl": found["mean"],
             "kl_text": f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]",
+            "end": end,
+            "end_text": f"{end:.2f}",
             "against_gold": None,
         }
         if arm != "gold" and "gold" in kl:
@@ -203,13 +212,14 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         "examples": "examples",
         "relative weight change (%)": "weights_text",
         "KL to the base (nats a token)": "kl_text",
+        "KL at the end (nats)": "end_text",
         "KL against gold's": "against_gold",
     }
     notes = [
         "Weight change: the norm of the difference over the norm of the base's weights. KL(fine-tuned || base) at "
-        "the sampling temperature on the fine-tuned policy's own samples on Test, 95% intervals over tasks; p is a "
-        "two-sided sign-flip permutation test, paired over tasks. The paper expects gold to move the policy more than "
-        "refinements.",
+        "the sampling temperature on the fine-tuned policy's own samples on Test: over the programs' tokens, and apart "
+        "from them over the places where programs end. 95% intervals over tasks; p is a two-sided sign-flip "
+        "permutation test, paired over tasks. The paper expects gold to move the policy more than refinements.",
     ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
 

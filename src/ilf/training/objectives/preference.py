@@ -153,7 +153,7 @@ class KTO(Objective):
         with torch.no_grad():
             for part in batch:
                 count = len(part["value"])
-                mean += likelihood(module, rows(part, count, 2 * count)).ratios().sum() * part["weight"]
+                mean += likelihood(module, rows(part, count, 2 * count)).ratios().sum() * part["share"]
         mean = module.average(mean)
         for part in batch:
             part["divergence"] = mean.clamp(min=0)
