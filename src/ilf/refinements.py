@@ -69,7 +69,7 @@ class Refinements(ABC):
 
 @dataclass
 class Model(Refinements):
-    """The algorithm itself: one of the refiner's correct programs, or several different ones.
+    """The algorithm itself: one of the refiner's distinct correct programs, each as likely, or several of them.
 
     Args:
         per_task: How many of a task, at most; null for all. The paper has one.

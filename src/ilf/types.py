@@ -275,10 +275,14 @@ def different(programs: Sequence[Program], seed: int, most: int | None) -> list[
 
 
 def pick(programs: Sequence[Program], seed: int) -> str | None:
-    """Return the text of one of a task's programs, as the run's seed decides; None where there is none."""
-    if not programs:
+    """Return one of the distinct texts of a task's programs, as the run's seed decides; None where there is none.
+
+    Each text is as likely as any other, however often it was sampled: the paper's authors choose so, too.
+    """
+    texts = sorted({p.program for p in programs})
+    if not texts:
         return None
-    return random.Random(derive_seed(seed, "choose", programs[0].task_id)).choice(programs).program
+    return random.Random(derive_seed(seed, "choose", programs[0].task_id)).choice(texts)
 
 
 def derive_seed(seed: int, *path: object) -> int:
