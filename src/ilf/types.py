@@ -222,6 +222,7 @@ class Inputs:
     tasks: Splits  # restricted and limited
     data_sha256: str  # of the rows that they come from
     transfer_sha256: str | None = None  # of those of another data set
+    near_duplicates: Mapping[int, int] | None = None  # tasks that are left out, each with the one of Test it repeats
     known: Mapping[str, Sequence[Feedback]] = field(default_factory=dict)  # from before the run, by its source's name
 
 

@@ -59,6 +59,7 @@ class Counts(RoundCounts):
     refine_tasks: int
     train_tasks: int
     rejected: int
+    near_duplicates: int | None  # tasks of Refine and Train that are left out; null where they are kept
     selection_samples: int | None
     optimizer_steps: int | None
 
@@ -132,6 +133,7 @@ class Results(Described, Learnt):
     annotated_policy: str | None
     policy_on_annotated: Metrics | None
     matched: bool  # whether all arms of a comparison train on the same tasks
+    near_duplicates: dict[str, int]  # the tasks that are left out, by id, each with the task of Test that it repeats
     zero_shot: Metrics | None
     samples: Metrics | None  # of the policy on everything but Test
     counts: Counts

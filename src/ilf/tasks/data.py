@@ -38,6 +38,7 @@ class Data(ABC):
 
     Args:
         prompt: paper, or no_leak: without helper code of the gold program.
+        near_duplicates: keep, or drop: leave out tasks of Refine and Train that nearly repeat a task of Test.
         limit: How many tasks of each split a run uses.
         annotator: Who annotates this data: human or scripted.
         annotations: What people wrote: a .jsonl or .csv file.
@@ -45,6 +46,7 @@ class Data(ABC):
     """
 
     prompt: Literal["paper", "no_leak"] = "paper"
+    near_duplicates: Literal["keep", "drop"] = "keep"
     limit: Limit = field(default_factory=Limit)
     annotator: Literal["human", "scripted"] = "human"
     annotations: str | None = None
@@ -109,6 +111,9 @@ class Data(ABC):
         Args:
             key: The setting's group, for errors: "data" or "transfer".
         """
+        if self.near_duplicates == "drop" and (self.only_test or key == "transfer"):
+            allowed = "leaves out tasks to learn from, and only Test of this data set is used"
+            raise InputError(f"{key}.near_duplicates", "drop", allowed, "Leave it out.")
         if self.annotator == "scripted" and not self.specifications():
             allowed = "needs a script that knows what the tasks ask for, and this data set has none"
             raise InputError(f"{key}.annotator", "scripted", allowed, f"Use {key}.annotator=human.")
