@@ -103,6 +103,8 @@ def test_a_near_duplicate_has_the_words_of_a_test_task_or_its_program_but_for_na
         assert near_duplicates([of_test, learnt(2, code)]) == {2: 1}, name
     for name, code in DIFFERS.items():
         assert near_duplicates([of_test, learnt(2, code)]) == {}, name
+    sizes = [learnt(1, "def f(x):\n  return len(x)", split="test"), learnt(2, "def f(x):\n  return sum(x)")]
+    assert near_duplicates(sizes) == {}  # names that a program does not bind are not numbered
     assert near_duplicates([learnt(2, "", "strip then JOIN"), of_test]) == {2: 1}  # without a gold program by its words
     assert near_duplicates([replace(of_test, code=""), learnt(2, "")]) == {}
     two = [learnt(2, GOLD, split="refine"), learnt(3, GOLD, split="prompt"), learnt(4, GOLD, split="test")]

@@ -16,7 +16,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from ilf import ranks
 from ilf.analysis.jobs import arm_name
 from ilf.budget import check_plan
-from ilf.checks.tasks import check_scoring, check_tasks, check_unseen
+from ilf.checks.tasks import check_scoring, check_tasks, check_tests
 from ilf.disk import check_writable
 from ilf.feedback import llm
 from ilf.feedback.other_model import check_stored
@@ -112,7 +112,7 @@ def _inputs(settings: Settings) -> tuple[list[Any], Inputs]:
         limit = settings.transfer.limit.test
         others, transfer_sha256 = settings.transfer.load("transfer")
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
-    check_unseen(settings.executor.tests, splits)
+    check_tests(settings.executor.tests, splits)
     check_scoring(settings.executor.scoring, splits)
     return tasks, Inputs(splits, data_sha256, transfer_sha256, dropped, known)
 

@@ -247,12 +247,14 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     policy = settings.model.hub or settings.model.name
     samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
     last = of_round(outcome, outcome.last, tasks, k)
+    challenged = settings.executor.tests == "challenge"
     counts: Counts = {
         "test_tasks": len(tasks.test),
         "refine_tasks": len(tasks.refine),
         "train_tasks": len(tasks.train),
         **last["counts"],
         "rejected": len(record.rejected),
+        "without_challenge_tests": sum(not task.challenge for task in tasks.test) if challenged else None,
         "near_duplicates": None if record.near_duplicates is None else len(record.near_duplicates),
         "selection_samples": settings.sampler.n if samples else None,
         "optimizer_steps": record.fine_tuned.get("optimizer_steps"),

@@ -59,6 +59,9 @@ class Counts(RoundCounts):
     refine_tasks: int
     train_tasks: int
     rejected: int
+    without_challenge_tests: (
+        int | None
+    )  # Test tasks that their other tests decide; null but for executor.tests=challenge
     near_duplicates: int | None  # tasks of Refine and Train that are left out; null where they are kept
     selection_samples: int | None
     optimizer_steps: int | None

@@ -172,20 +172,22 @@ class Data(ABC):
         return {}
 
 
-def job_of(program: str, task: Task, unseen: bool = False, gold: str = "") -> Job:
+def job_of(program: str, task: Task, tests: str = "all", gold: str = "") -> Job:
     """Return a program with what its task asks of it, for a sandbox.
 
     Args:
         program: A whole one.
         task: The task.
-        unseen: Whether to leave out the tests or inputs that the prompt shows.
+        tests: "all"; "unseen" to leave out the tests or inputs that the prompt shows; "challenge" for the task's
+            challenge tests in place of its tests, where it has some.
         gold: See `ilf.sandbox.Job`.
     """
-    first = task.shown if unseen else 0
+    first = task.shown if tests == "unseen" else 0
     if task.inputs:
         given, expected = task.inputs[first:], task.outputs[first:]
         return Job(program, gold=gold, inputs=given, outputs=expected, compare_output=task.compare_output)
-    return Job(program, task.tests[first:], task.setup, gold=gold)
+    asked = task.challenge if tests == "challenge" and task.challenge else task.tests[first:]
+    return Job(program, asked, task.setup, gold=gold)
 
 
 def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: set[int] | None = None) -> Splits:

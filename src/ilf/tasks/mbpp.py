@@ -22,7 +22,7 @@ SHA256 = "e3f45af54c8923849d795cba78c5c94b88c09db89a5dcc9ac538696485b099cf"
 SPLIT_IDS = {"prompt": range(1, 11), "test": range(11, 111), "refine": range(111, 311), "train": range(311, 975)}
 IDS = range(1, 975)
 COLUMNS = {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str}
-FILE = Columns(COLUMNS, unread=("challenge_test_list",))
+FILE = Columns(COLUMNS, optional=("challenge_test_list",))  # which the SHA-256 leaves out
 _ADVICE = "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
 
 
