@@ -118,7 +118,7 @@ class Gold(Refinements):
 
     def program(self, found: Found) -> str | None:
         """Return the gold program."""
-        return found.task.code or None
+        return found.task.gold or found.task.code or None
 
     def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
         """Return what is lacking where no task has a gold program."""

@@ -53,6 +53,7 @@ class Task:
     inputs: tuple[str, ...] = ()  # where programs read and write: what each run is given on standard input
     outputs: tuple[str, ...] = ()  # and what it is to write on standard output
     compare_output: str = "tokens"  # or "exact"; see `ilf.sandbox.Job`
+    gold: str = ""  # the gold program as a run trains on it, where that is not `code`
     challenge: tuple[str, ...] = ()  # harder tests, which executor.tests=challenge scores by in place of `tests`
 
     @property

@@ -192,6 +192,7 @@ def _described(settings: Settings, record: Record) -> Described:
         "overrides": settings.overrides,
         "data": settings.option("data"),
         "data_sha256": record.data_sha256,
+        "data_settings": settings.config.get("data"),
         "model": model.name,
         "model_id": (model.path if model.name == "local" else model.hub) or model.name,
         "weights_sha256": record.weights_sha256,

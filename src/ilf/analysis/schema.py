@@ -29,6 +29,7 @@ class Described(TypedDict):
     overrides: list[str]  # of the command line
     data: str
     data_sha256: str
+    data_settings: dict[str, Any] | None  # of the group data, as composed
     model: str
     model_id: str
     weights_sha256: str

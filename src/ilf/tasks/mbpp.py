@@ -6,13 +6,14 @@ The rows come from a local JSON-lines file, or from the Hugging Face Hub at a pi
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ilf.paths import check_path
 from ilf.tasks import rows as rows_of
 from ilf.tasks.data import Data
+from ilf.tasks.indentation import reindented
 from ilf.tasks.rows import Columns, Row, check_rows, read_json_lines, task_of
 from ilf.types import InputError, Task
 
@@ -34,12 +35,16 @@ class MBPP(Data):
         path: A JSON-lines file in MBPP's columns, which may be a part of it; null loads the Hub.
         revision: The Hub's commit, used where there is no path.
         sha256: What the content must hash to; null takes any.
+        newlines: Of the gold programs that a run trains on: normalised, or published, which are CRLF in 972 of 974.
+        reindent: Whether the gold programs that a run trains on are indented anew, by four spaces a level.
     """
 
     annotated_policy: str | None = "Salesforce/codegen-6B-mono"
     path: str | None = None
     revision: str = REVISION
     sha256: str | None = SHA256
+    newlines: Literal["normalised", "published"] = "normalised"
+    reindent: bool = False
 
     gold_passes: ClassVar[bool] = True
     may_lack: ClassVar[Container[int]] = IDS
@@ -65,7 +70,16 @@ class MBPP(Data):
 
     def read(self, key: str) -> tuple[list[Task], str]:
         """Return all tasks in order of id, and the SHA-256 of their content. Raises InputError, see `read_rows`."""
-        return tasks_from(read_rows(self.path, self.revision, key), self.sha256, self.prompt, key)
+        rows = read_rows(self.path, self.revision, key)
+        tasks, sha256 = tasks_from(rows, self.sha256, self.prompt, key)
+        published = {row["task_id"]: row["code"] for _, row in rows}
+        return [replace(task, gold=self._gold(task, published[task.task_id])) for task in tasks], sha256
+
+    def _gold(self, task: Task, published: str) -> str:
+        """Return the gold program to train on; empty where it is the task's as it stands."""
+        code = published if self.newlines == "published" else task.code
+        code = reindented(code) if self.reindent else code
+        return "" if code == task.code else code
 
 
 def ids_of(*splits: str) -> str:
