@@ -8,7 +8,7 @@ import pytest
 
 from ilf import algorithm
 from ilf.refinements import COMPARED, LLM, Gold, Human, Model, Nothing, Refinements, Self
-from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, Turns, Verdict
+from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, Turns, Verdict, different, pick
 
 
 def task(i: int, split: str) -> Task:
@@ -271,6 +271,18 @@ def test_an_arm_takes_different_correct_programs_up_to_a_bound_and_others_keep_t
     assert [e.task_id for e in gold] == [311, 313]
     own = run(Several({"refine": {311, 313}, "sample": {314}}), Self(per_task=most)).examples
     assert Counter(e.task_id for e in own) == {314: count}
+
+
+def test_each_distinct_program_is_as_likely_to_be_chosen_however_often_it_was_sampled():
+    texts = ["often"] * 8 + ["once", "also once"]
+    programs = [Program(311, "train", i, 0, "", "", text, Verdict("passed")) for i, text in enumerate(texts)]
+    chosen = [pick(programs, seed) for seed in range(3000)]
+    # 1000 +- 5 standard deviations; 2400 were there a choice among all samples
+    assert all(870 < count < 1130 for count in Counter(chosen).values()) and len(set(chosen)) == 3
+    assert chosen[:50] == [pick(programs[::-1], seed) for seed in range(50)]  # the order of sampling decides nothing
+    found = [different(programs, seed, None) for seed in range(50)]
+    assert [one[0] for one in found] == chosen[:50] and all(sorted(one) == sorted(set(texts)) for one in found)
+    assert pick([], 0) is None and different([], 0, None) == []
 
 
 def test_self_training_without_a_match_takes_all_solved_tasks_and_needs_no_feedback():

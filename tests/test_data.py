@@ -20,6 +20,7 @@ from ilf.files import sha256
 from ilf.sandbox import Limits, Sandbox
 from ilf.tasks import MBPP, Data, Hub, HumanEval, Jsonl, Mini, Table, mini
 from ilf.tasks.hub import HubColumns
+from ilf.tasks.near_duplicates import near_duplicates
 from ilf.tasks.rows import check_row
 from ilf.tasks.table import FILE
 from ilf.types import InputError, Task
@@ -73,6 +74,75 @@ def test_limits_have_a_range(group, split):
     assert getattr(getattr(compose_settings(*own, f"{group}.limit.{split}={least}"), group).limit, split) == least
     with pytest.raises(InputError, match=rf"^{group}\.limit\.{split}={least - 1}: must be"):
         compose_settings(*own, f"{group}.limit.{split}={least - 1}")
+
+
+# ---- near duplicates of Test -----------------------------------------------------------------------------------------
+
+
+def learnt(i: int, code: str, text: str = "", split: str = "train") -> Task:
+    return replace(GOOD, task_id=i, split=split, text=text or f"text {i}", code=code)
+
+
+GOLD = 'import re\ndef f(x, ys):\n    """Doc."""\n    return [re.sub(x, "", y) for y in ys]'
+REPEATS = {
+    "names": 'import re\ndef g(a, bs):\n  return [re.sub(a, "", b) for b in bs]',
+    "imports": 'def f(x, ys):\n\timport re\n\treturn [re.sub(x, "", y) for y in ys]',
+    "layout": "import re\ndef f( x,ys ):\n    # so\n    return ([\n      re.sub(x, '', y) for y in ys])",
+}
+DIFFERS = {
+    "a constant": GOLD.replace('(x, "",', '(x, "a",'),
+    "parameters the other way round": GOLD.replace("(x, ys)", "(ys, x)"),
+    "another function of a library": GOLD.replace("re.sub", "re.match"),
+    "one name for two": GOLD.replace("(x, ys)", "(x, y)").replace("in ys", "in y"),
+}
+
+
+def test_a_near_duplicate_has_the_words_of_a_test_task_or_its_program_but_for_names():
+    of_test = learnt(1, GOLD, "Strip, then join.", "test")
+    for name, code in REPEATS.items():
+        assert near_duplicates([of_test, learnt(2, code)]) == {2: 1}, name
+    for name, code in DIFFERS.items():
+        assert near_duplicates([of_test, learnt(2, code)]) == {}, name
+    sizes = [learnt(1, "def f(x):\n  return len(x)", split="test"), learnt(2, "def f(x):\n  return sum(x)")]
+    assert near_duplicates(sizes) == {}  # names that a program does not bind are not numbered
+    assert near_duplicates([learnt(2, "", "strip then JOIN"), of_test]) == {2: 1}  # without a gold program by its words
+    assert near_duplicates([replace(of_test, code=""), learnt(2, "")]) == {}
+    two = [learnt(2, GOLD, split="refine"), learnt(3, GOLD, split="prompt"), learnt(4, GOLD, split="test")]
+    assert near_duplicates([of_test, *two]) == {2: 1}  # never of Test itself, nor of ids that train nothing
+
+
+def test_mbpps_near_duplicates_are_those_that_the_readme_names(mbpp_file):
+    found = near_duplicates(MBPP(path=str(mbpp_file)).load()[0])
+    pairs = ", ".join(f"{i} ({repeated})" for i, repeated in sorted(found.items()))
+    assert len(found) == 11 and pairs in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_near_duplicates_are_dropped_before_limits_logged_and_counted(mbpp_file, small_stages, tmp_path, caplog):
+    rows = [json.loads(line) for line in mbpp_file.read_text().splitlines()]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(r) for r in rows if r["task_id"] in (76, 154, 347, 350)))
+    own = ["data=mbpp", f"data.path={tmp_path}/tasks.jsonl", "data.sha256=null", "feedback=unit_tests", "sampler.n=1"]
+    own += ["evaluate.k=[1]", "stages=[zero_shot]", "sampler.max_new_tokens=4", "data.limit.train=1"]
+    caplog.set_level("INFO")
+    kept = small_stages(*own)
+    assert [t.task_id for t in kept.tasks.train] == [347] and "near_duplicates" not in caplog.text
+    left = small_stages(*own, "data.near_duplicates=drop")
+    assert [t.task_id for t in left.tasks.train] == [
+        350
+    ] and "1 tasks of Refine and Train: 347 repeats 76" in caplog.text
+    assert [t.task_id for t in left.tasks.refine] == [154]  # task 49, which it repeats, is not in this file
+    (old, new) = (stages.run() for stages in (kept, left))
+    assert (old["counts"]["near_duplicates"], old["near_duplicates"]) == (None, {})
+    assert (new["counts"]["near_duplicates"], new["near_duplicates"]) == (1, {"347": 76})
+    assert new["data_sha256"] == old["data_sha256"] and new["seconds"]["reused"] == ["zero_shot"]
+
+
+@pytest.mark.parametrize("own", [["data=humaneval", "data."], ["data@transfer=humaneval", "transfer."]])
+def test_near_duplicates_can_not_be_dropped_from_what_nothing_is_learnt_from(own):
+    option, group = own
+    with pytest.raises(
+        InputError, match=rf"^{group}near_duplicates='drop': leaves out tasks to learn from".replace(".", r"\.", 1)
+    ):
+        compose_settings(option, f"{group}near_duplicates=drop", "stages=[zero_shot]")
 
 
 # ---- the same tasks wherever they lie --------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ def test_fields_of_a_servers_requests_are_free():
 # For each key that not every run reads, a value that the schema takes.
 VALUES = {
     "data.revision": "abc",
+    "data.newlines": "published",
+    "data.reindent": "true",
     "model.hub": "a/b",
     "model.revision": "abc",
     "feedback.path": str(ROOT / "README.md"),
@@ -71,6 +73,8 @@ VALUES = {
 # Runs that don't read what the default run reads.
 RUNS = {
     "data.revision": ["data=mbpp", f"data.path={ROOT / 'README.md'}", "feedback=unit_tests"],
+    "data.newlines": ["data=mbpp", "feedback=unit_tests", "refinements=none"],
+    "data.reindent": ["data=mbpp", "feedback=unit_tests", "refinements=none"],
     "refiner.old_code_tokens": ["refiner=policy"],
     "refinements.tasks": ["refinements=none"],
     "refinements.limit": ["refinements=none"],

@@ -1,20 +1,25 @@
-from dataclasses import dataclass
+import ast
+import json
+from dataclasses import dataclass, replace
 
 import pytest
 from conftest import CPU, MINI
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ilf.feedback.from_tests import in_words
 from ilf.models.load import load_tokenizer
+from ilf.refinements import Gold
 from ilf.sampling import Sampler
 from ilf.sandbox import Limits, Sandbox
 from ilf.scoring import score
-from ilf.tasks.mbpp import read_rows, tasks_from
-from ilf.tasks.prompts import as_paper_scores, completion_of
+from ilf.tasks.indentation import reindented
+from ilf.tasks.mbpp import MBPP, SHA256, read_rows, tasks_from
+from ilf.tasks.prompts import as_paper_scores, completion_of, lines_of, normalise_newlines
 from ilf.training import ILFModule, MBPPDataModule, UnitTestCallback
 from ilf.training.mbpp_datamodule import Contents, plan_draws
 from ilf.training.trainer import make_trainer
-from ilf.types import Task
+from ilf.types import Found, InputError, Program, Task
 
 PROMPT = '"""\nt\n"""\n\ndef f(x):\n'
 TASK = Task(1, "test", "t", "def f(x):\n    y = x\n    return y", "f", ("assert f(1) == 1",), "", PROMPT)
@@ -103,3 +108,145 @@ def test_about_half_of_mbpps_gold_programs_fail_as_the_paper_scores(mbpp_file, s
     for task, verdict in zip(tasks, paper, strict=True):
         indentation = verdict.detail.startswith(("IndentationError", "TabError"))
         assert verdict.passed or indentation or task.task_id in AFTER, (task.task_id, verdict.detail)
+
+
+# ---- the tests that decide: executor.tests=challenge -----------------------------------------------------------------
+
+
+def test_challenge_tests_decide_in_place_of_the_others_where_a_task_has_some(sandbox):
+    hard = replace(TASK, tests=("assert f(1) == 1", "assert f(2) == 2"), challenge=("assert f(-1) == -1",))
+    programs = {"def f(x):\n    return x": [True, True], "def f(x):\n    return abs(x)": [True, False]}
+    programs["def f(x):\n    return min(x, 0)"] = [False, True]
+    for text, expected in programs.items():
+        found = [score([(text, hard)], sandbox, tests)[0] for tests in ("all", "challenge")]
+        assert [v.passed for v in found] == expected and [len(v.tests) for v in found] == [2, 1]
+        # Without one the task's own tests decide, the one that the prompt shows among them.
+        (own,) = score([(text, replace(hard, challenge=()))], sandbox, "challenge")
+        assert (own.passed, own.tests) == (found[0].passed, found[0].tests)
+    (failed,) = score([("def f(x):\n    return abs(x)", hard)], sandbox, "challenge")
+    program = Program(1, "test", 0, 0, "", "", "def f(x):\n    return abs(x)", failed)
+    assert in_words(program, hard) == "`f(-1)` should return `-1`, but it returns `1`."
+
+
+def test_mbpps_gold_programs_pass_its_challenge_tests_which_only_test_has(mbpp_file, sandbox):
+    tasks, sha256 = MBPP(path=str(mbpp_file)).load()
+    hard = [task for task in tasks if task.challenge]
+    assert [t.task_id for t in hard] == [11, 16, 20, 23, 25, 26, 28, 42, 43, 44, 47]
+    verdicts = score([(task.code, task) for task in hard], sandbox, "challenge")
+    assert all(v.passed for v in verdicts) and [len(v.tests) for v in verdicts] == [len(t.challenge) for t in hard]
+    assert not any(set(t.challenge) & set(t.tests) for t in hard)
+    assert sha256 == SHA256  # of the other columns
+
+
+def test_a_run_says_how_many_test_tasks_have_no_challenge_test(mbpp_file, small_stages, tmp_path):
+    own = ["data=mbpp", f"data.path={mbpp_file}", "feedback=unit_tests", "stages=[zero_shot]", "sampler.n=1"]
+    own += ["evaluate.k=[1]", "sampler.max_new_tokens=4", "data.limit.test=6"]  # tasks 11 to 16
+    challenged = small_stages(*own, "executor.tests=challenge").run()
+    assert challenged["scoring"]["tests"] == "challenge" and challenged["counts"]["without_challenge_tests"] == 4
+    plain = small_stages(*own).run()
+    assert plain["counts"]["without_challenge_tests"] is None
+    assert plain["seconds"]["reused"] == []  # the same programs are scored anew
+    rows = [
+        [json.loads(line) for line in (tmp_path / f"run{i}" / "programs" / "zero_shot.jsonl").open()] for i in (0, 1)
+    ]
+    for key in ("prompt", "completion"):
+        assert [row[key] for row in rows[0]] == [row[key] for row in rows[1]]
+    assert [[len(row["tests"]) for row in of_run] for of_run in rows] == [[2, 3, 3, 3, 3, 1], [3] * 6]
+
+
+def test_challenge_tests_that_are_nowhere_or_none_are_errors(tmp_path, small_stages):
+    with pytest.raises(InputError, match=r"^executor\.tests='challenge': scores by the column challenge_test_list"):
+        small_stages("executor.tests=challenge")
+    row = {"task_id": 11, "text": "t", "code": TASK.code, "test_list": list(TASK.tests), "test_setup_code": ""}
+    for bad in ("assert f(1)", ["f(1)"], ["assert f("], [1]):
+        (tmp_path / "mbpp.jsonl").write_text(json.dumps({**row, "challenge_test_list": bad}))
+        with pytest.raises(InputError, match=r"mbpp\.jsonl:1: challenge_test_list=.*tests \(assert statements"):
+            MBPP(path=f"{tmp_path}/mbpp.jsonl", sha256=None).load()
+    for none in ([], None):
+        (tmp_path / "mbpp.jsonl").write_text(json.dumps({**row, "challenge_test_list": none}))
+        assert MBPP(path=f"{tmp_path}/mbpp.jsonl", sha256=None).load()[0][0].challenge == ()
+    (tmp_path / "mbpp.jsonl").write_text(json.dumps({**row, "challenge_tests_list": []}))
+    with pytest.raises(InputError, match=r"challenge_tests_list.*challenge_test_list, which is spelt like it"):
+        MBPP(path=f"{tmp_path}/mbpp.jsonl", sha256=None).load()
+
+
+# ---- the gold programs that are trained on: data.newlines, data.reindent ---------------------------------------------
+
+
+def targets(tasks):
+    """What the gold arm trains on, by id."""
+    found = {t.task_id: Gold().program(Found(t, None, [], [], 0)) for t in tasks}
+    return {t.task_id: completion_of(t.prompt, found[t.task_id], t.entry_point) for t in tasks}
+
+
+@pytest.mark.parametrize(
+    "own", [{"newlines": "published"}, {"reindent": True}, {"newlines": "published", "reindent": True}]
+)
+def test_options_of_gold_change_what_is_trained_on_and_nothing_else(own, mbpp_file, sandbox):
+    plain, sha256 = MBPP(path=str(mbpp_file)).load()
+    tasks, again = MBPP(path=str(mbpp_file), **own).load()
+    assert again == sha256 and [replace(t, gold="") for t in tasks] == plain and not any(t.gold for t in plain)
+    before, after = targets(plain), targets(tasks)
+    assert all(v.passed for v in score([(t.prompt + after[t.task_id], t) for t in tasks], sandbox, "all"))
+    for i, target in after.items():
+        same = [line.split() for line in target.splitlines()] == [line.split() for line in before[i].splitlines()]
+        assert same and (own.get("reindent") or normalise_newlines(target) == before[i]), i
+    assert sum("\r" in target for target in after.values()) == (878 if "newlines" in own else 0)  # others are one line
+    assert not any("\r" in t.prompt + t.code for t in tasks)
+
+
+def test_reindented_gold_passes_as_the_paper_scores_unless_code_follows_its_function(mbpp_file, sandbox):
+    tasks = MBPP(path=str(mbpp_file), reindent=True).load()[0]
+    after = targets(tasks)
+    verdicts = score([(t.prompt + after[t.task_id], t) for t in tasks], sandbox, "all", True)
+    assert {t.task_id for t, v in zip(tasks, verdicts, strict=True) if not v.passed} == AFTER
+
+
+def test_reindenting_keeps_every_gold_programs_syntax_tree(mbpp_file):
+    for _, row in read_rows(str(mbpp_file), ""):
+        code = row["code"]
+        again = reindented(code)
+        assert ast.dump(ast.parse(again)) == ast.dump(ast.parse(code)) and reindented(again) == again, row["task_id"]
+        assert [line.strip() for line in lines_of(again)] == [line.strip() for line in lines_of(code)]
+
+
+REINDENTED = {
+    "tabs and levels of several widths": (
+        "def f(x):\n\tif x:\n\t   return 1\n\tfor i in x:\n\t\t\tpass\n",
+        "def f(x):\n    if x:\n        return 1\n    for i in x:\n        pass\n",
+    ),
+    "a string over lines": (
+        'def f():\n  """A\n  b\n\tc"""\n  return """\n x"""\n',
+        'def f():\n    """A\n  b\n\tc"""\n    return """\n x"""\n',
+    ),
+    "a string that a backslash continues": ("def f():\n  return 'a\\\n  b'\n", "def f():\n    return 'a\\\n  b'\n"),
+    "lines that go on": (
+        "def f(a,\n      b):\n  x = (a +\n       b)  # sum\n  return x + \\\n    1\n",
+        "def f(a,\n      b):\n    x = (a +\n         b)  # sum\n    return x + \\\n      1\n",
+    ),
+    "a comment between lines that go on": (
+        "if 1:\n  x = [\n    # one\n    1]\n",
+        "if 1:\n    x = [\n      # one\n      1]\n",
+    ),
+    "comments": (
+        "def f(x):\n  if x:\n     # in\n     y = 1\n     # in\n  # out\n  return y\n# end\nz = 1\n",
+        "def f(x):\n    if x:\n        # in\n        y = 1\n        # in\n    # out\n    return y\n# end\nz = 1\n",
+    ),
+    "an expression in a string": (
+        'def f(x):\n  return f"""{\n  x}\n  y"""\n',
+        'def f(x):\n    return f"""{\n  x}\n  y"""\n',
+    ),
+    "a form feed and blank lines": (
+        "def f():\n\f  x = 1\n \n\n  return x\n",
+        "def f():\n    x = 1\n \n\n    return x\n",
+    ),
+    "newlines of every kind": ("if 1:\r\n  x = 1\r  y = 2\n", "if 1:\r\n    x = 1\r    y = 2\n"),
+    "several statements on a line": ("if 1: x = 1; y = 2\nelse:\n  x = 2\n", "if 1: x = 1; y = 2\nelse:\n    x = 2\n"),
+}
+
+
+@pytest.mark.parametrize("name", REINDENTED)
+def test_reindenting_moves_statements_and_no_text(name):
+    code, expected = REINDENTED[name]
+    assert reindented(code) == expected
+    assert ast.dump(ast.parse(expected)) == ast.dump(ast.parse(code))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ilf.feedback.source import Failing, Source, Writing
@@ -131,7 +131,8 @@ class Annotators:
             "source": key_of(source, aside=("transform", "apply")),
             "failing": sha256(programs),
             "known": sha256([asdict(f) for f in known]),
-            "tasks": sha256([asdict(task) for task in sorted(read, key=lambda task: task.task_id)]),
+            # How gold programs are trained on is nothing that sources read: they need not speak again.
+            "tasks": sha256([asdict(replace(t, gold="")) for t in sorted(read, key=lambda task: task.task_id)]),
             "scoring": runner.verdicts_of("annotate", read),
             "seed": runner.seed,
         }

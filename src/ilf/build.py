@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from ilf import ranks
 from ilf.analysis.jobs import arm_name
 from ilf.budget import check_plan
-from ilf.checks.tasks import check_scoring, check_tasks, check_unseen
+from ilf.checks.tasks import check_scoring, check_tasks, check_tests
 from ilf.disk import check_writable
 from ilf.feedback import llm
 from ilf.feedback.other_model import check_stored
@@ -25,9 +26,12 @@ from ilf.settings import Settings
 from ilf.stages import Stages
 from ilf.store import Store
 from ilf.tasks.data import split_tasks
+from ilf.tasks.near_duplicates import near_duplicates
 from ilf.tracking import Tracker
 from ilf.training.trial import check_training, trainings
 from ilf.types import Feedback, InputError, Inputs
+
+log = logging.getLogger(__name__)
 
 
 def build(settings: Settings) -> Stages:
@@ -96,16 +100,21 @@ def _inputs(settings: Settings) -> tuple[list[Any], Inputs]:
     annotations = {f.task_id: f for found in known.values() for f in found}
     # Where sources are mixed, another one speaks on what people have not annotated.
     only = set(annotations) if known and all(one.people for one in feedback.writers) else None
-    splits = split_tasks(tasks, asdict(data.limit), only)
+    dropped = None
+    if data.near_duplicates == "drop":
+        dropped = near_duplicates(tasks)
+        said = ", ".join(f"{i} repeats {test}" for i, test in dropped.items())
+        log.info("data.near_duplicates=drop leaves out %d tasks of Refine and Train: %s", len(dropped), said or "none")
+    splits = split_tasks([t for t in tasks if t.task_id not in (dropped or {})], asdict(data.limit), only)
     check_tasks(settings, splits, list(annotations.values()) if known else None, {task.split for task in tasks})
     transfer_sha256 = None
     if settings.transfer is not None:
         limit = settings.transfer.limit.test
         others, transfer_sha256 = settings.transfer.load("transfer")
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
-    check_unseen(settings.executor.tests, splits)
+    check_tests(settings.executor.tests, splits)
     check_scoring(settings.executor.scoring, splits)
-    return tasks, Inputs(splits, data_sha256, transfer_sha256, known)
+    return tasks, Inputs(splits, data_sha256, transfer_sha256, dropped, known)
 
 
 def _llm_folder(settings: Settings) -> Path | None:

@@ -35,7 +35,8 @@ class Executor(ABC):
     """Executes programs on their unit tests. Derive from it for an executor of your own.
 
     Args:
-        tests: all, or unseen: without the assert, or the input, that the prompt shows.
+        tests: all; unseen: without the assert, or the input, that the prompt shows; challenge: where a task of MBPP has
+            challenge tests, those in place of the others.
         scoring: How Test is scored: as_written, or paper: re-indented and cut as the authors' code does.
         compare: exact, or approx: numbers as pytest.approx.
         trust_eq: Whether an object of the program's own class says what it equals, by its own `__eq__` and operators.
@@ -49,7 +50,7 @@ class Executor(ABC):
             installs; what these need comes with them. They must be installed beside us.
     """
 
-    tests: Literal["all", "unseen"] = "all"
+    tests: Literal["all", "unseen", "challenge"] = "all"
     scoring: Literal["as_written", "paper"] = "as_written"
     compare: Literal["exact", "approx"] = "exact"
     trust_eq: bool = False

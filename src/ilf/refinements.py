@@ -69,7 +69,7 @@ class Refinements(ABC):
 
 @dataclass
 class Model(Refinements):
-    """The algorithm itself: one of the refiner's correct programs, or several different ones.
+    """The algorithm itself: one of the refiner's distinct correct programs, each as likely, or several of them.
 
     Args:
         per_task: How many of a task, at most; null for all. The paper has one.
@@ -118,7 +118,7 @@ class Gold(Refinements):
 
     def program(self, found: Found) -> str | None:
         """Return the gold program."""
-        return found.task.code or None
+        return found.task.gold or found.task.code or None
 
     def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
         """Return what is lacking where no task has a gold program."""

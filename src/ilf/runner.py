@@ -161,7 +161,9 @@ class Runner:
 
     def verdicts_of(self, stage: str, tasks: Iterable[Task]) -> str:
         """Return in 12 characters all that verdicts depend on besides the programs: settings, and the tasks' tests."""
-        tests = {t.task_id: (t.tests, t.setup, t.code, t.inputs, t.outputs, t.compare_output) for t in tasks}
+        tests = {
+            t.task_id: (t.tests, t.setup, t.code, t.inputs, t.outputs, t.compare_output, t.challenge) for t in tasks
+        }
         return sha256([self.scoring_of(stage), sorted(tests.items()), code_sha256(*_JUDGING)])[:12]
 
     def draw(

@@ -16,7 +16,7 @@ def score(programs: Sequence[tuple[str, Task]], sandbox: Judge, tests: str, as_p
     Args:
         programs: Whole programs with their tasks.
         sandbox: Executes them.
-        tests: "all", or "unseen" to leave out those that the prompt shows.
+        tests: Which decide, see `ilf.tasks.data.job_of`: "all", "unseen" or "challenge".
         as_paper: Whether what a program has after its task's prompt is changed first as the paper's evaluation does
             (`as_paper_scores`). One that does not start with the prompt is executed as it stands.
     """
@@ -24,5 +24,5 @@ def score(programs: Sequence[tuple[str, Task]], sandbox: Judge, tests: str, as_p
     for text, task in programs:
         if as_paper and text.startswith(task.prompt):
             text = task.prompt + as_paper_scores(text.removeprefix(task.prompt))
-        jobs.append(job_of(text, task, tests == "unseen", task.code))
+        jobs.append(job_of(text, task, tests, task.code))
     return sandbox.run(jobs)

@@ -53,6 +53,8 @@ class Task:
     inputs: tuple[str, ...] = ()  # where programs read and write: what each run is given on standard input
     outputs: tuple[str, ...] = ()  # and what it is to write on standard output
     compare_output: str = "tokens"  # or "exact"; see `ilf.sandbox.Job`
+    gold: str = ""  # the gold program as a run trains on it, where that is not `code`
+    challenge: tuple[str, ...] = ()  # harder tests, which executor.tests=challenge scores by in place of `tests`
 
     @property
     def checks(self) -> int:
@@ -223,6 +225,7 @@ class Inputs:
     tasks: Splits  # restricted and limited
     data_sha256: str  # of the rows that they come from
     transfer_sha256: str | None = None  # of those of another data set
+    near_duplicates: Mapping[int, int] | None = None  # tasks that are left out, each with the one of Test it repeats
     known: Mapping[str, Sequence[Feedback]] = field(default_factory=dict)  # from before the run, by its source's name
 
 
@@ -276,10 +279,14 @@ def different(programs: Sequence[Program], seed: int, most: int | None) -> list[
 
 
 def pick(programs: Sequence[Program], seed: int) -> str | None:
-    """Return the text of one of a task's programs, as the run's seed decides; None where there is none."""
-    if not programs:
+    """Return one of the distinct texts of a task's programs, as the run's seed decides; None where there is none.
+
+    Each text is as likely as any other, however often it was sampled: the paper's authors choose so, too.
+    """
+    texts = sorted({p.program for p in programs})
+    if not texts:
         return None
-    return random.Random(derive_seed(seed, "choose", programs[0].task_id)).choice(programs).program
+    return random.Random(derive_seed(seed, "choose", programs[0].task_id)).choice(texts)
 
 
 def derive_seed(seed: int, *path: object) -> int:

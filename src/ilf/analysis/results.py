@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,6 +91,7 @@ class Record:
     measured: dict[str, Any]  # see measures.py
     validation: Sequence[Program] | None  # on Refine, where settings are to be chosen
     transfer_sha256: str | None  # of the rows of another data set
+    near_duplicates: Mapping[int, int] | None  # tasks that are left out, each with the one of Test that it repeats
     llm_answers: dict[str, Any] | None  # of another model, by what they are for; see feedback/llm.py
 
 
@@ -193,6 +194,7 @@ def _described(settings: Settings, record: Record) -> Described:
         "overrides": settings.overrides,
         "data": settings.option("data"),
         "data_sha256": record.data_sha256,
+        "data_settings": settings.config.get("data"),
         "model": model.name,
         "model_id": (model.path if model.name == "local" else model.hub) or model.name,
         "weights_sha256": record.weights_sha256,
@@ -253,12 +255,15 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
     policy = settings.model.hub or settings.model.name
     samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
     last = of_round(outcome, outcome.last, tasks, k)
+    challenged = settings.executor.tests == "challenge"
     counts: Counts = {
         "test_tasks": len(tasks.test),
         "refine_tasks": len(tasks.refine),
         "train_tasks": len(tasks.train),
         **last["counts"],
         "rejected": len(record.rejected),
+        "without_challenge_tests": sum(not task.challenge for task in tasks.test) if challenged else None,
+        "near_duplicates": None if record.near_duplicates is None else len(record.near_duplicates),
         "selection_samples": settings.sampler.n if samples else None,
         "optimizer_steps": record.fine_tuned.get("optimizer_steps"),
     }
@@ -269,6 +274,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "policy_on_annotated": metrics(samples, k) if human else None,
         # "self" trains on none of the tasks that the other arms train on, "llm" not on all.
         "matched": settings.refinements.tasks == "solved" and settings.refinements.matched,
+        "near_duplicates": {str(i): repeated for i, repeated in (record.near_duplicates or {}).items()},
         "zero_shot": metrics(outcome.zero_shot, k),
         "samples": metrics(outcome.last.samples, k),
         **last,

@@ -29,6 +29,7 @@ class Described(TypedDict):
     overrides: list[str]  # of the command line
     data: str
     data_sha256: str
+    data_settings: dict[str, Any] | None  # of the group data, as composed
     model: str
     model_id: str
     weights_sha256: str
@@ -60,6 +61,10 @@ class Counts(RoundCounts):
     refine_tasks: int
     train_tasks: int
     rejected: int
+    without_challenge_tests: (
+        int | None
+    )  # Test tasks that their other tests decide; null but for executor.tests=challenge
+    near_duplicates: int | None  # tasks of Refine and Train that are left out; null where they are kept
     selection_samples: int | None
     optimizer_steps: int | None
 
@@ -139,6 +144,7 @@ class Results(Described, Learnt):
     annotated_policy: str | None
     policy_on_annotated: Metrics | None
     matched: bool  # whether all arms of a comparison train on the same tasks
+    near_duplicates: dict[str, int]  # the tasks that are left out, by id, each with the task of Test that it repeats
     zero_shot: Metrics | None
     samples: Metrics | None  # of the policy on everything but Test
     counts: Counts

@@ -17,6 +17,8 @@ from ilf.types import InputError
 # Keys that not every run reads: what reads them, and whether this run does.
 _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "data.revision": ("data=mbpp without data.path", lambda s: getattr(s.data, "path", None) is None),
+    "data.newlines": ("every arm but refinements=none", lambda s: s.refinements.trains),
+    "data.reindent": ("every arm but refinements=none", lambda s: s.refinements.trains),
     "model.hub": ("a model without model.path", lambda s: s.model.path is None),
     "model.revision": ("a model without model.path", lambda s: s.model.path is None),
     "feedback.path": (

@@ -69,22 +69,26 @@ def _check_selection(settings: Settings, tasks: int) -> None:
         raise InputError("select", settings.select, f"{allowed}={settings.select_least}", advice)
 
 
-def check_unseen(tests: str, tasks: Splits) -> None:
-    """Check that each task has a test left to score by.
+def check_tests(tests: str, tasks: Splits) -> None:
+    """Check that the tests that are to decide are there.
 
     Args:
         tests: The setting executor.tests.
         tasks: By split.
 
     Raises:
-        InputError: "unseen" leaves a task none, which every program would pass.
+        InputError: "unseen" leaves a task none, which every program would pass; or no task has a challenge test.
     """
-    for task in (*tasks.by_id.values(), *tasks.transfer):
+    everything = (*tasks.by_id.values(), *tasks.transfer)
+    for task in everything:
         if tests == "unseen" and task.checks <= task.shown:
             one = "an input" if task.inputs else "a test"
             allowed = f"leaves task {task.task_id} without {one}: its prompt shows all that it has"
             advice = f"Give the task more {'inputs' if task.inputs else 'tests'}, or use executor.tests=all."
             raise InputError("executor.tests", tests, allowed, advice)
+    if tests == "challenge" and not any(task.challenge for task in everything):
+        allowed = "scores by the column challenge_test_list of data=mbpp, and no task of this run has anything there"
+        raise InputError("executor.tests", tests, allowed, "Raise data.limit.test, or use executor.tests=all.")
 
 
 def check_scoring(scoring: str, tasks: Splits) -> None:

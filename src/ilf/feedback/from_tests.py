@@ -39,8 +39,9 @@ def in_words(program: Program, task: Task) -> str:
         return _on_input(program, task)
     if verdict.verdict == "timed_out":
         return _ENDLESS
-    lines = [line.strip() for test in task.tests for line in test.split("\n")]  # of a longer test the one that failed
-    test = next((test for test in (*task.tests, *lines) if test and detail.startswith(test)), None)
+    tests = (*task.tests, *task.challenge)
+    lines = [line.strip() for test in tests for line in test.split("\n")]  # of a longer test the one that failed
+    test = next((test for test in (*tests, *lines) if test and detail.startswith(test)), None)
     said = detail if test is None else detail.removeprefix(test).removeprefix(": ")
     found = _what_came(said, program)
     if verdict.verdict in _LIMITS:

@@ -38,6 +38,7 @@ class Data(ABC):
 
     Args:
         prompt: paper, or no_leak: without helper code of the gold program.
+        near_duplicates: keep, or drop: leave out tasks of Refine and Train that nearly repeat a task of Test.
         limit: How many tasks of each split a run uses.
         annotator: Who annotates this data: human or scripted.
         annotations: What people wrote: a .jsonl or .csv file.
@@ -45,6 +46,7 @@ class Data(ABC):
     """
 
     prompt: Literal["paper", "no_leak"] = "paper"
+    near_duplicates: Literal["keep", "drop"] = "keep"
     limit: Limit = field(default_factory=Limit)
     annotator: Literal["human", "scripted"] = "human"
     annotations: str | None = None
@@ -109,6 +111,9 @@ class Data(ABC):
         Args:
             key: The setting's group, for errors: "data" or "transfer".
         """
+        if self.near_duplicates == "drop" and (self.only_test or key == "transfer"):
+            allowed = "leaves out tasks to learn from, and only Test of this data set is used"
+            raise InputError(f"{key}.near_duplicates", "drop", allowed, "Leave it out.")
         if self.annotator == "scripted" and not self.specifications():
             allowed = "needs a script that knows what the tasks ask for, and this data set has none"
             raise InputError(f"{key}.annotator", "scripted", allowed, f"Use {key}.annotator=human.")
@@ -167,20 +172,22 @@ class Data(ABC):
         return {}
 
 
-def job_of(program: str, task: Task, unseen: bool = False, gold: str = "") -> Job:
+def job_of(program: str, task: Task, tests: str = "all", gold: str = "") -> Job:
     """Return a program with what its task asks of it, for a sandbox.
 
     Args:
         program: A whole one.
         task: The task.
-        unseen: Whether to leave out the tests or inputs that the prompt shows.
+        tests: "all"; "unseen" to leave out the tests or inputs that the prompt shows; "challenge" for the task's
+            challenge tests in place of its tests, where it has some.
         gold: See `ilf.sandbox.Job`.
     """
-    first = task.shown if unseen else 0
+    first = task.shown if tests == "unseen" else 0
     if task.inputs:
         given, expected = task.inputs[first:], task.outputs[first:]
         return Job(program, gold=gold, inputs=given, outputs=expected, compare_output=task.compare_output)
-    return Job(program, task.tests[first:], task.setup, gold=gold)
+    asked = task.challenge if tests == "challenge" and task.challenge else task.tests[first:]
+    return Job(program, asked, task.setup, gold=gold)
 
 
 def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: set[int] | None = None) -> Splits:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from ilf.paths import check_path
 from ilf.tasks import rows as rows_of
 from ilf.tasks.data import Data
+from ilf.tasks.indentation import reindented
 from ilf.tasks.rows import Columns, Row, check_rows, read_json_lines, task_of
 from ilf.types import InputError, Task
 
@@ -24,7 +25,7 @@ SHA256 = "e3f45af54c8923849d795cba78c5c94b88c09db89a5dcc9ac538696485b099cf"
 SPLIT_IDS = {"prompt": range(1, 11), "test": range(11, 111), "refine": range(111, 311), "train": range(311, 975)}
 IDS = range(1, 975)
 COLUMNS = {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str}
-FILE = Columns(COLUMNS, unread=("challenge_test_list",))
+FILE = Columns(COLUMNS, optional=("challenge_test_list",))  # which the SHA-256 leaves out
 _ADVICE = "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
 
 
@@ -37,6 +38,8 @@ class MBPP(Data):
         revision: The Hub's commit, used where there is no path.
         sha256: What the content must hash to; null takes any.
         train_last: The last id of Train, 974 in the paper. What comes after it is evaluated, as Test is.
+        newlines: Of the gold programs that a run trains on: normalised, or published, which are CRLF in 972 of 974.
+        reindent: Whether the gold programs that a run trains on are indented anew, by four spaces a level.
     """
 
     annotated_policy: str | None = "Salesforce/codegen-6B-mono"
@@ -44,6 +47,8 @@ class MBPP(Data):
     revision: str = REVISION
     sha256: str | None = SHA256
     train_last: Annotated[int, Ge(311), Le(974)] = 974
+    newlines: Literal["normalised", "published"] = "normalised"
+    reindent: bool = False
 
     gold_passes: ClassVar[bool] = True
     may_lack: ClassVar[Container[int]] = IDS
@@ -69,8 +74,17 @@ class MBPP(Data):
 
     def read(self, key: str) -> tuple[list[Task], str]:
         """Return all tasks in order of id, and the SHA-256 of their content. Raises InputError, see `read_rows`."""
-        found, sha256 = tasks_from(read_rows(self.path, self.revision, key), self.sha256, self.prompt, key)
-        return [replace(t, split="test") if t.task_id > self.train_last else t for t in found], sha256
+        rows = read_rows(self.path, self.revision, key)
+        tasks, sha256 = tasks_from(rows, self.sha256, self.prompt, key)
+        published = {row["task_id"]: row["code"] for _, row in rows}
+        tasks = [replace(task, gold=self._gold(task, published[task.task_id])) for task in tasks]
+        return [replace(t, split="test") if t.task_id > self.train_last else t for t in tasks], sha256
+
+    def _gold(self, task: Task, published: str) -> str:
+        """Return the gold program to train on; empty where it is the task's as it stands."""
+        code = published if self.newlines == "published" else task.code
+        code = reindented(code) if self.reindent else code
+        return "" if code == task.code else code
 
 
 def ids_of(*splits: str, train_last: int = 974) -> str:

@@ -182,14 +182,11 @@ def task_of(where: str, row: dict[str, Any], split: str, prompt_style: str, stub
         InputError: There is no test or one that checks nothing, the program does not parse, or the tests do
             not call one function of it.
     """
-    if not row["test_list"] or not all(map(_is_test, row["test_list"])):
-        allowed = (
-            "must be a list of one or more tests (assert statements, or functions and classes as pytest finds them)"
-        )
-        allowed += ", each a text that Python can parse as it stands"
-        raise InputError(f"{where}: test_list", row["test_list"], allowed, "Mend the row.")
     text, code = normalise_newlines(row["text"]), normalise_newlines(row["code"])
-    tests = tuple(normalise_newlines(test) for test in row["test_list"])
+    tests = _tests(where, "test_list", row["test_list"])
+    challenge = (
+        _tests(where, "challenge_test_list", row["challenge_test_list"]) if row.get("challenge_test_list") else ()
+    )
     try:
         head = stub or code
         prompt, name = task_prompt(text, head, tests, prompt_style), entry_point(head, tests)
@@ -201,7 +198,18 @@ def task_of(where: str, row: dict[str, Any], split: str, prompt_style: str, stub
             "Mend the row.",
         ) from None
     setup = normalise_newlines(row["test_setup_code"])
-    return Task(row["task_id"], split, text, code, name, tests, setup, prompt)
+    return Task(row["task_id"], split, text, code, name, tests, setup, prompt, challenge=challenge)
+
+
+def _tests(where: str, column: str, tests: Any) -> tuple[str, ...]:
+    """Return a row's tests. Raises InputError where there is none, or one that checks nothing."""
+    if not tests or not isinstance(tests, list) or not all(map(_is_test, tests)):
+        allowed = (
+            "must be a list of one or more tests (assert statements, or functions and classes as pytest finds them)"
+        )
+        allowed += ", each a text that Python can parse as it stands"
+        raise InputError(f"{where}: {column}", tests, allowed, "Mend the row.")
+    return tuple(map(normalise_newlines, tests))
 
 
 def script_of(where: str, row: dict[str, Any], split: str) -> Task:
