@@ -420,7 +420,7 @@ def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
     first = write_sweep(tmp_path / "a", ["gold"], [0, 1])
     write_sweep(tmp_path / "b", ["model"], [0, 1])
     # A model that is not there is not asked for.
-    done = cli("mode=compare", "compare=[a,b]", "hydra.run.dir=out", "model=local", "model.path=nowhere")
+    done = cli("mode=compare", "compare.folders=[a,b]", "hydra.run.dir=out", "model=local", "model.path=nowhere")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert text in done.stdout and str(tmp_path / "out" / "comparison.png") in done.stdout
@@ -431,15 +431,15 @@ def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ("[]", r"compare=\[\].*at least one folder.*multirun/A"),
-        ("[nowhere]", r"compare='nowhere'.*no such folder"),
-        ("[{empty}]", r"compare='.*empty'.*at least one job"),
+        ("[]", r"compare\.folders=\[\].*at least one folder.*multirun/A"),
+        ("[nowhere]", r"compare\.folders='nowhere'.*no such folder"),
+        ("[{empty}]", r"compare\.folders='.*empty'.*at least one job"),
     ],
 )
 def test_folders_that_cannot_be_compared_are_named(folders, message, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
-        compose_settings("mode=compare", f"compare={folders.format(empty=tmp_path / 'empty')}")
+        compose_settings("mode=compare", f"compare.folders={folders.format(empty=tmp_path / 'empty')}")
 
 
 def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tmp_path, cli):
@@ -485,6 +485,7 @@ def test_a_failed_job_leaves_nothing_of_what_it_held(tmp_path):
             "mode": "run",
             "arm": "gold",
             "seed": 0,
+            "compare": {"pairs": []},
             "hydra": {
                 "runtime": {"output_dir": str(tmp_path), "choices": {**dict.fromkeys(FIELDS.values(), "mini"), **own}},
                 "mode": "MULTIRUN",
