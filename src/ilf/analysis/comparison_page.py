@@ -137,6 +137,9 @@ def markdown(
 
 def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names: list[str]) -> None:
     """Draw comparison.png: each arm's pass@k with its interval over tasks, and a point for each seed."""
+    # One panel for each other data set: more would be too many to read.
+    first = {name.rpartition(" ")[0]: name for name in reversed(names)}
+    names = [name for name in names if " " not in name or name in first.values()]
 
     def points(column: str) -> list[Point]:
         return [
