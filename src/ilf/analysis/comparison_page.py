@@ -51,32 +51,35 @@ def _arm_table(arms: list[Arm], rows: list[Row], name: str, first: bool) -> list
     return [*table(head, body), ""]
 
 
-def _legend(rows: list[Row], pairs: list[Row], names: list[str]) -> str:
+def _legend(rows: list[Row], pairs: list[Row], names: list[str]) -> list[str]:
     """Return what the figures are, and what each interval covers."""
     said = [
         "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds within a task, "
-        "then over tasks. delta is the difference to zero-shot, paired over tasks; p is of a two-sided sign-flip "
-        "permutation test over tasks, Holm-corrected over the arms.",
+        "then over tasks."
+    ]
+    if any(" " in name for name in names):
+        said.append("A metric that begins with the name of a data set is pass@k on that data set.")
+    said += [
+        "delta: the difference to zero-shot, paired over tasks. p: two-sided sign-flip permutation test over tasks, "
+        "Holm-corrected over the arms.",
         "The interval beside a figure is its 95% interval over tasks. It and p say how the figure varies with the "
         "tasks, given these trained models.",
     ]
     if any(row["seeds"] > 1 for row in rows):
         said.append(
-            "over seeds: Student's 95% interval over seeds, of a difference over the seeds that both arms have. It "
+            "over seeds: Student's 95% interval over seeds; of a difference, over the seeds that both arms have. It "
             "says how the figure varies with the training, given these tasks."
         )
     else:
         said.append("One seed can't tell how much trainings differ.")
-    if any(" " in name for name in names):
-        said.append("A metric with a data set's name is on that data set.")
     if any(key.startswith("delta_none_") for key in rows[0]):
         said.append(
-            "against none: the difference, in points, to the untrained policy sampled again. Unlike zero-shot, it is "
-            "sampled with the same random numbers as the arms, so that less of the difference is chance."
+            "against none: the difference, in points, to the untrained policy sampled again. It is sampled with the "
+            "same random numbers as the arms, which zero-shot is not, so that part of the noise cancels."
         )
     if any(row["family"] == "exploratory" for row in pairs):
         said.append("What is not among the planned comparisons is exploratory.")
-    return " ".join(said)
+    return [f"- {line}" for line in said]
 
 
 def _pair_table(pairs: list[Row], several: bool, metric: bool) -> list[str]:
@@ -127,7 +130,7 @@ def markdown(
         lines += [title, "", *_pair_table(planned, several, metric=True)]
     for name in names or [""]:
         lines += _arm_table(arms, rows, name, first=name == (names or [""])[0])
-    lines += [_legend(rows, pairs, names), ""]
+    lines += [*_legend(rows, pairs, names), ""]
     lines += _all_pairs(pairs, names[0], several) if names else []
     if failed := [job for job in jobs if job["status"] == "failed"]:
         cells = [[job["folder"], job["label"], str(job["seed"]), job["error"]] for job in failed]
