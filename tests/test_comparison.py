@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +99,11 @@ def write_sweep(folder: Path, arms: list[str], seeds: list[int]) -> Path:
     return folder
 
 
-def compare(*sweeps: Path) -> dict[str, list[dict[str, str]]]:
+def compare(*sweeps: Path, planned: Sequence[Sequence[str]] = ()) -> dict[str, list[dict[str, str]]]:
     """Return the rows of each CSV file, by the end of its name."""
     target = sweeps[0].parent / f"compared_{'_'.join(s.name for s in sweeps)}"
     target.mkdir(exist_ok=True)
-    write_comparison(target, sweeps)
+    write_comparison(target, sweeps, planned)
     found = {}
     for name in ("", "_arms", "_pairs"):
         with (target / f"comparison{name}.csv").open() as file:
@@ -407,6 +408,271 @@ def test_the_picture_grows_with_its_rows_and_shows_seeds(tmp_path):
     assert height[0] < height[1]
 
 
+def interval(row: dict[str, str], column: str) -> tuple[float, float]:
+    return float(row[f"{column}_low"]), float(row[f"{column}_high"])
+
+
+def test_a_difference_that_trainings_do_not_agree_on_is_sure_over_tasks_and_not_over_seeds(tmp_path):
+    for seed, chance in enumerate([0.9, 0.95, 0.4]):
+        write_job(tmp_path / "s" / f"{seed}_gold", ["refinements=gold", f"seed={seed}"], draw(0.45, "gold", seed))
+        write_job(tmp_path / "s" / f"{seed}_model", [f"seed={seed}"], draw(chance, "model", seed))
+    found = compare(tmp_path / "s")
+    row = of(found["_pairs"], arm="model", against="gold", metric="pass@1")
+    assert float(row["p"]) < 0.001 and float(row["points_low"]) > 0
+    low, high = interval(row, "points_seeds")
+    assert low < 0 < float(row["points"]) < high
+    assert f"[{low:+.1f}, {high:+.1f}]" in found["text"].split("Every two arms")[1]
+
+
+def test_the_interval_over_seeds_of_a_difference_is_paired_by_seed(tmp_path):
+    """Seeds that shift both arms alike say nothing of their difference."""
+    seeds = [{task: base + task % 2 for task in TASKS} for base in (1, 4, 7)]
+    more = [1, 2, 1]
+    for seed, passed in enumerate(seeds):
+        better = {task: count + more[seed] for task, count in passed.items()}
+        write_job(tmp_path / "s" / f"{seed}_gold", ["refinements=gold", f"seed={seed}"], passed, zero=passed)
+        write_job(tmp_path / "s" / f"{seed}_model", [f"seed={seed}"], better, zero=passed)
+    write_job(tmp_path / "s" / "9_gold_alone", ["refinements=gold", "seed=9"], draw(0.9), zero=draw(0.1))
+    found = compare(tmp_path / "s")
+    half = 4.303 * np.std(more, ddof=1) / np.sqrt(3) / N
+    expected = [np.mean(more) / N - half, np.mean(more) / N + half]
+    row = of(found["_pairs"], arm="model", against="gold", metric="pass@1")
+    assert interval(row, "points_seeds") == pytest.approx([100 * end for end in expected])
+    model, gold = (of(found["_arms"], arm=arm) for arm in ("model", "gold"))
+    assert interval(model, "delta_pass@1_seeds") == pytest.approx(expected)
+    low, high = interval(gold, "pass@1_seeds")
+    assert high - low > 3 * 2 * half  # each arm's own interval has what its seeds share
+    assert f"[{100 * expected[0]:.1f}, {100 * expected[1]:.1f}]" in found["text"].split("Every two arms")[0]
+
+
+def test_one_shared_seed_has_no_interval_over_seeds_and_the_page_says_what_each_interval_covers(tmp_path):
+    one = compare(write_sweep(tmp_path / "one", ["gold", "model"], [0]))
+    assert {row["points_seeds_low"] for row in one["_pairs"]} == {""}
+    assert {row["delta_pass@1_seeds_high"] for row in one["_arms"]} == {""}
+    assert "One seed can't tell how much trainings differ" in one["text"] and "| over seeds |" not in one["text"]
+    write_sweep(tmp_path / "two", ["gold"], [0, 1])
+    write_sweep(tmp_path / "two", ["model"], [1, 2])
+    two = compare(tmp_path / "two")
+    pairs = {(row["arm"], row["against"]): row for row in two["_pairs"] if row["metric"] == "pass@1"}
+    assert pairs["model", "gold"]["points_seeds_low"] == "" != pairs["gold", "zero-shot"]["points_seeds_low"]
+    assert "given these trained models" in two["text"] and "given these tasks" in two["text"]
+    assert "One seed" not in two["text"]
+
+
+# ---- the untrained policy sampled again ----------------------------------------------------------------------------
+
+
+def passed(shift: float, *draws: object) -> Counts:
+    """Return counts of a policy that is better by `shift` than the untrained one, by the random numbers of `draws`."""
+    rng, tasks = random.Random(str(draws)), random.Random(0)
+    chances = {task: tasks.random() for task in TASKS}
+    return {task: sum(rng.random() < chances[task] + shift for _ in range(N)) for task in TASKS}
+
+
+def test_a_difference_to_the_untrained_policy_with_the_same_draws_has_less_noise_than_one_to_zero_shot(tmp_path):
+    for seed in range(4):
+        for i, (arm, shift) in enumerate({"gold": 0.05, "model": 0.1, "none": 0}.items()):
+            overrides = [f"refinements={arm}", f"seed={seed}"]
+            zero = passed(0, "zero_shot", seed)
+            write_job(tmp_path / "s" / f"{i}_{seed}", overrides, passed(shift, "evaluate", seed), zero=zero)
+    found = compare(tmp_path / "s")
+    for arm in ("gold", "model"):
+        row = of(found["_arms"], arm=arm)
+        for over in ("", "_seeds"):
+            wide, narrow = (interval(row, f"delta_{base}pass@1{over}") for base in ("", "none_"))
+            assert narrow[1] - narrow[0] < 0.8 * (wide[1] - wide[0])
+        same = of(found["_pairs"], arm="none", against=arm, metric="pass@1")
+        assert 100 * float(row["delta_none_pass@1"]) == pytest.approx(-float(same["points"]))
+        assert row["p_none_pass@1"] == same["p"] and float(row["p_holm_none_pass@1"]) >= float(same["p"])
+        assert f"{100 * float(row['delta_none_pass@1']):.1f} [" in found["text"]
+    for arm in ("zero-shot", "none"):
+        assert of(found["_arms"], arm=arm)["delta_none_pass@1"] == ""
+    assert "| against none |" in found["text"] and "same random numbers" in found["text"]
+
+
+def test_without_such_an_arm_nothing_is_said_of_it(tmp_path):
+    found = compare(write_sweep(tmp_path / "s", ["gold", "model"], [0]))
+    assert "none" not in found["text"] and not [key for key in found["_arms"][0] if "none" in key]
+
+
+def test_each_arm_is_held_against_the_untrained_policy_that_was_sampled_as_it_was(tmp_path):
+    jobs = {
+        "none": (["refinements=none", "training.lr=1"], 0, 0.2),
+        "none, again": (["refinements=none", "training.lr=2"], 1, 0.3),  # nothing of it reads the learning rate
+        "none, cold": (["refinements=none", "sampler.temperature=0.2"], 0, 0.6),
+        "model": (["training.lr=1"], 0, 0.7),
+        "model, seed 1": (["training.lr=1"], 1, 0.7),
+        "cold": (["sampler.temperature=0.2"], 0, 0.9),
+        "alone": (["data=mbpp"], 0, 0.9),  # has no such arm
+    }
+    for i, (name, (overrides, seed, chance)) in enumerate(jobs.items()):
+        zero = draw(0.1, *overrides[-1:])
+        write_job(tmp_path / "s" / str(i), [*overrides, f"seed={seed}"], draw(chance, name), zero=zero)
+    rows = {row["arm"]: row for row in compare(tmp_path / "s")["_arms"]}
+    mean = {name: column(draw(chance, name), 1).mean() for name, (_, _, chance) in jobs.items()}
+    model = rows["model, training.lr=1"]
+    expected = (mean["model"] - mean["none"] + mean["model, seed 1"] - mean["none, again"]) / 2
+    assert float(model["delta_none_pass@1"]) == pytest.approx(expected) and model["delta_none_pass@1_seeds_low"]
+    cold = rows["model, sampler.temperature=0.2"]
+    assert float(cold["delta_none_pass@1"]) == pytest.approx(mean["cold"] - mean["none, cold"])
+    assert rows["model, data=mbpp"]["delta_none_pass@1"] == ""
+
+
+# ---- planned comparisons -------------------------------------------------------------------------------------------
+
+
+def test_the_correction_of_planned_pairs_does_not_depend_on_other_arms(tmp_path):
+    plan = [["model", "gold"], ["zero-shot", "model"]]
+    few = write_sweep(tmp_path / "few", ["gold", "model"], [0, 1])
+    many = write_sweep(tmp_path / "many", list(CHANCES), [0, 1])
+    for i in range(6):
+        write_job(many / f"9{i}", ["refinements=self", f"training.lr={i + 1}"], draw(0.4, i))
+    alone, crowd = (
+        [row for row in compare(s, planned=plan)["_pairs"] if row["family"] == "planned"] for s in (few, many)
+    )
+    assert alone == crowd and len(alone) == 2 * len(K)
+    for k in K:
+        rows = {(row["arm"], row["against"]): row for row in alone if row["metric"] == f"pass@{k}"}
+        assert list(rows) == [tuple(pair) for pair in plan]  # in the direction that was asked for
+        least = min(rows.values(), key=lambda row: float(row["p"]))
+        assert float(least["p_holm"]) == pytest.approx(min(1, 2 * float(least["p"])))
+
+
+def test_a_plan_corrects_for_all_that_was_planned_and_the_rest_for_the_rest(tmp_path):
+    sweep = write_sweep(tmp_path / "s", list(CHANCES), [0, 1])
+    plan = [["model", "gold"], ["model", "none"], ["self", "gold"]]
+    found = compare(sweep, planned=plan)
+    (row,) = [row for row in found["_pairs"] if row["family"] == "planned" and row["metric"] == "pass@1"]
+    assert float(row["p_holm"]) == pytest.approx(min(1, 3 * float(row["p"])))
+    rest = [row for row in found["_pairs"] if row["family"] == "exploratory" and row["metric"] == "pass@1"]
+    least = min(rest, key=lambda row: float(row["p"]))
+    assert len(rest) == 5 and float(least["p_holm"]) == pytest.approx(min(1, 5 * float(least["p"])))
+    assert not any({row["arm"], row["against"]} == {"model", "gold"} for row in rest)
+    first, second = found["text"].split("Every other two arms")
+    assert first.startswith("Planned comparisons") and "| pass@1 | model | gold |" in first
+    assert "exploratory" in second and "| model | gold |" not in second and "| gold | model |" not in second
+    labels = "; ".join(LABELS)
+    for label in ("none", "self"):
+        assert f"{label} is no arm's name, and there are: {labels}." in found["text"]
+    unplanned = compare(sweep)
+    assert {row["family"] for row in unplanned["_pairs"]} == {"all"}
+    assert "lanned" not in unplanned["text"] and "exploratory" not in unplanned["text"]
+
+
+def test_the_first_words_of_a_label_are_enough_where_they_name_one_arm(tmp_path):
+    for i, overrides in enumerate([["refinements=gold", "training.lr=1"], ["training.lr=1"], ["training.lr=2"]]):
+        write_job(tmp_path / "s" / str(i), overrides, draw(0.5, i))
+    full = "model, training.lr=2"
+    found = compare(tmp_path / "s", planned=[["gold", full], ["model", "gold"], ["model, training.lr=1", "gold"]])
+    planned = [row for row in found["_pairs"] if row["family"] == "planned" and row["metric"] == "pass@1"]
+    gold = "gold, training.lr=1"
+    assert [(row["arm"], row["against"]) for row in planned] == [(gold, full), ("model, training.lr=1", gold)]
+    assert f"model is the name of several arms: model, training.lr=1; {full}." in found["text"]
+    # A whole label is that arm's, whatever other labels begin with it.
+    write_job(tmp_path / "s" / "4", [], draw(0.5, 4))
+    found = compare(tmp_path / "s", planned=[["model", "gold"], ["gold", gold]])
+    assert of(found["_pairs"], arm="model", against=gold, metric="pass@1")["family"] == "planned"
+    assert f"gold and {gold}: both are the arm {gold}" in found["text"]
+
+
+def test_a_planned_arm_that_failed_is_named(tmp_path):
+    write_job(tmp_path / "s" / "0", ["refinements=gold"], draw(0.5))
+    write_failure(tmp_path / "s" / "1", ["refinements=none"], "no memory")
+    assert "gold and none: none has no figures" in compare(tmp_path / "s", planned=[["gold", "none"]])["text"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ("[model,gold]", r"compare\.pairs='model'.*list of two names.*\[\[model,gold\],\[model,none\]\]"),
+        ("[[model]]", r"compare\.pairs=\['model'\].*list of two names"),
+        ("[[model,gold,none]]", "list of two names"),
+        ("[[model,null]]", "list of two names"),
+        ("[[model,1]]", "list of two names"),
+        ("[[model,'']]", "list of two names"),
+        ("[[model,model]]", r"compare\.pairs=\['model', 'model'\].*same arm twice"),
+        ("[[model,gold],[gold,model]]", r"compare\.pairs=\['gold', 'model'\].*planned twice"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["run", "compare"])
+def test_a_malformed_pair_is_an_error_before_anything_runs(pairs, message, mode):
+    with pytest.raises(InputError, match=message):
+        compose_settings(f"mode={mode}", f"compare.pairs={pairs}", sweep=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["mode=compare", "compare=[a,b]"],
+            "compare='[a,b]': is no setting any more. It is called compare.folders now.",
+        ),
+        (["-m", "compare.pairs=[[model,model]]", "hydra.sweep.dir=out"], "names the same arm twice"),
+    ],
+)
+def test_a_command_that_says_it_wrongly_is_refused_at_once(arguments, said, tmp_path, cli):
+    done = cli(*arguments)
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "0_model_seed0").exists()
+
+
+# ---- other data sets -----------------------------------------------------------------------------------------------
+
+
+def transfer(chance: float, *seed: object, data: str = "humaneval", sha: str = "h") -> dict:
+    zero, tuned = draw(0.2, "transfer", data, sha), draw(chance, "transfer", *seed)
+    delta = {f"pass@{k}": paired(column(zero, k), column(tuned, k)) for k in K}
+    return {"data": data, "data_sha256": sha, "zero_shot": part(zero), "finetuned": part(tuned), "delta": delta}
+
+
+def test_another_data_set_has_metrics_of_its_own(tmp_path):
+    for i, (arm, chance) in enumerate({"gold": 0.3, "model": 0.7}.items()):
+        write_job(tmp_path / "s" / str(i), [f"refinements={arm}"], draw(0.5, i), transfer=transfer(chance, arm))
+    write_job(tmp_path / "s" / "2", ["refinements=self", "data@transfer=null"], draw(0.5, 2), transfer=None)
+    found = compare(tmp_path / "s", planned=[["model", "gold"]])
+    zero, gold, model = (draw(c, "transfer", *s) for c, *s in ((0.2, "humaneval", "h"), (0.3, "gold"), (0.7, "model")))
+    for k in K:
+        name = f"humaneval pass@{k}"
+        rows = {row["arm"]: row for row in found["_arms"]}
+        assert float(rows["zero-shot"][name]) == pytest.approx(column(zero, k).mean())
+        assert float(rows["model"][name]) == pytest.approx(column(model, k).mean())
+        assert rows["self, data@transfer=null"][name] == "" != rows["self, data@transfer=null"][f"pass@{k}"]
+        expected = paired(column(zero, k), column(model, k))
+        assert float(rows["model"][f"delta_{name}"]) == pytest.approx(expected["mean"])
+        job = of(found[""], folder="1")
+        assert float(job[f"finetuned_{name}"]) == pytest.approx(column(model, k).mean())
+        assert float(job[f"p_{name}"]) == pytest.approx(expected["p_value"]) and f"refiner_{name}" not in job
+        pair = of(found["_pairs"], arm="model", against="gold", metric=name)
+        expected = paired(column(gold, k), column(model, k))
+        assert float(pair["points"]) == pytest.approx(100 * expected["mean"]) and pair["family"] == "planned"
+        # Holm's correction is over the pairs of this metric: zero-shot, gold and model make three.
+        rest = [row for row in found["_pairs"] if row["metric"] == name and row["family"] == "exploratory"]
+        least = min(rest, key=lambda row: float(row["p"]))
+        assert len(rest) == 2 and float(least["p_holm"]) == pytest.approx(min(1, 2 * float(least["p"])))
+        assert f"| run | {name} (%) | delta {name} (points) | p (Holm) |" in found["text"]
+    assert found["text"].count("| self, data@transfer=null |") >= len(K)
+    plain = compare(write_sweep(tmp_path / "plain", ["gold", "model"], [0]))
+    assert width(found["png"]) > width(plain["png"])
+
+
+def width(png: Path) -> int:
+    return int.from_bytes(png.read_bytes()[16:20], "big")
+
+
+def test_data_sets_of_one_name_and_other_content_are_kept_apart(tmp_path):
+    for i, sha in enumerate(("aaaaaaaaa", "bbbbbbbbb")):
+        one = transfer(0.5, i, data="jsonl", sha=sha)
+        write_job(tmp_path / "s" / str(i), [f"transfer.path={sha}"], draw(0.5, i), transfer=one)
+    rows = {row["arm"]: row for row in compare(tmp_path / "s")["_arms"]}
+    for i, sha in enumerate(("aaaaaaaaa", "bbbbbbbbb")):
+        name = f"jsonl_{sha[:6]} pass@1"
+        zero = column(draw(0.2, "transfer", "jsonl", sha), 1)
+        assert float(rows["zero-shot"][name]) == pytest.approx(zero.mean())
+        own = rows[f"model, transfer.path={sha}"]
+        assert float(own[f"delta_{name}"]) == pytest.approx((column(draw(0.5, "transfer", i), 1) - zero).mean())
+        assert own[f"jsonl_{'aaaaaabbbbbb'[6 - 6 * i : 12 - 6 * i]} pass@1"] == ""
+
+
 def test_an_older_results_json_is_named_with_the_way_out(tmp_path):
     folder = write_job(tmp_path / "s" / "0", [], draw(0.5))
     results = json.loads((folder / "results.json").read_text())
@@ -420,7 +686,7 @@ def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
     first = write_sweep(tmp_path / "a", ["gold"], [0, 1])
     write_sweep(tmp_path / "b", ["model"], [0, 1])
     # A model that is not there is not asked for.
-    done = cli("mode=compare", "compare=[a,b]", "hydra.run.dir=out", "model=local", "model.path=nowhere")
+    done = cli("mode=compare", "compare.folders=[a,b]", "hydra.run.dir=out", "model=local", "model.path=nowhere")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert text in done.stdout and str(tmp_path / "out" / "comparison.png") in done.stdout
@@ -431,26 +697,28 @@ def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ("[]", r"compare=\[\].*at least one folder.*multirun/A"),
-        ("[nowhere]", r"compare='nowhere'.*no such folder"),
-        ("[{empty}]", r"compare='.*empty'.*at least one job"),
+        ("[]", r"compare\.folders=\[\].*at least one folder.*multirun/A"),
+        ("[nowhere]", r"compare\.folders='nowhere'.*no such folder"),
+        ("[{empty}]", r"compare\.folders='.*empty'.*at least one job"),
     ],
 )
 def test_folders_that_cannot_be_compared_are_named(folders, message, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
-        compose_settings("mode=compare", f"compare={folders.format(empty=tmp_path / 'empty')}")
+        compose_settings("mode=compare", f"compare.folders={folders.format(empty=tmp_path / 'empty')}")
 
 
 def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tmp_path, cli):
     settings = ["sampler.n=4", "evaluate.k=[1]", "logger=none", "data.limit.test=2", "stages=[zero_shot]"]
-    sweep = ["-m", "hydra.sweep.dir=out", "sampler.temperature=0,0.8", "refinements=human", *settings]
+    plan = "compare.pairs=[[human,zero-shot]]"
+    sweep = ["-m", "hydra.sweep.dir=out", "sampler.temperature=0,0.8", "refinements=human", plan, *settings]
     assert cli(*sweep).returncode != 0
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [row["status"] for row in rows] == ["failed", "partial"]
     assert "sampler.temperature" in rows[0]["error"] and (rows[0]["data"], rows[0]["feedback"]) == ("mini", "scripted")
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "| annotator (scripted), sampler.temperature=0 | 0 (1 failed) |" in text and "| human" not in text
+    assert "Planned, and not compared: human and zero-shot: human is no arm's name, and there are: " in text
     assert cli(*[part.replace("=0,0.8", "=0.7") for part in sweep]).returncode == 0
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [row["status"] for row in rows] == ["partial", "partial"]
@@ -485,6 +753,7 @@ def test_a_failed_job_leaves_nothing_of_what_it_held(tmp_path):
             "mode": "run",
             "arm": "gold",
             "seed": 0,
+            "compare": {"pairs": []},
             "hydra": {
                 "runtime": {"output_dir": str(tmp_path), "choices": {**dict.fromkeys(FIELDS.values(), "mini"), **own}},
                 "mode": "MULTIRUN",

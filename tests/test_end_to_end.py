@@ -46,7 +46,8 @@ def figures(folder: Path) -> dict:
 def sweep(tmp_path_factory) -> Path:
     """The comparison that the framework exists for, once."""
     folder = tmp_path_factory.mktemp("sweep")
-    done = warm.run(ROOT / "run.py", ["-m", "refinements=gold,human,model,self,none", *SMALL, *DIRS], folder)
+    arms, plan = "refinements=gold,human,model,self,none", "compare.pairs=[[model,gold],[zero-shot,none]]"
+    done = warm.run(ROOT / "run.py", ["-m", arms, plan, *SMALL, *DIRS], folder)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "out" / "stdout").write_text(done.stdout)
     return folder / "out"
@@ -152,7 +153,16 @@ def test_a_sweep_ends_with_its_comparison(sweep):
     assert float(rows[2]["p_holm_pass@1"]) >= float(rows[2]["p_pass@1"]) == results["delta"]["pass@1"]["p_value"]
     assert (sweep / "comparison.png").read_bytes().startswith(b"\x89PNG")
     text = (sweep / "comparison.md").read_text()
-    assert text in (sweep / "stdout").read_text() and text.count("\n| zero-shot |") == 1
+    assert text in (sweep / "stdout").read_text() and text.count("\n| zero-shot | 1 |") == 1
+    pairs = list(csv.DictReader((sweep / "comparison_pairs.csv").open()))
+    planned = [(row["metric"], row["arm"], row["against"]) for row in pairs if row["family"] == "planned"]
+    assert planned == [(f"pass@{k}", *pair) for k in (1, 4) for pair in (("model", "gold"), ("zero-shot", "none"))]
+    assert text.startswith("Planned comparisons") and "Planned, and not compared" not in text
+    arms = {row["arm"]: row for row in csv.DictReader((sweep / "comparison_arms.csv").open())}
+    none, model = (
+        json.loads((sweep / job / "results.json").read_text())["finetuned"] for job in (FOLDERS[4], FOLDERS[2])
+    )
+    assert float(arms["model"]["delta_none_pass@1"]) == pytest.approx(model["pass@1"] - none["pass@1"])
     assert "annotator (scripted)" in text and "human" not in text and "Unmatched" in text
     for folder in sweep.glob("[0-9]*"):
         assert (folder / "summary.md").read_text().startswith("# ILF: ")

@@ -269,13 +269,13 @@ FOLDERS = {
     "model.path": ["model=local"],
     "refiner.path": ["refiner=local"],
     "llm.model": ["feedback=llm"],
-    "compare": ["mode=compare"],
+    "compare.folders": ["mode=compare"],
 }
 
 
 def refused(key, path, overrides):
     key = key.partition(" ")[0]
-    value = f"{key}=[{path}]" if key == "compare" else f"{key}={path}"
+    value = f"{key}=[{path}]" if key == "compare.folders" else f"{key}={path}"
     with pytest.raises(InputError, match=rf"^{re.escape(key)}=") as error:
         compose_settings(*overrides, value)
     assert str(path) in str(error.value)

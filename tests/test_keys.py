@@ -66,7 +66,8 @@ VALUES = {
     "store.prune_days": "3",
     "pretrain.": "epochs=3",
     "annotate.": "port=8766",
-    "compare": "[x]",
+    "compare.folders": "[x]",
+    "compare.pairs": "[[model,gold]]",
     "run": str(ROOT),
     "export": "x.csv",
 }
@@ -95,7 +96,7 @@ def test_a_key_that_this_run_does_not_read_is_an_error(key):
 def test_where_they_are_read_they_are_taken():
     settings = compose_settings("adapter=lora", "adapter.r=8", "refiner=few_shot", "refiner.shots=2", "rounds=2")
     assert (settings.adapter.get("r"), settings.refiner.shots) == (8, 2)
-    assert compose_settings("mode=compare", f"compare=[{ROOT / 'tests'}]", "mode=store").mode == "store"
+    assert compose_settings("mode=compare", f"compare.folders=[{ROOT / 'tests'}]", "mode=store").mode == "store"
 
 
 @pytest.mark.parametrize("group", [g for g in GROUPS if f"{g}.name" in known_keys()])

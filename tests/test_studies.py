@@ -309,7 +309,7 @@ def test_a_study_of_ones_own_needs_no_edit_here(own, cli, monkeypatch):
         assert (found["study"], found["study_table"]) == ("words", "my_studies.words")
         assert float(table[found["feedback"]]["pass@1"]) == pytest.approx(found["finetuned"]["pass@1"])
     # It is made again from the results, and what fails there is said with the results kept.
-    again = cli("mode=compare", "compare=[out]", "hydra.run.dir=again")
+    again = cli("mode=compare", "compare.folders=[out]", "hydra.run.dir=again")
     assert again.returncode == 0 and rows(own / "again", "words") == table, again.stderr
     (own / "my_studies.py").write_text("def words(jobs):\n    return jobs[0].results['no such key']\n")
     failed = cli(*OWN)

@@ -150,6 +150,16 @@ class Annotate:
 
 
 @dataclass
+class Compare:
+    """The comparison at the end of a sweep, and that of mode=compare."""
+
+    folders: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
+    pairs: list[Any] = field(
+        default_factory=list
+    )  # planned before the results: [arm, against], as the table calls them
+
+
+@dataclass
 class Settings:
     """One run."""
 
@@ -190,7 +200,7 @@ class Settings:
     annotate: Annotate = field(default_factory=Annotate)
     study: str | None = None  # its name, set by the files under conf/experiment
     study_table: str | None = None  # package.module.function that makes the table and figure of a study of one's own
-    compare: list[str] = field(default_factory=list)  # with mode=compare: folders of sweeps or runs
+    compare: Compare = field(default_factory=Compare)
     run: str | None = None  # with mode=export: the folder of a run, whose pairs of programs are written
     # With mode=export: a new folder for these; without `run`, a .jsonl or .csv file for feedback.path's annotations.
     export: str | None = None

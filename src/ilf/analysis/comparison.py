@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from ilf.analysis.arms import Arm, Row, arms_of
+from ilf.analysis.arms import Arm, Arms, Pair, Row, arms_of, pair_of, planned_pair
 from ilf.analysis.comparison_page import markdown, plot
-from ilf.analysis.jobs import FIELDS, Job, read_jobs
+from ilf.analysis.jobs import FIELDS, Job, measured, metric_names, read_jobs
 from ilf.analysis.schema import PARTS, Reported
-from ilf.analysis.statistics import Difference, bootstrap_ci95, holm, over_seeds, paired, t_ci95
+from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, t_ci95
 from ilf.files import to_csv, write_atomically
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Two arms compared over the tasks that both have."""
-
-    name: str  # the metric
-    before: Arm
-    after: Arm
-    tasks: int
-    seeds: int  # that both have
-    found: Difference
+_NOTHING = (None, None)  # an interval that there is none of
 
 
-def write_comparison(target: Path, sweeps: Sequence[Path]) -> None:
+def write_comparison(target: Path, sweeps: Sequence[Path], planned: Sequence[Sequence[str]] = ()) -> None:
     """Write into `target` the comparison of all jobs that have ended. Safe to call from several jobs at once.
 
     Args:
         target: The folder to write to.
         sweeps: Folders of sweeps, or of single runs; the later one stands where two have the same job.
+        planned: Pairs of arms that were to be compared, by their labels: each with the one that it is held against.
 
     Raises:
         InputError: A results.json is of an older version.
@@ -44,34 +34,29 @@ def write_comparison(target: Path, sweeps: Sequence[Path]) -> None:
     with FileLock(target / ".comparison.lock"):
         jobs, notes = read_jobs(sweeps)
         if jobs:
-            _write(target, jobs, notes)
+            _write(target, jobs, planned, notes)
 
 
-def _write(target: Path, jobs: list[Job], notes: list[str]) -> None:
-    names = list(dict.fromkeys(name for job in jobs for part in PARTS for name in (job[part] or {}).get("ci95", {})))
-    zero, arms = arms_of(jobs, notes)
-    everyone = [*zero.values(), *arms]
-    pairs = [pair for name in names for pair in _pairs(everyone, name, notes if name == names[0] else [])]
-    rows = [_arm_row(arm, names) for arm in everyone]
+def _write(target: Path, jobs: list[Job], planned: Sequence[Sequence[str]], notes: list[str]) -> None:
+    names = metric_names(jobs)
+    arms = arms_of(jobs, notes)
+    plan = [pair for labels in planned if (pair := planned_pair(labels, arms.shown, notes))]
+    others = [pair for pair in itertools.combinations(arms.shown, 2) if set(pair) not in map(set, plan)]
+    rows = [_arm_row(arm, names) for arm in arms.shown]
+    pair_rows = []
     for name in names:
-        own = {
-            pair.after: pair
-            for pair in pairs
-            if pair.name == name and pair.before is zero.get(pair.after.jobs[0]["zero_label"])
-        }
-        corrected = dict(zip(own, holm([pair.found["p_value"] for pair in own.values()]), strict=True))
-        for arm, row in zip(everyone, rows, strict=True):
-            found = own[arm].found if arm in own else None
-            row[f"delta_{name}"] = found and found["mean"]
-            row[f"delta_{name}_low"], row[f"delta_{name}_high"] = found["ci95"] if found else (None, None)
-            row[f"p_{name}"], row[f"p_holm_{name}"] = found and found["p_value"], corrected.get(arm)
-    pair_rows = [row for name in names for row in _pair_rows([pair for pair in pairs if pair.name == name])]
+        _add_differences(rows, arms, name)
+        said = notes if name == names[0] else []
+        # The correction is for all that was planned, whatever of it has come to an end.
+        pair_rows += _pair_rows(_pairs(plan, name, said), "planned", len(planned))
+        rest = _pairs(others, name, said)
+        pair_rows += _pair_rows(rest, "exploratory" if planned else "all", len(rest))
     write_atomically(target / "comparison.csv", _csv(_job_rows(jobs, names)))
     write_atomically(target / "comparison_arms.csv", _csv(rows))
     write_atomically(target / "comparison_pairs.csv", _csv(pair_rows))
     notes = [*_notes(jobs), *notes]
-    write_atomically(target / "comparison.md", markdown(jobs, everyone, rows, pair_rows, names, notes))
-    plot(target, jobs, everyone, rows, names)
+    write_atomically(target / "comparison.md", markdown(jobs, arms.shown, rows, pair_rows, names, notes))
+    plot(target, jobs, arms.shown, rows, names)
 
 
 def _notes(jobs: list[Job]) -> list[str]:
@@ -96,19 +81,15 @@ def _notes(jobs: list[Job]) -> list[str]:
     return notes
 
 
-def _pairs(arms: Collection[Arm], name: str, notes: list[str]) -> list[Pair]:
-    values = {arm: found for arm in arms if (found := arm.values(arm.part, name))}
-    pairs, skipped = [], []
-    for before, after in itertools.combinations(values, 2):
-        # The same seed gives both arms the same draws before fine-tuning: what they share there cancels.
-        shared = values[before].keys() & values[after].keys()
-        x, y = (over_seeds(values[arm][seed] for seed in shared or values[arm]) for arm in (before, after))
-        tasks = sorted(x.keys() & y.keys(), key=int)
-        if before.data_sha256 != after.data_sha256 or not tasks:
-            skipped.append(f"{before.label} and {after.label}")
-            continue
-        difference = paired(np.array([x[task] for task in tasks]), np.array([y[task] for task in tasks]))
-        pairs.append(Pair(name, before, after, len(tasks), len(shared), difference))
+# ---- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def _pairs(arms: Iterable[tuple[Arm, Arm]], name: str, notes: list[str]) -> list[Pair]:
+    """Return pairs of arms compared by a metric, and note those that could not be."""
+    both = [pair for pair in arms if all(arm.values(arm.part, name) for arm in pair)]
+    found = {pair: pair_of(*pair, name) for pair in both}
+    pairs = [pair for pair in found.values() if pair]
+    skipped = [f"{before.label} and {after.label}" for (before, after), pair in found.items() if not pair]
     apart = [f"{pair.before.label} and {pair.after.label}" for pair in pairs if not pair.seeds]
     for what, named in (("Not compared, being on different tasks", skipped), ("Compared over different seeds", apart)):
         if named:
@@ -125,11 +106,17 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
-    corrected = {}
+    deltas = {
+        (i, name): found[own]
+        for i, job in enumerate(jobs)
+        for name in names
+        for results, own in [measured(job, name)]
+        if own in (found := results.get("delta") or {})
+    }
+    corrected: dict[tuple[int, str], float] = {}
     for name in names:
-        tested = {i: by_name[name]["p_value"] for i, job in enumerate(jobs) if name in (by_name := job["delta"] or {})}
-        for i, p in zip(tested, holm(list(tested.values())), strict=True):
-            corrected[i, name] = p
+        tested = {key: delta["p_value"] for key, delta in deltas.items() if key[1] == name}
+        corrected |= dict(zip(tested, holm(list(tested.values())), strict=True))
     rows = []
     for i, job in enumerate(jobs):
         row: Row = {
@@ -142,11 +129,12 @@ def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
             "training_examples": job["counts"]["training_examples"],
         }
         for name in names:
-            for part in PARTS:
-                found = job[part] or {}
-                row[f"{part}_{name}"] = found.get(name)
-                row[f"{part}_{name}_low"], row[f"{part}_{name}_high"] = found.get("ci95", {}).get(name, (None, None))
-            delta = (job["delta"] or {}).get(name)
+            results, own = measured(job, name)
+            for part in _parts(name):
+                found = results.get(part) or {}
+                row[f"{part}_{name}"] = found.get(own)
+                row[f"{part}_{name}_low"], row[f"{part}_{name}_high"] = found.get("ci95", {}).get(own, _NOTHING)
+            delta = deltas.get((i, name))
             row |= {
                 f"delta_{name}": delta and delta["mean"],
                 f"p_{name}": delta and delta["p_value"],
@@ -156,34 +144,70 @@ def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
     return rows
 
 
+def _parts(name: str) -> list[Reported]:
+    """Return the parts of results.json that may have a metric: no refiner works on another data set."""
+    return [part for part in PARTS if part != "refiner" or " " not in name]
+
+
 def _arm_row(arm: Arm, names: list[str]) -> Row:
     own = arm.part == "finetuned"  # zero-shot has no examples
     examples = sorted({n for job in arm.jobs if own and (n := job["counts"]["training_examples"]) is not None})
     row: Row = {
         "arm": arm.label,
-        "seeds": sum(job["status"] != "failed" for job in arm.jobs),
-        "failed": sum(job["status"] == "failed" for job in arm.jobs),
+        "seeds": arm.seeds(failed=False),
+        "failed": arm.seeds(failed=True),
         "training_examples": "-".join(map(str, dict.fromkeys([*examples[:1], *examples[-1:]]))),
     }
     for name in names:
-        columns: dict[str, Reported] = {f"refiner_{name}": "refiner", name: arm.part}
-        for column, part in columns.items():
+        columns: dict[str, Reported] = {f"refiner_{name}": "refiner"} if "refiner" in _parts(name) else {}
+        for column, part in (columns | {name: arm.part}).items():
             values = arm.values(part, name)
             over_tasks = np.array(list(over_seeds(values.values()).values()))
-            nothing = (None, None)
             row[column] = float(over_tasks.mean()) if values else None
-            row[f"{column}_low"], row[f"{column}_high"] = bootstrap_ci95(over_tasks) if values else nothing
-            row[f"{column}_seeds_low"], row[f"{column}_seeds_high"] = t_ci95(arm.means(part, name)) or nothing
+            row[f"{column}_low"], row[f"{column}_high"] = bootstrap_ci95(over_tasks) if values else _NOTHING
+            row[f"{column}_seeds_low"], row[f"{column}_seeds_high"] = t_ci95(arm.means(part, name)) or _NOTHING
     return row
 
 
-def _pair_rows(pairs: list[Pair]) -> list[Row]:
+def _add_differences(rows: list[Row], arms: Arms, name: str) -> None:
+    """Add to the rows of arms how they differ from zero-shot and, where it is there, from the untrained policy."""
+    for prefix, baselines in {"": arms.zero, "none_": arms.none}.items():
+        if prefix and not baselines:
+            continue
+        found = {}
+        for arm in arms.own:
+            baseline = baselines.get(arm.jobs[0]["zero_label"])
+            if baseline and (arm.trains or not prefix) and (pair := pair_of(baseline, arm, name)):
+                found[arm] = pair
+        corrected = dict(zip(found, holm([pair.found["p_value"] for pair in found.values()]), strict=True))
+        for arm, row in zip(arms.shown, rows, strict=True):
+            one, column = found.get(arm), f"{prefix}{name}"
+            difference = one and one.found
+            row[f"delta_{column}"] = difference and difference["mean"]
+            row[f"delta_{column}_low"], row[f"delta_{column}_high"] = difference["ci95"] if difference else _NOTHING
+            over = (one and one.seeds_ci95) or _NOTHING
+            row[f"delta_{column}_seeds_low"], row[f"delta_{column}_seeds_high"] = over
+            row[f"p_{column}"], row[f"p_holm_{column}"] = difference and difference["p_value"], corrected.get(arm)
+
+
+def _pair_rows(pairs: list[Pair], family: str, size: int) -> list[Row]:
+    """Return the rows of pairs.
+
+    Args:
+        pairs: Of one metric.
+        family: What Holm's correction is over: "planned" pairs, all others ("exploratory"), or "all".
+        size: How many pairs the family has.
+    """
+    p_values = [pair.found["p_value"] for pair in pairs]
+    corrected = holm(p_values + [1.0] * (size - len(pairs)))
     rows = []
-    for pair, p_holm in zip(pairs, holm([pair.found["p_value"] for pair in pairs]), strict=True):
+    for pair, p_holm in zip(pairs, corrected, strict=False):
         found, smallest = pair.found, pair.found["smallest_detectable"]
+        seeds = pair.seeds_ci95 or _NOTHING
         rows.append(
             {
                 "metric": pair.name,
+                "family": family,
                 "arm": pair.after.label,
                 "against": pair.before.label,
                 "tasks": pair.tasks,
@@ -191,6 +215,8 @@ def _pair_rows(pairs: list[Pair]) -> list[Row]:
                 "points": 100 * found["mean"],
                 "points_low": 100 * found["ci95"][0],
                 "points_high": 100 * found["ci95"][1],
+                "points_seeds_low": None if seeds[0] is None else 100 * seeds[0],
+                "points_seeds_high": None if seeds[1] is None else 100 * seeds[1],
                 "p": found["p_value"],
                 "p_holm": p_holm,
                 "smallest_detectable_points": None if smallest is None else 100 * smallest,

@@ -14,22 +14,100 @@ from ilf.analysis.wording import model_name, p_text, percent
 _SHOWN_PAIRS = 15  # in comparison.md; more are in comparison_pairs.csv
 
 
-def _interval(row: Row, name: str) -> str:
-    return "" if row[name] is None else percent(row[name], [row[f"{name}_low"], row[f"{name}_high"]])
+def _interval(row: Row, column: str) -> str:
+    return "" if row[column] is None else percent(row[column], [row[f"{column}_low"], row[f"{column}_high"]])
+
+
+def _over_seeds(low: float | None, high: float | None, form: str = ".1f") -> str:
+    return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
 
 
 def _p(value: float | None) -> str:
     return "" if value is None else p_text(value).removeprefix("= ")
 
 
-def _arm_cells(arm: Arm, row: Row, names: list[str], several: bool) -> list[str]:
-    seeds = f"{row['seeds']} ({row['failed']} failed)" if row["failed"] else str(row["seeds"])
-    cells = [arm.label, seeds, row["training_examples"], *(_interval(row, f"refiner_{name}") for name in names[:1])]
-    for name in names:
-        low, high = row[f"{name}_seeds_low"], row[f"{name}_seeds_high"]
-        cells.append(_interval(row, name) or (arm.status if name == names[0] else ""))
-        cells += ["" if low is None else f"[{100 * low:.1f}, {100 * high:.1f}]"] if several else []
-    return cells + [_interval(row, f"delta_{name}") for name in names] + [_p(row[f"p_holm_{name}"]) for name in names]
+def _arm_table(arms: list[Arm], rows: list[Row], name: str, first: bool) -> list[str]:
+    """Return the table of one metric. The first has all arms, with what is not of a metric."""
+    titles = {name: f"{name} (%)", f"delta_{name}": f"delta {name} (points)", f"delta_none_{name}": "against none"}
+    titles = {column: title for column, title in titles.items() if column in rows[0]}
+    refiner = f"refiner_{name}" if first and f"refiner_{name}" in rows[0] else None
+    several = any(row["seeds"] > 1 for row in rows)
+    head = ["run", *(["seeds", "examples"] if first else []), *([f"refiner {name} (%)"] if refiner else [])]
+    for column, title in titles.items():
+        head += [title, *(["over seeds"] if several else []), *(["p (Holm)"] if column == f"delta_{name}" else [])]
+    body = []
+    for arm, row in zip(arms, rows, strict=True):
+        if not first and row[name] is None:
+            continue
+        failed = f" ({row['failed']} failed)" if row["failed"] else ""
+        cells = [arm.label, *([f"{row['seeds']}{failed}", row["training_examples"]] if first else [])]
+        cells += [_interval(row, refiner)] if refiner else []
+        for column in titles:
+            cells.append(_interval(row, column) or (arm.status if column == name else ""))
+            low, high = (row[f"{column}_seeds_{end}"] for end in ("low", "high"))
+            cells += [_over_seeds(low and 100 * low, high and 100 * high)] if several else []
+            cells += [_p(row[f"p_holm_{name}"])] if column == f"delta_{name}" else []
+        body.append(cells)
+    return [*table(head, body), ""]
+
+
+def _legend(rows: list[Row], pairs: list[Row], names: list[str]) -> list[str]:
+    """Return what the figures are, and what each interval covers."""
+    said = [
+        "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds within a task, "
+        "then over tasks."
+    ]
+    if any(" " in name for name in names):
+        said.append("A metric that begins with the name of a data set is pass@k on that data set.")
+    said += [
+        "delta: the difference to zero-shot, paired over tasks. p: two-sided sign-flip permutation test over tasks, "
+        "Holm-corrected over the arms.",
+        "The interval beside a figure is its 95% interval over tasks. It and p say how the figure varies with the "
+        "tasks, given these trained models.",
+    ]
+    if any(row["seeds"] > 1 for row in rows):
+        said.append(
+            "over seeds: Student's 95% interval over seeds; of a difference, over the seeds that both arms have. It "
+            "says how the figure varies with the training, given these tasks."
+        )
+    else:
+        said.append("One seed can't tell how much trainings differ.")
+    if any(key.startswith("delta_none_") for key in rows[0]):
+        said.append(
+            "against none: the difference, in points, to the untrained policy sampled again. It is sampled with the "
+            "same random numbers as the arms, which zero-shot is not, so that part of the noise cancels."
+        )
+    if any(row["family"] == "exploratory" for row in pairs):
+        said.append("What is not among the planned comparisons is exploratory.")
+    return [f"- {line}" for line in said]
+
+
+def _pair_table(pairs: list[Row], several: bool, metric: bool) -> list[str]:
+    head = [*(["metric"] if metric else []), "arm", "against", "difference (points)"]
+    head += [*(["over seeds"] if several else []), "p", "p (Holm)", "smallest detectable"]
+    body = []
+    for row in pairs:
+        smallest = row["smallest_detectable_points"]
+        cells = [*([row["metric"]] if metric else []), row["arm"], row["against"]]
+        cells += [f"{row['points']:+.1f} {_over_seeds(row['points_low'], row['points_high'], '+.1f')}"]
+        cells += [_over_seeds(row["points_seeds_low"], row["points_seeds_high"], "+.1f")] if several else []
+        cells += [_p(row["p"]), _p(row["p_holm"]), "unknown" if smallest is None else f"{smallest:.1f}"]
+        body.append(cells)
+    return [*table(head, body), ""]
+
+
+def _all_pairs(pairs: list[Row], name: str, several: bool) -> list[str]:
+    """Return the pairs of the first metric that nobody planned, or the clearest of them where they are many."""
+    found = [row for row in pairs if row["metric"] == name and row["family"] != "planned"]
+    if not found:
+        return []
+    exploratory = found[0]["family"] == "exploratory"
+    which = f"Every {'other ' * exploratory}two arms on the tasks and seeds that both have, {name}"
+    if len(found) > _SHOWN_PAIRS:
+        which += f": the {_SHOWN_PAIRS} smallest p of {len(found)} pairs"
+        found = sorted(found, key=lambda row: row["p"])[:_SHOWN_PAIRS]
+    over = "these pairs, all of them exploratory" if exploratory else "all pairs"
+    return [f"{which} (Holm-corrected over {over}):", "", *_pair_table(found, several, metric=False)]
 
 
 def markdown(
@@ -46,54 +124,25 @@ def markdown(
         notes: What limits the comparison.
     """
     several = any(row["seeds"] > 1 for row in rows)
-    head = ["run", "seeds", "examples", *(f"refiner {name} (%)" for name in names[:1])]
-    for name in names:
-        head += [f"{name} (%)", *(["over seeds"] if several else [])]
-    head += [*(f"delta {name} (points)" for name in names), *(f"p {name} (Holm)" for name in names)]
-    lines = [
-        *table(head, (_arm_cells(arm, row, names, several) for arm, row in zip(arms, rows, strict=True))),
-        "",
-        "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds within a task, "
-        "then over tasks, with its 95% interval over tasks"
-        + ("; over seeds: Student's 95% interval" if several else "")
-        + ". delta is paired over tasks against zero-shot; p is a two-sided sign-flip permutation test, Holm-corrected "
-        "over the arms.",
-    ]
-    first = [row for row in pairs if row["metric"] == names[0]]
-    if first:
-        shown = first if len(first) <= _SHOWN_PAIRS else sorted(first, key=lambda row: row["p"])[:_SHOWN_PAIRS]
-        lines += [
-            "",
-            f"Every two arms on the tasks and seeds that both have, {names[0]}"
-            + (f": the {_SHOWN_PAIRS} smallest p of {len(first)} pairs" if len(first) > _SHOWN_PAIRS else "")
-            + " (Holm-corrected over all pairs):",
-            "",
-            *table(
-                ["arm", "against", "difference (points)", "p", "p (Holm)", "smallest detectable"],
-                (_pair_cells(row) for row in shown),
-            ),
-        ]
-    failed = [job for job in jobs if job["status"] == "failed"]
-    if failed:
+    lines = []
+    if planned := [row for row in pairs if row["family"] == "planned"]:
+        title = "Planned comparisons (p Holm-corrected over these alone, a metric at a time):"
+        lines += [title, "", *_pair_table(planned, several, metric=True)]
+    for name in names or [""]:
+        lines += _arm_table(arms, rows, name, first=name == (names or [""])[0])
+    lines += [*_legend(rows, pairs, names), ""]
+    lines += _all_pairs(pairs, names[0], several) if names else []
+    if failed := [job for job in jobs if job["status"] == "failed"]:
         cells = [[job["folder"], job["label"], str(job["seed"]), job["error"]] for job in failed]
-        lines += ["", "Failed jobs:", "", *table(["job", "run", "seed", "error"], cells)]
-    return "\n".join([*lines, *([""] if notes else []), *(f"- {inline(note)}" for note in notes), ""])
-
-
-def _pair_cells(row: Row) -> list[str]:
-    smallest = row["smallest_detectable_points"]
-    return [
-        row["arm"],
-        row["against"],
-        f"{row['points']:+.1f} [{row['points_low']:+.1f}, {row['points_high']:+.1f}]",
-        _p(row["p"]),
-        _p(row["p_holm"]),
-        "unknown" if smallest is None else f"{smallest:.1f}",
-    ]
+        lines += ["Failed jobs:", "", *table(["job", "run", "seed", "error"], cells), ""]
+    return "\n".join([*lines, *(f"- {inline(note)}" for note in notes)]).rstrip("\n") + "\n"
 
 
 def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names: list[str]) -> None:
     """Draw comparison.png: each arm's pass@k with its interval over tasks, and a point for each seed."""
+    # One panel for each other data set: more would be too many to read.
+    first = {name.rpartition(" ")[0]: name for name in reversed(names)}
+    names = [name for name in names if " " not in name or name in first.values()]
 
     def points(column: str) -> list[Point]:
         return [

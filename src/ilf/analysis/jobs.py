@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import yaml
 
-from ilf.analysis.schema import PARTS, Delta, Metrics, Results
+from ilf.analysis.schema import PARTS, Delta, Metrics, Results, Transfer
 from ilf.files import read_json
 from ilf.types import InputError
 
@@ -39,6 +40,7 @@ class Job(TypedDict):
     refiner: Metrics | None
     finetuned: Metrics | None
     delta: Delta | None
+    transfer: Transfer | None
     # Only of jobs that have results:
     model_id: str
     matched: bool
@@ -63,8 +65,9 @@ FIELDS: dict[Field, str] = {
     "objective": "objective",
 }
 _OF_THE_ARM: tuple[Field, ...] = ("feedback", "refiner_kind", "refinements")  # what an option of the group `arm` sets
+_FOUND = (*PARTS, "delta", "transfer", "training_task_ids")  # absent or null where a job has failed
 # Overrides that say nothing of what was measured, whole or by their first word.
-_ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group")
+_ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group", "compare")
 # Overrides that can't change the zero-shot figures.
 _AFTER_ZERO_SHOT = (
     *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "training", "llm"),
@@ -105,6 +108,7 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
     folders = [folder for sweep in sweeps for folder in job_folders(sweep)]
     jobs = [_read(folder, str(folder) if len(sweeps) > 1 else folder.name) for folder in folders]
     unsaid = _add_labels(jobs)
+    _tell_transfers_apart(jobs)
     kept: list[Job] = []
     notes = [f"Where a run's name says nothing else: {unsaid}."] if unsaid else []
     for job in jobs:
@@ -117,6 +121,42 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
                 )
         kept.append(job)
     return kept, notes
+
+
+def metric_names(jobs: Sequence[Job]) -> list[str]:
+    """Return the metrics that jobs have: "pass@1" on their own data, then "humaneval pass@1" on another data set."""
+    own = [name for job in jobs for part in PARTS for name in (job[part] or {}).get("ci95", {})]
+    others = [
+        f"{transfer['data']} {name}"
+        for job in jobs
+        if (transfer := job["transfer"])
+        for found in (transfer["zero_shot"], transfer["finetuned"])
+        for name in (found or {}).get("ci95", {})
+    ]
+    return list(dict.fromkeys([*own, *others]))
+
+
+def measured(job: Job, name: str) -> tuple[Mapping[str, Any], str]:
+    """Return the part of results.json that holds a metric, and what the metric is called there.
+
+    That is all of it for "pass@1", and `transfer` for "humaneval pass@1"; empty where the job has no such data set.
+    """
+    data, _, own = name.rpartition(" ")
+    transfer = job["transfer"]
+    if not data:
+        return job, own
+    return (transfer if transfer and transfer["data"] == data else {}), own
+
+
+def _tell_transfers_apart(jobs: list[Job]) -> None:
+    """Add to the name of another data set its digest, where jobs have different ones of one name."""
+    digests: dict[str, set[str | None]] = defaultdict(set)
+    found = [transfer for job in jobs if (transfer := job["transfer"])]
+    for transfer in found:
+        digests[transfer["data"]].add(transfer["data_sha256"])
+    for transfer in found:
+        if len(digests[transfer["data"]]) > 1:
+            transfer["data"] += f"_{str(transfer['data_sha256'])[:6]}"
 
 
 def read_job(folder: Path) -> tuple[str, Results, dict[str, Any]]:
@@ -152,7 +192,7 @@ def _read(folder: Path, shown: str) -> Job:
     job: dict[str, Any] = {
         **{field: overrides.get(group, "") for field, group in FIELDS.items()},
         **{"seed": yaml.safe_load(overrides.get("seed", "0")), "annotator": "", "counts": {"training_examples": None}},
-        **dict.fromkeys((*PARTS, "delta", "training_task_ids")),
+        **dict.fromkeys(_FOUND),
         **failed,
         **results,
         "folder": shown,
@@ -161,9 +201,9 @@ def _read(folder: Path, shown: str) -> Job:
         "error": str(failed.get("error") or "see run.log").split("\n")[0][:200] if failed or status == "failed" else "",
     }
     if status == "failed":
-        job |= dict.fromkeys((*PARTS, "delta", "training_task_ids"))
-    for part in PARTS:
-        if job[part] and "per_task" not in job[part]:
+        job |= dict.fromkeys(_FOUND)
+    for part, found in itertools.product(PARTS, (job, job["transfer"] or {})):
+        if found.get(part) and "per_task" not in found[part]:
             raise InputError(
                 "results.json",
                 str(folder / "results.json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def check(settings: Settings) -> None:
     for key, allowed in _ALLOWED.items():
         if (value := value_of(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
+    check_planned(settings.compare.pairs)
     if settings.mode == "compare":  # the other settings have no reader then
-        _check_compare(settings.compare)
+        _check_compare(settings.compare.folders)
         return
     if settings.mode == "export":
         if settings.run is not None:
@@ -59,14 +61,32 @@ def check(settings: Settings) -> None:
     check_machinery(settings)
 
 
+def check_planned(pairs: Sequence[Any]) -> None:
+    """Check that each planned comparison names two arms, and that none is planned twice.
+
+    Raises:
+        InputError: Names the pair.
+    """
+    key, advice = "compare.pairs", "Name arms as the table does: 'compare.pairs=[[model,gold],[model,none]]'."
+    seen = []
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) and name for name in pair)):
+            raise InputError(key, pair, "each pair must be a list of two names of arms", advice)
+        if pair[0] == pair[1]:
+            raise InputError(key, pair, "names the same arm twice", advice)
+        if set(pair) in seen:
+            raise InputError(key, pair, "is planned twice, which Holm's correction would count twice", advice)
+        seen.append(set(pair))
+
+
 def _check_compare(folders: list[str]) -> None:
-    advice = "Give folders of sweeps or runs: 'compare=[multirun/A,multirun/B]'."
+    key, advice = "compare.folders", "Give folders of sweeps or runs: 'compare.folders=[multirun/A,multirun/B]'."
     if not folders:
-        raise InputError("compare", folders, "mode=compare needs at least one folder", advice)
+        raise InputError(key, folders, "mode=compare needs at least one folder", advice)
     for folder in folders:
-        check_path("compare", folder, "folder", advice)
+        check_path(key, folder, "folder", advice)
         if not job_folders(Path(folder)):
-            raise InputError("compare", folder, "must hold at least one job that has ended", advice)
+            raise InputError(key, folder, "must hold at least one job that has ended", advice)
 
 
 def _check_pairs(run: str, target: str | None) -> None:

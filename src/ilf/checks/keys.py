@@ -45,7 +45,8 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "store.prune_days": ("mode=store", lambda s: s.mode == "store"),
     "pretrain.": ("mode=pretrain", lambda s: s.mode == "pretrain"),
     "annotate.": ("mode=annotate", lambda s: s.mode == "annotate"),
-    "compare": ("mode=compare", lambda s: s.mode == "compare"),
+    "compare.folders": ("mode=compare", lambda s: s.mode == "compare"),
+    "compare.pairs": ("a sweep and mode=compare", lambda s: s.mode == "compare"),
     "run": ("mode=export", lambda s: s.mode == "export"),
     "export": ("mode=export", lambda s: s.mode == "export"),
 }
@@ -78,6 +79,7 @@ MOVED = {
     "adapter.dropout": "adapter.lora_dropout",
     "adapter.quantize": "training.quantize",
     "adapter.rank": "adapter.r",
+    "compare": "compare.folders",
     "logger.project": "logger.wandb.project",
     "trainer.memory": "memory",
     "training.clip": "trainer.gradient_clip_val",

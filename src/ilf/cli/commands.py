@@ -106,8 +106,8 @@ def compare(settings: Settings) -> None:
     from ilf.analysis.comparison import write_comparison
     from ilf.analysis.studies import write_study
 
-    folder, sweeps = Path(settings.output_dir), [Path(sweep) for sweep in settings.compare]
-    write_comparison(folder, sweeps)
+    folder, sweeps = Path(settings.output_dir), [Path(sweep) for sweep in settings.compare.folders]
+    write_comparison(folder, sweeps, settings.compare.pairs)
     study = write_study(folder, [*sweeps, *(sweep / "chosen" for sweep in sweeps)])
     for file in filter(None, (folder / "comparison.md", study)):
         print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")

@@ -173,12 +173,14 @@ def _unknown_to_hydra(key: str, value: str) -> InputError:
 
 def explain(error: Exception) -> str | None:
     """Return what an error means to a user, None where only a traceback tells."""
-    from ilf.checks.keys import known_keys, unknown_key
+    from ilf.checks.keys import MOVED, known_keys, unknown_key
 
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, OmegaConfBaseException) and (key := cause.full_key):
         given = (one.lstrip("+").removeprefix(f"{key}=") for one in sys.argv if one.lstrip("+").startswith(f"{key}="))
         value, parent = next(given, "(given)"), key.rpartition(".")[0]
+        if key in MOVED:
+            return str(unknown_key(key, value))
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key not in known_keys():
             if key.startswith("hydra."):
                 return str(_unknown_to_hydra(key, value))

@@ -61,7 +61,8 @@ def job(config: DictConfig) -> float | None:
             if sweep:  # Hydra ends without a word to its callbacks
                 from ilf.analysis.comparison import write_comparison
 
-                write_comparison(Path(hydra_config.sweep.dir), [Path(hydra_config.sweep.dir)])
+                folder = Path(hydra_config.sweep.dir)
+                write_comparison(folder, [folder], config.compare.pairs)
             raise stop from error
         # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
         if sweep or not isinstance(error, Exception) or (said := explain(error)) is None:

@@ -137,9 +137,12 @@ class JobCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check what would cost a whole sweep."""
+        from ilf.checks import check_planned
+
         with _told():
             check_hydra(config.hydra)
             check_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+            check_planned(OmegaConf.to_object(config.compare.pairs))  # type: ignore[arg-type]
             if config.mode == "run":
                 check_wandb(loggers_of(config), sweep=True)
             if "optuna" in str(config.hydra.sweeper._target_) and not config.select:
@@ -174,7 +177,7 @@ class JobCallback(Callback):
             from ilf.analysis.comparison import write_comparison
 
             sweep = Path(config.hydra.sweep.dir)
-            write_comparison(sweep, [sweep])
+            write_comparison(sweep, [sweep], config.compare.pairs)
             write_study(sweep, [sweep])
         else:
             with _told():

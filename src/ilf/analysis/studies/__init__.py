@@ -92,7 +92,7 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
         except Exception as error:  # a function of the user's may fail in any way
             log.exception("study_table=%s failed", path)
             allowed = f"failed on the {len(jobs)} jobs that have ended: {type(error).__name__}: {error}"
-            advice = "Mend it; mode=compare 'compare=[FOLDER]' makes the table again from the folder's results."
+            advice = "Mend it; mode=compare 'compare.folders=[FOLDER]' makes the table again from the folder's results."
             raise InputError("study_table", path, allowed, advice) from error
 
 
