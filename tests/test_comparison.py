@@ -384,7 +384,10 @@ def test_other_zero_shot_figures_of_the_same_seed_are_named(tmp_path):
     write_job(tmp_path / "s" / "1", ["refinements=model"], draw(0.5))
     assert "other zero-shot" not in compare(tmp_path / "s")["text"]
     write_job(tmp_path / "s" / "2", ["refinements=self"], draw(0.5), zero=draw(0.8))
-    assert "2 has other zero-shot figures than 0" in compare(tmp_path / "s")["text"]
+    found = compare(tmp_path / "s")
+    assert "2 has other zero-shot figures than 0" in found["text"]
+    first = column(draw(0.3, "zero", 0), 1).mean()
+    assert float(of(found["_arms"], arm="zero-shot")["pass@1"]) == pytest.approx(first)
 
 
 def test_many_pairs_are_cut_in_the_text_and_whole_in_the_file(tmp_path):
@@ -651,12 +654,19 @@ def test_another_data_set_has_metrics_of_its_own(tmp_path):
         assert len(rest) == 2 and float(least["p_holm"]) == pytest.approx(min(1, 2 * float(least["p"])))
         assert f"| run | {name} (%) | delta {name} (points) | p (Holm) |" in found["text"]
     assert found["text"].count("| self, data@transfer=null |") >= len(K)
-    plain = compare(write_sweep(tmp_path / "plain", ["gold", "model"], [0]))
-    assert width(found["png"]) > width(plain["png"])
 
 
-def width(png: Path) -> int:
-    return int.from_bytes(png.read_bytes()[16:20], "big")
+def test_the_picture_has_one_panel_for_another_data_set(tmp_path):
+    for i, name in enumerate(("plain", "humaneval", "mbpp")):
+        other = transfer(0.5, name, data=name) if i else None
+        write_job(tmp_path / "one" / name, ["seed=0"], draw(0.5), transfer=other)
+        write_job(tmp_path / "three" / name, [f"seed={i}"], draw(0.5), transfer=other)
+    plain, humaneval, three = (
+        int.from_bytes(compare(folder)["png"].read_bytes()[16:20], "big")
+        for folder in (tmp_path / "one" / "plain", tmp_path / "one" / "humaneval", tmp_path / "three")
+    )
+    assert 0 < humaneval - plain == three - humaneval
+    assert humaneval - plain < plain / len(K)  # the picture of all its own metrics
 
 
 def test_data_sets_of_one_name_and_other_content_are_kept_apart(tmp_path):
