@@ -38,7 +38,7 @@ SHORTER = {
         "select=1",
     ],
     "scorer_effect": ["arm=ilf,gold"],
-    "figure4": ["refinements.limit=3,6"],
+    "figure4": ["feedback.limit=3,6"],
 }
 
 
@@ -209,9 +209,14 @@ def test_figure3_measures_the_programs_that_the_arms_train_on(study):
 
 
 @pytest.mark.slow
-def test_figure4_trains_on_nested_sets_of_tasks(study):
-    found = {r["training_limit"]: r["training_task_ids"] for r in results(study("paper/figure4", *SHORTER["figure4"]))}
-    assert len(found[3]) == 3 and len(found[6]) == 6 and set(found[3]) < set(found[6])
+def test_figure4_gives_feedback_on_nested_sets_of_tasks(study):
+    folder = study("paper/figure4", *SHORTER["figure4"])
+    found = {r["feedback_limit"]: r for r in results(folder)}
+    for limit, result in found.items():
+        assert result["counts"]["annotated_train"] == result["refiner"]["n_tasks"] == limit
+        assert set(result["training_task_ids"]) <= {int(i) for i in result["refiner"]["per_task"]}
+    assert found[3]["refiner"]["per_task"].items() < found[6]["refiner"]["per_task"].items()
+    assert set(found[3]["training_task_ids"]) <= set(found[6]["training_task_ids"])
 
 
 def test_figure5_counts_each_refined_task_once_under_its_mistakes(study):
