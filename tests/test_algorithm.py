@@ -1,6 +1,5 @@
 """Algorithm 1 over plain dictionaries, and who may import whom."""
 
-import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -104,10 +103,10 @@ class Steps:
         return Turns([list(programs)], [list(programs)])
 
 
-def whole(steps, arm="model", solved_only=True, tasks=ALONE, limit=None, **more):
+def whole(steps, arm="model", solved_only=True, tasks=ALONE, **more):
     outcome = Outcome()
     if isinstance(arm, str):
-        arm = ARMS[arm]("solved" if solved_only else "annotated", limit)
+        arm = ARMS[arm]("solved" if solved_only else "annotated")
     algorithm.run(steps, tasks, outcome, arm=arm, others=COMPARED, seed=0, **more)
     return outcome
 
@@ -210,15 +209,6 @@ def test_another_models_refinements_are_on_tasks_that_the_refiner_solved_too():
     assert [(e.task_id, e.target) for e in outcome.examples] == [(312, "llm 312 2")]
     alone = run(Steps({"llm": {313}}), "llm", solved_only=False)
     assert [e.task_id for e in alone.examples] == [313]
-
-
-def test_the_tasks_of_a_smaller_limit_are_among_those_of_a_larger_one():
-    found = [
-        {e.task_id for e in run(Steps({"refine": {311, 312, 313, 314}}), limit=limit).examples}
-        for limit in (1, 2, 3, None)
-    ]
-    assert [len(ids) for ids in found] == [1, 2, 3, 4]
-    assert all(small < large for small, large in itertools.pairwise(found))
 
 
 def test_every_arms_programs_on_the_trained_tasks_are_noted():

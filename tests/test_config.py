@@ -410,7 +410,7 @@ BAD = {
         ["model.attention=flash_attention_2", "model.dtype=bfloat16", "trainer.precision=32-true"],
         r"trainer\.precision='32-true'.*flash_attention_2",
     ),
-    "no training tasks": (["refinements.limit=0"], r"refinements\.limit=0"),
+    "no training tasks": (["feedback.limit=0"], r"feedback\.limit=0"),
     "no process": (["trainer=ddp", "trainer.devices=0"], r"trainer\.devices=0"),
     "processes that nothing divides": (["trainer.devices=2"], r"trainer\.devices=2.*trainer=ddp"),
     "8-bit states in parts": (["trainer=fsdp", "optimizer=adamw_8bit"], r"optimizer='bitsandbytes.*trainer=ddp"),
@@ -456,7 +456,7 @@ def test_what_an_arm_sets_can_not_be_taken_back():
     ]:
         with pytest.raises(InputError, match=rf"{group}=.*is set by arm={arm}"):
             check_arm(hydra("seed=1", override, f"arm={arm}"))
-    check_arm(hydra("arm=gold", "feedback=unit_tests", "refinements.limit=3"))
+    check_arm(hydra("arm=gold", "feedback=unit_tests", "feedback.limit=3"))
     check_arm(hydra("refinements=gold"))
     with pytest.raises(InputError, match=r"arm='\[gold,ilf\]'.*one arm"):
         check_arm(hydra("arm=[gold,ilf]"))

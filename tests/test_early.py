@@ -180,7 +180,7 @@ print("HEAVY", sorted({{"peft", "bitsandbytes"}} & set(sys.modules)))
 WARMUPS = {  # 30 tasks of each split, of which the refiner learns on 24
     "the refiner's": (["training.refiner.batch_size=5", "training.policy.batch_size=1"], 2 * 5, "refiner"),
     "the policy's": (["training.refiner.batch_size=1", "training.policy.batch_size=7"], 2 * 5, "policy"),
-    "of a few tasks": (["training.batch_size=2", "refinements.limit=5"], 2 * 3, "policy"),
+    "of a few tasks": (["training.batch_size=2", "feedback.limit=5"], 2 * 3, "policy"),
     "without a refiner": (["training.batch_size=2", "refinements=gold", "refinements.tasks=annotated"], 30, "policy"),
 }
 

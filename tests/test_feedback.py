@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from conftest import compose_settings
 
 from ilf.analysis.results import of_feedback
 from ilf.feedback import from_tests, transforms
@@ -13,7 +14,7 @@ from ilf.sandbox import Limits, Sandbox
 from ilf.scoring import score
 from ilf.settings import Settings
 from ilf.training.fine_tuning import FineTuningModule
-from ilf.types import Feedback, Outcome, Program, Round, Task
+from ilf.types import Feedback, InputError, Outcome, Program, Round, Task
 
 TASK = Task(
     311,
@@ -113,6 +114,43 @@ def test_results_say_whose_feedback_stands_behind_what(small_stages):
     assert whole["per_task"] == {i: n for part in by_source.values() for i, n in part["per_task"].items()}
     assert found["feedback_cost"]["by_source"] == dict(Counter(sources.values()))
     assert "## By source of feedback" in (stages.folder / "summary.md").read_text()
+
+
+def annotated(stages):
+    """Run some stages; return the results, and the feedback on each task of Refine and of Train."""
+    result = stages.run()
+    given = [json.loads(line) for line in (stages.folder / "feedback.jsonl").read_text().splitlines()]
+    return result, *({row["task_id"]: row["text"] for row in given if row["split"] == s} for s in ("refine", "train"))
+
+
+def test_feedback_is_limited_on_train_and_the_tasks_of_a_smaller_limit_are_among_those_of_a_larger(small_stages):
+    own, found = ["training.epochs=1", "stages=[sample,annotate,train_refiner,refine]"], {}
+    for limit in ("null", "7", "3", "1"):
+        result, refine, train = annotated(small_stages(f"feedback.limit={limit}", *own))
+        counts = result["counts"]
+        assert counts["annotated_train"] == len(train) == result["refiner"]["n_tasks"]
+        assert counts["annotated"] == len(refine) + len(train)
+        assert result["feedback_limit"] == (None if limit == "null" else int(limit))
+        found[limit] = (refine, train)
+    assert [len(train) for _, train in found.values()][1:] == [7, 3, 1]
+    assert found["1"][1].items() < found["3"][1].items() < found["7"][1].items() < found["null"][1].items()
+    assert all(refine == found["null"][0] for refine, _ in found.values())  # the refiner learns from all of Refine
+    own = ["feedback.limit=3", "stages=[sample,annotate]"]
+    _, _, shuffled = annotated(small_stages(*own, "feedback.transform=[shuffle]"))
+    assert shuffled.keys() == found["3"][1].keys() and shuffled != found["3"][1]
+    assert sorted(shuffled.values()) == sorted(found["3"][1].values())  # no words on a task that is left out
+    assert annotated(small_stages(*own, "seed=1"))[2].keys() != found["3"][1].keys()
+
+
+def test_a_limit_that_nothing_reads_is_an_error():
+    inner = "{_target_: ilf.feedback.Scripted, limit: 3}"
+    for own, message in (
+        (["feedback=mixed", f"feedback.sources=[{inner},unit_tests]"], r"feedback\.sources\[0\]\.limit=3: is read of"),
+        (["evaluate.turns=1", f"evaluate.feedback={inner}"], r"evaluate\.feedback\.limit=3: all programs that fail"),
+        (["+refinements.limit=3"], r"refinements\.limit=3: is no argument"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compose_settings(*own)
 
 
 def test_the_cost_of_feedback_is_in_points_for_a_hundred_annotations():

@@ -162,8 +162,8 @@ path: null
     "refiner/no_folder": "_target_: mine.NoFolder",
     "refiner/headless": "_target_: mine.Headless",
     "refiner/untrained": "_target_: mine.Untrained",
-    "refinements/shortest": "_target_: mine.Shortest\ntasks: solved\nlimit: null",
-    "refinements/commented": "_target_: mine.Commented\nnote: mine\ntasks: annotated\nlimit: null",
+    "refinements/shortest": "_target_: mine.Shortest\ntasks: solved",
+    "refinements/commented": "_target_: mine.Commented\nnote: mine\ntasks: annotated",
     "refinements/empty": "_target_: mine.Empty",
     "arm/brief": "# @package _global_\ndefaults:\n  - override /refinements: shortest\narm: brief",
 }
@@ -253,7 +253,6 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
         (["refiner=longer", "refiner.old_code_tokens=0"], r"refiner\.old_code_tokens=0: must be greater"),
         (["refiner=longer", "refiner.old_code_tokens=x"], r"refiner\.old_code_tokens='x': must be a valid"),
         (["refinements=empty"], r"refinements\._target_='mine\.Empty': lacks what ilf.*program"),
-        (["refinements=shortest", "refinements.limit=0"], r"refinements\.limit=0: must be greater"),
         (["refinements=shortest", "refinements.tasks=all"], r"refinements\.tasks='all': must be 'solved' or"),
         (["refinements=commented", "+refinements.noet=x"], r"refinements\.noet='x': is no arg.*refinements\.note\?"),
         (["feedback=mixed", "feedback.sources=[human,mine]"], r"feedback\.sources\[1\]='mine': must be of human"),
@@ -318,10 +317,10 @@ def test_an_arm_of_a_users_says_which_program_of_a_task_is_learnt(own_stages):
 
 
 def test_programs_of_a_users_own_are_executed_and_those_that_fail_are_named(own_stages):
-    stages = own_stages("refinements=commented", "refinements.limit=2", "refinements.note=hm")
+    stages = own_stages("refinements=commented", "refinements.note=hm")
     found = stages.run()
     rows = lines(stages.folder / "training.jsonl")
-    assert len(rows) == 2 and {row["source"] for row in rows} == {"Commented"} and found["training_limit"] == 2
+    assert rows and {row["source"] for row in rows} == {"Commented"}
     assert all(row["task_id"] % 2 for row in rows)
     assert [line for line in found["rejected"] if re.match(r"task 3\d[02468] \(Commented\)", line)]
     assert found["refiner"] is None, "nothing asked for it"

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import runpy
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from conftest import ROOT, compose_settings
 from ilf.analysis.jobs import setting_of
 from ilf.analysis.statistics import pass_at_k
 from ilf.analysis.studies import STUDIES, paper, write_study
-from ilf.analysis.studies.job import arm_label, read_jobs
+from ilf.analysis.studies.job import Job, arm_label, read_jobs
+from ilf.analysis.studies.search import table4_commands
 from ilf.checks import check
 from ilf.types import InputError
 
@@ -38,7 +40,7 @@ SHORTER = {
         "select=1",
     ],
     "scorer_effect": ["arm=ilf,gold"],
-    "figure4": ["refinements.limit=3,6"],
+    "figure4": ["feedback.limit=3,6"],
 }
 
 
@@ -209,9 +211,14 @@ def test_figure3_measures_the_programs_that_the_arms_train_on(study):
 
 
 @pytest.mark.slow
-def test_figure4_trains_on_nested_sets_of_tasks(study):
-    found = {r["training_limit"]: r["training_task_ids"] for r in results(study("paper/figure4", *SHORTER["figure4"]))}
-    assert len(found[3]) == 3 and len(found[6]) == 6 and set(found[3]) < set(found[6])
+def test_figure4_gives_feedback_on_nested_sets_of_tasks(study):
+    folder = study("paper/figure4", *SHORTER["figure4"])
+    found = {r["feedback_limit"]: r for r in results(folder)}
+    for limit, result in found.items():
+        assert result["counts"]["annotated_train"] == result["refiner"]["n_tasks"] == limit
+        assert set(result["training_task_ids"]) <= {int(i) for i in result["refiner"]["per_task"]}
+    assert found[3]["refiner"]["per_task"].items() < found[6]["refiner"]["per_task"].items()
+    assert set(found[3]["training_task_ids"]) <= set(found[6]["training_task_ids"])
 
 
 def test_figure5_counts_each_refined_task_once_under_its_mistakes(study):
@@ -269,6 +276,31 @@ def test_settings_are_chosen_on_refine_and_each_arm_sees_test_once(study):
     table = list(csv.DictReader((folder / "sweep_a1.csv").open()))
     assert sum(row["chosen"] == "chosen" for row in table) == 2 == sum(bool(row["test"]) for row in table)
     assert {row["training.policy.lr"] for row in table} == {"1e-05", "0.001"}
+    (command,) = re.findall(r"^python run\.py .*", (folder / "sweep_a1.md").read_text(), re.MULTILINE)
+    lr = f"{best['lr']:.12g}"
+    assert command.startswith("python run.py experiment=paper/table4 ") and command.endswith("arm=gold,ilf,none")
+    assert f"training.policy.lr={lr} " in command and not re.search(r"select=|stages=|store\.|hydra\.", command)
+    arms = [word.replace("arm=gold,ilf,none", "arm=gold") for word in shlex.split(command)[2:]]
+    assert compose_settings(*arms, sweep=True).training.policy.lr == best["lr"]
+
+
+def chosen(arm, *overrides, seed=0):
+    own = [f"arm={arm}", *overrides, f"seed={seed}", "select=4", "store.dir=x"]
+    return Job(ROOT, {"arm": arm, "overrides": own})
+
+
+def test_a_sweep_states_table_4_with_its_choice_one_command_for_arms_of_the_same_setting():
+    sweep = ["experiment=[mbpp/small,paper/sweep_a1]", "feedback.path=my notes.jsonl"]
+    gold, human = ([*sweep, f"training.policy.lr={lr}"] for lr in ("1e-5", "5e-6"))
+    jobs = [chosen(arm, *gold, seed=seed) for seed in (0, 1) for arm in ("gold", "ilf")] + [chosen("human", *human)]
+    start = "python run.py 'experiment=[mbpp/small,paper/table4]' 'feedback.path=my notes.jsonl'"
+    assert table4_commands(jobs) == [
+        f"{start} training.policy.lr=1e-05 arm=gold,ilf,none",
+        f"{start} training.policy.lr=5e-06 arm=human",
+    ]
+    assert table4_commands([]) == [] == table4_commands([chosen("gold", "experiment=mini/optuna")])
+    other = Job(ROOT, {"arm": "gold", "overrides": [*gold, "refinements=gold"]})  # no arm of Table 4
+    assert table4_commands([other]) == []
 
 
 @pytest.mark.slow

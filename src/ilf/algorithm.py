@@ -32,7 +32,6 @@ class Arm(Protocol):
     tasks: Literal[
         "solved", "annotated"
     ]  # solved: all arms train on the tasks that the refiner solved; else on all annotated ones
-    limit: int | None  # how many tasks to train on; None for all
     source: ClassVar[str]  # what its programs are called
     trains: ClassVar[bool]  # else the policy is evaluated as it was
     refines: ClassVar[bool]  # whether it takes the refiner's programs
@@ -112,7 +111,7 @@ def run(
         outcome: Filled in line by line, so that an interrupted run keeps what it has.
         arm: What pi_theta* is fine-tuned on; R, where it is the algorithm itself.
         others: The arms that it is compared with, which are to train on the same tasks.
-        seed: Of the choice among several correct refinements, and of the tasks that a limit keeps.
+        seed: Of the choice among several correct refinements.
         rounds: How often to repeat the algorithm, each time with samples and feedback of the new policy.
         from_last: Each round fine-tunes the last one's policy on what is new, in place of the first policy on all.
     """
@@ -166,9 +165,6 @@ def _one_round(
     if arm.asks_llm:
         this.llm_refinements = do.ask_llm(train)
     examples = choose(do, tasks, train, this, arm, others, seed)
-    if arm.limit is not None and arm.limit < len(examples):  # tasks of a smaller limit are among those of a larger one
-        order = random.Random(derive_seed(seed, "limit")).sample(examples, len(examples))
-        examples = sorted(order[: arm.limit], key=lambda group: group[0].task_id)
     return choose_own(do, tasks, this.samples, arm, seed, matching=examples) if arm.own_samples else examples
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,7 +14,7 @@ from ilf.parts import key_of
 from ilf.runner import Runner
 from ilf.scoring import score
 from ilf.store import Entry
-from ilf.types import Feedback, InputError, Splits, Task
+from ilf.types import Feedback, InputError, Splits, Task, derive_seed
 
 _ROWS = "feedback.jsonl"
 
@@ -59,7 +60,7 @@ class Annotators:
         key = {"feedback": programs, "scoring": runner.verdicts_of("annotate", tasks)}
         _, facts = runner.do("annotate", key, work)
         runner.rejected += [f"task {i} (annotation): {reason}" for i, reason in facts["rejected"].items()]
-        found = [f for f in found if str(f.task_id) not in facts["rejected"]]
+        found = self._limited([f for f in found if str(f.task_id) not in facts["rejected"]])
         for transform in source.transforms:
             found = transform(found, runner.seed)
         rows = JsonLines(runner.folder / f"feedback{runner.suffix}.jsonl")
@@ -70,6 +71,16 @@ class Annotators:
         shots = [f for f in found if f.split == "prompt" and f.task_id not in seen]
         self.shots += [f for f in shots if f.refinement or self.tasks.by_id[f.task_id].code]
         return found
+
+    def _limited(self, found: list[Feedback]) -> list[Feedback]:
+        """Return feedback on as many tasks of Train the limit says; those of a smaller one are among a larger one's."""
+        train = sorted(f.task_id for f in found if f.split == "train")
+        limit = self.settings.feedback.limit
+        if limit is None or limit >= len(train):
+            return found
+        order = random.Random(derive_seed(self.runner.seed, "limit")).sample(train, len(train))
+        left_out = set(order[limit:])
+        return [f for f in found if f.task_id not in left_out]
 
     def at_test_time(
         self, source: Source, failing: Failing, tasks: Mapping[int, Task], of: Mapping[int, int], label: str
@@ -128,7 +139,7 @@ class Annotators:
         programs = [(p.program, p.verdict.verdict, p.verdict.detail) for i in failing for p in failing[i]]
         read = [tasks.by_id[i] for i in {*failing, *(f.task_id for f in known)} if i in tasks.by_id]
         key = {
-            "source": key_of(source, aside=("transform", "apply")),
+            "source": key_of(source, aside=("transform", "apply", "limit")),
             "failing": sha256(programs),
             "known": sha256([asdict(f) for f in known]),
             # How gold programs are trained on is nothing that sources read: they need not speak again.

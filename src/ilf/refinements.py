@@ -17,11 +17,9 @@ class Refinements(ABC):
 
     Args:
         tasks: solved: Train tasks that the refiner solved, for every arm alike; annotated: all.
-        limit: How many tasks a round gives to train on, drawn at random; null for all.
     """
 
     tasks: Literal["solved", "annotated"] = "solved"
-    limit: Positive | None = None
 
     source: ClassVar[str]  # of its programs, in training.jsonl; by default the class's name
     name: ClassVar[str]  # where no option says it; by default the same

@@ -157,6 +157,7 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
         "counts": {
             "failing_tasks": count(failing),
             "annotated": count(feedback),
+            "annotated_train": None if feedback is None else sum(f.split == "train" for f in feedback),
             "training_examples": count(found.examples),
         },
     }
@@ -219,7 +220,7 @@ def _described(settings: Settings, record: Record) -> Described:
         "reviser": settings.evaluate.reviser,
         "training": asdict(settings.training.policy),
         "test_limit": settings.data.limit.test,
-        "training_limit": settings.refinements.limit,
+        "feedback_limit": settings.feedback.limit,
     }
 
 

@@ -43,7 +43,7 @@ class Described(TypedDict):
     reviser: str  # who writes programs anew at test time
     training: dict[str, Any]  # settings.Phase of the policy
     test_limit: int | None  # data.limit.test
-    training_limit: int | None
+    feedback_limit: int | None
 
 
 class RoundCounts(TypedDict):
@@ -51,6 +51,7 @@ class RoundCounts(TypedDict):
 
     failing_tasks: int | None
     annotated: int | None
+    annotated_train: int | None
     training_examples: int | None
 
 

@@ -104,6 +104,9 @@ def _check_turns(settings: Settings) -> None:
     if any(one.people for one in source.writers):
         allowed = "nobody has annotated what is still to be sampled on Test"
         raise InputError(key, evaluate.feedback, allowed, "Choose unit_tests, or llm, or a mapping with `_target_`.")
+    if source.limit is not None:
+        allowed = "all programs that fail at test time get feedback"
+        raise InputError(f"{key}.limit", source.limit, allowed, "Leave it out.")
     source.check(settings)
     shown = any(one.asks_llm for one in settings.feedback.writers)  # its worked examples are those of the annotation
     if any(one.asks_llm for one in source.writers) and settings.llm.shots and not shown:

@@ -29,7 +29,10 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "feedback.select": ("feedback=human", lambda s: any(one.people for one in s.feedback.writers)),
     "refiner.old_code_tokens": ("every refiner but refiner=policy", lambda s: s.refiner.reads_program),
     "refinements.tasks": ("every arm but refinements=none", lambda s: s.refinements.trains),
-    "refinements.limit": ("every arm but refinements=none", lambda s: s.refinements.trains),
+    "feedback.limit": (
+        "every arm but refinements=none and refinements.match=false",
+        lambda s: s.refinements.trains and not s.refinements.unmatched,
+    ),
     "objective.": ("every arm but refinements=none", lambda s: s.refinements.trains),
     "evaluate.feedback": ("evaluate.turns above 0", lambda s: s.evaluate.turns > 0),
     "evaluate.reviser": ("evaluate.turns above 0", lambda s: s.evaluate.turns > 0),

@@ -66,7 +66,10 @@ class Composed(Source):
     def check(self, settings: Any) -> None:
         """Check each of those who write."""
         super().check(settings)
-        for one in self.writers:
+        for i, one in enumerate(self.writers):
+            if one.limit is not None:
+                allowed = "is read of the feedback as a whole, and not of one of its sources"
+                raise InputError(f"feedback.sources[{i}].limit", one.limit, allowed, "Use feedback.limit.")
             one.check(settings)
 
 

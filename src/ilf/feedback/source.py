@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from ilf.feedback.transforms import NAMED, Shuffle, Transform
 from ilf.parts import Needs, Part, read, resolve
+from ilf.ranges import Positive
 from ilf.types import Feedback, InputError, Program, Splits, Task, Verdict
 
 T = TypeVar("T")
@@ -40,11 +41,13 @@ class Source(ABC):
         transform: What is done to the feedback, in this order: shuffle, one_bug, drop, or a mapping with the `_target_`
             of a function or a `Transform` of your own.
         apply: Where shuffled feedback is used: refine, or train_and_refine.
+        limit: On how many tasks of Train its feedback is used, drawn by the run's seed; null for all.
         path: A file of annotations, .jsonl or .csv. In a sweep all sources may be given one; not all read it.
     """
 
     transform: list[str | dict[str, Any]] = field(default_factory=list)
     apply: Literal["refine", "train_and_refine"] = "refine"
+    limit: Positive | None = None
     path: str | None = None
 
     name: ClassVar[str]  # in results; by default the class's

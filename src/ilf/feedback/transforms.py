@@ -99,7 +99,7 @@ def shuffle(feedback: Sequence[Feedback], splits: Sequence[str], seed: int) -> l
                     "feedback.transform",
                     ["shuffle"],
                     f"finds no other text for task {own.task_id}: {len(group)} annotations in {split}",
-                    "Give more annotations, raise data.limit where it is set, or leave the shuffling out.",
+                    "Give more annotations, raise data.limit or feedback.limit where set, or leave the shuffling out.",
                 )
             found[own.task_id] = replace(own, text=other.text, bugs=other.bugs, categories=other.categories)
     return [found[f.task_id] for f in feedback]

@@ -14,6 +14,9 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 
+# Python says what it thinks of an escape in each program that is parsed here, of which there are thousands.
+warnings.filterwarnings("ignore", category=SyntaxWarning, module="<unknown>")
+
 # A line that starts a statement in the first column, to which a form feed goes back (Python's tokenizer).
 _TOP_LEVEL = re.compile(r"(?<![^\r\n])(?:[ \t\f]*\f)?[^\s#]")
 _PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)

@@ -138,8 +138,8 @@ def _most_steps(settings: Settings, name: str, phase: Phase, tasks: int) -> floa
     trainer = settings.trainer
     if name == "refiner":
         tasks -= int(getattr(settings.refiner, "held_out", 0.0) * tasks + 1e-9)
-    elif settings.refinements.limit is not None:
-        tasks = min(tasks, settings.refinements.limit)
+    elif settings.feedback.limit is not None and not settings.refinements.unmatched:
+        tasks = min(tasks, settings.feedback.limit)
     epochs = trainer.get("max_epochs") or phase.epochs
     a_step = phase.batch_size * trainer.get("accumulate_grad_batches", 1)
     steps = epochs * math.ceil(tasks / a_step) if epochs > 0 else math.inf

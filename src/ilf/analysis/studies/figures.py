@@ -97,35 +97,44 @@ def figure3(jobs: Sequence[Job]) -> Study:
 
 
 def figure4(jobs: Sequence[Job]) -> Study:
-    """pass@k on Test against the number of tasks trained on."""
+    """pass@k on Test against the number of Train tasks with feedback."""
     shown = names(jobs, "finetuned")[:-1]
     done = [job for job in jobs if job.results["finetuned"]]
     rows: list[Row] = []
     lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
     sizes = set()
-    for (arm, _), group in grouped(done, lambda job: (job.results["arm"], job.results["training_limit"])).items():
-        size = (arm, *sorted((job.results["seed"], examples(job)) for job in group))
-        if size in sizes:  # a limit above what there is, again
+    for (arm, _), group in grouped(done, lambda job: (job.results["arm"], job.results["feedback_limit"])).items():
+        given = {job.results["seed"]: job.results["counts"]["annotated_train"] or 0 for job in group}
+        if (size := (arm, *sorted(given.items()))) in sizes:  # a limit above what there is, again
             continue
         sizes.add(size)
-        count = float(np.mean([examples(job) for job in group]))
+        count = float(np.mean(list(given.values())))
         row = {
             "row": arm_label(arm, jobs),
-            "examples": f"{count:.0f}",
+            "feedbacks": f"{count:.0f}",
+            "examples": f"{np.mean([examples(job) for job in group]):.0f}",
             **cells({n: per_task(group, "finetuned", n) for n in shown}),
         }
         rows.append(row)
         for name in shown:
             lines[f"{arm_label(arm, jobs)}, {name}"].append((count, row[name], row[f"{name}_low"], row[f"{name}_high"]))
-    title = "Figure 4: pass rate on Test against the number of training tasks"
+    title = "Figure 4: pass rate on Test against the number of tasks with feedback"
     before = {name: per_task(jobs, "zero_shot", name) for name in shown}
     levels = {f"zero-shot, {name}": figure(values)["mean"] for name, values in before.items() if values}
 
     def draw(file: Path, caption: str) -> None:
-        curve(file, lines, caption, "tasks trained on", "pass@k on Test (%)", levels)
+        curve(file, lines, caption, "Train tasks with feedback", "pass@k on Test (%)", levels)
 
-    columns = {"fine-tuned on": "row", "training tasks": "examples", **{f"{n} (%)": f"{n}_text" for n in shown}}
-    notes = ["Percent, with 95% intervals over tasks. The tasks of a smaller number are among those of a larger one."]
+    columns = {
+        "fine-tuned on": "row",
+        "tasks with feedback": "feedbacks",
+        "training tasks": "examples",
+        **{f"{n} (%)": f"{n}_text" for n in shown},
+    }
+    notes = [
+        "Percent, with 95% intervals over tasks. Tasks with feedback are of Train; those of a smaller number are among "
+        "those of a larger one. The policy trains on the ones of them that the refiner solved."
+    ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 

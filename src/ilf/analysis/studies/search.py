@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from ilf.analysis.jobs import setting_of
+from ilf.analysis.markdown import fence
 from ilf.analysis.plots import COLOURS, canvas, plain
 from ilf.analysis.studies.job import (
     PAIRED,
@@ -20,6 +23,10 @@ from ilf.analysis.studies.job import (
     per_task,
     subject,
 )
+from ilf.installation import COMMAND
+
+_STUDY = "paper/sweep_a1"
+_OF_THE_SEARCH = ("hparams_search", "select", "stages", "study", "study_table")  # overrides that Table 4 has no use for
 
 
 def _rounded(value: str) -> str:
@@ -66,6 +73,8 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
         "on Test once; the refiner's programs take gold's best setting where gold was swept too.",
         PAIRED,
     ]
+    if commands := table4_commands(chosen):
+        notes.append("\n".join(["Table 4 with the chosen settings:", "", *fence(commands, "bash")]))
     return Study(
         "Settings chosen on Refine",
         subject(jobs),
@@ -74,6 +83,27 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
         lambda file, caption: _draw(file, rows, varied, caption),
         notes,
     )
+
+
+def table4_commands(chosen: Sequence[Job]) -> list[str]:
+    """Return the commands of Table 4 with the chosen settings: one for all arms of the same setting.
+
+    The first one has the control that trains on nothing. There are none where the sweep was not over `arm`.
+    """
+    arms: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for job in chosen:
+        overrides = job.results["overrides"]
+        setting = {key: value for key, value in setting_of(overrides).items() if key not in _OF_THE_SEARCH}
+        experiment = setting.pop("experiment", "")
+        if _STUDY not in experiment or not any(one.startswith("arm=") for one in overrides):
+            return []
+        words = [f"{key}={value}" for key, value in setting.items()]
+        own = arms[f"experiment={experiment.replace(_STUDY, 'paper/table4')}", *words]
+        if job.results["arm"] not in own:  # seeds share a setting
+            own.append(job.results["arm"])
+    for own in list(arms.values())[:1]:
+        own.append("none")
+    return [shlex.join([*COMMAND.split(), *words, f"arm={','.join(own)}"]) for words, own in arms.items()]
 
 
 def _draw(file: Path, rows: Sequence[Row], varied: Sequence[str], title: str) -> None:
