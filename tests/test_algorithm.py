@@ -192,9 +192,36 @@ def test_self_training_has_as_many_examples_from_tasks_that_the_policy_solves():
     assert [e.source for e in outcome.examples] == ["self"] and outcome.examples[0].task_id in (313, 314)
     assert outcome.examples[0].target.startswith("sample ") and outcome.examples[0].target.endswith(" 2")
     few = run(Steps({"sample": {314}, "refine": {311, 312, 313}}), "self")
-    assert [e.task_id for e in few.examples] == [314]
+    assert [e.task_id for e in few.examples] == [314] * 3  # as many, though it is the same sample
     unusable = run(Steps({"sample": {313, 314}, "refine": {311, 312}}, {(313, "self"), (312, "gold")}), "self")
     assert [e.task_id for e in unusable.examples] == [314]
+
+
+def test_self_training_uses_no_task_of_the_other_arms_though_the_policy_solves_some_of_these():
+    class Annotated(Steps):
+        """People chose the tasks of which they wrote, whatever this policy makes of them."""
+
+        def annotate(self, failing):
+            return super().annotate({i: self._programs("sample", [i]) for i in (311, 312, 313)})
+
+    correct = {"sample": {312, 313, 314}, "refine": {311, 312}}
+    assert [e.task_id for e in run(Annotated(correct), "model").examples] == [311, 312]
+    own = run(Annotated(correct), "self").examples
+    assert len(own) == 2 and not {e.task_id for e in own} & {311, 312}
+    assert [e.task_id for e in run(Annotated({**correct, "sample": {312, 314}}), "self").examples] == [314, 314]
+
+
+@pytest.mark.parametrize(("matching", "counts"), [({311}, [1]), ({311, 312}, [1, 1]), ({311, 312, 313}, [1, 2])])
+def test_self_training_on_too_few_tasks_takes_their_other_samples_before_any_again(matching, counts):
+    own = run(Several({"sample": {314}, "refine": matching}), "self").examples
+    assert sorted(Counter(e.target for e in own).values()) == counts and {e.task_id for e in own} == {314}
+
+
+def test_tasks_that_are_sometimes_solved_are_those_with_right_and_wrong_programs():
+    programs = Steps({"sample": {311}})._programs("sample", [311, 312])
+    always = [replace(p, task_id=313, verdict=Verdict("passed")) for p in programs[:3]]
+    found = algorithm.sometimes_solved([*programs, *always])
+    assert list(found) == [311] and [p.sample for p in found[311]] == [0, 1]
 
 
 def test_the_control_evaluates_the_policy_as_it_was():
@@ -259,7 +286,7 @@ def test_an_arm_takes_different_correct_programs_up_to_a_bound_and_others_keep_t
     assert all(one[i] == next(e.target for e in found if e.task_id == i) for i in one)  # the first is the same
     gold = run(Several({"refine": {311, 313}}), "gold").examples
     assert [e.task_id for e in gold] == [311, 313]
-    own = run(Several({"refine": {311, 313}, "sample": {314}}), Self(per_task=most)).examples
+    own = run(Several({"refine": {311}, "sample": {314}}), Self(per_task=most)).examples
     assert Counter(e.task_id for e in own) == {314: count}
 
 

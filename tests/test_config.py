@@ -285,6 +285,10 @@ BAD = {
     "k above n": (["sampler.n=4", "evaluate.k=[1,10]"], r"evaluate\.k=\[1, 10\].*sampler\.n=4"),
     "no temperature": (["sampler.temperature=0"], r"sampler\.temperature=0"),
     "negative temperature": (["sampler.temperature=-0.5"], r"sampler\.temperature"),
+    "k above what is evaluated": (["evaluate.n=4", "evaluate.k=[1,10]"], r"evaluate\.k=\[1, 10\].*evaluate\.n=4"),
+    "the same program many times": (["evaluate.temperature=0"], r"evaluate\.temperature=0.*evaluate\.n=1"),
+    "less than cold": (["evaluate.temperature=-1"], r"evaluate\.temperature=-1"),
+    "a sampler that does not sample": (["sampler.temperature=0"], r"sampler\.temperature=0"),
     "no samples": (["sampler.n=0", "evaluate.k=[]"], r"sampler\.n=0"),
     "missing data": (["data=mbpp", "data.path=nowhere.jsonl"], r"data\.path='nowhere\.jsonl'.*no such file"),
     "missing annotations": (

@@ -59,6 +59,7 @@ VALUES = {
     "evaluate.feedback": "llm",
     "evaluate.reviser": "refiner",
     "rounds_from": "last",
+    "select_least": "10",
     "llm.": "model=x",
     "training.refiner.": "lr=1e-3",
     "training.policy.": "lr=1e-3",

@@ -337,7 +337,7 @@ def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, 
     for step in zip(*shares, strict=True):  # as many steps
         assert len({len(share) for share in step}) == 1  # as many passes
         seen = [
-            (int(row[row != -100][0]), float(part["weight"]))
+            (int(row[row != -100][0]), float(part["share"]))
             for share in step
             for part in share
             for row in part["labels"]

@@ -14,6 +14,7 @@ import torch
 from conftest import CPU, MINI
 from transformers import GenerationConfig
 
+from ilf.models.batches import choose
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.tokens import encode_prompts
 from ilf.sampling import ContinuousSampler, HFSampler, Sampler, ServedSampler, continuous, hf
@@ -67,6 +68,35 @@ def p_value(a: list[str], b: list[str]) -> float:
 def test_the_test_sees_another_distribution(mini, reference):
     other = HFSampler(**SETTINGS | {"temperature": 1.2})
     assert p_value(reference, [text for _, text in other.sample(*mini, PLAN)]) < 1e-4
+
+
+def test_at_temperature_0_all_samplers_take_the_most_likely_tokens(mini):
+    model, tokenizer = mini
+    inputs = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False)
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=64, eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    (row,) = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+    greedy = cut(tokenizer.decode(row, skip_special_tokens=True))
+    for kind in (HFSampler, ContinuousSampler):
+        found = kind(**SETTINGS | {"temperature": 0.0, "batch_size": 4}).sample(model, tokenizer, PLAN[:4])
+        assert [text for _, text in found] == [greedy] * 4
+
+
+def test_top_k_keeps_to_the_most_likely_tokens(mini):
+    logits = torch.tensor([[0.0, 3.0, 2.0, 1.0, 2.5]]).expand(2000, 5)
+    uniform = torch.arange(2000) / 2000
+    drawn = Counter(choose(logits, uniform, 1.0, 3).tolist())
+    expected = torch.softmax(torch.tensor([3.0, 2.0, 2.5]), 0).tolist()
+    assert [drawn[i] / 2000 for i in (1, 2, 4)] == pytest.approx(expected, abs=2e-3) and set(drawn) == {1, 2, 4}
+    assert Counter(choose(logits, uniform, 1.0, 9).tolist()) == Counter(choose(logits, uniform, 1.0).tolist())
+    assert set(choose(logits, uniform, 5.0, 1).tolist()) == set(choose(logits, uniform, 0.0).tolist()) == {1}
+    assert choose(torch.full((1, 5), float("nan")), uniform[:1], 0.0).tolist() == [-1]
+    narrow, wide = (
+        Counter(text for _, text in HFSampler(**SETTINGS | {"top_k": k}).sample(*mini, PLAN[:100])) for k in (2, 0)
+    )
+    assert 1 < len(narrow) < len(wide)
 
 
 def test_our_sampler_draws_from_the_distribution_that_generate_draws_from(mini, reference):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ilf.models.tokens import (
     encode_continuation,
     encode_prompts,
     end_ids,
+    end_of_text,
     front_tokens,
     loses_space,
     truncate,
@@ -181,7 +183,7 @@ def test_what_a_model_has_learnt_by_heart_is_sampled_letter_by_letter(by_heart, 
 
 def test_its_programs_are_certain_to_it(by_heart):
     model, tokenizer = load_model(by_heart, torch.float32), load_tokenizer(by_heart)
-    assert max(perplexity(model, tokenizer, list(LEARNT.items()), 1000)) < 1.2
+    assert max(one.body for one in perplexity(model, tokenizer, list(LEARNT.items()), 1000)) < 1.2
 
 
 def test_a_server_that_loses_the_first_space_is_named(by_heart, server):
@@ -216,6 +218,82 @@ def test_only_a_templates_own_special_tokens_are_read_as_such(name, content):
     plain = [{"role": "user", "content": "x = 1"}]
     rendered = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
     assert encode_chat(tokenizer, plain) == tokenizer(rendered, add_special_tokens=False).input_ids
+
+
+def with_turns(*names):
+    """Return a tokenizer whose EOS, <|end|>, ends turns, with more special tokens."""
+    tokenizer = copy.deepcopy(family(BY_HEART[0]))
+    tokenizer.add_special_tokens({"additional_special_tokens": list(names)})
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "<|end_of_text|>", "<eos>"])
+def test_a_plain_text_ends_by_what_ended_texts_in_pretraining_and_not_as_a_turn_does(name):
+    tokenizer = with_turns("<|other|>", name)
+    end = tokenizer.convert_tokens_to_ids(name)
+    assert end != tokenizer.eos_token_id
+    assert encode(tokenizer, 1, "def f(x):\n", "    return x", 100).target_ids[-1] == end
+    model = LlamaForCausalLM(tiny(len(tokenizer), tokenizer.eos_token_id))
+    assert end_ids(model, tokenizer) == {end, tokenizer.eos_token_id}
+    tokenizer = with_turns("<|other|>", name)
+    tokenizer.chat_template = None  # then EOS ends texts, whatever else there is
+    assert end_of_text(tokenizer) == tokenizer.eos_token_id
+
+
+def test_a_template_whose_turns_do_not_end_by_eos_leaves_eos_to_end_texts():
+    tokenizer = with_turns("<|endoftext|>")
+    tokenizer.chat_template = TEMPLATE.replace("<|end|>", "<|user|>")
+    assert end_of_text(tokenizer) == tokenizer.eos_token_id
+    tokenizer = with_turns("<|unheard_of|>")
+    assert end_of_text(tokenizer) == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("name", ["<|end|>", "<|endoftext|>"])
+def test_sampling_stops_at_the_end_of_a_text_and_of_a_turn(name):
+    tokenizer = with_turns("<|endoftext|>")
+    model = LlamaForCausalLM(tiny(len(tokenizer), tokenizer.eos_token_id)).eval()
+    end = tokenizer.convert_tokens_to_ids(name)
+    bias = torch.full((len(tokenizer),), -30.0)
+    bias[end], bias[tokenizer("x", add_special_tokens=False).input_ids[-1]] = 0.0, 2.0
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    draws = [Draw(1, "test", i, i, "y = ", "y = ") for i in range(30)]
+    texts = [text for _, text in HFSampler(1, 1.0, 240, 30).sample(model, tokenizer, draws)]
+    assert all(set(text) <= {"x"} for text in texts) and max(map(len, texts)) < 200
+
+
+def chatting():
+    """Return a tokenizer that puts prompts into turns, which <|user|> begins and <|end|> ends."""
+    tokenizer = with_turns("<|endoftext|>")
+    tokenizer.asks_in_turns = True
+    return tokenizer
+
+
+def test_in_turns_the_user_asks_and_the_answer_begins_with_the_head_of_the_program():
+    tokenizer, task = chatting(), "def f(x):\n"
+    bos, user, end = tokenizer.convert_tokens_to_ids(["<|bos|>", "<|user|>", "<|end|>"])
+    refine = f"OLD CODE:\n{task}    return '<|end|>'\n\nFEEDBACK:\nREFINEMENT: no\n\nREFINEMENT:\n"
+    for prompt, asked, head in ((task, task, task), (refine + task, refine, task), (refine, refine, "")):
+        (ids,) = encode_prompts(tokenizer, [prompt])
+        begin = len(ids) - len(encode_continuation(tokenizer, head)) if head else len(ids)
+        assert ids[:2] == [bos, user] and ids[:begin].count(user) == 2 and ids.count(end) == 1  # what is spelt is text
+        assert asked in tokenizer.decode(ids[:begin]) and tokenizer.decode(ids[begin:]) == head
+    example = encode(tokenizer, 1, refine, task + "    return x", 500)
+    sampled = encode_prompts(tokenizer, [refine + task])[0]
+    both = [*example.prompt_ids, *example.target_ids]
+    assert example.target_ids[-1] == end and tokenizer.decode(both[:-1]).startswith(tokenizer.decode(sampled))
+
+
+def test_a_tokenizer_without_a_chat_template_can_not_ask_in_turns(tmp_path):
+    tokenizer = with_turns()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"data\.prompt='chat'.*no chat template.*data\.prompt=paper"):
+        load_tokenizer(tmp_path, turns=True)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path, turns=True).asks_in_turns and not load_tokenizer(tmp_path).asks_in_turns
 
 
 def test_every_end_of_a_folder_ends_a_text_and_is_saved(tmp_path):

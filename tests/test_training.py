@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ilf.feedback.scripted import annotate
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.targets import encode
+from ilf.parts import Part
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.training.fine_tuning import LINEAR
@@ -56,7 +57,13 @@ def fit(
     torch.manual_seed(0)
     part, quantize = adapter
     model = adapt(load_model(folder, torch.float32, quantize=quantize), part)
-    module = ILFModule(model, tokenizer, None, OPTIMIZERS[optimizer].having(lr=lr), scheduler).train()
+    module = ILFModule(
+        model,
+        tokenizer,
+        None,
+        (OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer).having(lr=lr),
+        scheduler,
+    ).train()
     if compile:
         module.compile_forward()
     data = MBPPDataModule(tokenizer, Contents(examples(tokenizer, n)), batch_size=batch_size, micro_batch_size=micro)
@@ -132,7 +139,7 @@ def test_a_training_on_mini_is_padded_by_less_than_a_twentieth(tokenizer):
     assert 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks) <= 0.05
     assert len(rows) > 150 and len(masks) < len(rows) / 2  # which single examples would meet, too
     for step in steps:
-        assert sum(len(part["labels"]) * float(part["weight"]) for part in step) == pytest.approx(1)
+        assert sum(len(part["labels"]) * float(part["share"]) for part in step) == pytest.approx(1)
 
 
 def test_training_lowers_the_loss(folder, tokenizer):
@@ -217,7 +224,9 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
         steps = list(data.train_dataloader())
         orders.append([{tuple(row[row != -100].tolist()) for b in step for row in b["labels"]} for step in steps])
         assert [sum(len(b["labels"]) for b in step) for step in steps] == [4, 4, 3]
-        assert [round(1 / float(b["weight"])) for step in steps for b in step[-1:]] == [4, 4, 3]
+        # Each example counts the same in the gradient, and a fair share in its step's mean loss.
+        assert {float(b["weight"]) for step in steps for b in step} == {1 / 4}
+        assert [round(1 / float(b["share"])) for step in steps for b in step[-1:]] == [4, 4, 3]
         # Which examples a step has is the same draw, however it is cut.
         data.micro_batch_size = 1
         assert orders[-1] == [
@@ -225,6 +234,20 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
         ]
     assert set.union(*orders[0]) == set.union(*orders[1]) and len(set.union(*orders[0])) == 11
     assert orders[0] != orders[1]
+
+
+def test_a_short_last_step_weighs_its_examples_as_the_others_do(folder, tokenizer):
+    """Of 5 examples in steps of 4, the last one would move the model four times as far as the others do."""
+    once = {
+        "epochs": 1,
+        "optimizer": Part("torch.optim.SGD"),
+        "scheduler": None,
+        "trainer": CPU.without("gradient_clip_val"),
+    }
+    start, _ = fit(folder, tokenizer, n=1, lr=1e-30, **once)
+    moved = {size: fit(folder, tokenizer, n=5, batch_size=size, lr=1e-3, **once)[0] - start for size in (4, 5)}
+    # To the first order, a step of all and steps of 4 and 1 are the same sum over the examples, over a batch each.
+    assert float((4 * moved[4] - 5 * moved[5]).norm() / (5 * moved[5]).norm()) < 0.1
 
 
 def test_a_warm_up_longer_than_the_training_is_an_error(folder, tokenizer):

@@ -136,10 +136,11 @@ def _model(settings: Settings) -> tuple[Path, Any, Any]:
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
     local = settings.sampler.local  # else a server may hold the only weights
     key = "model.path" if settings.model.path is not None else "model.hub"
-    config, tokenizer = check_model(key, model, local or bool(trainings(settings)), settings.model.bos)
+    weights = local or bool(trainings(settings))
+    config, tokenizer = check_model(key, model, weights, settings.model.bos, settings.turns)
     sampled = [config]
     if settings.refiner.folder is not None:
-        sampled.append(check_model("refiner.path", settings.refiner.folder, local)[0])
+        sampled.append(check_model("refiner.path", settings.refiner.folder, local, turns=settings.turns)[0])
     for one in sampled:
         settings.sampler.check_model(one)
     return model, config, tokenizer

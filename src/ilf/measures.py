@@ -18,7 +18,7 @@ import torch
 
 from ilf.analysis.statistics import bootstrap_ci95
 from ilf.files import sha256
-from ilf.models.load import load_model, load_tokenizer
+from ilf.models.load import load_model
 from ilf.models.packed import load_packed
 from ilf.models.policy_change import Parted, divergence, perplexity, target_logps, weight_change
 from ilf.runner import Runner
@@ -79,11 +79,17 @@ def _kl(
 
     def work() -> dict[str, dict[str, float]]:
         base, tuned = (load_packed(folder, dtype, device) for folder in (runner.model, policy))
-        by_task = divergence(base, tuned, load_tokenizer(policy, settings.model.bos), some, temperature, _tokens(base))
+        by_task = divergence(base, tuned, runner.tokenizer, some, temperature, _tokens(base))
         return {part: {str(i): getattr(found, part) for i, found in by_task.items()} for part in ("body", "end")}
 
     texts = sha256([(p.prompt, p.completion) for p in some])
-    key = key | {"programs": texts, "temperature": temperature, "dtype": str(dtype), "bos": settings.model.bos}
+    key = key | {
+        "programs": texts,
+        "temperature": temperature,
+        "dtype": str(dtype),
+        "bos": settings.model.bos,
+        "turns": settings.turns,
+    }
     found = runner.measure("kl", key, work)
     return _summed(found["body"]) | {"per_task": found["body"], "end": _summed(found["end"])}
 
@@ -102,7 +108,12 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
         texts = [(e.prompt, e.target) for e in examples]
         return perplexity(model, runner.tokenizer, texts, _tokens(model))
 
-    key = {"base": runner.weights(runner.model), "dtype": str(dtype), "bos": settings.model.bos}
+    key = {
+        "base": runner.weights(runner.model),
+        "dtype": str(dtype),
+        "bos": settings.model.bos,
+        "turns": settings.turns,
+    }
     values = runner.measure("perplexity", key | {"examples": sha256([asdict(e) for e in examples])}, work)
     body: dict[str, dict[str, float]] = defaultdict(dict)
     end: dict[str, dict[str, float]] = defaultdict(dict)
@@ -140,7 +151,13 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
         with torch.autocast(device.type, mixed, enabled=kind.endswith("-mixed")):
             return target_logps(model, runner.tokenizer, texts, _tokens(model))
 
-    key = {"base": runner.weights(base), "precision": kind, "quantize": training.quantize, "bos": settings.model.bos}
+    key = {
+        "base": runner.weights(base),
+        "precision": kind,
+        "quantize": training.quantize,
+        "bos": settings.model.bos,
+        "turns": settings.turns,
+    }
     key |= {"attention": settings.model.attention, "texts": sha256([asdict(text) for text in texts])}
     found = dict(zip(texts, runner.measure("reference", key, work), strict=True))
 

@@ -20,7 +20,7 @@ from ilf.code_digest import Code, code_sha256
 from ilf.executors import Judge
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
 from ilf.models import load, packed, policy_change, targets, tokens
-from ilf.models.load import load_tokenizer, sampling_dtype
+from ilf.models.load import Model, load_tokenizer, sampling_dtype
 from ilf.parts import Part
 from ilf.protocols import Sampler
 from ilf.sandbox import executor, jobs, packages, processes, worker
@@ -30,7 +30,7 @@ from ilf.tasks import prompts
 from ilf.tasks.data import job_of
 from ilf.tracking import Tracker
 from ilf.training import unit_test_callback
-from ilf.training.loops import DECODING, JUDGE, METRICS, TAKEN, Drawing, FineTuning, Model
+from ilf.training.loops import DECODING, JUDGE, METRICS, TAKEN, Drawing, FineTuning
 from ilf.training.trainer import training_device
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
@@ -81,7 +81,7 @@ class Runner:
         self.settings, self.tasks, self.model = settings, tasks, model
         self.store, self.sandbox, self.tracker = store, sandbox, tracker
         self.folder = Path(settings.output_dir)
-        self.tokenizer = load_tokenizer(model, settings.model.bos)
+        self.tokenizer = load_tokenizer(model, settings.model.bos, settings.turns)
         self.scoring = settings.executor.rules
         self.seconds: dict[str, float] = {}  # a stage, all its rounds together
         self._fresh: dict[str, bool] = {}  # whether any part of a stage was done in this run
@@ -287,7 +287,7 @@ class Runner:
         settings = self.settings
         local = folder == settings.refiner.folder
         bos, key = (None, "refiner.path") if local else (settings.model.bos, "model.path")
-        return Model(folder, self.weights(folder), settings.model.attention, bos, key)
+        return Model(folder, self.weights(folder), settings.model.attention, bos, key, settings.turns)
 
     def weights(self, folder: Path) -> str:
         """Return the hash of a model folder."""

@@ -222,6 +222,11 @@ class Settings:
         return str(getattr(part, "name", type(part).__name__.lower())) if chosen == "annotator" else chosen
 
     @property
+    def turns(self) -> bool:
+        """Whether models are asked in the turns of their chat template."""
+        return self.data.prompt == "chat"
+
+    @property
     def evaluation(self) -> Sampler:
         """The sampler of what is reported: of the policy's programs on Test, before and after fine-tuning."""
         own = {name: getattr(self.evaluate, name) for name in ("n", "temperature", "top_k")}

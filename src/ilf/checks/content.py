@@ -52,6 +52,9 @@ def _check_sources(settings: Settings) -> None:
             "is the data set that the policy learns on, and Test is evaluated already",
             "Choose another one: data@transfer=humaneval.",
         )
+    if settings.transfer is not None and (settings.transfer.prompt == "chat") != settings.turns:
+        allowed = f"a model is asked in turns on both data sets or on none, and data.prompt={data.prompt}"
+        raise InputError("transfer.prompt", settings.transfer.prompt, allowed, "Set both to chat, or none.")
     if data.only_test:
         if set(settings.stages) - {"zero_shot", "report"} or settings.mode == "annotate":
             raise InputError(

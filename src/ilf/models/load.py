@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +87,17 @@ def _cpu_has_bfloat16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def load_tokenizer(folder: Path, bos: bool | None = None) -> Any:
+def load_tokenizer(folder: Path, bos: bool | None = None, turns: bool = False) -> Any:
     """Return the tokenizer of a model folder, padding with EOS where it has no padding token.
 
     Args:
         folder: In Hugging Face's layout.
         bos: Whether texts begin with BOS; None does as the folder says. It is saved with the tokenizer, and of
             transformers' classes only Code Llama's does otherwise when it is loaded again.
+        turns: Whether prompts are put into the turns of its chat template; see `tokens.encode_prompts`.
 
     Raises:
-        InputError: There is no BOS to begin with.
+        InputError: There is no BOS to begin with, or no chat template.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     if bos is not None:
@@ -105,7 +107,32 @@ def load_tokenizer(folder: Path, bos: bool | None = None) -> Any:
         tokenizer.add_bos_token = bos
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
+    if turns and tokenizer.chat_template is None:
+        allowed = f"the tokenizer of {folder} has no chat template"
+        raise InputError("data.prompt", "chat", allowed, "Use data.prompt=paper, or an instruct model.")
+    tokenizer.asks_in_turns = turns
     return tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's folder, and how it is loaded."""
+
+    folder: Path
+    weights: str  # hash of the folder
+    attention: str
+    bos: bool | None
+    key: str = "model.path"  # the setting that names it
+    turns: bool = False  # whether it is asked in the turns of its chat template
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What decides how texts become its tokens, and the logits that it gives for them."""
+        return {"weights": self.weights, "attention": self.attention, "bos": self.bos, "turns": self.turns}
+
+    def tokenizer(self) -> Any:
+        """Return its tokenizer."""
+        return load_tokenizer(self.folder, self.bos, self.turns)
 
 
 def load_model(

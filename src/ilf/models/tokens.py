@@ -21,6 +21,7 @@ from ilf.types import InputError
 _ANCHORS = ("", "\n", "\0", "\ue000")
 _PROBES = ("    return x  # y\n", "\n\tif  x:\n        y", "x = ''", " x")
 _CONTEXTS = (4, 16, 64, 256)  # tokens
+_ANSWER = "REFINEMENT:\n"  # the heading of a refine prompt behind which the program is written
 # Special tokens that end a text in pretraining, as the families of models name them.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
 
@@ -28,12 +29,29 @@ _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """Return the tokens of each prompt, with those that the tokenizer puts in front of a text, such as BOS.
 
+    Where the tokenizer is to ask in turns (`load_tokenizer`), the user's turn holds the prompt, and the answer begins
+    with the head of the program that is to be written: what stands behind the heading of a refine prompt, or all.
+
     Args:
         tokenizer: Of transformers.
         prompts: Texts to go on from.
     """
+    if asks_in_turns(tokenizer):
+        return [_encode_turns(tokenizer, prompt) for prompt in prompts]
     front = list(front_tokens(tokenizer))
     return [front + ids for ids in _encode(tokenizer, prompts)]
+
+
+def asks_in_turns(tokenizer: Any) -> bool:
+    """Return whether prompts are put into the turns of a tokenizer's chat template."""
+    return bool(getattr(tokenizer, "asks_in_turns", False))
+
+
+def _encode_turns(tokenizer: Any, prompt: str) -> list[int]:
+    before, heading, head = prompt.rpartition(_ANSWER)
+    query = before + heading if heading else prompt
+    begun = encode_continuation(tokenizer, head) if head else []
+    return encode_chat(tokenizer, [{"role": "user", "content": query}]) + begun
 
 
 def encode_continuation(tokenizer: Any, text: str) -> list[int]:
@@ -120,9 +138,13 @@ def end_of_text(tokenizer: Any) -> int:
 
     It is EOS, except where EOS ends a turn of the chat template. An instruct model never saw that token end a plain
     text: there, it is the token that ended texts in pretraining, where a special token has one of its usual names.
+    Where prompts are put into turns, it is the token that ends an answer.
     """
     eos: int = tokenizer.eos_token_id
-    if eos != _end_of_turn(tokenizer):
+    turn = _end_of_turn(tokenizer)
+    if asks_in_turns(tokenizer):
+        return eos if turn is None else turn
+    if eos != turn:
         return eos
     special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return next((special[name] for name in _ENDS if name in special), eos)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ilf.files import whole
 from ilf.models.endpoint import KEY, RETRIES, answers
-from ilf.models.tokens import encode_prompts, loses_space, spells_special
+from ilf.models.tokens import asks_in_turns, encode_prompts, loses_space, spells_special
 from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, ended, function_end
 from ilf.types import Draw, InputError
@@ -97,7 +97,7 @@ class ServedSampler(Sampler):
         tokens = {
             prompt: encode_prompts(tokenizer, [prompt])[0]
             for prompt in {draw.prompt for draw in draws}
-            if spells_special(tokenizer, prompt)
+            if asks_in_turns(tokenizer) or spells_special(tokenizer, prompt)
         }
         more = self.fields(tokenizer)
         return answers(

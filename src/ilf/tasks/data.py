@@ -37,7 +37,8 @@ class Data(ABC):
     """A data set. Derive from it for one of your own whose rows are unlike MBPP's, else from `ilf.tasks.Table`.
 
     Args:
-        prompt: paper, or no_leak: without helper code of the gold program.
+        prompt: paper; no_leak: without helper code of the gold program; chat: the paper's in a turn of the model's chat
+            template, whose answer begins with the head of the program.
         near_duplicates: keep, or drop: leave out tasks of Refine and Train that nearly repeat a task of Test.
         limit: How many tasks of each split a run uses.
         annotator: Who annotates this data: human or scripted.
@@ -45,7 +46,7 @@ class Data(ABC):
         annotated_policy: Whose wrong programs they saw.
     """
 
-    prompt: Literal["paper", "no_leak"] = "paper"
+    prompt: Literal["paper", "no_leak", "chat"] = "paper"
     near_duplicates: Literal["keep", "drop"] = "keep"
     limit: Limit = field(default_factory=Limit)
     annotator: Literal["human", "scripted"] = "human"

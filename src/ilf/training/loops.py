@@ -22,7 +22,7 @@ from ilf import ranks
 from ilf.code_digest import Code, code_sha256
 from ilf.files import JsonLines, sha256
 from ilf.models import batches, cache, graphs, load, packed, prefill, shards, shared, targets, tokens
-from ilf.models.load import adapt, compute_dtype, load_model, load_tokenizer, save, saving_dtype
+from ilf.models.load import Model, adapt, compute_dtype, load_model, save, saving_dtype
 from ilf.models.packed import load_packed
 from ilf.parts import Part, key_of
 from ilf.protocols import Objective, Sampler
@@ -68,17 +68,6 @@ TRAINING: tuple[Code, ...] = (fine_tuning, likelihood, targets, mbpp_datamodule,
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model's folder, and how it is loaded."""
-
-    folder: Path
-    weights: str  # hash of the folder
-    attention: str
-    bos: bool | None
-    key: str = "model.path"  # the setting that names it
-
-
-@dataclass(frozen=True)
 class Drawing:
     """The programs of a stage."""
 
@@ -94,11 +83,9 @@ class Drawing:
         """Return what decides the programs."""
         return {
             "code": code_sha256(Drawing.run, *DRAWING, *(DECODING if isinstance(self.sampler, HFSampler) else ())),
-            "weights": self.model.weights,
+            **self.model.reading,
             "draws": [asdict(draw) for draw in self.draws],
             "dtype": str(self.dtype),
-            "attention": self.model.attention,
-            "bos": self.model.bos,
             "sampler": key_of(self.sampler),
             "module": self.module.key(),
             "datamodule": self.datamodule.key(aside=["micro_batch_size"]),
@@ -127,7 +114,7 @@ class Drawing:
         if sampler.local and self.samples(taken):
             device = training_device(self.trainer)
             net = load_packed(self.model.folder, self.dtype, device, self.model.attention, self.model.key)
-        tokenizer = load_tokenizer(self.model.folder, self.model.bos)
+        tokenizer = self.model.tokenizer()
         module = self.module(model=net, tokenizer=tokenizer, sampler=sampler)
         if not sampler.local:
             module.model = self.model.folder
@@ -193,15 +180,13 @@ class FineTuning:
         quantize, device = self.training.quantize, training_device(self.trainer)
         return {
             "code": code_sha256(FineTuning.run, FineTuning._save, *TRAINING, *((hf, *DECODING) if self.draws else ())),
-            "weights": self.base.weights,
+            **self.base.reading,
             "teacher": self.teacher and self.teacher.weights,
             "examples": sha256([asdict(e) for e in self.examples]),
             "phase": asdict(self.phase),
             "adapter": self.adapter and self.adapter.key(),
             "quantize": quantize,
             "compute_dtype": str(compute_dtype(device)) if quantize else None,
-            "attention": self.base.attention,
-            "bos": self.base.bos,
             "compile": self.training.compile,
             "module": self.module.key(),
             "datamodule": self.datamodule.key(aside=["sampling_batch_size"]),
@@ -224,7 +209,7 @@ class FineTuning:
         """
         stage = self.module.resolve().stage  # type: ignore[attr-defined]
         torch.manual_seed(derive_seed(self.seed, stage))  # LoRA's first matrices are random
-        tokenizer = load_tokenizer(self.base.folder, self.base.bos)
+        tokenizer = self.base.tokenizer()
         device = training_device(self.trainer)
         net = load_model(self.base.folder, torch.float32, self.base.attention, self.training.quantize, device)
         net = adapt(net, self.adapter)

@@ -1,0 +1,110 @@
+"""How the programs of the figures are drawn, and how settings are chosen on Refine."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MINI, compose_settings
+
+from ilf.cli import sweep
+from ilf.models import load
+from ilf.tasks.data import split_tasks
+from ilf.types import InputError, Task
+
+TRAINED = ("refinements=gold", "refinements.tasks=annotated", "training.epochs=1", "measure=[]")
+
+
+def test_what_is_reported_is_drawn_by_its_own_settings_and_what_is_learnt_from_is_not(small_stages):
+    stages = small_stages(*TRAINED, "sampler.n=4", "evaluate.n=3", "evaluate.top_k=5", "evaluate.k=[1]")
+    found = stages.run()
+    assert found["zero_shot"]["n_samples"] == found["finetuned"]["n_samples"] == 3
+    assert found["samples"]["n_samples"] == 4
+    own = {"n": 3, "temperature": stages.settings.sampler.temperature, "top_k": 5, "dtype": "torch.float32"}
+    assert found["evaluation"] == own and found["sampling"]["top_k"] == 0
+
+
+def test_greedy_programs_do_not_depend_on_the_seed(small_stages):
+    greedy = ("stages=[zero_shot]", "evaluate.temperature=0", "evaluate.n=1", "evaluate.k=[1]", "measure=[]")
+    rows = []
+    for seed in (0, 1):
+        stages = small_stages(*greedy, f"seed={seed}")
+        stages.run()
+        file = stages.folder / "programs" / "zero_shot.jsonl"
+        rows.append([json.loads(line)["program"] for line in file.read_text().splitlines()])
+    assert rows[0] == rows[1] and len(set(rows[0])) == len(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "learns", "reported"),
+    [("auto", "bfloat16", "float32"), ("bfloat16", "bfloat16", "bfloat16"), ("float32", "float32", "float32")],
+)
+def test_a_fine_tuned_model_is_sampled_as_it_was_trained(small_stages, monkeypatch, tmp_path, dtype, learns, reported):
+    """bfloat16 would round a small update away, and the programs that it is compared with are sampled alike."""
+    monkeypatch.setattr(load, "_cpu_has_bfloat16", lambda: True)
+    runner = small_stages(f"model.dtype={dtype}").runner
+    learns, reported = getattr(torch, learns), getattr(torch, reported)
+    assert runner.dtype_of("sample", MINI) == learns
+    tuned = tmp_path / "policy"  # which a later round samples
+    for stage, model in (("sample", tuned), ("zero_shot", MINI), ("evaluate", MINI), ("evaluate", tuned)):
+        assert runner.dtype_of(stage, model) == reported
+    assert runner.dtype_of("refine", tuned) == runner.dtype_of("validate", tuned) == reported
+
+
+# ---- settings chosen on Refine ------------------------------------------------------------------------------------
+
+
+def test_settings_are_judged_on_all_of_refine_though_only_some_of_it_is_annotated():
+    tasks = [Task(i, "refine" if i < 8 else "train", "t", "", "f", (), "", "p") for i in range(1, 12)]
+    splits = split_tasks(tasks, {"refine": 5}, only={1, 2, 9})
+    assert [t.task_id for t in splits.refine] == [1, 2] and [t.task_id for t in splits.train] == [9]
+    assert [t.task_id for t in splits.validation] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("more", "count"), [(["select=1"], 20), (["select=4", "data.limit.refine=30"], 120)])
+def test_a_selection_by_few_programs_is_refused_before_anything_is_drawn(small_stages, more, count):
+    selecting = "stages=[sample,annotate,train_refiner,refine,train_policy]"
+    with pytest.raises(InputError, match=rf"select=.*judges a setting by {count} programs.*select_least={count}"):
+        small_stages(selecting, "data.limit.refine=20", *more)
+    small_stages(selecting, "data.limit.refine=20", *more, f"select_least={count}")
+
+
+def job(folder: Path, arm: str, passed: float, **phase: float) -> None:
+    phase = {"lr": 1e-4, "epochs": 2, "batch_size": 8, **phase}
+    overrides = [f"arm={arm}", *(f"training.policy.{name}={value}" for name, value in phase.items())]
+    found = {"arm": arm, "seed": 0, "overrides": overrides, "validation": {"pass@1": passed}, "training": phase}
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ([(0.5, {"lr": 1e-3}), (0.5, {"lr": 1e-5}), (0.4, {"lr": 1e-6})], "lr=1e-05"),
+        ([(0.5, {"epochs": 5}), (0.5, {"epochs": 1})], "epochs=1"),
+        ([(0.5, {"batch_size": 8}), (0.5, {"batch_size": 32})], "batch_size=32"),
+        ([(0.5, {"lr": 1e-5}), (0.6, {"lr": 1e-3, "epochs": 5})], "lr=0.001"),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_settings_that_do_equally_well_the_one_that_trains_least_is_chosen(
+    tmp_path, monkeypatch, settings, chosen, order
+):
+    for i, (passed, phase) in enumerate(settings[::order]):
+        job(tmp_path / f"{i}_gold", "gold", passed, **phase)
+    ran = []
+    monkeypatch.setattr(sweep, "_run_chosen", lambda folder, target, overrides: ran.append(overrides))
+    assert sweep.select_and_report(tmp_path) == []
+    assert len(ran) == 1 and f"training.policy.{chosen}" in ran[0]
+
+
+def test_the_last_id_of_train_moves_what_comes_after_it_to_test(mbpp_file):
+    settings = compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.train_last=610", "feedback=unit_tests")
+    by_split = {}
+    for task in settings.data.load()[0]:
+        by_split.setdefault(task.split, []).append(task.task_id)
+    assert by_split["test"] == [*range(11, 111), *range(611, 975)] and by_split["train"] == [*range(311, 611)]
+    assert by_split["refine"] == [*range(111, 311)] and len(by_split["prompt"]) == 10
+    assert settings.data.place_of("test", "train") == "ids 11 to 110, 611 to 974, 311 to 610"
+    with pytest.raises(InputError, match=r"data\.train_last=300"):
+        compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.train_last=300", "feedback=unit_tests")

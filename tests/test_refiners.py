@@ -1,0 +1,126 @@
+"""What the refiner is trained on, and which wrong program feedback is written on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import MINI, compose_settings
+from conftest import wrong_programs as wrong_ones
+
+from ilf.feedback import UnitTests
+from ilf.files import JsonLines
+from ilf.models.load import load_tokenizer
+from ilf.protocols import Refining
+from ilf.refiners import FineTuned
+from ilf.tasks import mini
+from ilf.tasks.mbpp import tasks_from
+from ilf.tasks.prompts import completion_of
+from ilf.training import RefineModule
+from ilf.types import Feedback, Program, Splits, Verdict
+
+TASKS = [task for task in tasks_from(mini.rows(), None, "paper")[0] if task.split == "refine"][:20]
+TOKENIZER = load_tokenizer(MINI)
+
+
+def trained(refiner, feedback, samples=()):
+    """Return the training and the held-out examples, as the text of their targets by task."""
+    found = []
+
+    def fine_tune(training, held_out, prompts):
+        found.extend({e.task_id: TOKENIZER.decode(e.target_ids[:-1]) for e in part} for part in (training, held_out))
+        assert {task.task_id for task, _ in prompts} == {e.task_id for e in held_out}
+        return Path()
+
+    run = Refining(
+        tasks=Splits((), tuple(TASKS), ()),
+        seed=0,
+        base=MINI,
+        policy=MINI,
+        tokenizer=TOKENIZER,
+        module=RefineModule,
+        max_length=1024,
+        worked=[],
+        samples=samples,
+        rejected=[],
+        fine_tune=fine_tune,
+    )
+    refiner.train(feedback, run)
+    assert not run.rejected
+    return found
+
+
+def said(task, refinement=None):
+    return Feedback(task.task_id, "refine", task.prompt + "    return 12345", "Return another number.", "a", refinement)
+
+
+def sample(task, body, number=0, passed=True):
+    verdict = Verdict("passed" if passed else "failed", "", (True, passed))
+    return Program(task.task_id, "refine", number, 0, task.prompt, body, task.prompt + body, verdict)
+
+
+@pytest.mark.parametrize(("targets", "expected"), [("annotator", "    return 2"), ("gold", None)])
+def test_the_refiner_learns_the_annotators_refinement_or_gold(targets, expected):
+    task = TASKS[0]
+    found, _ = trained(FineTuned(targets=targets, held_out=0.0), [said(task, task.prompt + "    return 2")])
+    body = expected or completion_of(task.prompt, task.code, task.entry_point)
+    assert found == {task.task_id: task.prompt + body}
+
+
+def test_the_refiner_learns_the_nearest_of_the_policys_own_correct_samples():
+    one, other, never = TASKS[:3]
+    samples = [
+        sample(one, "    x = list(range(7))\n    return sum(x)"),
+        sample(one, "    return 1234", 1),
+        sample(one, "    return 12346", 2, passed=False),  # nearer, and wrong
+        sample(other, "    return 0"),
+        sample(never, "    return 3", passed=False),
+    ]
+    feedback = [said(task, task.prompt + "    return 2") for task in (one, other, never)]
+    training, held_out = trained(FineTuned(targets="own", held_out=0.0), feedback, samples)
+    assert training == {one.task_id: one.prompt + "    return 1234", other.task_id: other.prompt + "    return 0"}
+    assert not held_out
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.1, 2), (0.2, 4), (0.49, 9)])
+def test_the_share_that_is_held_out_is_not_trained_on(share, count):
+    training, held_out = trained(FineTuned(held_out=share), [said(task) for task in TASKS])
+    assert len(held_out) == count and len(training) == 20 - count and not training.keys() & held_out.keys()
+
+
+def test_feedback_is_on_a_program_that_passes_most_tests_or_on_any():
+    task = TASKS[0]
+    tests = [(True, False, False), (False, False, False), (True, True, False), (True, False, True)]
+    programs = [replace(sample(task, f"    return {i}"), verdict=Verdict("failed", "", t)) for i, t in enumerate(tests)]
+    chosen = {
+        choose: {UnitTests(choose=choose).chosen({task.task_id: programs}, seed)[0].completion for seed in range(60)}
+        for choose in ("most_passed", "random")
+    }
+    assert chosen["most_passed"] == {"    return 2", "    return 3"}  # the seed decides among equals
+    assert len(chosen["random"]) == 4
+
+
+def test_programs_that_broke_off_before_any_test_can_be_chosen():
+    failing = wrong_ones(TASKS)
+    bare = {i: [replace(p, verdict=Verdict("crashed")) for p in found] for i, found in failing.items()}
+    assert [p.task_id for p in UnitTests().chosen(bare, 0)] == sorted(failing)
+
+
+def test_a_refiner_that_learns_own_samples_gets_feedback_where_there_are_some(small_stages):
+    stages = small_stages("refiner=own_samples", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]", "measure=[]")
+    found = stages.run()
+    samples = stages.samples[0]
+    solved = {p.task_id for p in samples if p.verdict.passed}
+    wrong = {p.task_id for p in samples if not p.verdict.passed}
+    split = {i: task.split for i, task in stages.tasks.by_id.items()}
+    taught = {i for i in solved & wrong if split[i] == "refine"}
+    refined = {i for i in wrong - solved if split[i] == "train"}
+    rows = JsonLines(stages.folder / "feedback.jsonl").read()
+    assert taught and refined and {row["task_id"] for row in rows if row["split"] != "prompt"} == taught | refined
+    assert found["counts"]["annotated"] == len(taught | refined)
+
+
+def test_held_out_is_less_than_half():
+    with pytest.raises(ValueError, match=r"refiner\.held_out=0\.7"):
+        compose_settings("refiner.held_out=0.7")
+    with pytest.raises(ValueError, match=r"refiner\.targets='others'"):
+        compose_settings("refiner.targets=others")
