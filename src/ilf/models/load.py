@@ -73,12 +73,10 @@ def sampling_dtype(name: str, device: torch.device, learns: bool = True) -> torc
         device: What samples.
         learns: Whether the programs are only learned from, rather than a fine-tuned model's or those of the figures.
     """
-    if name == "auto" and not learns:
-        return torch.float32
-    if name == "auto":
-        native = has_bfloat16(device) or (device.type == "cpu" and _cpu_has_bfloat16())
-        return torch.bfloat16 if native else torch.float32
-    return _DTYPES[name]
+    if name != "auto":
+        return _DTYPES[name]
+    native = has_bfloat16(device) or (device.type == "cpu" and _cpu_has_bfloat16())
+    return torch.bfloat16 if native and learns else torch.float32
 
 
 def _cpu_has_bfloat16() -> bool:
