@@ -64,7 +64,7 @@ KINDS = {
     ),
     "MBPP": (
         "a.jsonl",
-        {**TASK, "test_setup_code": ""},
+        {**TASK, "test_setup_code": "", "challenge_test_list": []},
         mbpp.FILE,
         write_jsonl,
         lambda file: MBPP(path=str(file), sha256=None).load(),

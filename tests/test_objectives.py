@@ -160,7 +160,7 @@ def losses(objective, model, examples, tokenizer, size=None):
     """The losses of a step's examples, read `size` at once."""
     size = size or len(examples)
     parts = [collate(examples[i : i + size], tokenizer.pad_token_id) for i in range(0, len(examples), size)]
-    parts = [part | {"weight": torch.tensor(1 / len(examples))} for part in parts]
+    parts = [part | {"share": torch.tensor(1 / len(examples))} for part in parts]
     module = Alone(model)
     objective.before_step(module, parts)
     return torch.cat([objective.losses(module, part) for part in parts])
@@ -188,7 +188,7 @@ def test_gradients_are_those_of_finite_differences(name, tokenizer):
     generator = torch.Generator().manual_seed(0)
     parameter = model.model.layers[2].mlp.down_proj.weight
     direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    part = collate(examples, tokenizer.pad_token_id) | {"weight": torch.tensor(1 / len(examples))}
+    part = collate(examples, tokenizer.pad_token_id) | {"share": torch.tensor(1 / len(examples))}
     module = Alone(model)
     objective.before_step(module, [part])
     held, read = {}, module.teacher_logits

@@ -141,7 +141,7 @@ UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, 
     "no Train task": ([], {"split": {"train": "test"}}, None, r"data\.path=.*Train split.*`split`.*refinements=model"),
     "no Refine task": ([], {"split": {"refine": "test"}}, None, r"data\.path=.*Refine split.*refiner=finetuned"),
     "no Refine task to choose by": (
-        ["select=1", "feedback=unit_tests", "refinements=gold", "refinements.tasks=annotated", SELECTING],
+        ["select=1", "select_least=1", "feedback=unit_tests", "refinements=gold", "refinements.tasks=annotated", SELECTING],
         {"split": {"refine": "test"}},
         None,
         r"data\.path=.*Refine split.*select chooses",
