@@ -217,6 +217,15 @@ def test_self_training_on_too_few_tasks_takes_their_other_samples_before_any_aga
     assert sorted(Counter(e.target for e in own).values()) == counts and {e.task_id for e in own} == {314}
 
 
+@pytest.mark.parametrize("solvable", [{314}, {312, 313, 314}])
+@pytest.mark.parametrize("most", [1, 2, None])
+def test_self_training_has_as_many_examples_also_with_several_of_a_task(solvable, most):
+    correct = {"sample": solvable, "refine": {311, 313} - solvable}
+    other = run(Several(correct), Model(per_task=most)).examples
+    own = run(Several(correct), Self(per_task=most)).examples
+    assert len(own) == len(other) and {e.task_id for e in own} <= solvable
+
+
 def test_tasks_that_are_sometimes_solved_are_those_with_right_and_wrong_programs():
     programs = Steps({"sample": {311}})._programs("sample", [311, 312])
     always = [replace(p, task_id=313, verdict=Verdict("passed")) for p in programs[:3]]

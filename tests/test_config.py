@@ -289,7 +289,25 @@ BAD = {
     "no temperature": (["sampler.temperature=0"], r"sampler\.temperature=0"),
     "negative temperature": (["sampler.temperature=-0.5"], r"sampler\.temperature"),
     "k above what is evaluated": (["evaluate.n=4", "evaluate.k=[1,10]"], r"evaluate\.k=\[1, 10\].*evaluate\.n=4"),
-    "the same program many times": (["evaluate.temperature=0"], r"evaluate\.temperature=0.*evaluate\.n=1"),
+    "the same program many times": (["evaluate.temperature=0"], r"evaluate\.n=10.*evaluate\.n=1 'evaluate\.k=\[1\]'"),
+    "greedy by one token": (["evaluate.top_k=1"], r"evaluate\.n=10.*evaluate\.n=1"),
+    "fresh greedy draws": (
+        ["evaluate.temperature=0", "evaluate.n=1", "evaluate.k=[1]", "evaluate.turns=1"],
+        r"evaluate\.temperature=0.*no control.*evaluate\.turns=0",
+    ),
+    "flash attention for what auto samples in 32 bits": (
+        ["model.attention=flash_attention_2", "model.dtype=auto"],
+        r"model\.dtype='auto'.*16 bits",
+    ),
+    "BOS in front of a chat": (["data.prompt=chat", "model.bos=true"], r"model\.bos=True.*chat template"),
+    "a chat that a server does not take": (
+        ["data.prompt=chat", "sampler=transformers_serve", "sampler.module=null"],
+        r"data\.prompt='chat'.*token ids.*sampler=hf",
+    ),
+    "a chat for the transfer set alone": (
+        ["data@transfer=jsonl", "transfer.path=x", "transfer.prompt=chat"],
+        r"transfer\.(prompt='chat'.*data\.prompt|path='x')",
+    ),
     "less than cold": (["evaluate.temperature=-1"], r"evaluate\.temperature=-1"),
     "a sampler that does not sample": (["sampler.temperature=0"], r"sampler\.temperature=0"),
     "no samples": (["sampler.n=0", "evaluate.k=[]"], r"sampler\.n=0"),

@@ -66,6 +66,21 @@ def test_the_refiner_learns_the_annotators_refinement_or_gold(targets, expected)
     assert found == {task.task_id: task.prompt + body}
 
 
+def test_gold_programs_as_published_are_what_the_refiner_learns_too():
+    task = replace(TASKS[0], gold=TASKS[0].prompt + "      return 77")
+    feedback = said(task)
+    example = RefineModule.example(TOKENIZER, feedback, task, 512, 1024)
+    assert TOKENIZER.decode(example.target_ids[:-1]).endswith("      return 77")
+
+
+def test_people_are_asked_where_the_refiner_can_learn(small_stages):
+    stages = small_stages("refiner=own_samples", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]")
+    failing, samples = stages.failing(), stages.samples[0]
+    solved = {p.task_id for p in samples if p.verdict.passed}
+    refine = {i for i in failing if stages.tasks.by_id[i].split == "refine"}
+    assert refine and refine <= solved and all(not p.verdict.passed for i in refine for p in failing[i])
+
+
 def test_the_refiner_learns_the_nearest_of_the_policys_own_correct_samples():
     one, other, never = TASKS[:3]
     samples = [

@@ -393,7 +393,9 @@ def test_what_a_search_tries_is_everything_that_its_jobs_override():
 @pytest.mark.slow
 def test_optuna_searches_on_refine(study):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="requirements-extras.txt is not installed")
-    folder = study("mini/optuna", "hydra.sweeper.n_trials=2", "select=1", "select_least=20", "training.policy.epochs=range(1,2)")
+    folder = study(
+        "mini/optuna", "hydra.sweeper.n_trials=2", "select=1", "select_least=20", "training.policy.epochs=range(1,2)"
+    )
     tried, chosen = results(folder), results(folder / "chosen")
     assert len(tried) == 2 and all(r["finetuned"] is None for r in tried) and len(chosen) == 1
     assert chosen[0]["training"] == max(tried, key=lambda r: r["validation"]["pass@1"])["training"]

@@ -266,7 +266,7 @@ def test_sampling_stops_at_the_end_of_a_text_and_of_a_turn(name):
 def chatting():
     """Return a tokenizer that puts prompts into turns, which <|user|> begins and <|end|> ends."""
     tokenizer = with_turns("<|endoftext|>")
-    tokenizer.asks_in_turns = True
+    tokenizer.uses_chat = True
     return tokenizer
 
 
@@ -285,15 +285,21 @@ def test_in_turns_the_user_asks_and_the_answer_begins_with_the_head_of_the_progr
     assert example.target_ids[-1] == end and tokenizer.decode(both[:-1]).startswith(tokenizer.decode(sampled))
 
 
+def test_a_template_that_refuses_an_answer_leaves_eos_to_end_texts():
+    tokenizer = with_turns("<|endoftext|>")
+    tokenizer.chat_template = "{{ raise_exception('no answers here') }}"
+    assert end_of_text(tokenizer) == tokenizer.eos_token_id
+
+
 def test_a_tokenizer_without_a_chat_template_can_not_ask_in_turns(tmp_path):
     tokenizer = with_turns()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"data\.prompt='chat'.*no chat template.*data\.prompt=paper"):
-        load_tokenizer(tmp_path, turns=True)
+        load_tokenizer(tmp_path, chat=True)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path)
-    assert load_tokenizer(tmp_path, turns=True).asks_in_turns and not load_tokenizer(tmp_path).asks_in_turns
+    assert load_tokenizer(tmp_path, chat=True).uses_chat and not load_tokenizer(tmp_path).uses_chat
 
 
 def test_every_end_of_a_folder_ends_a_text_and_is_saved(tmp_path):

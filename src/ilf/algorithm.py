@@ -5,6 +5,7 @@ What each line does is passed in (`Steps`), so that this page holds the order an
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -258,12 +259,10 @@ def choose_own(
     solved = _grouped(do, tasks, kept)
     if matching is None:
         return sorted(solved.values(), key=lambda group: group[0].task_id)
-    count = len(matching)
-    if len(solved) > count:
-        return [solved[i] for i in sorted(random.Random(derive_seed(seed, "choose_own")).sample(sorted(solved), count))]
     more = {i: [p for p in different(programs, seed, None) if p not in kept[i]] for i, programs in correct.items()}
-    spare = _grouped(do, tasks, {i: programs for i, programs in more.items() if i in solved}) if solved else {}
-    return _filled(solved, spare, count)
+    spare = _grouped(do, tasks, {i: programs for i, programs in more.items() if i in solved})
+    order = random.Random(derive_seed(seed, "choose_own")).sample(sorted(solved), len(solved))
+    return _as_many(solved, spare, order, sum(map(len, matching)))
 
 
 def _grouped(do: Steps, tasks: Splits, programs: Mapping[int, Sequence[str]]) -> dict[int, list[Refinement]]:
@@ -276,20 +275,19 @@ def _grouped(do: Steps, tasks: Splits, programs: Mapping[int, Sequence[str]]) ->
     return groups
 
 
-def _filled(
-    solved: Mapping[int, list[Refinement]], spare: Mapping[int, Sequence[Refinement]], count: int
+def _as_many(
+    solved: Mapping[int, list[Refinement]], spare: Mapping[int, list[Refinement]], order: Sequence[int], count: int
 ) -> list[list[Refinement]]:
-    """Return the examples of all tasks, with as many more as `count` is larger than the number of tasks."""
-    groups = [list(solved[i]) for i in sorted(solved)]
-    missing = count - len(groups)
-    waiting = [list(spare.get(group[0].task_id, ())) + list(solved[group[0].task_id]) for group in groups]
-    while missing > 0 and groups:
-        for group, more in zip(groups, waiting, strict=True):
-            if missing > 0:
-                more.append(more.pop(0))  # in turn, so that no sample comes a second time before all came once
-                group.append(more[-1])
-                missing -= 1
-    return groups
+    """Return `count` examples by task: those of tasks in this order, then in turn others of each, or the same again."""
+    groups: dict[int, list[Refinement]] = {}
+    for i in order:
+        if count > 0:
+            groups[i], count = solved[i][:count], count - len(solved[i])
+    waiting = {i: [*spare.get(i, ()), *group] for i, group in groups.items()}
+    for i in itertools.islice(itertools.cycle(groups), max(count, 0)):
+        waiting[i].append(waiting[i].pop(0))
+        groups[i].append(waiting[i][-1])
+    return [groups[i] for i in sorted(groups)]
 
 
 def _correct(programs: Iterable[Program]) -> dict[int, list[Program]]:

@@ -73,7 +73,7 @@ class Annotators:
         return found
 
     def _limited(self, found: list[Feedback]) -> list[Feedback]:
-        """Return feedback on as many tasks of Train the limit says; those of a smaller one are among a larger one's."""
+        """Return feedback on as many tasks of Train as the limit says; a smaller limit's are among a larger one's."""
         train = sorted(f.task_id for f in found if f.split == "train")
         limit = self.settings.feedback.limit
         if limit is None or limit >= len(train):

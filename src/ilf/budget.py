@@ -150,7 +150,7 @@ class Budget:
         found = []
         drawing = stages & {"sample", "zero_shot", "refine", "evaluate"} and settings.sampler.local
         if drawing and only in (None, "sampling"):
-            learns = not stages & {"zero_shot", "refine", "evaluate"}
+            learns = not (stages & {"zero_shot", "refine", "evaluate"} or settings.select or settings.rounds > 1)
             dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer), learns)
             found.append(self._sampling(dtype, settings.sampler.batch_size))
         phases = [(f"fine-tuning the {name}", phase) for name, phase in trainings(settings).items()]

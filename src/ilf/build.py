@@ -137,10 +137,10 @@ def _model(settings: Settings) -> tuple[Path, Any, Any]:
     local = settings.sampler.local  # else a server may hold the only weights
     key = "model.path" if settings.model.path is not None else "model.hub"
     weights = local or bool(trainings(settings))
-    config, tokenizer = check_model(key, model, weights, settings.model.bos, settings.turns)
+    config, tokenizer = check_model(key, model, weights, settings.model.bos, settings.chat)
     sampled = [config]
     if settings.refiner.folder is not None:
-        sampled.append(check_model("refiner.path", settings.refiner.folder, local, turns=settings.turns)[0])
+        sampled.append(check_model("refiner.path", settings.refiner.folder, local, chat=settings.chat)[0])
     for one in sampled:
         settings.sampler.check_model(one)
     return model, config, tokenizer

@@ -47,8 +47,8 @@ def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tu
         if "weight_change" in settings.measure:
             yield from _weight_change(runner, base, outcome.policy, key)
         if "kl" in settings.measure and last.finetuned:
-            if settings.evaluation.temperature == 0:
-                log.info("no KL is measured: it is of what is sampled, and evaluate.temperature=0 samples nothing")
+            if settings.greedy:
+                log.info("no KL is measured: where the most likely tokens are taken, nothing is sampled")
             else:
                 yield "kl", _kl(settings, runner, outcome.policy, last.finetuned, key)
     if "perplexity" in settings.measure and last.expressed:
@@ -67,7 +67,8 @@ def _weight_change(runner: Runner, base: Path, tuned: Path, key: dict[str, Any])
         said = "sampling in %s keeps %.0f%% of what fine-tuning changed: use model.dtype=float32"
         log.warning(said, str(dtype).removeprefix("torch."), 100 * found["kept"])
     yield "weight_change", found["groups"]
-    yield "update_kept", found["kept"]
+    if runner.settings.sampler.local:  # else a server chooses the type of the weights
+        yield "update_kept", found["kept"]
 
 
 def _kl(
@@ -88,7 +89,7 @@ def _kl(
         "temperature": temperature,
         "dtype": str(dtype),
         "bos": settings.model.bos,
-        "turns": settings.turns,
+        "chat": settings.chat,
     }
     found = runner.measure("kl", key, work)
     return _summed(found["body"]) | {"per_task": found["body"], "end": _summed(found["end"])}
@@ -112,7 +113,7 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
         "base": runner.weights(runner.model),
         "dtype": str(dtype),
         "bos": settings.model.bos,
-        "turns": settings.turns,
+        "chat": settings.chat,
     }
     values = runner.measure("perplexity", key | {"examples": sha256([asdict(e) for e in examples])}, work)
     body: dict[str, dict[str, float]] = defaultdict(dict)
@@ -156,7 +157,7 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
         "precision": kind,
         "quantize": training.quantize,
         "bos": settings.model.bos,
-        "turns": settings.turns,
+        "chat": settings.chat,
     }
     key |= {"attention": settings.model.attention, "texts": sha256([asdict(text) for text in texts])}
     found = dict(zip(texts, runner.measure("reference", key, work), strict=True))

@@ -40,6 +40,7 @@ def write_outputs(
         llm_answers: Counts of another model's answers, by what they are for.
     """
     start, settings, folder = time.monotonic(), runner.settings, runner.folder
+    tokenizer = runner.tokenizer
     # A run that broke off has something to say, which a second failure here must not hide, nor a signal's patience end.
     broken_off = status in ("failed", "interrupted")
     asked = replace(settings, measure=[]) if broken_off else settings
@@ -48,9 +49,9 @@ def write_outputs(
         status=status,
         data_sha256=inputs.data_sha256,
         weights_sha256=runner.weights(runner.model),
-        front_tokens=runner.tokenizer.convert_ids_to_tokens(front_tokens(runner.tokenizer)),
-        end_of_text=str(runner.tokenizer.convert_ids_to_tokens(end_of_text(runner.tokenizer))),
-        dtypes={stage: str(runner.dtype_of(stage, runner.model)) for stage in ("sample", "evaluate")},
+        front_tokens=[] if settings.chat else tokenizer.convert_ids_to_tokens(front_tokens(tokenizer)),
+        end_of_text=str(tokenizer.convert_ids_to_tokens(end_of_text(tokenizer))),
+        dtypes={stage: _dtype(runner, stage) for stage in ("sample", "evaluate")},
         scoring=runner.scoring,
         isolation=asdict(runner.sandbox.isolation),
         processes=ranks.count(),
@@ -79,6 +80,11 @@ def write_outputs(
     runner.tracker.artifact(folder / "results.json")
     runner.tracker.summary(summary_of(found), plots)
     return found
+
+
+def _dtype(runner: Runner, stage: str) -> str | None:
+    """Return the type of the policy's weights while a stage samples it, None where a server chooses it."""
+    return str(runner.dtype_of(stage, runner.model)) if runner.settings.sampler.local else None
 
 
 def _measured(settings: Settings, runner: Runner, outcome: Outcome) -> dict[str, Any]:

@@ -140,8 +140,8 @@ class Self(Model):
     """Self-training, on correct samples of the policy's own: expert iteration (ReST-EM, Singh et al. 2023) in rounds.
 
     Args:
-        match: Train on as many tasks as the refiner's programs would be on, which are other tasks; false: on all that
-            the policy solves, so that neither feedback nor a refiner is needed.
+        match: Train on as many examples as there would be of the refiner's, on other tasks, with more of a task where
+            these are too few; false: on all tasks that the policy solves, which needs neither feedback nor a refiner.
     """
 
     match: bool = True
@@ -154,10 +154,6 @@ class Self(Model):
     def own(self, correct: Sequence[Program], seed: int) -> list[str]:
         """Return different correct samples of a task."""
         return different(correct, seed, self.per_task)
-
-    def more(self, found: Found) -> list[str]:
-        """Return none of the refiner's: they are only counted."""
-        return []
 
     source = "model"  # whose number counts
     name = "self"

@@ -81,7 +81,7 @@ class Runner:
         self.settings, self.tasks, self.model = settings, tasks, model
         self.store, self.sandbox, self.tracker = store, sandbox, tracker
         self.folder = Path(settings.output_dir)
-        self.tokenizer = load_tokenizer(model, settings.model.bos, settings.turns)
+        self.tokenizer = load_tokenizer(model, settings.model.bos, settings.chat)
         self.scoring = settings.executor.rules
         self.seconds: dict[str, float] = {}  # a stage, all its rounds together
         self._fresh: dict[str, bool] = {}  # whether any part of a stage was done in this run
@@ -287,7 +287,7 @@ class Runner:
         settings = self.settings
         local = folder == settings.refiner.folder
         bos, key = (None, "refiner.path") if local else (settings.model.bos, "model.path")
-        return Model(folder, self.weights(folder), settings.model.attention, bos, key, settings.turns)
+        return Model(folder, self.weights(folder), settings.model.attention, bos, key, settings.chat)
 
     def weights(self, folder: Path) -> str:
         """Return the hash of a model folder."""

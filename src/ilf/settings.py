@@ -222,7 +222,7 @@ class Settings:
         return str(getattr(part, "name", type(part).__name__.lower())) if chosen == "annotator" else chosen
 
     @property
-    def turns(self) -> bool:
+    def chat(self) -> bool:
         """Whether models are asked in the turns of their chat template."""
         return self.data.prompt == "chat"
 
@@ -231,6 +231,11 @@ class Settings:
         """The sampler of what is reported: of the policy's programs on Test, before and after fine-tuning."""
         own = {name: getattr(self.evaluate, name) for name in ("n", "temperature", "top_k")}
         return replace(self.sampler, **{name: value for name, value in own.items() if value is not None})
+
+    @property
+    def greedy(self) -> bool:
+        """Whether what is reported are the most likely tokens."""
+        return self.evaluation.temperature == 0 or self.evaluation.top_k == 1
 
     @property
     def refines(self) -> bool:

@@ -159,7 +159,7 @@ class Stages:
     def failing(self) -> dict[int, list[Program]]:
         """Return the programs of each task that the policy fails, for people to write feedback on."""
         tasks = self.tasks
-        return algorithm.failing(self.sample(None, [*tasks.prompt, *tasks.refine, *tasks.train]))
+        return self._to_annotate(algorithm.failing(self.sample(None, [*tasks.prompt, *tasks.refine, *tasks.train])))
 
     def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the policy's programs on everything but Test."""
@@ -209,14 +209,15 @@ class Stages:
     # ---- feedback ----------------------------------------------------------------------------------------------
 
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
-        """Return feedback on tasks of Refine and Train.
+        """Return feedback on tasks of Refine and Train."""
+        return self.annotators.annotate(self._to_annotate(failing))
 
-        A refiner that is to learn the policy's own correct samples needs it on tasks of Refine that have some.
-        """
-        if self.settings.refines and self.settings.refiner.learns_from_samples:
-            failing = {i: found for i, found in failing.items() if self.tasks.by_id[i].split != "refine"}
-            failing |= algorithm.sometimes_solved(p for p in self.samples[-1] if p.split == "refine")
-        return self.annotators.annotate(failing)
+    def _to_annotate(self, failing: dict[int, list[Program]]) -> dict[int, list[Program]]:
+        """Return the programs that need feedback; on Refine, of tasks with correct ones where the refiner learns these."""
+        if not (self.settings.refines and self.settings.refiner.learns_from_samples):
+            return failing
+        others = {i: found for i, found in failing.items() if self.tasks.by_id[i].split != "refine"}
+        return others | algorithm.sometimes_solved(p for p in self.samples[-1] if p.split == "refine")
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
         """Have the other model refine wrong programs, or take its stored answers, and execute what it wrote."""

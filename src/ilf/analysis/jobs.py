@@ -74,6 +74,7 @@ _AFTER_ZERO_SHOT = (
     *("objective", "rounds", "rounds_from", "measure", "select", "transfer", "data@transfer"),
     *("evaluate.turns", "evaluate.feedback", "evaluate.reviser"),
     *("data.limit.prompt", "data.limit.refine", "data.limit.train"),
+    *("data.newlines", "data.reindent", "data.near_duplicates"),
 )
 
 

@@ -14,7 +14,7 @@ from ilf.analysis.jobs import arm_name
 from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
 from ilf.analysis.schema import Learnt, Metrics, Results
-from ilf.analysis.wording import model_name, p_text, percent
+from ilf.analysis.wording import model_name, p_text, percent, samples
 from ilf.installation import COMMAND
 from ilf.tasks.prompts import lines_of
 from ilf.types import Outcome, Splits
@@ -191,8 +191,8 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
             needed = math.ceil(tests * (d["smallest_detectable"] / d["mean"]) ** 2)
             reason += f" A true difference of {100 * d['mean']:+.1f} points needs about {needed} tasks to show."
         # Where all of Test is used, more samples make each task's share less noisy.
-        limited = results.get("test_limit") == tests
-        found.append((command("data.limit.test=null" if limited else f"sampler.n={2 * n}"), reason))
+        more = f"sampler.n={2 * n}" if "evaluate.n" not in given else f"evaluate.n={2 * results['evaluation']['n']}"
+        found.append((command("data.limit.test=null" if results.get("test_limit") == tests else more), reason))
     people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
     refinements = results["annotator"] == "scripted" or people  # the annotator's own
     arms = ["gold", *(["human"] if refinements else []), "model", "self", "none"]
@@ -219,7 +219,7 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         mended: Programs to show.
         plots: Names of the pictures in the run's `plots/`.
     """
-    counts, seconds, sampling = results["counts"], results["seconds"], results["sampling"]
+    counts, seconds = results["counts"], results["seconds"]
     arm = arm_name(results["arm"], results["annotator"])
     trained_on = _TRAINED_ON.get(results["refinements"], f"programs of refinements={results['refinements']}")
     lines = [
@@ -228,7 +228,7 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         f"The policy, {model_name(results)}, is fine-tuned on {trained_on} (arm {arm}). "
         f"Data: {results['data']}, with {counts['test_tasks']} Test, {counts['refine_tasks']} Refine and "
         f"{counts['train_tasks']} Train tasks. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
-        f"{sampling['n']} samples a task at temperature {sampling['temperature']}; seed {results['seed']}.",
+        f"{samples(results)}; seed {results['seed']}.",
         "",
         f"Status: **{results['status']}**.",
         "",

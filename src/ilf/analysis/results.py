@@ -11,6 +11,7 @@ import numpy as np
 
 from ilf.analysis.refinements import edit_distance, returns_expected_literal
 from ilf.analysis.schema import (
+    SCHEMA,
     Counts,
     Delta,
     Described,
@@ -27,7 +28,6 @@ from ilf.installation import versions
 from ilf.settings import Settings
 from ilf.types import Outcome, Program, Round, Splits, Turns
 
-SCHEMA = 2
 MEASURED = ("weight_change", "update_kept", "kl", "perplexity", "end_loss")  # see measures.py
 
 
@@ -76,8 +76,8 @@ class Record:
     status: str  # "complete", "partial", "no_training_examples", "interrupted" or "failed"
     data_sha256: str
     weights_sha256: str  # of the policy before fine-tuning
-    dtypes: dict[str, str]  # of the weights while sampling, by stage
-    front_tokens: list[str]  # that the policy's tokenizer puts in front of a text
+    dtypes: dict[str, str | None]  # of the weights while sampling, by stage; null where a server chooses it
+    front_tokens: list[str]  # that the policy's tokenizer puts in front of a text; a chat template writes its own
     end_of_text: str  # the token that training targets end with
     scoring: dict[str, Any]
     isolation: dict[str, Any]  # of the programs: mechanisms, refused, open

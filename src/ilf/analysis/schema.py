@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict
 
 from ilf.analysis.statistics import Difference
 
+SCHEMA = 2  # raised where what a key holds changes
 Metrics = dict[str, Any]  # of a set of programs: pass@k by its name, and what else `results.metrics` says
 Part = Literal["zero_shot", "samples", "refiner", "finetuned", "validation"]  # keys with metrics or null
 Reported = Literal["zero_shot", "refiner", "finetuned"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class Model(TypedDict):
@@ -34,3 +34,12 @@ def p_text(p: float) -> str:
     ('< 0.001', '= 0.021')
     """
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def samples(results: Any) -> str:
+    """Return how many programs a task results are of, and at which temperature; of Test, where it is another."""
+    drawn, reported = (
+        f"{one['n']} samples a task at temperature {one['temperature']}"
+        for one in (results["sampling"], results.get("evaluation") or results["sampling"])
+    )
+    return drawn if drawn == reported else f"{drawn} ({reported} on Test)"

@@ -52,9 +52,9 @@ def _check_sources(settings: Settings) -> None:
             "is the data set that the policy learns on, and Test is evaluated already",
             "Choose another one: data@transfer=humaneval.",
         )
-    if settings.transfer is not None and (settings.transfer.prompt == "chat") != settings.turns:
-        allowed = f"a model is asked in turns on both data sets or on none, and data.prompt={data.prompt}"
-        raise InputError("transfer.prompt", settings.transfer.prompt, allowed, "Set both to chat, or none.")
+    if settings.transfer is not None and settings.transfer.prompt == "chat":
+        allowed = "is decided by data.prompt, for both data sets"
+        raise InputError("transfer.prompt", "chat", allowed, "Set data.prompt=chat, and leave it out.")
     if data.only_test:
         if set(settings.stages) - {"zero_shot", "report"} or settings.mode == "annotate":
             raise InputError(
@@ -104,6 +104,9 @@ def _check_turns(settings: Settings) -> None:
     source = named(evaluate.feedback, key)
     if not evaluate.turns:
         return
+    if settings.greedy:
+        allowed = "takes the most likely tokens, so that a fresh draw is the same program again, and no control"
+        raise InputError("evaluate.temperature", settings.evaluation.temperature, allowed, "Use evaluate.turns=0.")
     if any(one.people for one in source.writers):
         allowed = "nobody has annotated what is still to be sampled on Test"
         raise InputError(key, evaluate.feedback, allowed, "Choose unit_tests, or llm, or a mapping with `_target_`.")

@@ -28,6 +28,9 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "feedback.apply": ("feedback=shuffled", lambda s: "shuffle" in s.feedback.transform),
     "feedback.select": ("feedback=human", lambda s: any(one.people for one in s.feedback.writers)),
     "refiner.old_code_tokens": ("every refiner but refiner=policy", lambda s: s.refiner.reads_program),
+    "refiner.targets": ("arms that have a refiner", lambda s: s.refines),
+    "refiner.held_out": ("arms that have a refiner", lambda s: s.refines),
+    "feedback.choose": ("arms that need feedback", lambda s: s.refinements.trains and not s.refinements.unmatched),
     "refinements.tasks": ("every arm but refinements=none", lambda s: s.refinements.trains),
     "feedback.limit": (
         "every arm but refinements=none and refinements.match=false",
@@ -78,6 +81,7 @@ MOVED = {
     "feedback.source": "feedback",
     "refinements.name": "refinements",
     "refiner.name": "refiner",
+    "refinements.limit": "feedback.limit",
     "adapter.alpha": "adapter.lora_alpha",
     "adapter.dropout": "adapter.lora_dropout",
     "adapter.quantize": "training.quantize",

@@ -79,9 +79,16 @@ def _check_models(settings: Settings) -> None:
     if settings.model.bos is not None and not settings.sampler.local:
         allowed = "is not known to the server of sampler=openai, which tokenizes prompts itself"
         raise InputError("model.bos", settings.model.bos, allowed, "Have the server do so, and leave it out.")
+    if settings.model.bos is not None and settings.chat:
+        allowed = "has no effect with data.prompt=chat: the chat template writes what a text begins with"
+        raise InputError("model.bos", settings.model.bos, allowed, "Leave it out.")
+    if settings.chat and not getattr(settings.sampler, "takes_tokens", True):
+        allowed = f"sends prompts as token ids, which the server of sampler={settings.option('sampler')} refuses"
+        raise InputError("data.prompt", "chat", allowed, "Use sampler=hf or sampler=vllm.")
     if settings.model.attention == "flash_attention_2":
         for key, value, wrong in (
             ("model.dtype", settings.model.dtype, "float32"),
+            ("model.dtype", settings.model.dtype, "auto"),  # of what is reported it is float32
             ("trainer.precision", settings.trainer.get("precision"), "32-true"),
         ):
             if value == wrong:

@@ -101,9 +101,9 @@ def check_numbers(settings: Settings) -> None:
 def _check_evaluation(settings: Settings) -> None:
     """Check that there are as many programs a task as each k of pass@k needs."""
     n = settings.evaluation.n
-    if settings.evaluation.temperature == 0 and n > 1:
-        allowed = "takes the most likely tokens, so that all programs of a task are the same"
-        raise InputError("evaluate.temperature", 0, allowed, "Add evaluate.n=1 'evaluate.k=[1]'.")
+    if settings.greedy and n > 1:
+        allowed = "are so many of each task, and all the same: the most likely tokens are taken"
+        raise InputError("evaluate.n", n, allowed, "Use evaluate.n=1 'evaluate.k=[1]'.")
     for k in settings.evaluate.k:
         for key, programs in (("sampler.n", settings.sampler.n), ("evaluate.n", n)):
             if not 1 <= k <= programs:

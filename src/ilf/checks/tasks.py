@@ -38,7 +38,9 @@ def check_tasks(
         raise InputError("refinements", settings.option("refinements"), allowed, advice)
     # Another source may bring refinements of its own.
     brought = settings.refiner.learns_from_samples or any(one.refines and not one.people for one in writers)
-    lacking = not brought and not any(t.split == "refine" for t in taught)
+    gold = getattr(settings.refiner, "targets", None) == "gold"
+    brought = brought and not gold
+    lacking = not brought and not any(t.split == "refine" and (t.code or not gold) for t in taught)
     if settings.trains_refiner and lacking:
         allowed = "learns from refinements or gold programs of tasks of the Refine split, and there are none"
         more = _or_raise(settings, "refine")
@@ -116,7 +118,7 @@ def _check_splits(settings: Settings, tasks: Splits, there: Container[str]) -> N
     for needed, splits, use in (
         (trains and asked & {"refine", "train_policy"}, ["train"], f"refinements={arm} trains on these"),
         (settings.trains_refiner, ["refine"], "refiner=finetuned learns from these"),
-        (settings.select, ["refine"], "select chooses by these"),
+        (settings.select and not tasks.validation, ["refine"], "select chooses by these"),
         (sampled, drawn, "stage sample draws programs for these"),
     ):
         if not needed or any(getattr(tasks, split) for split in splits):

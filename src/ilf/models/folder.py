@@ -30,7 +30,7 @@ _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch b
 
 
 def check_model(
-    key: str, folder: Path, weights: bool = True, bos: bool | None = None, turns: bool = False
+    key: str, folder: Path, weights: bool = True, bos: bool | None = None, chat: bool = False
 ) -> tuple[Any, Any]:
     """Check that a causal language model and its tokenizer can be loaded from a folder; return config and tokenizer.
 
@@ -39,7 +39,7 @@ def check_model(
         folder: In Hugging Face's layout.
         weights: Whether weights are needed: where a server holds the model, its folder may lack them.
         bos: See `load_tokenizer`.
-        turns: See `load_tokenizer`.
+        chat: See `load_tokenizer`.
 
     Raises:
         InputError: Something is missing, damaged, or of another kind of model; names it.
@@ -51,7 +51,7 @@ def check_model(
     if weights:
         _check_shapes(key, folder, config, _weights(key, folder))
     try:
-        tokenizer = load_tokenizer(folder, bos, turns)
+        tokenizer = load_tokenizer(folder, bos, chat)
     except InputError:
         raise
     except Exception as error:  # each kind of tokenizer raises its own

@@ -85,14 +85,14 @@ def _cpu_has_bfloat16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def load_tokenizer(folder: Path, bos: bool | None = None, turns: bool = False) -> Any:
+def load_tokenizer(folder: Path, bos: bool | None = None, chat: bool = False) -> Any:
     """Return the tokenizer of a model folder, padding with EOS where it has no padding token.
 
     Args:
         folder: In Hugging Face's layout.
         bos: Whether texts begin with BOS; None does as the folder says. It is saved with the tokenizer, and of
             transformers' classes only Code Llama's does otherwise when it is loaded again.
-        turns: Whether prompts are put into the turns of its chat template; see `tokens.encode_prompts`.
+        chat: Whether prompts are put into the turns of its chat template; see `tokens.encode_prompts`.
 
     Raises:
         InputError: There is no BOS to begin with, or no chat template.
@@ -105,10 +105,10 @@ def load_tokenizer(folder: Path, bos: bool | None = None, turns: bool = False) -
         tokenizer.add_bos_token = bos
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
-    if turns and tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None:
         allowed = f"the tokenizer of {folder} has no chat template"
         raise InputError("data.prompt", "chat", allowed, "Use data.prompt=paper, or an instruct model.")
-    tokenizer.asks_in_turns = turns
+    tokenizer.uses_chat = chat
     return tokenizer
 
 
@@ -121,16 +121,16 @@ class Model:
     attention: str
     bos: bool | None
     key: str = "model.path"  # the setting that names it
-    turns: bool = False  # whether it is asked in the turns of its chat template
+    chat: bool = False  # whether it is asked in the turns of its chat template
 
     @property
     def reading(self) -> dict[str, Any]:
         """What decides how texts become its tokens, and the logits that it gives for them."""
-        return {"weights": self.weights, "attention": self.attention, "bos": self.bos, "turns": self.turns}
+        return {"weights": self.weights, "attention": self.attention, "bos": self.bos, "chat": self.chat}
 
     def tokenizer(self) -> Any:
         """Return its tokenizer."""
-        return load_tokenizer(self.folder, self.bos, self.turns)
+        return load_tokenizer(self.folder, self.bos, self.chat)
 
 
 def load_model(

@@ -98,7 +98,7 @@ def divergence(
         tuned: The policy after, in eval mode, on the same device.
         tokenizer: Of both.
         programs: Samples of `tuned`: on those of another policy the average is not this divergence.
-        temperature: At which they were sampled.
+        temperature: At which they were sampled. The distributions are whole, also where few tokens were drawn from.
         tokens: Of the programs of a forward pass, with their padding, at most; a longer program goes alone.
     """
     times = Counter((p.task_id, p.prompt, p.completion) for p in programs)  # one that was sampled twice is read once

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ilf.files import whole
+from ilf.tasks.feedback_prompts import REFINEMENT
 from ilf.types import InputError
 
 # Written before a text whose tokens are to be those of a text that goes on, and cut off again. An anchor must not merge
@@ -21,7 +24,6 @@ from ilf.types import InputError
 _ANCHORS = ("", "\n", "\0", "\ue000")
 _PROBES = ("    return x  # y\n", "\n\tif  x:\n        y", "x = ''", " x")
 _CONTEXTS = (4, 16, 64, 256)  # tokens
-_ANSWER = "REFINEMENT:\n"  # the heading of a refine prompt behind which the program is written
 # Special tokens that end a text in pretraining, as the families of models name them.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
 
@@ -36,19 +38,19 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
         tokenizer: Of transformers.
         prompts: Texts to go on from.
     """
-    if asks_in_turns(tokenizer):
+    if uses_chat(tokenizer):
         return [_encode_turns(tokenizer, prompt) for prompt in prompts]
     front = list(front_tokens(tokenizer))
     return [front + ids for ids in _encode(tokenizer, prompts)]
 
 
-def asks_in_turns(tokenizer: Any) -> bool:
+def uses_chat(tokenizer: Any) -> bool:
     """Return whether prompts are put into the turns of a tokenizer's chat template."""
-    return bool(getattr(tokenizer, "asks_in_turns", False))
+    return bool(getattr(tokenizer, "uses_chat", False))
 
 
 def _encode_turns(tokenizer: Any, prompt: str) -> list[int]:
-    before, heading, head = prompt.rpartition(_ANSWER)
+    before, heading, head = prompt.rpartition(REFINEMENT)
     query = before + heading if heading else prompt
     begun = encode_continuation(tokenizer, head) if head else []
     return encode_chat(tokenizer, [{"role": "user", "content": query}]) + begun
@@ -142,7 +144,7 @@ def end_of_text(tokenizer: Any) -> int:
     """
     eos: int = tokenizer.eos_token_id
     turn = _end_of_turn(tokenizer)
-    if asks_in_turns(tokenizer):
+    if uses_chat(tokenizer):
         return eos if turn is None else turn
     if eos != turn:
         return eos
@@ -156,7 +158,10 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         return None
     answer = "\ue000"  # in no template
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:  # it has no such turns
+        return None
     ids: list[int] = tokenizer(text.rpartition(answer)[2], add_special_tokens=False).input_ids
     return next((i for i in ids if i in tokenizer.added_tokens_decoder), None)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ilf import ranks
+from ilf.models.tokens import end_of_text, token_ids
 from ilf.ranges import AboveZero
 from ilf.sampling import supervisor
 from ilf.sampling.served import ServedSampler
@@ -46,7 +47,7 @@ class EngineSampler(ServedSampler):
         python: The interpreter of the environment that the engine is installed in; null: this one.
         environment: Variables that the engine has besides those of the run.
         patience: Seconds that it has until it answers.
-        extra: More fields of each request. In texts $eos_token_id and $pad_token_id stand for the model's,
+        extra: More fields of each request. In texts $eos_token_id (a list) and $pad_token_id stand for the model's,
             $top_k and $do_sample for how it is sampled.
         seeded: Whether requests have a seed.
     """
@@ -168,7 +169,8 @@ class EngineSampler(ServedSampler):
 
     def fields(self, tokenizer: Any) -> dict[str, Any]:
         """Return the free fields of a request for a model."""
-        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "top_k": self.top_k}
+        ends = token_ids(tokenizer.eos_token_id, end_of_text(tokenizer))
+        ids = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "top_k": self.top_k}
         ids["do_sample"] = "true" if self.temperature else "false"
         return {name: _filled(value, ids) for name, value in self.extra.items()}
 

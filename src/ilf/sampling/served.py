@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ilf.files import whole
 from ilf.models.endpoint import KEY, RETRIES, answers
-from ilf.models.tokens import asks_in_turns, encode_prompts, loses_space, spells_special
+from ilf.models.tokens import encode_prompts, loses_space, spells_special, uses_chat
 from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, ended, function_end
 from ilf.types import Draw, InputError
@@ -34,11 +34,13 @@ class ServedSampler(Sampler):
         top_k: Only the k most likely tokens are drawn from; 0 for all, where the server does not limit them itself.
         url: Of an OpenAI-compatible server, such as http://localhost:8000/v1. The key is read from $OPENAI_API_KEY.
         extra: More fields of each request, such as {top_k: -1}.
+        takes_tokens: Whether the server takes a prompt as token ids, which those of data.prompt=chat are.
         seeded: Whether each request has its draw's seed. Some engines can't take one: vLLM dies of it on some CPUs.
     """
 
     url: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    takes_tokens: bool = True
     seeded: bool = True
 
     local = False
@@ -97,7 +99,7 @@ class ServedSampler(Sampler):
         tokens = {
             prompt: encode_prompts(tokenizer, [prompt])[0]
             for prompt in {draw.prompt for draw in draws}
-            if asks_in_turns(tokenizer) or spells_special(tokenizer, prompt)
+            if uses_chat(tokenizer) or spells_special(tokenizer, prompt)
         }
         more = self.fields(tokenizer)
         return answers(
@@ -153,7 +155,7 @@ class ServedSampler(Sampler):
             max_tokens=self.max_new_tokens,
             stream=True,
             extra_body=more
-            | ({"top_k": self.top_k} if self.top_k else {})
+            | ({"top_k": self.top_k} if self.top_k and "$top_k" not in str(self.extra) else {})
             | ({"seed": draw.seed % 2**31} if self.seeded else {}),  # some servers take no more
         ) as stream:
             for part in stream:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ilf.types import Feedback, Refinement
 
+REFINEMENT = "REFINEMENT:\n"  # the heading behind which the program is written
+
 
 def refine_prompt(feedback: Feedback, task_prompt: str, old_code: str | None = None) -> str:
     """Return what the refiner is given: the old program, the feedback, and the task prompt to go on from.
@@ -14,7 +16,7 @@ def refine_prompt(feedback: Feedback, task_prompt: str, old_code: str | None = N
         old_code: x0 cut to the refiner's budget of tokens; by default the whole of it.
     """
     old = feedback.program if old_code is None else old_code
-    return f"OLD CODE:\n{old}\n\nFEEDBACK:\n{feedback.text}\n\nREFINEMENT:\n{task_prompt}"
+    return f"OLD CODE:\n{old}\n\nFEEDBACK:\n{feedback.text}\n\n{REFINEMENT}{task_prompt}"
 
 
 def critique_prompt(old_code: str) -> str:

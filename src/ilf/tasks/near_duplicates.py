@@ -32,7 +32,8 @@ def near_duplicates(tasks: Iterable[Task]) -> dict[int, int]:
 
 def _marks(task: Task) -> Iterator[object]:
     """Yield what tasks that are the same have in common: the words, and the shape of the program."""
-    yield tuple(re.findall(r"\w+", task.text.casefold()))
+    if words := re.findall(r"\w+", task.text.casefold()):
+        yield tuple(words)
     if task.code:
         yield _shape(task.code)
 

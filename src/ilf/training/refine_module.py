@@ -47,7 +47,7 @@ class RefineModule(FineTuningModule):
             ValueError: The row is too long (see `encode`), x1 can't be written after the task's prompt, or there is
                 neither an x1 nor a gold program.
         """
-        target = feedback.refinement or task.code
+        target = feedback.refinement or task.gold or task.code
         if not target:
             raise ValueError("neither a refinement nor a gold program to learn from")
         refined = completion_of(task.prompt, target, task.entry_point)

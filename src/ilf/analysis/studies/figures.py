@@ -182,8 +182,7 @@ def _edits(before: str, after: str) -> int:
 
 def policy_change(jobs: Sequence[Job]) -> Study:
     """Relative weight change by group of layers, and KL to the base, by arm."""
-    # Versions before schema 2 measured the programs' ends together with their tokens.
-    done = [job for job in jobs if job.results["weight_change"] and "end" in (job.results["kl"] or {})]
+    done = [job for job in jobs if job.results["weight_change"] and job.results["kl"]]
     groups = grouped(done, lambda job: job.results["arm"])
     layers = list(dict.fromkeys(name for job in done for name in job.results["weight_change"] or ()))
     weights = {

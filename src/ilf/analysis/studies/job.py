@@ -13,9 +13,10 @@ import numpy as np
 
 from ilf.analysis.jobs import arm_name, job_folders, read_job
 from ilf.analysis.markdown import table
-from ilf.analysis.schema import Part, Results
+from ilf.analysis.schema import SCHEMA, Part, Results
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
-from ilf.analysis.wording import model_name, p_text, percent
+from ilf.analysis.wording import model_name, p_text, percent, samples
+from ilf.types import InputError
 
 Row = dict[str, Any]  # of a study's table: figures by their names, and with `_text` what a reader sees of them
 K = TypeVar("K")
@@ -73,6 +74,10 @@ def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
     found, failed = [], {}
     for folder in [job for one in folders if one.is_dir() for job in job_folders(one)]:
         status, results, error = read_job(folder)
+        if status != "failed" and results.get("schema") != SCHEMA:
+            allowed = f"must be of schema {SCHEMA}, and another version of this package wrote it"
+            advice = "Run the job again: it takes what is finished from the store."
+            raise InputError("results.json", str(folder / "results.json"), allowed, advice)
         if status == "failed":
             failed[folder.name] = error.get("error") or "see run.log"
         else:
@@ -85,8 +90,8 @@ def subject(jobs: Sequence[Job]) -> str:
     first = jobs[0].results
     seeds = sorted({job.results["seed"] for job in jobs})
     return (
-        f"data {first['data']}, model {model_name(first)}, {first['sampling']['n']} samples a task at temperature "
-        f"{first['sampling']['temperature']}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        f"data {first['data']}, model {model_name(first)}, {samples(first)}, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     )
 
 

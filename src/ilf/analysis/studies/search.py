@@ -26,7 +26,14 @@ from ilf.analysis.studies.job import (
 from ilf.installation import COMMAND
 
 _STUDY = "paper/sweep_a1"
-_OF_THE_SEARCH = ("hparams_search", "select", "stages", "study", "study_table")  # overrides that Table 4 has no use for
+_OF_THE_SEARCH = (
+    "hparams_search",
+    "select",
+    "select_least",
+    "stages",
+    "study",
+    "study_table",
+)  # overrides that Table 4 has no use for
 
 
 def _rounded(value: str) -> str:
