@@ -213,7 +213,7 @@ class Stages:
         return self.annotators.annotate(self._to_annotate(failing))
 
     def _to_annotate(self, failing: dict[int, list[Program]]) -> dict[int, list[Program]]:
-        """Return the programs that need feedback; on Refine, of tasks with correct ones where the refiner learns these."""
+        """Return what to give feedback on: on Refine, tasks with correct programs where the refiner learns these."""
         if not (self.settings.refines and self.settings.refiner.learns_from_samples):
             return failing
         others = {i: found for i, found in failing.items() if self.tasks.by_id[i].split != "refine"}
