@@ -259,10 +259,12 @@ def choose_own(
     solved = _grouped(do, tasks, kept)
     if matching is None:
         return sorted(solved.values(), key=lambda group: group[0].task_id)
-    more = {i: [p for p in different(programs, seed, None) if p not in kept[i]] for i, programs in correct.items()}
-    spare = _grouped(do, tasks, {i: programs for i, programs in more.items() if i in solved})
+    count, spare = sum(map(len, matching)), dict[int, list[Refinement]]()
+    if sum(map(len, solved.values())) < count:
+        more = {i: [p for p in different(correct[i], seed, None) if p not in kept[i]] for i in solved}
+        spare = _grouped(do, tasks, more)
     order = random.Random(derive_seed(seed, "choose_own")).sample(sorted(solved), len(solved))
-    return _as_many(solved, spare, order, sum(map(len, matching)))
+    return _as_many(solved, spare, order, count)
 
 
 def _grouped(do: Steps, tasks: Splits, programs: Mapping[int, Sequence[str]]) -> dict[int, list[Refinement]]:
