@@ -121,7 +121,8 @@ def test_programs_that_broke_off_before_any_test_can_be_chosen():
 
 
 def test_a_refiner_that_learns_own_samples_gets_feedback_where_there_are_some(small_stages):
-    stages = small_stages("refiner=own_samples", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]", "measure=[]")
+    own = ("refiner=own_samples", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]", "stages=[sample,annotate]")
+    stages = small_stages(*own)
     found = stages.run()
     samples = stages.samples[0]
     solved = {p.task_id for p in samples if p.verdict.passed}

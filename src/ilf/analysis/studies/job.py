@@ -74,7 +74,8 @@ def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
     found, failed = [], {}
     for folder in [job for one in folders if one.is_dir() for job in job_folders(one)]:
         status, results, error = read_job(folder)
-        if status != "failed" and results.get("schema") != SCHEMA:
+        of_a_study = results.get("study") or results.get("study_table")
+        if of_a_study and status != "failed" and results.get("schema") != SCHEMA:
             allowed = f"must be of schema {SCHEMA}, and another version of this package wrote it"
             advice = "Run the job again: it takes what is finished from the store."
             raise InputError("results.json", str(folder / "results.json"), allowed, advice)
