@@ -1,6 +1,7 @@
 """How the programs of the figures are drawn, and how settings are chosen on Refine."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import MINI, compose_settings
 
 from ilf.cli import sweep
 from ilf.models import load
+from ilf.sampling import HFSampler
 from ilf.tasks.data import split_tasks
 from ilf.types import InputError, Task
 
@@ -108,3 +110,19 @@ def test_the_last_id_of_train_moves_what_comes_after_it_to_test(mbpp_file):
     assert settings.data.place_of("test", "train") == "ids 11 to 110, 611 to 974, 311 to 610"
     with pytest.raises(InputError, match=r"data\.train_last=300"):
         compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.train_last=300", "feedback=unit_tests")
+
+
+@dataclass
+class Warm(HFSampler):
+    """A sampler that knows no greedy decoding."""
+
+    def check(self) -> None:
+        if self.temperature == 0:
+            raise InputError("evaluate.temperature", 0, "is nothing that this sampler does", "Use another.")
+
+
+def test_a_sampler_can_refuse_how_programs_are_to_be_evaluated():
+    own = "++sampler._target_=test_evaluation.Warm"
+    compose_settings(own)
+    with pytest.raises(InputError, match=r"evaluate\.temperature=0: is nothing that this sampler does"):
+        compose_settings(own, "evaluate.temperature=0", "evaluate.n=1", "evaluate.k=[1]")

@@ -22,6 +22,8 @@ def check_machinery(settings: Settings) -> None:
     settings.executor.check()
     _check_models(settings)
     settings.sampler.check()
+    if settings.evaluation != settings.sampler:
+        settings.evaluation.check()
     wandb = settings.logger.get("wandb")
     if wandb is not None and wandb.get("mode") == "online" and not _logged_in():
         raise InputError(
