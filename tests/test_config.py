@@ -305,8 +305,8 @@ BAD = {
         r"data\.prompt='chat'.*token ids.*sampler=hf",
     ),
     "a chat for the transfer set alone": (
-        ["data@transfer=jsonl", "transfer.path=x", "transfer.prompt=chat"],
-        r"transfer\.(prompt='chat'.*data\.prompt|path='x')",
+        ["data@transfer=jsonl", f"transfer.path={SOME_FILE}", "transfer.prompt=chat"],
+        r"transfer\.prompt='chat'.*data\.prompt=chat",
     ),
     "less than cold": (["evaluate.temperature=-1"], r"evaluate\.temperature=-1"),
     "a sampler that does not sample": (["sampler.temperature=0"], r"sampler\.temperature=0"),

@@ -47,7 +47,7 @@ def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tu
         if "weight_change" in settings.measure:
             yield from _weight_change(runner, base, outcome.policy, key)
         if "kl" in settings.measure and last.finetuned:
-            if settings.greedy:
+            if settings.evaluation.greedy:
                 log.info("no KL is measured: where the most likely tokens are taken, nothing is sampled")
             else:
                 yield "kl", _kl(settings, runner, outcome.policy, last.finetuned, key)
@@ -88,8 +88,7 @@ def _kl(
         "programs": texts,
         "temperature": temperature,
         "dtype": str(dtype),
-        "bos": settings.model.bos,
-        "chat": settings.chat,
+        **_reading(settings),
     }
     found = runner.measure("kl", key, work)
     return _summed(found["body"]) | {"per_task": found["body"], "end": _summed(found["end"])}
@@ -112,8 +111,7 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
     key = {
         "base": runner.weights(runner.model),
         "dtype": str(dtype),
-        "bos": settings.model.bos,
-        "chat": settings.chat,
+        **_reading(settings),
     }
     values = runner.measure("perplexity", key | {"examples": sha256([asdict(e) for e in examples])}, work)
     body: dict[str, dict[str, float]] = defaultdict(dict)
@@ -156,8 +154,7 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
         "base": runner.weights(base),
         "precision": kind,
         "quantize": training.quantize,
-        "bos": settings.model.bos,
-        "chat": settings.chat,
+        **_reading(settings),
     }
     key |= {"attention": settings.model.attention, "texts": sha256([asdict(text) for text in texts])}
     found = dict(zip(texts, runner.measure("reference", key, work), strict=True))
@@ -166,6 +163,11 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
         return replace(example, reference=tuple(found[bare(example)]), other=example.other and given(example.other))
 
     return [given(example) for example in examples]
+
+
+def _reading(settings: Settings) -> dict[str, Any]:
+    """Return what decides how texts become tokens, of a key."""
+    return {"bos": settings.model.bos, "chat": settings.chat}
 
 
 def _tokens(model: Any) -> int:

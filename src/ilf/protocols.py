@@ -41,6 +41,11 @@ class Sampler(ABC):
     local: ClassVar[bool] = True  # whether the model is loaded here; else `sample` gets its folder
     changes_nothing: ClassVar[tuple[str, ...]] = ("n",)  # of one program
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely tokens are taken, so that all programs of a task are the same."""
+        return self.temperature == 0 or self.top_k == 1
+
     def check(self) -> None:  # noqa: B027
         """Raise InputError where something that the sampler needs is not there, before anything loads."""
 
@@ -188,9 +193,13 @@ class Refiner(ABC):
             cls.name = cls.__name__
 
     @property
-    def learns_from_samples(self) -> bool:
-        """Whether it is trained on the policy's own correct samples, on tasks of Refine that it sometimes solves."""
-        return False
+    def learns(self) -> Literal["annotator", "gold", "own"]:
+        """Whose programs it is trained to write; "own": the policy's, on tasks of Refine that it sometimes solves."""
+        return "annotator"
+
+    def trained_on(self, tasks: int) -> int:
+        """Return how many of the tasks that there are it is trained on; the others are held out."""
+        return tasks
 
     @property
     def folder(self) -> Path | None:

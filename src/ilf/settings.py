@@ -233,11 +233,6 @@ class Settings:
         return replace(self.sampler, **{name: value for name, value in own.items() if value is not None})
 
     @property
-    def greedy(self) -> bool:
-        """Whether what is reported are the most likely tokens."""
-        return self.evaluation.temperature == 0 or self.evaluation.top_k == 1
-
-    @property
     def refines(self) -> bool:
         """Whether the arm has a refiner, for its own programs or to match the tasks of others."""
         arm = self.refinements

@@ -214,7 +214,7 @@ class Stages:
 
     def _to_annotate(self, failing: dict[int, list[Program]]) -> dict[int, list[Program]]:
         """Return what to give feedback on: on Refine, tasks with correct programs where the refiner learns these."""
-        if not (self.settings.refines and self.settings.refiner.learns_from_samples):
+        if not (self.settings.refines and self.settings.refiner.learns == "own"):
             return failing
         others = {i: found for i, found in failing.items() if self.tasks.by_id[i].split != "refine"}
         return others | algorithm.sometimes_solved(p for p in self.samples[-1] if p.split == "refine")

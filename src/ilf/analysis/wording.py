@@ -40,6 +40,6 @@ def samples(results: Any) -> str:
     """Return how many programs a task results are of, and at which temperature; of Test, where it is another."""
     drawn, reported = (
         f"{one['n']} samples a task at temperature {one['temperature']}"
-        for one in (results["sampling"], results.get("evaluation") or results["sampling"])
+        for one in (results["sampling"], results["evaluation"])
     )
     return drawn if drawn == reported else f"{drawn} ({reported} on Test)"

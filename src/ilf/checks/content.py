@@ -104,7 +104,7 @@ def _check_turns(settings: Settings) -> None:
     source = named(evaluate.feedback, key)
     if not evaluate.turns:
         return
-    if settings.greedy:
+    if settings.evaluation.greedy:
         allowed = "takes the most likely tokens, so that a fresh draw is the same program again, and no control"
         raise InputError("evaluate.temperature", settings.evaluation.temperature, allowed, "Use evaluate.turns=0.")
     if any(one.people for one in source.writers):

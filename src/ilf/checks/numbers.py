@@ -101,7 +101,7 @@ def check_numbers(settings: Settings) -> None:
 def _check_evaluation(settings: Settings) -> None:
     """Check that there are as many programs a task as each k of pass@k needs."""
     n = settings.evaluation.n
-    if settings.greedy and n > 1:
+    if settings.evaluation.greedy and n > 1:
         allowed = "are so many of each task, and all the same: the most likely tokens are taken"
         raise InputError("evaluate.n", n, allowed, "Use evaluate.n=1 'evaluate.k=[1]'.")
     for k in settings.evaluate.k:

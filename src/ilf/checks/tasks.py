@@ -37,10 +37,12 @@ def check_tasks(
         advice = f"Write some, {_or_raise(settings, 'train')}or choose another arm."
         raise InputError("refinements", settings.option("refinements"), allowed, advice)
     # Another source may bring refinements of its own.
-    brought = settings.refiner.learns_from_samples or any(one.refines and not one.people for one in writers)
-    gold = getattr(settings.refiner, "targets", None) == "gold"
-    brought = brought and not gold
-    lacking = not brought and not any(t.split == "refine" and (t.code or not gold) for t in taught)
+    brought = any(one.refines and not one.people for one in writers)
+    lacking = {
+        "annotator": not brought and not any(t.split == "refine" for t in taught),
+        "gold": not any(t.split == "refine" and t.code for t in taught),
+        "own": False,
+    }[settings.refiner.learns]
     if settings.trains_refiner and lacking:
         allowed = "learns from refinements or gold programs of tasks of the Refine split, and there are none"
         more = _or_raise(settings, "refine")

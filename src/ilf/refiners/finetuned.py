@@ -32,9 +32,13 @@ class FineTuned(Refiner):
     trains = True
 
     @property
-    def learns_from_samples(self) -> bool:
-        """Whether it is trained on the policy's own correct samples."""
-        return self.targets == "own"
+    def learns(self) -> Literal["annotator", "gold", "own"]:
+        """Whose programs it is trained to write."""
+        return self.targets
+
+    def trained_on(self, tasks: int) -> int:
+        """Return how many of the tasks that there are it is trained on."""
+        return tasks - int(self.held_out * tasks + 1e-9)
 
     def example(self, feedback: Feedback, run: Refining) -> Any:
         """Return the training example of one feedback. Raises ValueError or SyntaxError where there can't be one."""
@@ -53,7 +57,7 @@ class FineTuned(Refiner):
         # By task, as several rounds may have feedback on the same one.
         found = list(dict.fromkeys(e.task_id for e in examples))
         order = random.Random(derive_seed(run.seed, "held_out")).sample(found, len(found))
-        ids = set(order[: int(self.held_out * len(order) + 1e-9)])
+        ids = set(order[: len(order) - self.trained_on(len(order))])
         held_out = [e for i in order for e in examples if e.task_id == i and i in ids]
         training = [e for i in order for e in examples if e.task_id == i and i not in ids]
         asked = [(run.tasks.by_id[f.task_id], f) for f in feedback if f.task_id in ids]

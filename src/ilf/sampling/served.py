@@ -71,8 +71,7 @@ class ServedSampler(Sampler):
         for draw, text in self._whole(found) if loses_space(tokenizer) else found:
             texts[draw.prompt].add(text)
             yield draw, text
-        greedy = self.temperature == 0 or self.top_k == 1
-        if greedy or len(draws) < len(texts) + _SAME or any(len(found) > 1 for found in texts.values()):
+        if self.greedy or len(draws) < len(texts) + _SAME or any(len(found) > 1 for found in texts.values()):
             return
         # A model may be as sure of itself as that, but none is after words without sense.
         senseless = tokenizer.decode(range(0, len(tokenizer), len(tokenizer) // 20 + 1), skip_special_tokens=True)

@@ -137,7 +137,7 @@ def _most_steps(settings: Settings, name: str, phase: Phase, tasks: int) -> floa
     """Return the most optimizer steps that the first round's training can have."""
     trainer = settings.trainer
     if name == "refiner":
-        tasks -= int(getattr(settings.refiner, "held_out", 0.0) * tasks + 1e-9)
+        tasks = settings.refiner.trained_on(tasks)
     elif settings.feedback.limit is not None and not settings.refinements.unmatched:
         tasks = min(tasks, settings.feedback.limit)
     epochs = trainer.get("max_epochs") or phase.epochs
