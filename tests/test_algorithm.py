@@ -64,6 +64,9 @@ class Steps:
         self.sampled_from = policy
         return self._programs("sample", [t.task_id for t in tasks])
 
+    def failing(self, samples):
+        return algorithm.unsolved(samples)
+
     def annotate(self, failing):
         self.calls.append("annotate")
         return [Feedback(i, TASKS.by_id[i].split, p[0].program, "f", "human", f"human {i}") for i, p in failing.items()]

@@ -42,7 +42,7 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def failing(stages):
-    found = stages.failing()
+    found = stages.to_annotate()
     assert len(found) > 5
     return found
 
@@ -293,7 +293,7 @@ def test_a_killed_server_loses_nothing_and_the_next_goes_on_until_ctrl_c(stages,
         row = save(client, task, refinement=gold(stages, task["task_id"]))["saved"]
     assert Answers(answers.path).rows() == [row] and row["unedited_annotator_completion"]
     printed = out.read_text()
-    assert f"{len(failing)} tasks without a correct program, 0 of them answered" in printed
+    assert f"{len(failing)} failing tasks, 0 of them answered" in printed
     command = printed.partition("train:")[2].split("\n")[0]
     assert f"feedback=human feedback.path={answers.path}" in command and "mode=" not in command
     with answers.path.open("a") as file:

@@ -75,10 +75,21 @@ def test_gold_programs_as_published_are_what_the_refiner_learns_too():
 
 def test_people_are_asked_where_the_refiner_can_learn(small_stages):
     stages = small_stages("refiner=own_samples", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]")
-    failing, samples = stages.failing(), stages.samples[0]
+    failing, samples = stages.to_annotate(), stages.samples[0]
     solved = {p.task_id for p in samples if p.verdict.passed}
     refine = {i for i in failing if stages.tasks.by_id[i].split == "refine"}
     assert refine and refine <= solved and all(not p.verdict.passed for i in refine for p in failing[i])
+
+
+@pytest.mark.parametrize("rule", ["all", "any"])
+def test_a_task_fails_where_all_samples_are_wrong_or_where_one_is(rule, small_stages):
+    stages = small_stages(f"failing={rule}", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]")
+    found, passed = stages.to_annotate(), {}
+    for p in stages.samples[0]:
+        passed.setdefault(p.task_id, []).append(p.verdict.passed)
+    fails = {i for i, each in passed.items() if (not any(each) if rule == "all" else not all(each))}
+    assert set(found) == fails and any(any(passed[i]) for i in fails) == (rule == "any")
+    assert all(not p.verdict.passed for programs in found.values() for p in programs)
 
 
 def test_the_refiner_learns_the_nearest_of_the_policys_own_correct_samples():

@@ -68,6 +68,9 @@ class Steps(Protocol):
     def sample(self, policy: Any, tasks: Sequence[Task]) -> list[Program]:
         """Sample and execute the policy's programs x0 ~ pi_theta(.|t)."""
 
+    def failing(self, samples: Sequence[Program]) -> dict[int, list[Program]]:
+        """Return C: the wrong programs of each task that fails."""
+
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
         """Have feedback f written on wrong programs."""
 
@@ -149,9 +152,9 @@ def _one_round(
 ) -> list[list[Refinement]]:
     """Do lines 1 to 3 with the newest policy, and return what they give to train on, by task."""
     this = outcome.rounds[-1]
-    # 1. C: sample x0 ~ pi_theta(.|t), keep the tasks without a correct program.
+    # 1. C: sample x0 ~ pi_theta(.|t), keep the tasks that fail.
     this.samples = do.sample(outcome.policy, [*tasks.prompt, *tasks.refine, *tasks.train])
-    this.failing = failing(this.samples)
+    this.failing = do.failing(this.samples)
     if arm.unmatched:
         return choose_own(do, tasks, this.samples, arm, seed)
     # 2. C_annotated: feedback f on one x0 of each.
@@ -169,9 +172,14 @@ def _one_round(
     return choose_own(do, tasks, this.samples, arm, seed, matching=examples) if arm.own_samples else examples
 
 
-def failing(programs: Iterable[Program]) -> dict[int, list[Program]]:
+def unsolved(programs: Iterable[Program]) -> dict[int, list[Program]]:
     """Return the programs of each task that has no correct one."""
     return {i: found for i, found in _by_task(programs).items() if not any(p.verdict.passed for p in found)}
+
+
+def not_always_solved(programs: Iterable[Program]) -> dict[int, list[Program]]:
+    """Return the wrong programs of each task that has any."""
+    return _by_task(p for p in programs if not p.verdict.passed)
 
 
 def sometimes_solved(programs: Iterable[Program]) -> dict[int, list[Program]]:

@@ -167,6 +167,7 @@ class Settings:
     seed: int = 0
     arm: str = ""  # empty: the option of refinements
     stages: list[str] = field(default_factory=lambda: list(STAGES))
+    failing: str = "all"  # all: a task fails where all of its samples are wrong, as in the paper | any: where one is
     rounds: int = 1  # of the algorithm, each with samples and feedback of the newest policy
     rounds_from: str = "base"  # what each round fine-tunes: base, on all rounds' examples | last, on the new ones
     data: Annotated[Data, Needs()] = field(default_factory=Part("ilf.tasks.Mini"))

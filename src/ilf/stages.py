@@ -156,10 +156,11 @@ class Stages:
         except NotRequested:
             return None
 
-    def failing(self) -> dict[int, list[Program]]:
-        """Return the programs of each task that the policy fails, for people to write feedback on."""
+    def to_annotate(self) -> dict[int, list[Program]]:
+        """Return the wrong programs of each task that fails, for people to write feedback on."""
         tasks = self.tasks
-        return self._to_annotate(algorithm.failing(self.sample(None, [*tasks.prompt, *tasks.refine, *tasks.train])))
+        samples = self.sample(None, [*tasks.prompt, *tasks.refine, *tasks.train])
+        return self._with_own_targets(self.failing(samples))
 
     def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
         """Draw the policy's programs on everything but Test."""
@@ -208,11 +209,16 @@ class Stages:
 
     # ---- feedback ----------------------------------------------------------------------------------------------
 
+    def failing(self, samples: Sequence[Program]) -> dict[int, list[Program]]:
+        """Return the wrong programs of each task that fails: none of its samples is correct, or not all are."""
+        fails = algorithm.unsolved if self.settings.failing == "all" else algorithm.not_always_solved
+        return fails(samples)
+
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
         """Return feedback on tasks of Refine and Train."""
-        return self.annotators.annotate(self._to_annotate(failing))
+        return self.annotators.annotate(self._with_own_targets(failing))
 
-    def _to_annotate(self, failing: dict[int, list[Program]]) -> dict[int, list[Program]]:
+    def _with_own_targets(self, failing: dict[int, list[Program]]) -> dict[int, list[Program]]:
         """Return what to give feedback on: on Refine, tasks with correct programs where the refiner learns these."""
         if not (self.settings.refines and self.settings.refiner.learns == "own"):
             return failing

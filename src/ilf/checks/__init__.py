@@ -17,6 +17,7 @@ from ilf.types import InputError
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "mode": ("run", "annotate", "store", "pretrain", "compare", "checks", "export"),
+    "failing": ("all", "any"),
     "rounds_from": ("base", "last"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "eager", "sdpa", "flash_attention_2"),

@@ -31,6 +31,7 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "refiner.targets": ("arms that have a refiner", lambda s: s.refines),
     "refiner.held_out": ("arms that have a refiner", lambda s: s.refines),
     "feedback.choose": ("arms that need feedback", lambda s: s.refinements.trains and not s.refinements.unmatched),
+    "failing": ("arms that need feedback", lambda s: s.refinements.trains and not s.refinements.unmatched),
     "refinements.tasks": ("every arm but refinements=none", lambda s: s.refinements.trains),
     "feedback.limit": (
         "every arm but refinements=none and refinements.match=false",

@@ -78,10 +78,10 @@ def annotate(settings: Settings) -> None:
     settings.stages, settings.logger = ["sample"], {}
     with bind(settings.annotate) as listener, opened(settings) as stages:
         answers = Answers(Path(settings.annotate.path))
-        work = Work(stages.failing(), stages.tasks.by_id, answers, stages.sandbox, settings.executor.tests)
+        work = Work(stages.to_annotate(), stages.tasks.by_id, answers, stages.sandbox, settings.executor.tests)
         own = [one for one in settings.overrides if not one.startswith(("mode=", "annotate.", "feedback"))]
         trained = shlex.join([*own, "feedback=human", f"feedback.path={settings.annotate.path}"])
-        print(f"\n{len(work.tasks)} tasks without a correct program, {len(work.answered())} of them answered")
+        print(f"\n{len(work.tasks)} failing tasks, {len(work.answered())} of them answered")
         print(f"answers:  {settings.annotate.path}\ntrain:    {COMMAND} {trained}")
         host = f"[{settings.annotate.host}]" if ":" in settings.annotate.host else settings.annotate.host
         print(f"page:     http://{host}:{settings.annotate.port}  (Ctrl-C ends it; nothing is lost)", flush=True)
