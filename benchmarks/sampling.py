@@ -41,7 +41,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, StoppingCriteria
 
 from ilf.models.load import load_model, load_tokenizer
-from ilf.models.packed import load_packed
+from ilf.models.onednn_linear import load_packed
 from ilf.models.tokens import Continuation, encode_continuation, encode_prompts, end_ids
 from ilf.sampling import ContinuousSampler, HFSampler, continuous, hf
 from ilf.tasks import mini

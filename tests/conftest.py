@@ -34,7 +34,7 @@ import warm  # noqa: E402
 
 from ilf.build import build  # noqa: E402
 from ilf.cli.config import register, settings_from  # noqa: E402
-from ilf.parts import Part  # noqa: E402
+from ilf.components import Component  # noqa: E402
 from ilf.settings import Settings  # noqa: E402
 from ilf.stages import Stages  # noqa: E402
 from ilf.tasks import mini  # noqa: E402
@@ -127,15 +127,19 @@ def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:
 
 
 # Parts, as the options of conf/ have them.
-ADAMW, ADAMW_8BIT = Part("torch.optim.AdamW", {"weight_decay": 0.0}), Part("bitsandbytes.optim.AdamW8bit")
-OPTIMIZERS = {"adamw": ADAMW, "adamw_8bit": ADAMW_8BIT, "paged_adamw_8bit": Part("bitsandbytes.optim.PagedAdamW8bit")}
-CPU = Part("pytorch_lightning.Trainer", {"accelerator": "cpu", "precision": "32-true", "gradient_clip_val": 1.0})
+ADAMW, ADAMW_8BIT = Component("torch.optim.AdamW", {"weight_decay": 0.0}), Component("bitsandbytes.optim.AdamW8bit")
+OPTIMIZERS = {
+    "adamw": ADAMW,
+    "adamw_8bit": ADAMW_8BIT,
+    "paged_adamw_8bit": Component("bitsandbytes.optim.PagedAdamW8bit"),
+}
+CPU = Component("pytorch_lightning.Trainer", {"accelerator": "cpu", "precision": "32-true", "gradient_clip_val": 1.0})
 CPU = CPU.having(log_every_n_steps=1, enable_model_summary=False)
 
 
-def lora(r: int = 4, alpha: int = 32, **more: object) -> Part:
+def lora(r: int = 4, alpha: int = 32, **more: object) -> Component:
     own = {"r": r, "lora_alpha": alpha, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return Part("peft.LoraConfig", {**own, **more})
+    return Component("peft.LoraConfig", {**own, **more})
 
 
 # A few tasks and samples, of which the mini model gets some right and some wrong.

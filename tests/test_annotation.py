@@ -18,8 +18,8 @@ from conftest import ROOT, SMALL, compose_settings
 
 from ilf.analysis.refinements import edit_distance
 from ilf.annotation.answers import Answers
+from ilf.annotation.assignments import Work
 from ilf.annotation.server import application, bind
-from ilf.annotation.work import Work
 from ilf.build import build
 from ilf.feedback.human import read_annotations
 from ilf.files import whole
@@ -231,7 +231,7 @@ def test_a_task_that_somebody_has_open_is_given_to_nobody_else_until_they_leave(
         assert post(client, "open", "Ben", skipped=[second])["task"]["task_id"] not in (first, second)
         post(client, "leave", "Ann")
         assert post(client, "open", "Ben", skipped=[second])["task"]["task_id"] == first
-        monkeypatch.setattr("ilf.annotation.work._PATIENCE", 0.0)
+        monkeypatch.setattr("ilf.annotation.assignments._PATIENCE", 0.0)
         assert post(client, "open", "Cy")["task"]["task_id"] == first  # nobody gave a sign of life
         monkeypatch.undo()
         everything = sorted(failing, key=lambda i: i != second)  # skipped ones come last, in the order of skipping

@@ -15,15 +15,15 @@ from ilf.models.batches import choose
 from ilf.models.folder import check_model
 from ilf.models.load import adapt, load_model, save
 from ilf.models.memory import FineTuning, fine_tuning, sampling
-from ilf.models.packed import load_packed
+from ilf.models.onednn_linear import load_packed
 from ilf.models.policy_change import perplexity
 from ilf.models.prefill import joinable
 from ilf.models.targets import encode
 from ilf.sampling import ContinuousSampler, HFSampler
 from ilf.sampling.continuous import check_continuous
+from ilf.training.dry_run import check_training
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import MBPPDataModule
-from ilf.training.trial import check_training
 from ilf.types import Draw, InputError, Splits
 
 FAMILIES = pytest.mark.parametrize("family", ARCHITECTURES)

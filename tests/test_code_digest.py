@@ -17,7 +17,7 @@ from ilf.code_digest import code_sha256
 from ilf.models import batches
 from ilf.runner import Runner
 from ilf.sampling import HFSampler, hf
-from ilf.training import fine_tuning, loops, schedules
+from ilf.training import fine_tuning, schedules, stage_jobs
 from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
 from ilf.training.objectives import sft
@@ -27,7 +27,7 @@ SOURCE = '''"""A module."""
 LIMIT = 3
 
 
-class Part:
+class Component:
     """Of a run."""
 
     def work(self, x: int) -> int:
@@ -46,7 +46,7 @@ SOMETHING = {
     "an operator": ("x + LIMIT", "x - LIMIT"),
     "a default": ("x: int)", "x: int = 1)"),
     "a decorator": ("    def work(self, x", "    @staticmethod\n    def work(x"),
-    "another base": ("class Part:", "class Part(dict):"),
+    "another base": ("class Component:", "class Component(dict):"),
 }
 
 
@@ -100,7 +100,7 @@ def test_a_policy_that_another_optimizer_trained_is_not_taken(small_stages, monk
     assert not {"train_refiner", "train_policy"} & set(patched.run()["seconds"]["reused"])
     runs = [one.runner.weights(one.folder / "policy") for one in (first, again, patched)]
     assert runs[0] == runs[1] != runs[2]
-    told = small_stages(*few, "store.any_code=true", "training.policy.epochs=1")  # nothing there to take
+    told = small_stages(*few, "store.ignore_code_changes=true", "training.policy.epochs=1")  # nothing there to take
     assert "train_policy" not in told.run()["seconds"]["reused"]
 
 
@@ -109,7 +109,7 @@ def test_an_edit_that_changes_nothing_can_be_said_to(small_stages, monkeypatch):
     small_stages(*few).run()
     monkeypatch.setattr(hf, "_edited", mine, raising=False)
     monkeypatch.setattr(HFSampler, "_edited", mine, raising=False)
-    told = small_stages(*few, "store.any_code=true").run()
+    told = small_stages(*few, "store.ignore_code_changes=true").run()
     assert set(told["seconds"]["reused"]) == {"zero_shot", "sample"}
     # It needs to be said once: the results are kept under the new code too.
     assert set(small_stages(*few).run()["seconds"]["reused"]) == {"zero_shot", "sample"}
@@ -123,14 +123,14 @@ NEUTRAL = {
         "settings.py",
         "files.py",
         "store.py",
-        "ranks.py",
+        "distributed.py",
         "tracking.py",
-        "ending.py",
+        "shutdown.py",
         "code_digest.py",
         "disk.py",
     ),
-    *("lazy.py", "parts/part.py", "protocols.py"),
-    *("runner.py", "stages.py", "annotators.py", "measures.py", "training/trainer.py"),
+    *("lazy.py", "components/component.py", "protocols.py"),
+    *("runner.py", "stages.py", "annotators.py", "measurements.py", "training/trainer.py"),
     *("analysis/statistics.py", "sandbox/executor.py", "sandbox/probe.py", "sandbox/worker/isolation.py"),
 }
 
@@ -157,8 +157,14 @@ def test_a_stage_runs_no_code_that_its_digest_leaves_out(small_stages, monkeypat
     monkeypatch.setattr(Runner, "do", traced)
     few = ["data.limit.test=2", "data.limit.refine=6", "data.limit.train=6", "sampler.n=2", "evaluate.k=[1]"]
     small_stages(*few, "training.validate_n=1", "training.epochs=1").run()
-    drawing = (loops, *loops.DRAWING, hf, *loops.DECODING, *runner._JUDGING)  # of loops, Drawing.run
-    training = (loops, *loops.TRAINING, hf, *loops.DECODING, ILFModule, sft, schedules, *runner._JUDGING)
+    drawing = (
+        stage_jobs,
+        *stage_jobs.DRAWING,
+        hf,
+        *stage_jobs.DECODING,
+        *runner._JUDGING,
+    )  # of stage_jobs, Drawing.run
+    training = (stage_jobs, *stage_jobs.TRAINING, hf, *stage_jobs.DECODING, ILFModule, sft, schedules, *runner._JUDGING)
     for stage, parts in (
         *((stage, drawing) for stage in ("zero_shot", "sample", "refine", "evaluate")),
         *((stage, training) for stage in ("train_refiner", "train_policy")),

@@ -13,10 +13,10 @@ from ilf.checks import _ALLOWED
 from ilf.models.load import load_tokenizer
 from ilf.sandbox import Limits, Sandbox
 from ilf.settings import Phase
+from ilf.training.dry_run import check_training
 from ilf.training.ilf_module import ILFModule
-from ilf.training.loops import JUDGE, FineTuning, Model
 from ilf.training.mbpp_datamodule import plan_draws
-from ilf.training.trial import check_training
+from ilf.training.stage_jobs import JUDGE, FineTuning, Model
 from ilf.types import Refinement, Splits, Task
 
 FACTORS = {

@@ -18,8 +18,8 @@ from ilf.build import build
 from ilf.checks import check
 from ilf.cli.config import register
 from ilf.cli.search_path import check_arm
+from ilf.components import resolve
 from ilf.feedback.scripted import annotate
-from ilf.parts import resolve
 from ilf.sampling import EngineSampler
 from ilf.settings import Settings
 from ilf.tasks import mini

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT, SMALL, compose_settings
 
-from ilf import parts, tasks
+from ilf import components, tasks
 from ilf.files import sha256
 from ilf.sandbox import Limits, Sandbox
 from ilf.tasks import MBPP, Data, Hub, HumanEval, Jsonl, Mini, Table, mini
@@ -29,7 +29,7 @@ OPTIONS = sorted((ROOT / "conf" / "data").glob("*.yaml"))
 ROW = {"task_id": 7, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
 THEIRS = {"text": "question", "test_list": "asserts", "code": "answer", "split": "part"}
 COLUMNS = [f"data.columns.{ours}={theirs}" for ours, theirs in THEIRS.items()]
-PLACE = Annotated[Data, parts.Needs()]
+PLACE = Annotated[Data, components.Needs()]
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,9 @@ def _no_cache_at_home(monkeypatch, tmp_path):
 @pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
 def test_an_options_file_lists_every_argument_with_the_classs_default(file):
     node = yaml.safe_load(file.read_text())
-    part = parts.read(PLACE, node, "data")
+    part = components.read(PLACE, node, "data")
     assert part == type(part)() and set(node) == {"_target_", *(one.name for one in fields(part))}
-    assert part == parts.read(PLACE, {"_target_": node["_target_"]}, "data")
+    assert part == components.read(PLACE, {"_target_": node["_target_"]}, "data")
 
 
 def test_every_class_has_an_option_of_its_name_in_lower_case():
@@ -176,7 +176,7 @@ def test_a_folder_of_the_hubs_layout_has_the_tasks_of_the_same_file_of_ones_own(
     assert [task.task_id for task in tests] == [10, 12]  # every second row
     files = {"data_files": f"{name}/data/test*", "columns": HubColumns("n", **THEIRS)}
     assert Hub(name=kind.replace("jsonl", "json"), **files).load()[0] == tests
-    numbered = Hub(name=name, splits=["test", "train[:1]"], without=[1], columns=HubColumns(**THEIRS)).load()[0]
+    numbered = Hub(name=name, splits=["test", "train[:1]"], exclude_ids=[1], columns=HubColumns(**THEIRS)).load()[0]
     assert [(task.task_id, task.text) for task in numbered] == [(2, rows[3]["text"]), (3, rows[0]["text"])]
 
 
@@ -212,8 +212,12 @@ BAD = {  # overrides, rows, the error
     "a column that is none of ours": (["+data.columns.tests=x"], broken(), r"^data\.columns\.tests='x'.*test_list"),
     "shares that are no whole": (["data.split.test=0.5"], broken(), r"^data\.split=.*together 1"),
     "no row": (["data.splits=['train[:0]']"], broken(), r"^data\.splits=\['train\[:0\]'\].*no data"),
-    "all left out": (["data.without=[1,2]"], broken(), r"^data\.name='.*': has no row"),
-    "no Test task": (["data.without=[1]"], broken(), r"^data\.name='.*': holds no task of the Test split .*`split`"),
+    "all left out": (["data.exclude_ids=[1,2]"], broken(), r"^data\.name='.*': has no row"),
+    "no Test task": (
+        ["data.exclude_ids=[1]"],
+        broken(),
+        r"^data\.name='.*': holds no task of the Test split .*`split`",
+    ),
     "ids that are text": (["data.columns.task_id=question"], broken(), r"set:train\[0\]: task_id='t'.*type int"),
     "an id twice": (["data.columns.task_id=n"], broken(task_id=1), r"set:train\[1\]: task_id=1.*twice"),
     "a text that is none": ([], broken(text=None), r"set:train\[1\]: text=null: must be of type str"),
@@ -238,7 +242,7 @@ def test_gold_programs_of_a_data_set_that_do_not_pass_are_named_with_how_to_leav
     data = Hub(name=name, columns=HubColumns(**THEIRS))
     with pytest.raises(InputError, match=r"data\.name=.*1 of 2 do not: .*set:train\[1\]: task 2: failed.*`without`"):
         data.check_gold(data.load()[0], Sandbox(Limits()))
-    data = replace(data, without=[2])
+    data = replace(data, exclude_ids=[2])
     data.check_gold(data.load()[0], Sandbox(Limits()))
 
 
@@ -390,7 +394,7 @@ def test_the_tutorials_class_makes_tasks_whose_programs_pass(tmp_path, monkeypat
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "tasks_of_the_tutorial.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    data = parts.read(PLACE, {"_target_": "tasks_of_the_tutorial.Doubles", "count": 10}, "data")
+    data = components.read(PLACE, {"_target_": "tasks_of_the_tutorial.Doubles", "count": 10}, "data")
     made, _ = data.load()
     assert [sum(task.split == split for task in made) for split in ("test", "refine", "train")] == [3, 3, 4]
     data.check_gold(made, Sandbox(Limits()))

@@ -9,11 +9,11 @@ import torch
 from conftest import MINI, ROOT, SMALL, compose_settings
 from transformers import AutoConfig
 
-from ilf.budget import Budget
 from ilf.build import build
 from ilf.disk import check_writable
 from ilf.files import JsonLines, write_atomically
 from ilf.models.load import load_model, load_tokenizer, save
+from ilf.resources import Budget
 from ilf.training.trainer import _Checkpoints
 from ilf.types import InputError
 

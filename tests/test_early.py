@@ -12,12 +12,12 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from ilf.checks import check
 from ilf.checks.numbers import RANGES
+from ilf.components import Component, holds_components
 from ilf.models.load import load_tokenizer
-from ilf.parts import Part, holds_parts
 from ilf.settings import Settings
 from ilf.tasks import Mini
 from ilf.tasks.data import split_tasks
-from ilf.training.trial import check_training
+from ilf.training.dry_run import check_training
 from ilf.types import InputError, NoTrainingExamples
 
 # Numbers that any value suits, or that are checked with what they belong to.
@@ -29,7 +29,7 @@ WITH_TRANSFER = "data@transfer=humaneval"
 def numbers(kind=Settings, key=""):
     """Every setting that holds numbers, with its type; those of parts are below."""
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        if holds_parts(hint):
+        if holds_components(hint):
             continue
         own = f"{key}.{name}" if key else name
         parts = {hint, *typing.get_args(hint)}
@@ -48,7 +48,7 @@ def put(settings, key, value):
     for part in path[:-1]:
         settings = getattr(settings, part)
     node = getattr(settings, path[-1]) if path else settings
-    if isinstance(node, Part):
+    if isinstance(node, Component):
         setattr(settings, path[-1], node.having(**{last: value}))
     else:
         setattr(node, last, value)

@@ -235,7 +235,7 @@ def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, small_stages):
 
 def test_another_scoring_draws_nothing_again(small_stages, monkeypatch):
     first = small_stages("stages=[zero_shot]").run()
-    monkeypatch.setattr("ilf.training.loops.load_model", None)
+    monkeypatch.setattr("ilf.training.stage_jobs.load_model", None)
     again = small_stages("stages=[zero_shot]", "executor.tests=unseen").run()
     assert again["seconds"]["reused"] == [] and again["zero_shot"]["pass@1"] >= first["zero_shot"]["pass@1"]
     assert small_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]
@@ -263,7 +263,7 @@ def test_more_tasks_and_samples_draw_only_what_is_new(small_stages, tmp_path, mo
     assert run(*more, f"store.dir={tmp_path / 'another'}") == grown and len(drawn) == 66
     run(*more, "sampler.temperature=0.7")
     assert len(drawn) == 66  # other programs
-    monkeypatch.setattr("ilf.training.loops.load_model", None)
+    monkeypatch.setattr("ilf.training.stage_jobs.load_model", None)
     fewer = run("data.limit.test=3", "sampler.n=5")
     assert drawn == [] and len(fewer) == 15 and set(fewer) <= set(grown)
 

@@ -66,9 +66,9 @@ def test_settings_are_judged_on_all_of_refine_though_only_some_of_it_is_annotate
 @pytest.mark.parametrize(("more", "count"), [(["select=1"], 20), (["select=4", "data.limit.refine=30"], 120)])
 def test_a_selection_by_few_programs_is_refused_before_anything_is_drawn(small_stages, more, count):
     selecting = "stages=[sample,annotate,train_refiner,refine,train_policy]"
-    with pytest.raises(InputError, match=rf"select=.*judges a setting by {count} programs.*select_least={count}"):
+    with pytest.raises(InputError, match=rf"judges a setting by {count} programs.*select_min_programs={count}"):
         small_stages(selecting, "data.limit.refine=20", *more)
-    small_stages(selecting, "data.limit.refine=20", *more, f"select_least={count}")
+    small_stages(selecting, "data.limit.refine=20", *more, f"select_min_programs={count}")
 
 
 def job(folder: Path, arm: str, passed: float, **phase: float) -> None:
@@ -101,15 +101,15 @@ def test_of_settings_that_do_equally_well_the_one_that_trains_least_is_chosen(
 
 
 def test_the_last_id_of_train_moves_what_comes_after_it_to_test(mbpp_file):
-    settings = compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.train_last=610", "feedback=unit_tests")
+    settings = compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.last_train_id=610", "feedback=unit_tests")
     by_split = {}
     for task in settings.data.load()[0]:
         by_split.setdefault(task.split, []).append(task.task_id)
     assert by_split["test"] == [*range(11, 111), *range(611, 975)] and by_split["train"] == [*range(311, 611)]
     assert by_split["refine"] == [*range(111, 311)] and len(by_split["prompt"]) == 10
     assert settings.data.place_of("test", "train") == "ids 11 to 110, 611 to 974, 311 to 610"
-    with pytest.raises(InputError, match=r"data\.train_last=300"):
-        compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.train_last=300", "feedback=unit_tests")
+    with pytest.raises(InputError, match=r"data\.last_train_id=300"):
+        compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.last_train_id=300", "feedback=unit_tests")
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pytest
 from conftest import compose_settings
 
 from ilf.analysis.results import of_feedback
-from ilf.feedback import from_tests, transforms
+from ilf.feedback import transforms, unit_tests
 from ilf.refinements import Gold, Model
 from ilf.sandbox import Limits, Sandbox
 from ilf.scoring import score
@@ -36,7 +36,7 @@ def sandbox() -> Sandbox:
 def words(body: str, sandbox: Sandbox, task: Task = TASK) -> str:
     text = body if body.startswith("def") else task.prompt + body
     (verdict,) = score([(text, task)], sandbox, "all")
-    return from_tests.in_words(Program(task.task_id, "train", 0, 0, task.prompt, body, text, verdict), task)
+    return unit_tests.in_words(Program(task.task_id, "train", 0, 0, task.prompt, body, text, verdict), task)
 
 
 @pytest.mark.parametrize(

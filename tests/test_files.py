@@ -17,9 +17,9 @@ from ilf.analysis import markdown
 from ilf.analysis.plots import bars, curve, plain
 from ilf.annotation.answers import Answers
 from ilf.build import build
-from ilf.feedback import human, other_model
+from ilf.feedback import human, llm_client
 from ilf.feedback.human import read_annotations
-from ilf.feedback.other_model import OtherModel, check_stored
+from ilf.feedback.llm_client import OtherModel, check_stored
 from ilf.files import JsonLines, read_json, sha256, to_csv, to_json, whole, write_atomically
 from ilf.settings import LLM
 from ilf.store import Store
@@ -73,7 +73,7 @@ KINDS = {
     "another model's answers": (
         "a.jsonl",
         {**ANSWER, "usage": None},
-        other_model.FILE,
+        llm_client.FILE,
         write_jsonl,
         lambda file: check_stored(str(file), ["feedback"]),
         "llm.path",

@@ -12,12 +12,12 @@ from fastapi.testclient import TestClient
 from test_sandbox import LINUX, SMALL, command
 
 from ilf.annotation.answers import Answers
+from ilf.annotation.assignments import Work
 from ilf.annotation.server import application
-from ilf.annotation.work import Work
 from ilf.build import build
-from ilf.feedback.from_tests import in_words
 from ilf.feedback.llm import plan_refinements
 from ilf.feedback.llm_settings import Prompt
+from ilf.feedback.unit_tests import in_words
 from ilf.sandbox import Job, Limits, Sandbox
 from ilf.scoring import score
 from ilf.tasks import Data, Hub, Jsonl

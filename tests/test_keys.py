@@ -60,7 +60,7 @@ VALUES = {
     "evaluate.reviser": "refiner",
     "rounds_from": "last",
     "failing": "any",
-    "select_least": "10",
+    "select_min_programs": "10",
     "refiner.targets": "own",
     "refiner.held_out": "0.1",
     "feedback.choose": "random",

@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 from conftest import MINI, ROOT, lora
 
+from ilf.components import Component
 from ilf.models.load import adapt, load_model, load_tokenizer
-from ilf.parts import Part
 from ilf.sampling import HFSampler
 from ilf.tasks import Mini
 from ilf.tasks.data import Limit
@@ -97,7 +97,7 @@ def test_the_trainer_clips_gradients():
 
 def test_a_schedule_that_needs_an_end_is_refused_without_one():
     with pytest.raises(InputError, match="has no end"):
-        fit({"max_epochs": -1}, scheduler=Part("ilf.training.schedules.linear"))
+        fit({"max_epochs": -1}, scheduler=Component("ilf.training.schedules.linear"))
 
 
 def test_a_model_that_is_given_whole_is_no_hyperparameter(tmp_path):

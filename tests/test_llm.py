@@ -12,7 +12,7 @@ import torch
 from conftest import MINI, SMALL, compose_settings
 
 from ilf.feedback import llm
-from ilf.feedback.other_model import OtherModel, check_stored
+from ilf.feedback.llm_client import OtherModel, check_stored
 from ilf.files import JsonLines
 from ilf.models.load import load_model, load_tokenizer
 from ilf.sampling import ServedSampler

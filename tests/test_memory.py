@@ -11,10 +11,10 @@ from bitsandbytes.functional import QuantState
 from conftest import MINI, OPTIMIZERS, ROOT, compose_settings, lora
 from transformers import AutoConfig, AutoModelForCausalLM, CodeGenConfig
 
-from ilf.budget import Budget, check_memory
 from ilf.models.load import adapt, load_model
 from ilf.models.memory import FineTuning, fine_tuning, sampling
 from ilf.models.optimizer_state import optimizer_bytes
+from ilf.resources import Budget, check_memory
 from ilf.sampling import HFSampler
 from ilf.training.gpu_checks import CODEGEN_6B, run_checks
 from ilf.types import InputError
@@ -113,7 +113,7 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize("work", TOO_LARGE)
 def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, caplog, monkeypatch):
-    monkeypatch.setattr("ilf.budget.device_memory", lambda trainer: ("a small machine", 2 * 10**9))
+    monkeypatch.setattr("ilf.resources.device_memory", lambda trainer: ("a small machine", 2 * 10**9))
     overrides = ["data.limit.train=8", "training.validate_n=0", *TOO_LARGE[work]]
     with pytest.raises(InputError, match=rf"memory='refuse': {work} needs .* GB at its peak") as error:
         small_stages(*overrides)

@@ -22,7 +22,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from ilf.models import graphs, prefill
+from ilf.models import cuda_graphs, prefill
 from ilf.models.batches import choose
 from ilf.models.load import adapt, load_model, load_tokenizer, save
 from ilf.models.prefill import tried
@@ -166,7 +166,7 @@ def test_a_step_that_a_gpu_can_not_capture_is_computed_without(mini, monkeypatch
     sampler, plan = HFSampler(max_new_tokens=20), draws(PROMPTS, 2)
     expected = sample(sampler, model, tokenizer, plan)
     monkeypatch.setattr(model, "_ilf_tried", (True, True))
-    monkeypatch.setattr(graphs, "capturable", lambda tensor: True)  # there is no CUDA to capture anything
+    monkeypatch.setattr(cuda_graphs, "capturable", lambda tensor: True)  # there is no CUDA to capture anything
     assert sample(sampler, model, tokenizer, plan) == expected
     assert "could not be captured" in caplog.text
 

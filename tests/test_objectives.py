@@ -11,7 +11,7 @@ from conftest import ADAMW, CPU, MINI, ROOT, compose_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ilf.measures import with_reference
+from ilf.measurements import with_reference
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.policy_change import target_logps
 from ilf.models.targets import collate, encode
@@ -42,7 +42,7 @@ NAMES = sorted(file.stem for file in (ROOT / "conf" / "objective").glob("*.yaml"
 OBJECTIVES = {
     "sft": SFT(),
     "dpo": DPO(sft_weight=0.5, label_smoothing=0.1),
-    "dpo, length-normalised": DPO(length_normalised=True),
+    "dpo, length-normalized": DPO(length_normalised=True),
     "focused_dpo": FocusedDPO(sft_weight=0.1),
     "kto": KTO(sft_weight=0.2),
     "weighted": Weighted(baseline="group", negatives=2),
@@ -448,7 +448,7 @@ def test_a_run_with_each_objective_trains_on_the_same_tasks(name, small_stages, 
 def test_reference_log_probabilities_are_computed_once_and_kept(small_stages, shared_store, monkeypatch):
     stages = small_stages(shared_store, "objective=dpo", *FEW)
     stages.run()
-    monkeypatch.setattr("ilf.measures.target_logps", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("ilf.measurements.target_logps", lambda *_: pytest.fail("computed again"))
     again = small_stages(shared_store, "objective=dpo", "objective.beta=0.3", *FEW)
     assert again.run()["status"] == "complete"
     rows = stages.settings.objective.examples(data(stages.tokenizer, count=1))

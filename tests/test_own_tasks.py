@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ilf.build import build
-from ilf.feedback.from_tests import in_words
 from ilf.feedback.human import read_annotations
+from ilf.feedback.unit_tests import in_words
 from ilf.sandbox import Limits, Sandbox
 from ilf.tasks import MBPP, Jsonl
 from ilf.tasks.data import SPLITS, job_of
@@ -143,7 +143,7 @@ UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, 
     "no Refine task to choose by": (
         [
             "select=1",
-            "select_least=1",
+            "select_min_programs=1",
             "feedback=unit_tests",
             "refinements=gold",
             "refinements.tasks=annotated",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ilf.executors import LocalExecutor, RayExecutor
 from ilf.sandbox import Job, Limits, Sandbox
 from ilf.sandbox.packages import find
-from ilf.sandbox.worker import arrays, plain
+from ilf.sandbox.worker import arrays, serialization
 from ilf.types import InputError
 
 SITE = Path(np.__file__).parent.parent
@@ -627,7 +627,7 @@ def test_messages_that_lie_pass_nothing_and_leave_the_judge_as_it_is(numpy_only,
 
 
 def test_what_crosses_is_bounded():
-    with pytest.raises(plain.TooLong):
+    with pytest.raises(serialization.TooLong):
         arrays.taken(np.broadcast_to(np.int8(0), 1 << 40))
 
 

@@ -7,7 +7,7 @@ from conftest import CPU, MINI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ilf.feedback.from_tests import in_words
+from ilf.feedback.unit_tests import in_words
 from ilf.models.load import load_tokenizer
 from ilf.refinements import Gold
 from ilf.sampling import Sampler

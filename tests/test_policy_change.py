@@ -257,7 +257,7 @@ def test_what_was_measured_before_memory_ran_out_is_in_the_results(small_stages,
     def fail(*arguments):
         raise torch.OutOfMemoryError("no room for a second policy")
 
-    monkeypatch.setattr("ilf.measures.divergence", fail)
+    monkeypatch.setattr("ilf.measurements.divergence", fail)
     found = small_stages("refinements=gold", "refinements.tasks=annotated", "training.epochs=1").run()
     assert found["status"] == "complete" and found["finetuned"] and found["kl"] is None
     assert found["weight_change"]["all"] > 0

@@ -38,7 +38,7 @@ SHORTER = {
         "training.policy.batch_size=8",
         "training.policy.epochs=1",
         "select=1",
-        "select_least=20",
+        "select_min_programs=20",
     ],
     "scorer_effect": ["arm=ilf,gold"],
     "figure4": ["feedback.limit=3,6"],
@@ -394,7 +394,11 @@ def test_what_a_search_tries_is_everything_that_its_jobs_override():
 def test_optuna_searches_on_refine(study):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="requirements-extras.txt is not installed")
     folder = study(
-        "mini/optuna", "hydra.sweeper.n_trials=2", "select=1", "select_least=20", "training.policy.epochs=range(1,2)"
+        "mini/optuna",
+        "hydra.sweeper.n_trials=2",
+        "select=1",
+        "select_min_programs=20",
+        "training.policy.epochs=range(1,2)",
     )
     tried, chosen = results(folder), results(folder / "chosen")
     assert len(tried) == 2 and all(r["finetuned"] is None for r in tried) and len(chosen) == 1

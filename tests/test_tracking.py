@@ -17,8 +17,8 @@ from test_end_to_end import wandb_records
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
 from ilf.build import build
+from ilf.components import Component
 from ilf.outputs import summary_of
-from ilf.parts import Part
 from ilf.scoring import score
 from ilf.stages import Stages
 from ilf.tracking import _FOLDERS, Tracker, check_wandb
@@ -362,13 +362,13 @@ sys.addaudithook(hear)
 from pathlib import Path
 
 from ilf.outputs import summary_of
-from ilf.parts import Part
+from ilf.components import Component
 from ilf.tracking import Tracker
 
 folder = Path(sys.argv[1])
 (folder / "results.json").write_text("{}")
 own = {"project": "ilf", "mode": "offline", "save_dir": str(folder)}
-loggers, config = {"wandb": Part("pytorch_lightning.loggers.WandbLogger", own)}, {"seed": 0, "study": None}
+loggers, config = {"wandb": Component("pytorch_lightning.loggers.WandbLogger", own)}, {"seed": 0, "study": None}
 tracker = Tracker(loggers, folder, config, "ilf", None)
 tracker.programs("zero_shot", [])
 tracker.artifact(folder / "results.json")
@@ -445,7 +445,7 @@ def test_where_wandb_writes_may_be_chosen_and_is_each_runs_own(tmp_path, monkeyp
 
 
 def wandb(**own):
-    return {"wandb": Part("pytorch_lightning.loggers.WandbLogger", own)}
+    return {"wandb": Component("pytorch_lightning.loggers.WandbLogger", own)}
 
 
 REFUSED = {
@@ -468,7 +468,7 @@ def test_what_wandb_refuses_is_an_error_at_the_start(case, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"(?s)^{re.escape(name)}={re.escape(repr(value))}: .*{reason}"):
         check_wandb(logger, sweep=False)
-    check_wandb({"csv": Part("pytorch_lightning.loggers.CSVLogger")}, sweep=True)
+    check_wandb({"csv": Component("pytorch_lightning.loggers.CSVLogger")}, sweep=True)
 
 
 def test_no_secret_is_shown(monkeypatch):

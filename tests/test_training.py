@@ -6,10 +6,10 @@ from conftest import ADAMW, CPU, MINI, OPTIMIZERS, lora, wrong_programs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ilf.components import Component
 from ilf.feedback.scripted import annotate
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.targets import encode
-from ilf.parts import Part
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.training.fine_tuning import LINEAR
@@ -240,7 +240,7 @@ def test_a_short_last_step_weighs_its_examples_as_the_others_do(folder, tokenize
     """Of 5 examples in steps of 4, the last one would move the model four times as far as the others do."""
     once = {
         "epochs": 1,
-        "optimizer": Part("torch.optim.SGD"),
+        "optimizer": Component("torch.optim.SGD"),
         "scheduler": None,
         "trainer": CPU.without("gradient_clip_val"),
     }

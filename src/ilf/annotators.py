@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from ilf.components import key_of
 from ilf.feedback.source import Failing, Source, Writing
 from ilf.files import JsonLines, sha256
-from ilf.other_answers import OtherAnswers
-from ilf.parts import key_of
+from ilf.llm_answers import LLMAnswers
 from ilf.runner import Runner
 from ilf.scoring import score
 from ilf.store import Entry
@@ -30,7 +30,7 @@ class Annotators:
     """
 
     def __init__(
-        self, runner: Runner, tasks: Splits, known: Mapping[str, Sequence[Feedback]], other: OtherAnswers
+        self, runner: Runner, tasks: Splits, known: Mapping[str, Sequence[Feedback]], other: LLMAnswers
     ) -> None:
         self.runner, self.settings, self.tasks = runner, runner.settings, tasks
         self.known, self.other = known, other

@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from ilf import ranks
+from ilf import distributed
 from ilf.analysis.jobs import arm_name
-from ilf.budget import check_plan
 from ilf.checks.tasks import check_scoring, check_tasks, check_tests
 from ilf.disk import check_writable
 from ilf.feedback import llm
-from ilf.feedback.other_model import check_stored
+from ilf.feedback.llm_client import check_stored
 from ilf.models.folder import check_model
 from ilf.models.load import resolve
+from ilf.resources import check_plan
 from ilf.settings import Settings
 from ilf.stages import Stages
 from ilf.store import Store
 from ilf.tasks.data import split_tasks
 from ilf.tasks.near_duplicates import near_duplicates
 from ilf.tracking import Tracker
-from ilf.training.trial import check_training, trainings
+from ilf.training.dry_run import check_training, trainings
 from ilf.types import Feedback, InputError, Inputs
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ def build(settings: Settings) -> Stages:
         model, config, tokenizer = _model(settings)
         check_training(settings, config, inputs.tasks)
         strategy, devices = (settings.trainer.get(name, "auto") for name in ("strategy", "devices"))
-        ranks.join("auto" if strategy == "auto" else str(strategy), None if devices == "auto" else devices)
-        store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.any_code)
+        distributed.join("auto" if strategy == "auto" else str(strategy), None if devices == "auto" else devices)
+        store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.ignore_code_changes)
         check_plan(settings, config, tokenizer, inputs.tasks)
         sandbox = settings.executor.start()
         for key, one, own in (("data", settings.data, tasks), ("transfer", settings.transfer, inputs.tasks.transfer)):

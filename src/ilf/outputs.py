@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ilf import ranks
+from ilf import distributed
 from ilf.analysis import report, results
 from ilf.analysis.schema import PARTS, Results
 from ilf.files import to_json, write_atomically
-from ilf.measures import measure
+from ilf.measurements import measure
 from ilf.models.tokens import end_of_text, front_tokens
 from ilf.runner import Runner
 from ilf.settings import STAGES, Settings
@@ -54,7 +54,7 @@ def write_outputs(
         dtypes={stage: _dtype(runner, stage) for stage in ("sample", "evaluate")},
         scoring=runner.scoring,
         isolation=asdict(runner.sandbox.isolation),
-        processes=ranks.count(),
+        processes=distributed.count(),
         halvings=runner.halvings,
         seconds={name: runner.seconds.get(name) for name in STAGES},
         reused=runner.reused,

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from ilf import ranks
+from ilf import distributed
 from ilf import scoring as scorer
 from ilf.code_digest import Code, code_sha256
+from ilf.components import Component
 from ilf.executors import Judge
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
-from ilf.models import load, packed, policy_change, targets, tokens
+from ilf.models import load, onednn_linear, policy_change, targets, tokens
 from ilf.models.load import Model, load_tokenizer, sampling_dtype
-from ilf.parts import Part
 from ilf.protocols import Sampler
 from ilf.sandbox import executor, jobs, packages, processes, worker
 from ilf.settings import Settings
@@ -30,7 +30,7 @@ from ilf.tasks import prompts
 from ilf.tasks.data import job_of
 from ilf.tracking import Tracker
 from ilf.training import unit_test_callback
-from ilf.training.loops import DECODING, JUDGE, METRICS, TAKEN, Drawing, FineTuning
+from ilf.training.stage_jobs import DECODING, JUDGE, METRICS, TAKEN, Drawing, FineTuning
 from ilf.training.trainer import training_device
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
@@ -137,7 +137,7 @@ class Runner:
 
     def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
         """Return what is measured on the results of stages, from the store where that was done before."""
-        code = code_sha256(policy_change, targets, load, packed, tokens, *DECODING)
+        code = code_sha256(policy_change, targets, load, onednn_linear, tokens, *DECODING)
         with self.store.entry("measure", {"measure": name, "code": code, **key}) as entry:
             done = entry.done or entry.finish({"found": work()})
         return done["found"]
@@ -206,7 +206,7 @@ class Runner:
             self._take_from_earlier(stage, draws, entry)
             needed = job.samples(job.taken(entry.path))
             with job.sampler.ready(job.model.folder, self.folder) if needed else nullcontext():
-                found, halvings = ranks.call(job.run, judge, entry.path, loggers=self.tracker.loggers)
+                found, halvings = distributed.call(job.run, judge, entry.path, loggers=self.tracker.loggers)
             programs.extend(found)
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")
             rows.path.unlink(missing_ok=True)
@@ -266,7 +266,7 @@ class Runner:
         stage = f"train_{name}"
 
         def work(entry: Entry) -> dict[str, Any]:
-            return ranks.call(job.run, self._judge(stage, self.tasks), entry.path, loggers=self.tracker.loggers)
+            return distributed.call(job.run, self._judge(stage, self.tasks), entry.path, loggers=self.tracker.loggers)
 
         path, facts = self.do(stage, job.key(), work)
         if stage in self.reused:
@@ -277,7 +277,7 @@ class Runner:
         self.tracker.artifact(self.folder / name)
         return path / "model"
 
-    def _judge(self, stage: str, tasks: Mapping[int, Task]) -> Part:
+    def _judge(self, stage: str, tasks: Mapping[int, Task]) -> Component:
         """Return what makes the callback that executes the programs of a stage."""
         own = {"sandbox": self.sandbox, "tests": self.settings.executor.tests, "tasks": tasks, "stage": stage}
         return self.settings.callbacks[JUDGE].having(**own)

@@ -1,7 +1,7 @@
 """Every setting, typed. The files under conf/ fill these in; cli/config.py checks them.
 
 Plain dataclasses of the standard library: Hydra validates types against them, and everything below cli/ takes them as
-ordinary arguments. A field whose type is `Part` is a class or function that an option names by `_target_`.
+ordinary arguments. A field whose type is `Component` is a class or function that an option names by `_target_`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import functools
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
+from ilf.components import Component, Needs
 from ilf.executors import Executor, LocalExecutor
 from ilf.feedback.composed import named
 from ilf.feedback.llm_settings import LLM
 from ilf.feedback.source import Source
-from ilf.parts import Needs, Part
 from ilf.protocols import Objective, Refiner, Sampler
 from ilf.refinements import Refinements
 from ilf.tasks.data import Data
@@ -23,27 +23,27 @@ STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_p
 
 
 # Classes and functions of other libraries, or of a user: any that a part's kind allows, by `_target_`.
-OptimizerPart = Annotated[Part, Needs("torch.optim.Optimizer", positional=1, given=("lr",))]
+OptimizerComponent = Annotated[Component, Needs("torch.optim.Optimizer", positional=1, given=("lr",))]
 STEPS = ("num_training_steps", "total_steps", "T_max")  # what schedulers call the optimizer steps of a training
 _SCHEDULER = "torch.optim.lr_scheduler.LRScheduler"
-SchedulerPart = Annotated[Part | None, Needs(_SCHEDULER, positional=1, offered=STEPS)]
-AdapterPart = Annotated[Part | None, Needs("peft.PeftConfig")]
-CallbackPart = Annotated[Part, Needs("pytorch_lightning.Callback")]
-LoggerPart = Annotated[Part, Needs("pytorch_lightning.loggers.Logger")]
+SchedulerComponent = Annotated[Component | None, Needs(_SCHEDULER, positional=1, offered=STEPS)]
+AdapterComponent = Annotated[Component | None, Needs("peft.PeftConfig")]
+CallbackComponent = Annotated[Component, Needs("pytorch_lightning.Callback")]
+LoggerComponent = Annotated[Component, Needs("pytorch_lightning.loggers.Logger")]
 _OF_A_RUN = ("callbacks", "logger", "plugins", "num_nodes", "use_distributed_sampler", "default_root_dir")
 _OF_A_FIT = ("enable_checkpointing", "reload_dataloaders_every_n_epochs")
 _MODULE = ("model", "tokenizer", "sampler", "optimizer", "scheduler", "objective", "seed")
-ModulePart = Annotated[Part, Needs("ilf.training.fine_tuning.FineTuningModule", given=_MODULE)]
-DatamodulePart = Annotated[Part, Needs(given=("tokenizer", "contents", "batch_size", "seed"))]
-TrainerPart = Annotated[Part, Needs("pytorch_lightning.Trainer", given=(*_OF_A_RUN, *_OF_A_FIT))]
+ModuleComponent = Annotated[Component, Needs("ilf.training.fine_tuning.FineTuningModule", given=_MODULE)]
+DatamoduleComponent = Annotated[Component, Needs(given=("tokenizer", "contents", "batch_size", "seed"))]
+TrainerComponent = Annotated[Component, Needs("pytorch_lightning.Trainer", given=(*_OF_A_RUN, *_OF_A_FIT))]
 
 
 @dataclass
 class Modules:
     """The Lightning modules of the two fine-tunings."""
 
-    refiner: ModulePart = field(default_factory=lambda: Part("ilf.training.RefineModule"))
-    policy: ModulePart = field(default_factory=lambda: Part("ilf.training.ILFModule"))
+    refiner: ModuleComponent = field(default_factory=lambda: Component("ilf.training.RefineModule"))
+    policy: ModuleComponent = field(default_factory=lambda: Component("ilf.training.ILFModule"))
 
 
 @dataclass
@@ -120,7 +120,7 @@ class StoreSettings:
 
     dir: str = ".ilf"
     reuse: bool = True
-    any_code: bool = False  # true: what other code has made is taken; you say that the edit changes nothing
+    ignore_code_changes: bool = False  # true: what other code has made is taken; you say that the edit changes nothing
     prune_days: float | None = None  # with mode=store: remove what was not used for so many days
 
 
@@ -170,31 +170,31 @@ class Settings:
     failing: str = "all"  # all: a task fails where all of its samples are wrong, as in the paper | any: where one is
     rounds: int = 1  # of the algorithm, each with samples and feedback of the newest policy
     rounds_from: str = "base"  # what each round fine-tunes: base, on all rounds' examples | last, on the new ones
-    data: Annotated[Data, Needs()] = field(default_factory=Part("ilf.tasks.Mini"))
+    data: Annotated[Data, Needs()] = field(default_factory=Component("ilf.tasks.Mini"))
     transfer: Annotated[Data | None, Needs()] = None  # another data set to evaluate on, by data@transfer=...
     model: Model = field(default_factory=Model)
-    feedback: Annotated[Source, Needs()] = field(default_factory=Part("ilf.feedback.UnitTests"))
-    refiner: Annotated[Refiner, Needs()] = field(default_factory=Part("ilf.refiners.FineTuned"))
-    refinements: Annotated[Refinements, Needs()] = field(default_factory=Part("ilf.refinements.Model"))
+    feedback: Annotated[Source, Needs()] = field(default_factory=Component("ilf.feedback.UnitTests"))
+    refiner: Annotated[Refiner, Needs()] = field(default_factory=Component("ilf.refiners.FineTuned"))
+    refinements: Annotated[Refinements, Needs()] = field(default_factory=Component("ilf.refinements.Model"))
     llm: LLM = field(default_factory=LLM)
-    sampler: Annotated[Sampler, Needs()] = field(default_factory=Part("ilf.sampling.HFSampler"))
+    sampler: Annotated[Sampler, Needs()] = field(default_factory=Component("ilf.sampling.HFSampler"))
     executor: Annotated[Executor, Needs()] = field(default_factory=LocalExecutor)
-    adapter: AdapterPart = None
-    optimizer: OptimizerPart = field(default_factory=lambda: Part("torch.optim.AdamW"))
-    objective: Annotated[Objective, Needs()] = field(default_factory=Part("ilf.training.objectives.SFT"))
+    adapter: AdapterComponent = None
+    optimizer: OptimizerComponent = field(default_factory=lambda: Component("torch.optim.AdamW"))
+    objective: Annotated[Objective, Needs()] = field(default_factory=Component("ilf.training.objectives.SFT"))
     module: Annotated[Modules, Needs()] = field(default_factory=Modules)
-    datamodule: DatamodulePart = field(default_factory=lambda: Part("ilf.training.MBPPDataModule"))
-    scheduler: SchedulerPart = field(default_factory=lambda: Part("ilf.training.schedules.linear"))
+    datamodule: DatamoduleComponent = field(default_factory=lambda: Component("ilf.training.MBPPDataModule"))
+    scheduler: SchedulerComponent = field(default_factory=lambda: Component("ilf.training.schedules.linear"))
     training: Training = field(default_factory=Training)
-    trainer: TrainerPart = field(default_factory=lambda: Part("pytorch_lightning.Trainer"))
-    callbacks: dict[str, CallbackPart] = field(default_factory=dict)
+    trainer: TrainerComponent = field(default_factory=lambda: Component("pytorch_lightning.Trainer"))
+    callbacks: dict[str, CallbackComponent] = field(default_factory=dict)
     memory: str = "refuse"  # where a run needs more memory than its device has, or disk than is free: refuse | warn
     save: Save = field(default_factory=Save)
     evaluate: Evaluate = field(default_factory=Evaluate)
     measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])  # and perplexity; see measures.py
     select: int = 0  # above 0: a sweep judges settings by so many programs a Refine task, and the best see Test once
-    select_least: int = 400  # programs on Refine, in all, below which a selection is refused as chance
-    logger: Annotated[dict[str, LoggerPart], Needs(beside=("mode",))] = field(default_factory=dict)
+    select_min_programs: int = 400  # programs on Refine, in all, below which a selection is refused as chance
+    logger: Annotated[dict[str, LoggerComponent], Needs(beside=("mode",))] = field(default_factory=dict)
     store: StoreSettings = field(default_factory=StoreSettings)
     extras: Extras = field(default_factory=Extras)
     pretrain: Pretraining = field(default_factory=Pretraining)

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ilf import algorithm, ending, training_set
+from ilf import algorithm, shutdown, training_set
 from ilf.analysis.schema import Results
 from ilf.annotators import Annotators
 from ilf.executors import Judge
 from ilf.feedback.source import worked_examples
 from ilf.files import JsonLines
-from ilf.measures import with_reference
-from ilf.other_answers import OtherAnswers
+from ilf.llm_answers import LLMAnswers
+from ilf.measurements import with_reference
 from ilf.outputs import write_outputs
 from ilf.paths import check_model_folder
 from ilf.protocols import Refining
@@ -71,7 +71,7 @@ class Stages:
     ) -> None:
         self.settings, self.inputs, self.tasks, self.model = settings, inputs, inputs.tasks, model
         self.runner = Runner(settings, self.tasks.by_id, model, store, sandbox, tracker)
-        self.other = OtherAnswers(self.runner, llm_folder)
+        self.other = LLMAnswers(self.runner, llm_folder)
         self.annotators = Annotators(self.runner, self.tasks, inputs.known, self.other)
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
@@ -119,7 +119,7 @@ class Stages:
         except NotRequested as stop:
             status, missing = "partial", str(stop)
         finally:
-            if ending.pending():
+            if shutdown.pending():
                 status = "interrupted"
             found = write_outputs(self.runner, self.inputs, outcome, status, self.validation, self.other.counts)
         order = list(STAGES)

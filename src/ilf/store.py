@@ -101,11 +101,11 @@ class Store:
     Args:
         root: The folder; made when first written.
         reuse: False removes what a key has and does the stage again.
-        any_code: True takes what other code has made, where nothing else of the key differs: the edit changes nothing.
+        ignore_code_changes: True reuses results of an earlier version of the code, where all else is the same.
     """
 
-    def __init__(self, root: Path, reuse: bool = True, any_code: bool = False) -> None:
-        self.root, self.reuse, self.any_code = root, reuse, any_code
+    def __init__(self, root: Path, reuse: bool = True, ignore_code_changes: bool = False) -> None:
+        self.root, self.reuse, self.ignore_code_changes = root, reuse, ignore_code_changes
         self.cache = root / "digests.json"
 
     def _path(self, stage: str, key: dict[str, Any]) -> Path:
@@ -138,13 +138,14 @@ class Store:
             elif problem := entry.problem():
                 self._set_aside(entry, problem)
             elif not (path / mark).exists() and (other := self._of_other_code(entry, key)):
-                log.warning("%s: taken from %s, which other code has made (store.any_code=true)", stage, other)
+                said = "%s: reused from %s, which another version of the code wrote (store.ignore_code_changes=true)"
+                log.warning(said, stage, other)
                 shutil.copytree(other, path, copy_function=link_or_copy, ignore=_HIDDEN, dirs_exist_ok=True)
             write_atomically(path / "key.json", to_json(key, indent=1, sort_keys=True))
             yield entry
 
     def _of_other_code(self, entry: Entry, key: dict[str, Any]) -> Path | None:
-        if self.any_code:
+        if self.ignore_code_changes:
             for other in self._like(entry.path, key, "code"):
                 if _is_whole(Entry(other, entry.mark, self.cache)):
                     return other

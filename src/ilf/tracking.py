@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ilf.parts import Part
+from ilf.components import Component
 from ilf.types import InputError, Program
 
 # What is attached of a run's folder: each file's artifact, its type, and the artifacts that it was made of.
@@ -36,7 +36,7 @@ _FOLDERS = {  # that W&B writes to, in a home folder or the working one unless i
 _LONGEST = "transfer-llm-refinements-round-99"  # name of an artifact, to which the run's id is added
 
 
-def is_wandb(logger: Part) -> bool:
+def is_wandb(logger: Component) -> bool:
     """Return whether a logger is Lightning's for W&B, or derives from it."""
     from pytorch_lightning.loggers import WandbLogger
 
@@ -44,7 +44,7 @@ def is_wandb(logger: Part) -> bool:
     return isinstance(target, type) and issubclass(target, WandbLogger)
 
 
-def check_wandb(loggers: Mapping[str, Part], sweep: bool) -> None:
+def check_wandb(loggers: Mapping[str, Component], sweep: bool) -> None:
     """Check what W&B takes only later, or for another run: the project's name, and its variables.
 
     Args:
@@ -92,7 +92,7 @@ class Tracker:
     """
 
     def __init__(
-        self, loggers: Mapping[str, Part], folder: Path, config: dict[str, Any], arm: str, group: str | None
+        self, loggers: Mapping[str, Component], folder: Path, config: dict[str, Any], arm: str, group: str | None
     ) -> None:
         self.loggers: list[Any] = []
         self.upload: str | None = None  # the command, after `close`
@@ -111,7 +111,7 @@ class Tracker:
             if type(logger).__name__ == "TensorBoardLogger":
                 self._tensorboard.append(logger.experiment)
 
-    def _wandb(self, name: str, part: Part, folder: Path, config: dict[str, Any], group: str | None) -> Any:
+    def _wandb(self, name: str, part: Component, folder: Path, config: dict[str, Any], group: str | None) -> Any:
         """Begin a run of Weights & Biases; group and job type are filled in where the configuration has none."""
         mode = part.get("mode") or "online"
         if mode != "online":  # its client would tell W&B's server how long things took and what failed

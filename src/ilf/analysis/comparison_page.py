@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from ilf.analysis.arms import Arm, Row
+from ilf.analysis.formatting import model_name, p_text, percent
 from ilf.analysis.jobs import Job
 from ilf.analysis.markdown import inline, table
 from ilf.analysis.plots import Point, bars
-from ilf.analysis.wording import model_name, p_text, percent
 
 _SHOWN_PAIRS = 15  # in comparison.md; more are in comparison_pairs.csv
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ilf.analysis.formatting import model_name, p_text, percent, samples
 from ilf.analysis.jobs import arm_name
 from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
 from ilf.analysis.schema import Learnt, Metrics, Results
-from ilf.analysis.wording import model_name, p_text, percent, samples
 from ilf.installation import COMMAND
 from ilf.tasks.prompts import lines_of
 from ilf.types import Outcome, Splits

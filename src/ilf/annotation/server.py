@@ -20,10 +20,10 @@ from pygments.lexers.python import PythonLexer
 from pygments.token import Token
 
 from ilf.analysis.refinements import edit_distance
-from ilf.annotation.work import Refused, Work
-from ilf.ending import Interrupted, dismiss
+from ilf.annotation.assignments import Refused, Work
 from ilf.files import whole
 from ilf.settings import Annotate
+from ilf.shutdown import Interrupted, dismiss
 from ilf.types import InputError
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ilf.analysis.jobs import job_folders
-from ilf.checks.content import check_content
+from ilf.checks.experiment import check_content
 from ilf.checks.keys import check_texts
-from ilf.checks.machinery import check_machinery
 from ilf.checks.numbers import check_finite, check_numbers
+from ilf.checks.runtime import check_machinery
 from ilf.paths import check_path, check_target
 from ilf.settings import STAGES, Settings, value_of
 from ilf.types import InputError

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from ilf.components import Component, holds_components
 from ilf.feedback.llm import uses
 from ilf.files import whole
 from ilf.installation import COMMAND
-from ilf.parts import Part, holds_parts
 from ilf.settings import Phase, Settings
 from ilf.types import InputError
 
@@ -40,7 +40,7 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "objective.": ("every arm but refinements=none", lambda s: s.refinements.trains),
     "evaluate.feedback": ("evaluate.turns above 0", lambda s: s.evaluate.turns > 0),
     "evaluate.reviser": ("evaluate.turns above 0", lambda s: s.evaluate.turns > 0),
-    "select_least": ("select above 0", lambda s: s.select > 0),
+    "select_min_programs": ("select above 0", lambda s: s.select > 0),
     "rounds_from": ("rounds above 1", lambda s: s.rounds > 1),
     "llm.": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
     "training.refiner.": ("refiner=finetuned", lambda s: s.refiner.trains),
@@ -75,7 +75,7 @@ def check_known(settings: Settings) -> None:
 
 
 # Groups whose options say their name; those of parts are told by Hydra, and a part's own `name` is anything.
-_NAMED = {name for name, hint in get_type_hints(Settings, include_extras=True).items() if not holds_parts(hint)}
+_NAMED = {name for name, hint in get_type_hints(Settings, include_extras=True).items() if not holds_components(hint)}
 # Keys of earlier versions, and what they are called now.
 MOVED = {
     "feedback.name": "feedback",
@@ -87,9 +87,13 @@ MOVED = {
     "adapter.dropout": "adapter.lora_dropout",
     "adapter.quantize": "training.quantize",
     "adapter.rank": "adapter.r",
+    "data.train_last": "data.last_train_id",
+    "data.without": "data.exclude_ids",
     "compare": "compare.folders",
     "logger.project": "logger.wandb.project",
     "trainer.memory": "memory",
+    "select_least": "select_min_programs",
+    "store.any_code": "store.ignore_code_changes",
     "training.clip": "trainer.gradient_clip_val",
     "training.warmup_steps": "scheduler.num_warmup_steps",
 }
@@ -126,7 +130,7 @@ def known_keys() -> list[str]:
         hints, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
         for field in fields(kind):
             yield f"{prefix}{field.name}"
-            if holds_parts(annotated[field.name]):
+            if holds_components(annotated[field.name]):
                 continue
             options = getattr(hints[field.name], "__args__", ())  # of an optional group
             for one in (hints[field.name], *options):
@@ -194,5 +198,5 @@ def _nodes(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the prefix and the instance of each group of settings."""
     yield prefix, node
     for name, value in vars(node).items():
-        if is_dataclass(value) and not isinstance(value, Part):
+        if is_dataclass(value) and not isinstance(value, Component):
             yield from _nodes(value, f"{prefix}{name}.")

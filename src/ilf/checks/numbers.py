@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ilf.parts import Part
+from ilf.components import Component
 from ilf.settings import Settings, value_of
 from ilf.types import InputError
 
@@ -53,7 +53,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "llm.shots",
             "training.validate_n",
             "select",
-            "select_least",
+            "select_min_programs",
             "evaluate.turns",
             "evaluate.temperature",
             "evaluate.top_k",
@@ -72,7 +72,7 @@ def check_finite(settings: Settings) -> None:
 
 def _floats(key: str, value: Any) -> Iterator[tuple[str, float]]:
     """Yield every float in settings with its key, of lists and free fields too."""
-    if isinstance(value, Part):  # `parts` has looked at it
+    if isinstance(value, Component):  # `parts` has looked at it
         return
     if is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}

@@ -66,11 +66,11 @@ def _check_selection(settings: Settings, tasks: int) -> None:
     Of two settings that pass half of 400 independent programs each, a difference of 10 points is found with 80% power.
     """
     count = settings.select * tasks
-    if 0 < count < settings.select_least:
-        each = -(-settings.select_least // tasks)
-        allowed = f"judges a setting by {count} programs on {tasks} tasks of Refine, fewer than select_least"
-        advice = f"Use select={each}, more tasks (data.limit.refine), or select_least={count} for a trial."
-        raise InputError("select", settings.select, f"{allowed}={settings.select_least}", advice)
+    if 0 < count < settings.select_min_programs:
+        each = -(-settings.select_min_programs // tasks)
+        allowed = f"judges a setting by {count} programs on {tasks} tasks of Refine, fewer than select_min_programs"
+        advice = f"Use select={each}, more tasks (data.limit.refine), or select_min_programs={count} for a trial."
+        raise InputError("select", settings.select, f"{allowed}={settings.select_min_programs}", advice)
 
 
 def check_tests(tests: str, tasks: Splits) -> None:

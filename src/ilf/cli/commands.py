@@ -70,8 +70,8 @@ def check_gpu(settings: Settings) -> None:
 def annotate(settings: Settings) -> None:
     """Serve the page for feedback on the programs that fail, of a run with these settings."""
     from ilf.annotation.answers import Answers
+    from ilf.annotation.assignments import Work
     from ilf.annotation.server import bind, serve
-    from ilf.annotation.work import Work
 
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         raise InputError("mode", "annotate", "is for one run, and this is a sweep", "Leave out -m and the study.")

@@ -22,10 +22,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from ilf import ending
+from ilf import shutdown
 from ilf.cli.search_path import OwnFolders, check_sources
+from ilf.components import Component, holds_components, read
 from ilf.installation import COMMAND
-from ilf.parts import Part, holds_parts, read
 from ilf.run_folder import claimed
 from ilf.settings import Settings
 from ilf.types import InputError
@@ -63,7 +63,7 @@ def _schema() -> type:
     for one in fields(Settings):
         if one.name in _OF_A_COMMAND:
             continue
-        if holds_parts(hints[one.name]):
+        if holds_components(hints[one.name]):
             made.append((one.name, dict[str, Any] | None, field(default=None)))
         else:
             made.append((one.name, get_type_hints(Settings)[one.name], one))
@@ -111,7 +111,7 @@ def settings_from(
     hints = get_type_hints(Settings, include_extras=True)
     assert isinstance(plain, Schema)
     known = {one.name: getattr(plain, one.name) for one in fields(Settings) if one.name not in _OF_A_COMMAND}
-    parts = {name: read(hints[name], node, name) for name, node in known.items() if holds_parts(hints[name])}
+    parts = {name: read(hints[name], node, name) for name, node in known.items() if holds_components(hints[name])}
     settings = Settings(**known | parts)
     settings.overrides, settings.chosen = list(overrides), dict(chosen or {})
     settings.arm = settings.arm or settings.option("refinements")
@@ -134,11 +134,13 @@ def _check_addresses(key: str, node: Any) -> None:
         raise InputError(key, "(not shown)", allowed, advice)
 
 
-def loggers_of(config: DictConfig) -> dict[str, Part]:
+def loggers_of(config: DictConfig) -> dict[str, Component]:
     """Return the loggers of a sweep's configuration, before any of its jobs has a folder."""
     nodes = {name: node for name, node in (config.logger or {}).items() if OmegaConf.is_dict(node)}
     return {
-        str(name): Part(node._target_, {key: node[key] for key in ("project", "mode") if node.get(key) is not None})
+        str(name): Component(
+            node._target_, {key: node[key] for key in ("project", "mode") if node.get(key) is not None}
+        )
         for name, node in nodes.items()
     }
 
@@ -193,7 +195,7 @@ def explain(error: Exception) -> str | None:
         file, key = in_a_file.groups()
         if key not in known_keys():
             return str(unknown_key(key, f"(in {file}.yaml)"))
-    return str(error) if isinstance(error, HydraException) else ending.explain(error)
+    return str(error) if isinstance(error, HydraException) else shutdown.explain(error)
 
 
 @contextmanager

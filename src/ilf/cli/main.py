@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ilf import ending, ranks
+from ilf import distributed, shutdown
 from ilf.cli.config import check_hydra, explain, register, settings_from
 from ilf.cli.search_path import check_arm
 from ilf.installation import CONF
@@ -35,7 +35,7 @@ def command() -> None:
             sys.argv += ["--config-path", os.path.abspath(given)]
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
 
-    ending.command(lambda: ranks.lead(program), explain)
+    shutdown.command(lambda: distributed.lead(program), explain)
 
 
 def job(config: DictConfig) -> float | None:
@@ -44,7 +44,7 @@ def job(config: DictConfig) -> float | None:
     Returns:
         What a sweeper that searches for settings maximises: pass@1 on Refine.
     """
-    ending.listen()  # the jobs of a launcher come to no `command`
+    shutdown.listen()  # the jobs of a launcher come to no `command`
     hydra_config: Any = HydraConfig.get()  # at run time it is a DictConfig
     overrides, sweep = list(hydra_config.overrides.task), hydra_config.mode is RunMode.MULTIRUN
     try:
@@ -57,7 +57,7 @@ def job(config: DictConfig) -> float | None:
 
         return COMMANDS[settings.mode](settings)
     except BaseException as error:
-        if (stop := ending.pending()) is not None:
+        if (stop := shutdown.pending()) is not None:
             if sweep:  # Hydra ends without a word to its callbacks
                 from ilf.analysis.comparison import write_comparison
 

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ilf.feedback.from_tests import UnitTests
+from ilf.components import read
 from ilf.feedback.human import Human
 from ilf.feedback.llm import LLM
 from ilf.feedback.scripted import Scripted, check_specifications
 from ilf.feedback.source import Failing, Source, Writing
 from ilf.feedback.transforms import share_out
-from ilf.parts import read
+from ilf.feedback.unit_tests import UnitTests
 from ilf.types import Feedback, InputError
 
 _NAMED: dict[str, type[Source]] = {"human": Human, "scripted": Scripted, "unit_tests": UnitTests, "llm": LLM}

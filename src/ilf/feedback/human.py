@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ilf.feedback.from_tests import UnitTests
 from ilf.feedback.source import Failing, Source, Writing, is_heard
 from ilf.feedback.transforms import Drop
+from ilf.feedback.unit_tests import UnitTests
 from ilf.files import to_csv, to_json, write_atomically
 from ilf.paths import check_path
 from ilf.tasks.prompts import normalise_newlines
@@ -73,7 +73,7 @@ def read_annotations(path: Path) -> list[Row]:
 
 
 def load_annotations(path: str, splits: Mapping[int, str], others: Container[int] = ()) -> list[Feedback]:
-    """Return the annotations that stand: x0, f and, where there is one, x1, newlines normalised.
+    """Return the annotations that stand: x0, f and, where there is one, x1, newlines normalized.
 
     Args:
         path: A .jsonl or .csv file.
@@ -191,7 +191,7 @@ def _typed(where: str, cells: dict[str, str]) -> dict[str, Any]:
 
 
 def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return an annotation with all of `FIELDS`, its newlines normalised."""
+    """Return an annotation with all of `FIELDS`, its newlines normalized."""
 
     def require(right: bool, name: str, allowed: str) -> None:
         if not right:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilf.feedback import scripted
-from ilf.feedback.from_tests import Choosing
 from ilf.feedback.human import load_annotations
 from ilf.feedback.llm_settings import LLM as LLMSettings
 from ilf.feedback.llm_settings import Prompt
 from ilf.feedback.source import Failing, Writing, worked_examples
+from ilf.feedback.unit_tests import Choosing
 from ilf.files import whole
 from ilf.paths import check_path
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed

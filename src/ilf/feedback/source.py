@@ -8,8 +8,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from ilf.components import Component, Needs, read, resolve
 from ilf.feedback.transforms import NAMED, Shuffle, Transform
-from ilf.parts import Needs, Part, read, resolve
 from ilf.ranges import Positive
 from ilf.types import Feedback, InputError, Program, Splits, Task, Verdict
 
@@ -81,7 +81,7 @@ class Source(ABC):
             return Shuffle(self.apply) if node == "shuffle" else NAMED[node]()
         target = node.get("_target_")
         own = isinstance(target, str) and inspect.isclass(resolve(target, f"{key}._target_"))
-        hint: Any = Transform if own else Annotated[Part, Needs(positional=2)]
+        hint: Any = Transform if own else Annotated[Component, Needs(positional=2)]
         return read(hint, node, key)
 
     def known(self, splits: Mapping[int, str], absent: Container[int]) -> list[Feedback] | None:

@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
-from ilf.models.cache import ROOM, RoomyLayer, joined
-from ilf.models.graphs import FixedStep
-from ilf.models.shared import Prompts, Step, bias_of, reading, regrouped
+from ilf.models.cuda_graphs import FixedStep
+from ilf.models.kv_cache import ROOM, RoomyLayer, joined
+from ilf.models.shared_prefix import Prompts, Step, bias_of, reading, regrouped
 
 _CACHED = 500_000  # scores, of 4 bytes
 

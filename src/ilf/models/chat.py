@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from ilf.models.load import load_tokenizer, sampling_dtype
-from ilf.models.packed import load_packed
+from ilf.models.onednn_linear import load_packed
 from ilf.models.tokens import Continuation, encode_chat, end_ids
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
 from ilf.models.load import load_tokenizer, wrong_weights
-from ilf.models.storageless import empty_model
+from ilf.models.meta_tensors import empty_model
 from ilf.models.tokens import check_code
 from ilf.types import InputError
 

@@ -15,9 +15,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
+from ilf.components import Component
 from ilf.disk import naming
 from ilf.models.tokens import end_ids, token_ids
-from ilf.parts import Part
 from ilf.types import InputError
 
 # What users can do nothing about: bitsandbytes misses kernels that no run uses, peft asks transformers by an old name.
@@ -221,7 +221,7 @@ def _quantization(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def adapt(model: Any, adapter: Part | None) -> Any:
+def adapt(model: Any, adapter: Component | None) -> Any:
     """Return `model` ready to train: whole, or behind an adapter of peft's.
 
     LoRA on all linear layers leaves out routers, unless the adapter says itself what to leave out.

@@ -18,15 +18,15 @@ import torch
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ilf.components import Component
 from ilf.models.batches import Batch, SharedBatch, choose, join
-from ilf.models.cache import RoomyLayer
+from ilf.models.kv_cache import RoomyLayer
 from ilf.models.load import adapt
+from ilf.models.meta_tensors import Meter, empty_model, pretended, with_one_layer
+from ilf.models.onednn_linear import packs
 from ilf.models.optimizer_state import optimizer_bytes, state_of
-from ilf.models.packed import packs
 from ilf.models.prefill import joinable, prefill
-from ilf.models.storageless import Meter, empty_model, pretended, with_one_layer
 from ilf.models.targets import last_logits, token_losses
-from ilf.parts import Part
 from ilf.protocols import Sampler
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Need:
 class FineTuning:
     """What decides the memory of a fine-tuning."""
 
-    adapter: Part | None
-    optimizer: Part
+    adapter: Component | None
+    optimizer: Component
     precision: str  # Lightning's: 32-true | bf16-mixed | bf16-true
     rows: int  # examples a forward pass
     tokens: int  # of the longest example

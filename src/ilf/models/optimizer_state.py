@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ilf.models.storageless import Meter
-from ilf.parts import Part
+from ilf.components import Component
+from ilf.models.meta_tensors import Meter
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class OptimizerState:
 
 @functools.cache
 def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState:
-    part = Part(target, json.loads(arguments))
+    part = Component(target, json.loads(arguments))
 
     def steps(count: int, *shape: int) -> tuple[int, int, Any]:
         """Return what is kept of `count` tensors, what a step takes at most, and the optimizer."""
@@ -60,11 +60,11 @@ def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState
     return OptimizerState((small, first - 1024 * small), (large, less - 256**2 * large), scratch, paged)
 
 
-def state_of(optimizer: Part, dtype: torch.dtype) -> OptimizerState:
+def state_of(optimizer: Component, dtype: torch.dtype) -> OptimizerState:
     """Return what an optimizer keeps of the tensors of a type, and takes for a step."""
     return _state_of(optimizer.target, json.dumps(optimizer.arguments, default=repr), dtype)
 
 
-def optimizer_bytes(optimizer: Part, trained: Iterable[torch.Tensor]) -> int:
+def optimizer_bytes(optimizer: Component, trained: Iterable[torch.Tensor]) -> int:
     """Return the bytes of an optimizer's states."""
     return sum(state_of(optimizer, p.dtype).of(p.numel()) for p in trained)

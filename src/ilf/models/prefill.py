@@ -18,9 +18,9 @@ from torch._subclasses import FakeTensor
 from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ilf.models.batches import Batch, OwnBatch, SharedBatch, base, counted, join, takes
-from ilf.models.cache import RoomyLayer
-from ilf.models.graphs import capturable
-from ilf.models.shared import Group, Prompts, attending
+from ilf.models.cuda_graphs import capturable
+from ilf.models.kv_cache import RoomyLayer
+from ilf.models.shared_prefix import Group, Prompts, attending
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

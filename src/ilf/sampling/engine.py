@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ilf import ranks
+from ilf import distributed
 from ilf.models.tokens import end_of_text, token_ids
 from ilf.ranges import AboveZero
 from ilf.sampling import supervisor
@@ -64,7 +64,7 @@ class EngineSampler(ServedSampler):
 
     def check(self) -> None:
         """Raise InputError where the engine can't be started from what is installed."""
-        if ranks.count() > ranks.local_count():
+        if distributed.count() > distributed.local_count():
             allowed = "must be reached from several machines, and the server is started on one, for itself"
             raise InputError(
                 "sampler", type(self).__name__, allowed, "Start one yourself: sampler=openai sampler.url=URL."

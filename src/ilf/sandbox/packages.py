@@ -46,7 +46,7 @@ def find(names: tuple[str, ...]) -> Packages:
     if isinstance(names, str):
         raise InputError(_KEY, names, "must be a list of packages", f"Give [{names}].")
     owners = metadata.packages_distributions() if names else {}
-    wanted: dict[str, _Installed] = {}  # by normalised name
+    wanted: dict[str, _Installed] = {}  # by normalized name
     imported: list[str] = []
     for name in names:
         if name in sys.stdlib_module_names:

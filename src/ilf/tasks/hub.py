@@ -43,7 +43,7 @@ class Hub(Table):
         splits: Of its own splits those to load, in this order, whole or as "train[:500]"; null for all.
         revision: Commit on the Hub; null is the newest.
         columns: Which of its columns are ours.
-        without: Ids to leave out.
+        exclude_ids: Ids to leave out.
     """
 
     name: str | None = None
@@ -52,9 +52,9 @@ class Hub(Table):
     splits: list[str] | None = None
     revision: str | None = None
     columns: HubColumns = field(default_factory=HubColumns)
-    without: list[int] = field(default_factory=list)
+    exclude_ids: list[int] = field(default_factory=list)
 
-    mend_gold: ClassVar[str] = "Leave these out by `without`, or use no gold programs: columns.code=null."
+    mend_gold: ClassVar[str] = "Leave these out by `exclude_ids`, or use no gold programs: columns.code=null."
 
     @property
     def source(self) -> tuple[str, Any]:
@@ -99,7 +99,7 @@ class Hub(Table):
             for i, row in enumerate(part.select_columns(list(dict.fromkeys(own.values())))):
                 number += 1
                 found = {"task_id": number} | {ours: row[theirs] for ours, theirs in own.items()}
-                if found["task_id"] not in self.without:
+                if found["task_id"] not in self.exclude_ids:
                     yield f"{self.name}:{split}[{i}]", found
 
     def _parts(self, key: str) -> dict[str, Any]:

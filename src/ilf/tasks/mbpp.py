@@ -37,8 +37,8 @@ class MBPP(Data):
         path: A JSON-lines file in MBPP's columns, which may be a part of it; null loads the Hub.
         revision: The Hub's commit, used where there is no path.
         sha256: What the content must hash to; null takes any.
-        train_last: The last id of Train, 974 in the paper. What comes after it is evaluated, as Test is.
-        newlines: Of the gold programs that a run trains on: normalised, or published, which are CRLF in 972 of 974.
+        last_train_id: The last id of Train, 974 in the paper. What comes after it is evaluated, as Test is.
+        newlines: Of the gold programs that a run trains on: normalized, or published, which are CRLF in 972 of 974.
         reindent: Whether the gold programs that a run trains on are indented anew, by four spaces a level.
     """
 
@@ -46,8 +46,8 @@ class MBPP(Data):
     path: str | None = None
     revision: str = REVISION
     sha256: str | None = SHA256
-    train_last: Annotated[int, Ge(311), Le(974)] = 974
-    newlines: Literal["normalised", "published"] = "normalised"
+    last_train_id: Annotated[int, Ge(311), Le(974)] = 974
+    newlines: Literal["normalized", "published"] = "normalized"
     reindent: bool = False
 
     gold_passes: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class MBPP(Data):
 
     def place_of(self, *splits: str) -> str:
         """Return the ids of these splits."""
-        return ids_of(*splits, train_last=self.train_last)
+        return ids_of(*splits, last_train_id=self.last_train_id)
 
     def check(self, key: str = "data") -> None:
         """Raise InputError where the file is not there."""
@@ -78,7 +78,7 @@ class MBPP(Data):
         tasks, sha256 = tasks_from(rows, self.sha256, self.prompt, key)
         published = {row["task_id"]: row["code"] for _, row in rows}
         tasks = [replace(task, gold=self._gold(task, published[task.task_id])) for task in tasks]
-        return [replace(t, split="test") if t.task_id > self.train_last else t for t in tasks], sha256
+        return [replace(t, split="test") if t.task_id > self.last_train_id else t for t in tasks], sha256
 
     def _gold(self, task: Task, published: str) -> str:
         """Return the gold program to train on; empty where it is the task's as it stands."""
@@ -87,11 +87,11 @@ class MBPP(Data):
         return "" if code == task.code else code
 
 
-def ids_of(*splits: str, train_last: int = 974) -> str:
+def ids_of(*splits: str, last_train_id: int = 974) -> str:
     """Return the ids of splits in words."""
-    ids = {name: [(own[0], own[-1])] for name, own in SPLIT_IDS.items()} | {"train": [(311, train_last)]}
-    if train_last < 974:
-        ids["test"].append((train_last + 1, 974))
+    ids = {name: [(own[0], own[-1])] for name, own in SPLIT_IDS.items()} | {"train": [(311, last_train_id)]}
+    if last_train_id < 974:
+        ids["test"].append((last_train_id + 1, 974))
     return f"ids {', '.join(f'{first} to {last}' for name in splits for first, last in ids[name])}"
 
 

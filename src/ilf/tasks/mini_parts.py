@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """What every part of a specification has. In `code` and the texts, {k} is the part's constant."""
 
     name: str  # goes into the function's name
@@ -23,7 +23,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source(Part):
+class Source(Component):
     """Which items there are."""
 
     kind: str = "number"  # of item: "number", "character" or "word"
@@ -35,7 +35,7 @@ class Source(Part):
 
 
 @dataclass(frozen=True)
-class Filter(Part):
+class Filter(Component):
     """Which items count."""
 
     kind: str = "number"
@@ -46,7 +46,7 @@ class Filter(Part):
 
 
 @dataclass(frozen=True)
-class Map(Part):
+class Map(Component):
     """What is taken of each item."""
 
     kind: str = "number"
@@ -59,7 +59,7 @@ class Map(Part):
 
 
 @dataclass(frozen=True)
-class Reduction(Part):
+class Reduction(Component):
     """What becomes of the values. `code` is what is returned at the end of a loop."""
 
     takes: tuple[str, ...] = ("number",)

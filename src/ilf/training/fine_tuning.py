@@ -13,11 +13,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 
-from ilf import ranks
+from ilf import distributed
+from ilf.components import Component, from_node, node_of
 from ilf.models.load import load_model, load_tokenizer, resolve
 from ilf.models.shards import hold_whole, shard
 from ilf.models.targets import all_logits, last_logits
-from ilf.parts import Part, from_node, node_of
 from ilf.protocols import Objective, Sampler
 from ilf.sampling.hf import HFSampler
 from ilf.training.objectives.sft import SFT
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far long work has come
 Completions = list[dict[str, Any]]  # a Draw's fields, with `completion`
-ADAMW = Part("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
-LINEAR = Part("ilf.training.schedules.linear")
+ADAMW = Component("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
+LINEAR = Component("ilf.training.schedules.linear")
 
 
 class FineTuningModule(pl.LightningModule):
@@ -246,7 +246,7 @@ class FineTuningModule(pl.LightningModule):
 
     def raise_together(self) -> None:
         """Raise in every process what was raised in one: the others would wait for it."""
-        errors = ranks.gather([self._raised] if self._raised else [])
+        errors = distributed.gather([self._raised] if self._raised else [])
         self._raised = None
         if errors:
             raise errors[0]

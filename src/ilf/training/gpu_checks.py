@@ -24,10 +24,10 @@ from pytorch_lightning.callbacks import Callback
 from transformers import AutoModelForCausalLM, CodeGenConfig
 
 from ilf.analysis.schema import Results
+from ilf.components import Component
 from ilf.files import write_atomically
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling
-from ilf.parts import Part
 from ilf.protocols import Sampler
 from ilf.sampling.hf import HFSampler
 from ilf.training.ilf_module import ILFModule
@@ -47,8 +47,10 @@ CODEGEN_6B = CodeGenConfig(  # as Salesforce/codegen-6B-mono's config.json has i
     rotary_dim=64,
     tie_word_embeddings=False,
 )
-LORA = Part("peft.LoraConfig", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
-ADAMW, ADAMW_8BIT = Part("torch.optim.AdamW"), Part("bitsandbytes.optim.AdamW8bit")
+LORA = Component(
+    "peft.LoraConfig", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+)
+ADAMW, ADAMW_8BIT = Component("torch.optim.AdamW"), Component("bitsandbytes.optim.AdamW8bit")
 _EIGHT_BIT = FineTuning(None, ADAMW_8BIT, "bf16-mixed", rows=1, tokens=1024, checkpointing=True)
 TRAININGS = {
     "full, adamw_8bit": _EIGHT_BIT,
@@ -144,7 +146,7 @@ def train(
     data = MBPPDataModule(tokenizer, Contents(rows), batch_size=2 * how.rows, micro_batch_size=how.rows)
     own = {"accelerator": "gpu" if device == "cuda" else "cpu", "precision": how.precision, "gradient_clip_val": 1.0}
     clock = _Clock()
-    configured = Part("pytorch_lightning.Trainer", own | {"log_every_n_steps": 1, "enable_model_summary": False})
+    configured = Component("pytorch_lightning.Trainer", own | {"log_every_n_steps": 1, "enable_model_summary": False})
     trainer = make_trainer(configured, callbacks=[clock], epochs=1, checkpoints=checkpoints)
     last = checkpoints / "last.ckpt" if checkpoints and (checkpoints / "last.ckpt").exists() else None
     trainer.fit(module, data, ckpt_path=last and str(last))

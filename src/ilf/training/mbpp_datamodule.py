@@ -33,7 +33,7 @@ def plan_draws(tasks: Iterable[tuple[Task, str]], stage: str, n: int, seed: int)
 
     Args:
         tasks: Each task with what the model is given for it.
-        stage: Part of every seed, so that no two stages share random numbers.
+        stage: Component of every seed, so that no two stages share random numbers.
         n: Programs a task.
         seed: The run's seed.
     """

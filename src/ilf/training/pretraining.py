@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from ilf.analysis.schema import Results
+from ilf.components import Component
 from ilf.files import write_atomically
 from ilf.models.load import load_tokenizer, save
-from ilf.parts import Part
 from ilf.settings import Pretraining
 from ilf.training.mini_corpus import REVISIONS, SHORT, Text, draw_document, wrong_share
 from ilf.training.trainer import make_trainer
@@ -166,7 +166,7 @@ def make_model(settings: Pretraining, tokenizer: Any, seed: int) -> LlamaForCaus
     )
 
 
-def pretrain(settings: Pretraining, configured: Part, seed: int, folder: Path) -> dict[str, Any]:
+def pretrain(settings: Pretraining, configured: Component, seed: int, folder: Path) -> dict[str, Any]:
     """Pretrain, write a Hugging Face folder, and return what its card says of the training.
 
     Started again after a kill, it goes on from the last epoch's checkpoint.

@@ -17,10 +17,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from ilf import ending, ranks
+from ilf import distributed, shutdown
+from ilf.components import Component
 from ilf.disk import naming
 from ilf.models.load import has_bfloat16
-from ilf.parts import Part
 
 # Arguments of a Trainer that change no weights, and so stand in no key of the store.
 CHANGING_NOTHING = (
@@ -33,7 +33,7 @@ _SHOWING = ("LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary", "Progre
 _OF_SAMPLING = ("accelerator", "devices", "profiler", "deterministic", "benchmark", "enable_progress_bar")
 
 
-def precision(trainer: Part) -> str:
+def precision(trainer: Component) -> str:
     """Return Lightning's precision: by default bf16-mixed on a GPU that has it, else 32-true."""
     given = trainer.get("precision")
     if given is None:
@@ -41,7 +41,7 @@ def precision(trainer: Part) -> str:
     return {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true", "64": "64-true"}.get(str(given), str(given))
 
 
-def changing_results(callbacks: Mapping[str, Part]) -> list[Part]:
+def changing_results(callbacks: Mapping[str, Component]) -> list[Component]:
     """Return the callbacks that may change the weights that a training ends with."""
     found = []
     for _, callback in sorted(callbacks.items()):
@@ -69,41 +69,41 @@ class _Checkpoints(TorchCheckpointIO):
         scratch.replace(path)
 
 
-def _processes(trainer: Part) -> dict[str, Any]:
+def _processes(trainer: Component) -> dict[str, Any]:
     """Return Lightning's arguments for the processes of this run. Which batches each takes, the datamodule says."""
     strategy = trainer.get("strategy", "auto")
-    if strategy == "auto" or ranks.count() == 1:
+    if strategy == "auto" or distributed.count() == 1:
         return {"strategy": "auto", "devices": 1, "plugins": [_Checkpoints()]}
     if strategy == "fsdp":  # a checkpoint is one file, which any number of processes goes on from
-        strategy = ModelParallelStrategy(ranks.count(), 1, save_distributed_checkpoint=False)
+        strategy = ModelParallelStrategy(distributed.count(), 1, save_distributed_checkpoint=False)
     return {
-        "strategy": strategy() if isinstance(strategy, Part) else strategy,
-        "devices": ranks.local_count(),
-        "num_nodes": ranks.count() // ranks.local_count(),
+        "strategy": strategy() if isinstance(strategy, Component) else strategy,
+        "devices": distributed.local_count(),
+        "num_nodes": distributed.count() // distributed.local_count(),
         # The processes are there, and their environment is as torchrun's.
         "plugins": [TorchElasticEnvironment(), _Checkpoints()],
         "use_distributed_sampler": False,
     }
 
 
-def training_device(trainer: Part) -> torch.device:
+def training_device(trainer: Component) -> torch.device:
     """Return what this process trains on: a GPU, in a job of several its own one, else the CPU."""
     if trainer.get("accelerator", "auto") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def sampling_trainer(trainer: Part) -> Part:
+def sampling_trainer(trainer: Component) -> Component:
     """Return a Trainer's part for sampling: each process samples from a whole model, as it was loaded.
 
     Another precision of Lightning's would change the type of its weights; limits of a training leave no program out.
     """
     own = {name: trainer.arguments[name] for name in _OF_SAMPLING if name in trainer.arguments}
-    return Part(trainer.target, own).having(strategy="ddp", precision="32-true", enable_model_summary=False)
+    return Component(trainer.target, own).having(strategy="ddp", precision="32-true", enable_model_summary=False)
 
 
 def make_trainer(
-    trainer: Part,
+    trainer: Component,
     *,
     callbacks: Sequence[pl.Callback] = (),
     loggers: Sequence[Any] = (),
@@ -139,7 +139,7 @@ def make_trainer(
     if trainer.get("enable_progress_bar") is None:
         own["enable_progress_bar"] = sys.stderr.isatty()
     made: pl.Trainer = trainer(**own)
-    if ending.listening() or ranks.rank() > 0:
+    if shutdown.listening() or distributed.rank() > 0:
         # Lightning's handlers would only note a signal, and end a fit with exit code 0 and a test never.
         made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return made

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ilf import ranks
+from ilf import distributed
 from ilf.analysis.statistics import mean_pass_at_k
 from ilf.executors import Judge
 from ilf.files import JsonLines
@@ -86,7 +86,7 @@ class UnitTestCallback(pl.Callback):
         self._samples, self._verdicts = kept_samples(self.folder), _rows(self.folder, self.verdicts_name)
         self._whole = pl_module.sampler.whole_plans
         pl_module.on_drawn(self._take)
-        ranks.gather([])  # nobody writes before all have read
+        distributed.gather([])  # nobody writes before all have read
         if self._samples:
             log.info("%s: %d samples were drawn before and are kept", self.stage, len(self._samples))
 
@@ -110,7 +110,7 @@ class UnitTestCallback(pl.Callback):
 
     def _file(self, name: str) -> JsonLines:
         """Return this process's file of a name."""
-        rank = ranks.rank()
+        rank = distributed.rank()
         assert self.folder is not None
         return JsonLines(self.folder / (f"{name}.{rank}.jsonl" if rank else f"{name}.jsonl"))
 
@@ -154,7 +154,7 @@ class UnitTestCallback(pl.Callback):
         pl_module.log_dict(self._pass_at_k(passed, f"{self.stage}/"))
 
     def _gather(self) -> None:
-        self.programs = ranks.gather(self.programs)
+        self.programs = distributed.gather(self.programs)
         self.programs.sort(key=lambda program: (program.task_id, program.sample))
 
     def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -171,7 +171,7 @@ class UnitTestCallback(pl.Callback):
         """Write the programs with their verdicts."""
         pl_module.raise_together()
         self._gather()
-        if self.folder is not None and ranks.rank() == 0:
+        if self.folder is not None and distributed.rank() == 0:
             rows = JsonLines(self.folder / "programs.jsonl")
             rows.path.unlink(missing_ok=True)
             rows.append(program.row() for program in self.programs)
@@ -196,7 +196,7 @@ class UnitTestCallback(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log pass@k of the validation programs."""
         pl_module.raise_together()
-        self._validation = ranks.gather(self._validation)
+        self._validation = distributed.gather(self._validation)
         if self._validation:
             pl_module.log_dict(self._pass_at_k(self._validation, f"{self.stage}/validation_"))
 

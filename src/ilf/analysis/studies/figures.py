@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ilf.analysis.formatting import p_text, percent
 from ilf.analysis.jobs import arm_name
 from ilf.analysis.plots import COLOURS, canvas, curve
 from ilf.analysis.statistics import over_seeds, sign_flip_p_value
@@ -26,7 +27,6 @@ from ilf.analysis.studies.job import (
     per_task,
     subject,
 )
-from ilf.analysis.wording import p_text, percent
 from ilf.tasks.prompts import lines_of
 
 

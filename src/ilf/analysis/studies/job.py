@@ -11,11 +11,11 @@ from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
+from ilf.analysis.formatting import model_name, p_text, percent, samples
 from ilf.analysis.jobs import arm_name, job_folders, read_job
 from ilf.analysis.markdown import table
 from ilf.analysis.schema import SCHEMA, Part, Results
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
-from ilf.analysis.wording import model_name, p_text, percent, samples
 from ilf.types import InputError
 
 Row = dict[str, Any]  # of a study's table: figures by their names, and with `_text` what a reader sees of them

@@ -29,7 +29,7 @@ _STUDY = "paper/sweep_a1"
 _OF_THE_SEARCH = (
     "hparams_search",
     "select",
-    "select_least",
+    "select_min_programs",
     "stages",
     "study",
     "study_table",

@@ -10,8 +10,8 @@ A worker is an interpreter of its own, started by ../processes.py, with the stan
     program.py     a program's process: runs it, and answers the judge with plain data; objects.py  what it says of
                    an object that stays there
     outputs.py     judges programs that read and write, each run of which is a process of script.py
-    plain.py       plain data as text; containers.py  what can be changed, library.py  values of the standard library,
-                   arrays.py and frames.py  those of numpy and pandas
+    serialization.py  plain data as text; containers.py  what can be changed, library.py  values of the standard
+                   library, arrays.py and frames.py  those of numpy and pandas
     packages.py    imports the packages that are allowed
     isolation.py   namespaces, Landlock and limits; seccomp.py  the system-call filters
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import library, plain
+from . import library, serialization
 from .containers import Container
 
 # Numbers, text and times: bytes, of which each that there can be is some value.
@@ -22,7 +22,9 @@ _LONGEST_TEXT = 0x10FFFF  # code of a character
 def use() -> None:
     """Have numpy's values cross."""
     library.more.append((apart, made))
-    plain.add(np.ndarray, Container("numpy.ndarray", taken, lambda parts: put_together(*parts), _fill, _seen, crosses))
+    serialization.add(
+        np.ndarray, Container("numpy.ndarray", taken, lambda parts: put_together(*parts), _fill, _seen, crosses)
+    )
 
 
 def crosses(array: Any) -> bool:
@@ -34,7 +36,7 @@ def taken(array: Any) -> tuple[str, tuple[int, ...], str]:
     """Return an array's type, shape and bytes, these as text.
 
     Raises:
-        plain.TooLong: It has more bytes than cross; none is copied.
+        serialization.TooLong: It has more bytes than cross; none is copied.
     """
     _look_at_size(array)
     return array.dtype.str, array.shape, binascii.b2a_base64(array.tobytes(), newline=False).decode()
@@ -44,23 +46,23 @@ def put_together(kind: Any, shape: Any, data: Any) -> Any:
     """Return the array of these parts.
 
     Raises:
-        plain.NotPlain: These are no parts of an array.
+        serialization.NotPlain: These are no parts of an array.
     """
     known = _TYPE.fullmatch(kind) if type(kind) is str else None
     if not known or type(shape) is not tuple or type(data) is not str:
-        raise plain.NotPlain("an array of no type, shape or bytes")
+        raise serialization.NotPlain("an array of no type, shape or bytes")
     if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape):
-        raise plain.NotPlain("an array of no shape")
+        raise serialization.NotPlain("an array of no shape")
     found, content = np.dtype(kind), binascii.a2b_base64(data, strict_mode=True)
     if found.str != kind or not found.itemsize or len(content) != found.itemsize * math.prod(shape):
-        raise plain.NotPlain("an array of another size than its bytes have")
+        raise serialization.NotPlain("an array of another size than its bytes have")
     if not content:
         return np.zeros(shape, found)  # which takes no room
     array: Any = np.frombuffer(content, found)
     if known[1] == "b":
         array = np.frombuffer(content, np.uint8) != 0  # another byte than 0 and 1 is no truth value
     elif known[1] == "U" and np.frombuffer(content, f"{kind[0]}u4").max() > _LONGEST_TEXT:
-        raise plain.NotPlain("text of what is no character")
+        raise serialization.NotPlain("text of what is no character")
     return array.reshape(shape).copy()
 
 
@@ -94,15 +96,15 @@ def made(tag: str, parts: Any) -> Any:
 def _fill(array: Any, parts: list[Any]) -> None:
     found = put_together(*parts)
     if found.dtype != array.dtype or found.size != array.size:
-        raise plain.NotPlain("another array than before")
+        raise serialization.NotPlain("another array than before")
     if found.shape != array.shape:
         array.shape = found.shape
     array[...] = found
 
 
 def _look_at_size(array: Any) -> None:
-    if array.nbytes > plain.LONGEST:
-        raise plain.TooLong(f"an array of {array.nbytes} bytes; at most {plain.LONGEST} cross")
+    if array.nbytes > serialization.LONGEST:
+        raise serialization.TooLong(f"an array of {array.nbytes} bytes; at most {serialization.LONGEST} cross")
 
 
 def _seen(array: Any) -> bytes:

@@ -12,7 +12,7 @@ import types
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from . import library, plain
+from . import library, serialization
 from .paths import Path
 from .reading import globals_of
 from .remote import Remote, Unsupported, error_type, like, number_of, refuse
@@ -46,9 +46,9 @@ class Channel:
         self._socket, self._deadline = ours, time.monotonic() + wall_limit
         self._folder, self._disk, self._trust = folder, disk, trust
         self._received = bytearray()
-        self._shared = plain.Shared(0)
-        self._writer = plain.Writer(self._refer, self._shared)
-        self._reader = plain.Reader(self._resolve, self._shared, _lost)
+        self._shared = serialization.Shared(0)
+        self._writer = serialization.Writer(self._refer, self._shared)
+        self._reader = serialization.Reader(self._resolve, self._shared, _lost)
         self._lock = threading.RLock()  # a test may have threads
         self._error_types: dict[int, Any] = {}
         self.patient = False  # whether all answers were asked for at once, and none is waited for alone
@@ -96,8 +96,8 @@ class Channel:
         try:
             changes = self._writer.changes()
             unused = self._shared.unused(sys.getrefcount)  # only then: the last that was done to one counts
-            return plain.as_text([changes, unused, [self._writer.pack(argument) for argument in arguments]])
-        except plain.TooLong as error:
+            return serialization.as_text([changes, unused, [self._writer.pack(argument) for argument in arguments]])
+        except serialization.TooLong as error:
             self._shared.restore(kept)
             raise Unsupported(f"gives the program {error}") from None
         except BaseException:
@@ -129,7 +129,7 @@ class Channel:
         """Return what stands here for an object of the program."""
         number, how, name, *extra = content
         if type(number) is not int or type(name) is not str:
-            raise plain.NotPlain("an object without a number or name")
+            raise serialization.NotPlain("an object without a number or name")
         if how == "error":
             return self._error_types.get(number) or self._error_type(number, name, tuple(extra))
         if how == "raised":
@@ -142,7 +142,7 @@ class Channel:
             kind, values, frozen = extra
             return Remote(self.ask, number, how, name, [kind, values, frozen])
         if how not in ("data", "member", "is", "own", "class"):
-            raise plain.NotPlain(f"an object that is {how}")
+            raise serialization.NotPlain(f"an object that is {how}")
         return Remote(self.ask, number, how, name, extra[0] if how == "data" else extra)
 
     def _like(self, number: int, data: Any) -> Any:
@@ -156,7 +156,7 @@ class Channel:
 
     def _error_type(self, number: int, name: str, bases: tuple[Any, ...]) -> Any:
         if not bases or not all(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
-            raise plain.NotPlain("a type of exceptions that is derived from none")
+            raise serialization.NotPlain("a type of exceptions that is derived from none")
         module, _, last = name.rpartition(".")
         ours = getattr(sys.modules.get(module), last, None) if library.has(module) else None
         if not isinstance(ours, type) or not issubclass(ours, BaseException):
@@ -167,7 +167,7 @@ class Channel:
     def _error(self, remote: Remote, kind: Any, text: str, args: tuple[Any, ...]) -> BaseException:
         """Return an exception of the program."""
         if not isinstance(kind, type) or not issubclass(kind, BaseException) or type(text) is not str:
-            raise plain.NotPlain("an exception of no type")
+            raise serialization.NotPlain("an exception of no type")
         if issubclass(kind, StopIteration | StopAsyncIteration | GeneratorExit | BaseExceptionGroup):
             found: BaseException = ProgramError(text)
         else:
@@ -189,7 +189,7 @@ class Channel:
         data = marshal.dumps(message)  # which the program's side may read: it trusts us
         self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
         try:
-            self._socket.sendall(plain.LENGTH.pack(len(data)) + data)
+            self._socket.sendall(serialization.LENGTH.pack(len(data)) + data)
         except TimeoutError:
             raise Ended("time") from None
         except OSError:
@@ -231,12 +231,12 @@ class Channel:
         """Return the next message; what has come with it is kept."""
         received = self._received
         while True:
-            if len(received) >= plain.LENGTH.size:
-                end = plain.LENGTH.size + plain.LENGTH.unpack_from(received)[0]
-                if end > plain.LONGEST:
-                    raise plain.NotPlain(f"a message of {end} bytes")
+            if len(received) >= serialization.LENGTH.size:
+                end = serialization.LENGTH.size + serialization.LENGTH.unpack_from(received)[0]
+                if end > serialization.LONGEST:
+                    raise serialization.NotPlain(f"a message of {end} bytes")
                 if len(received) >= end:
-                    message = bytes(received[plain.LENGTH.size : end])
+                    message = bytes(received[serialization.LENGTH.size : end])
                     del received[:end]
                     return message
             self._wait()

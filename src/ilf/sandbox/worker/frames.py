@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import arrays, library, plain
+from . import arrays, library, serialization
 from .containers import Container
 
 _ZONES = (type(None), datetime.timezone, zoneinfo.ZoneInfo)
@@ -41,7 +41,7 @@ def use() -> None:
         (pd.Series, "pandas.Series", _series, _series_of),
         (pd.DataFrame, "pandas.DataFrame", _frame, _frame_of),
     ):
-        plain.add(kind, _container(kind, tag, taken, put_together))
+        serialization.add(kind, _container(kind, tag, taken, put_together))
 
 
 def _container(kind: Any, tag: str, taken: Callable[[Any], Any], put_together: Callable[..., Any]) -> Container:
@@ -54,9 +54,9 @@ def _container(kind: Any, tag: str, taken: Callable[[Any], Any], put_together: C
 
     def seen(value: Any) -> bytes:
         try:
-            return plain.as_text(_COPYING.pack(taken(value)))
+            return serialization.as_text(_COPYING.pack(taken(value)))
         except _Stays:
-            raise plain.TooLong("a table of which something no longer crosses") from None
+            raise serialization.TooLong("a table of which something no longer crosses") from None
 
     def fill(value: Any, parts: list[Any]) -> None:
         kind.__init__(value, put_together(*parts))
@@ -64,7 +64,7 @@ def _container(kind: Any, tag: str, taken: Callable[[Any], Any], put_together: C
     return Container(tag, taken, lambda parts: put_together(*parts), fill, seen, crosses)
 
 
-_COPYING = plain.Writer(lambda value, depth: {"object": id(value)})
+_COPYING = serialization.Writer(lambda value, depth: {"object": id(value)})
 
 
 def _series(value: Any) -> tuple[Any, ...]:
@@ -128,12 +128,12 @@ def _column_of(parts: Any) -> Any:
     if how == "listed":
         name, items = rest
         if name not in _LISTED:
-            raise plain.NotPlain("a column of no type")
+            raise serialization.NotPlain("a column of no type")
         return pd.array([_of(item, *_ITEMS) for item in _of(items, tuple)], dtype=name)
     if how == "numbers":
         return arrays.put_together(*rest[0])
     if how != "objects":
-        raise plain.NotPlain("a column of no kind")
+        raise serialization.NotPlain("a column of no kind")
     found = np.empty(len(_of(rest[0], tuple)), dtype=object)
     for n, item in enumerate(rest[0]):
         found[n] = item if isinstance(item, np.generic) else _of(item, *_ITEMS)
@@ -169,7 +169,7 @@ def _index_of(parts: Any) -> Any:
         made_of = [_index_of(level) for level in levels], [arrays.put_together(*one) for one in codes]
         return pd.MultiIndex(*made_of, names=[_of(name, *_NAMES) for name in names])
     if how != "values":
-        raise plain.NotPlain("an index of no kind")
+        raise serialization.NotPlain("an index of no kind")
     column, name, frequency = rest
     array = _column_of(column)
     found = pd.Index(array, name=_of(name, *_NAMES), dtype=array.dtype)
@@ -199,7 +199,7 @@ def _zone(zone: Any) -> Any:
 
 def _of(value: Any, *kinds: Any) -> Any:
     if type(value) not in kinds:
-        raise plain.NotPlain(f"a {type(value).__name__} in a table")
+        raise serialization.NotPlain(f"a {type(value).__name__} in a table")
     return value
 
 

@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any
 
-from . import library, plain, pytest_like
+from . import library, pytest_like, serialization
 from .channel import Channel, Ended
 from .reading import MODULES, Block, Call, almost_equal, is_ours, prepare
 from .remote import Remote, Unsupported
@@ -89,7 +89,7 @@ class Judge:
         channel.close()
         try:
             self.control.sendall(b"e")
-            status, seconds, clean = ENDED.unpack(plain.exactly(self.control.fileno(), ENDED.size))
+            status, seconds, clean = ENDED.unpack(serialization.exactly(self.control.fileno(), ENDED.size))
         except OSError:
             raise EOFError from None
         with contextlib.suppress(EOFError):  # the next program's affair: this one has its verdict

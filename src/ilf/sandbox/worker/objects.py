@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .containers import CONTAINERS
-from .plain import DEPTH, Writer
+from .serialization import DEPTH, Writer
 
 # What a value can be compared as that is derived from it.
 _BASES = (*CONTAINERS, tuple, frozenset, str, bytes, int, float)

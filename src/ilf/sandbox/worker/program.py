@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import library, plain
+from . import library, serialization
 from .objects import Objects
 
 PROGRAM = "<program>"
@@ -64,13 +64,13 @@ def run(channel: int, full: int) -> None:
         full: Bytes of output at which an EFBIG is about the output rather than another file.
     """
     # The judge is to be trusted: what comes from it may be marshalled, with calls as code.
-    text, setup, calls, more = marshal.loads(plain.receive(channel))
+    text, setup, calls, more = marshal.loads(serialization.receive(channel))
     server = _Conversation(channel, full) if more else _Server(channel, full)
     if server.start(text, setup):
         server.serve(calls)
 
 
-_STARTED = plain.as_text(["value", None])
+_STARTED = serialization.as_text(["value", None])
 
 
 class _Server:
@@ -78,7 +78,7 @@ class _Server:
 
     def __init__(self, channel: int, full: int) -> None:
         self._channel, self._full = channel, full
-        self._copying = plain.Writer(lambda value, depth: self._objects.describe(self._copying, value, depth))
+        self._copying = serialization.Writer(lambda value, depth: self._objects.describe(self._copying, value, depth))
         module = sys.modules["program"] = type(sys)("program")
         self._scope = module.__dict__
 
@@ -95,7 +95,7 @@ class _Server:
         except BaseException as error:
             self._report(error)
             return False
-        plain.send(self._channel, _STARTED)
+        serialization.send(self._channel, _STARTED)
         return True
 
     def serve(self, calls: Sequence[types.CodeType]) -> None:
@@ -111,7 +111,7 @@ class _Server:
             self._report(error)
 
     def _send(self, message: list[Any]) -> None:
-        plain.send(self._channel, plain.as_text(message))
+        serialization.send(self._channel, serialization.as_text(message))
 
     def _report(self, error: BaseException) -> None:
         """Send an exception: the last line of its report, its line of the program, the limit that it names."""
@@ -123,18 +123,18 @@ class _Conversation(_Server):
 
     def __init__(self, channel: int, full: int) -> None:
         super().__init__(channel, full)
-        self._shared = plain.Shared(1)
-        self._sharing = plain.Writer(
+        self._shared = serialization.Shared(1)
+        self._sharing = serialization.Writer(
             lambda value, depth: self._objects.describe(self._sharing, value, depth), self._shared
         )
-        self._reader = plain.Reader(self._resolve, self._shared)
+        self._reader = serialization.Reader(self._resolve, self._shared)
         self._printed = [0, 0]  # bytes of output and of errors that the judge was told
         self._told_before = False
 
     def serve(self, calls: Sequence[types.CodeType]) -> None:
         """Answer one question after the other, until the judge ends this process."""
         while True:
-            self.answer(*marshal.loads(plain.receive(self._channel)))
+            self.answer(*marshal.loads(serialization.receive(self._channel)))
 
     def answer(self, kind: str, payload: Any) -> None:
         """Do what the judge asks and send it the result, or the exception that came instead."""
@@ -143,7 +143,7 @@ class _Conversation(_Server):
             self._told()
             return
         try:
-            plain.send(self._channel, self._answered("value", self._perform(kind, payload)))
+            serialization.send(self._channel, self._answered("value", self._perform(kind, payload)))
         except BaseException as error:
             self._raised(error)
 
@@ -151,17 +151,17 @@ class _Conversation(_Server):
         """Send an exception with its arguments, itself, and what was printed."""
         found = described(error, self._full)
         try:
-            plain.send(self._channel, self._answered("error", error, found))
+            serialization.send(self._channel, self._answered("error", error, found))
         except Exception:  # of the program's own methods
             self._send(["error", found])
 
     def _answered(self, kind: str, result: Any, *more: Any) -> bytes:
         """Return an answer as text, after all that was done here to what both sides hold."""
         kept, limit = self._shared.kept(), sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, 20 * plain.DEPTH))
+        sys.setrecursionlimit(max(limit, 20 * serialization.DEPTH))
         try:
             changes = self._sharing.changes()
-            return plain.as_text([kind, changes, self._sharing.pack(result), *more, self._told()])
+            return serialization.as_text([kind, changes, self._sharing.pack(result), *more, self._told()])
         except BaseException:
             self._shared.restore(kept)
             raise
@@ -227,7 +227,7 @@ def _limit(error: BaseException, full: int) -> str | None:
     """Return the verdict for an exception that one of our limits caused, None for any other."""
     if isinstance(error, MemoryError):
         return "memory"
-    if isinstance(error, plain.TooLong):
+    if isinstance(error, serialization.TooLong):
         return "output"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "processes"

@@ -11,7 +11,7 @@ import marshal
 import os
 import sys
 
-from . import plain
+from . import serialization
 from .program import PROGRAM, described
 
 
@@ -26,7 +26,7 @@ def run(channel: int, full: int, given: int, written: int) -> None:
     """
     status = 1
     try:
-        text = marshal.loads(plain.receive(channel))
+        text = marshal.loads(serialization.receive(channel))
         for descriptor, place in ((given, 0), (written, 1)):
             os.dup2(descriptor, place)
             os.close(descriptor)
@@ -38,7 +38,7 @@ def run(channel: int, full: int, given: int, written: int) -> None:
             _run(text)
             status = 0
         except BaseException as error:
-            plain.send(channel, plain.as_text(["error", described(error, full)]))
+            serialization.send(channel, serialization.as_text(["error", described(error, full)]))
     finally:
         os._exit(status)
 

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import plain, program, script, seccomp
+from . import program, script, seccomp, serialization
 from .isolation import Isolation, die_with_parent, empty
 
 START = struct.Struct("<I")  # seconds of processor time; with it come a script's standard input and output
@@ -145,7 +145,7 @@ def _warm_up() -> None:
     for _ in range(_ROUNDS):
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            plain.send(ours.fileno(), request)
+            serialization.send(ours.fileno(), request)
             program.run(theirs.fileno(), 1)
     del sys.modules["program"]
 

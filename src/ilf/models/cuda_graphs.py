@@ -15,7 +15,7 @@ import torch
 from torch._subclasses import FakeTensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ilf.models.cache import RoomyLayer
+from ilf.models.kv_cache import RoomyLayer
 
 log = logging.getLogger(__name__)
 

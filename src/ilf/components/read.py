@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Union
 
-from ilf.parts.part import Needs, Part, resolve
-from ilf.parts.signature import bind
-from ilf.parts.value import check_value
+from ilf.components.component import Component, Needs, resolve
+from ilf.components.signature import bind
+from ilf.components.value import check_value
 from ilf.types import InputError
 
 _HYDRA = ("_target_", "_partial_")  # of Hydra's keys, those that say something here
@@ -22,9 +22,9 @@ def read(hint: Any, node: Any, key: str) -> Any:
     """Return what a node of the configuration stands for, checked.
 
     Args:
-        hint: The type that its place asks for: `Part` (what `_target_` names, not called yet), a class (an instance of
-            the one that `_target_` names, which must derive from it), a mapping or list of these, None besides, or a
-            type of plain values.
+        hint: The type that its place asks for: `Component` (what `_target_` names, not called yet), a class (an
+            instance of the one that `_target_` names, which must derive from it), a mapping or list of these, None
+            besides, or a type of plain values.
         node: Plain values: mappings, lists, texts, numbers, None.
         key: The node's place, such as "optimizer", for errors.
 
@@ -48,24 +48,24 @@ def read(hint: Any, node: Any, key: str) -> Any:
         own = {name: value for name, value in node.items() if value is not None and name not in needs.beside}
         return {str(name): read(inner, value, f"{key}.{name}") for name, value in own.items()}
     _check_mapping(node, key, "with `_target_`")
-    if one is Part:
+    if one is Component:
         return _part(node, key, needs)
     return _instance(one, node, key, needs)
 
 
-def holds_parts(hint: Any) -> bool:
+def holds_components(hint: Any) -> bool:
     """Return whether a type asks for a part, or for a mapping of parts: it is annotated with `Needs`."""
     if any(isinstance(one, Needs) for one in getattr(hint, "__metadata__", ())):
         return True
-    return typing.get_origin(hint) is dict and holds_parts(typing.get_args(hint)[1])
+    return typing.get_origin(hint) is dict and holds_components(typing.get_args(hint)[1])
 
 
 def _is_part(hint: Any) -> bool:
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is dict:
-        return holds_parts(typing.get_args(hint)[1])
-    return hint is Part or is_dataclass(hint)
+        return holds_components(typing.get_args(hint)[1])
+    return hint is Component or is_dataclass(hint)
 
 
 def _check_mapping(node: Any, key: str, what: str) -> None:
@@ -91,7 +91,7 @@ def _nested(value: Any, key: str) -> Any:
     return [_nested(one, f"{key}[{i}]") for i, one in enumerate(value)] if isinstance(value, list) else value
 
 
-def _part(node: Mapping[str, Any], key: str, needs: Needs) -> Part:
+def _part(node: Mapping[str, Any], key: str, needs: Needs) -> Component:
     target = _target_of(node, key)
     arguments = {name: _nested(value, f"{key}.{name}") for name, value in _arguments(node, key).items()}
     partial = node.get("_partial_", False)
@@ -104,7 +104,7 @@ def _part(node: Mapping[str, Any], key: str, needs: Needs) -> Part:
     for name, value in arguments.items():
         if name in hints and not _holds_part(value):
             check_value(hints[name], value, f"{key}.{name}", ours=target.__module__.startswith("ilf."))
-    return Part(str(node["_target_"]), arguments, partial)
+    return Component(str(node["_target_"]), arguments, partial)
 
 
 def _instance(kind: type, node: Mapping[str, Any], key: str, needs: Needs) -> Any:
@@ -144,4 +144,4 @@ def _check_kind(target: Any, needs: Needs, node: Mapping[str, Any], key: str) ->
 def _holds_part(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(_holds_part, value.values()))
-    return isinstance(value, Part) or (isinstance(value, list) and any(map(_holds_part, value)))
+    return isinstance(value, Component) or (isinstance(value, list) and any(map(_holds_part, value)))

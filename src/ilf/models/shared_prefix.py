@@ -19,7 +19,7 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ilf.models.cache import stacked
+from ilf.models.kv_cache import stacked
 
 _NAME = "ilf_shared"  # of the attention, among transformers'
 _CHEAP = 2_000_000  # multiplications that take no longer than the operations of one more group

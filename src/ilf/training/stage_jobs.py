@@ -18,13 +18,24 @@ import torch
 from pytorch_lightning.loggers import Logger
 from transformers import AutoConfig
 
-from ilf import ranks
+from ilf import distributed
 from ilf.code_digest import Code, code_sha256
+from ilf.components import Component, key_of
 from ilf.files import JsonLines, sha256
-from ilf.models import batches, cache, graphs, load, packed, prefill, shards, shared, targets, tokens
+from ilf.models import (
+    batches,
+    cuda_graphs,
+    kv_cache,
+    load,
+    onednn_linear,
+    prefill,
+    shards,
+    shared_prefix,
+    targets,
+    tokens,
+)
 from ilf.models.load import Model, adapt, compute_dtype, load_model, save, saving_dtype
-from ilf.models.packed import load_packed
-from ilf.parts import Part, key_of
+from ilf.models.onednn_linear import load_packed
 from ilf.protocols import Objective, Sampler
 from ilf.sampling import hf
 from ilf.sampling.hf import HFSampler
@@ -59,11 +70,11 @@ DRAWING: tuple[Code, ...] = (
     fine_tuning.FineTuningModule._draw,
     mbpp_datamodule,
     load,
-    packed,
+    onednn_linear,
     tokens,
     prompts,
 )
-DECODING: tuple[Code, ...] = (batches, cache, graphs, prefill, shared)  # of `HFSampler`
+DECODING: tuple[Code, ...] = (batches, kv_cache, cuda_graphs, prefill, shared_prefix)  # of `HFSampler`
 TRAINING: tuple[Code, ...] = (fine_tuning, likelihood, targets, mbpp_datamodule, load, tokens, trainer, shards)
 
 
@@ -75,9 +86,9 @@ class Drawing:
     draws: Sequence[Draw]
     sampler: Sampler
     dtype: torch.dtype
-    module: Part
-    datamodule: Part
-    trainer: Part
+    module: Component
+    datamodule: Component
+    trainer: Component
 
     def key(self) -> dict[str, Any]:
         """Return what decides the programs."""
@@ -101,7 +112,7 @@ class Drawing:
         """Return whether there is anything to sample besides what is taken, for which a model is needed."""
         return any((draw.task_id, draw.sample) not in taken for draw in self.draws)
 
-    def run(self, judge: Part, folder: Path, loggers: Sequence[Any] = ()) -> tuple[list[Program], int]:
+    def run(self, judge: Component, folder: Path, loggers: Sequence[Any] = ()) -> tuple[list[Program], int]:
         """Sample and execute the programs by the test loop; return them, and how often memory ran out.
 
         Args:
@@ -123,7 +134,7 @@ class Drawing:
         callback = judge(folder=folder)
         made = make_trainer(sampling_trainer(self.trainer), callbacks=[callback], loggers=loggers, epochs=1)
         made.test(module, data, verbose=False)
-        return callback.programs, sum(ranks.gather([sampler.halvings]))
+        return callback.programs, sum(distributed.gather([sampler.halvings]))
 
 
 @dataclass(frozen=True)
@@ -136,14 +147,14 @@ class FineTuning:
     draws: Sequence[Draw]  # programs to sample after each epoch
     phase: Phase
     training: Training
-    module: Part
-    datamodule: Part
+    module: Component
+    datamodule: Component
     objective: Objective
-    optimizer: Part
-    scheduler: Part | None
-    adapter: Part | None
-    trainer: Part
-    callbacks: Mapping[str, Part]
+    optimizer: Component
+    scheduler: Component | None
+    adapter: Component | None
+    trainer: Component
+    callbacks: Mapping[str, Component]
     sampler: Sampler
     save_dtype: str
     seed: int
@@ -199,7 +210,7 @@ class FineTuning:
             "seed": self.seed,
         }
 
-    def run(self, judge: Part, folder: Path, loggers: Sequence[Any] = ()) -> dict[str, Any]:
+    def run(self, judge: Component, folder: Path, loggers: Sequence[Any] = ()) -> dict[str, Any]:
         """Fine-tune by the fit loop, into `folder`/model; return the steps and the last metrics.
 
         Args:
@@ -239,7 +250,7 @@ class FineTuning:
         )
         made.fit(module, data, ckpt_path=_last_checkpoint(checkpoints / "last.ckpt", stage))
         self._save(net, tokenizer, folder / "model")
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             shutil.rmtree(checkpoints, ignore_errors=True)
         return {
             "optimizer_steps": made.global_step,
@@ -249,7 +260,7 @@ class FineTuning:
     def _save(self, net: Any, tokenizer: Any, folder: Path) -> None:
         """Write the model from the first process, wherever its parts are."""
         weights = shards.gathered(net)
-        if ranks.rank() > 0:
+        if distributed.rank() > 0:
             return
         if weights is not None:
             net = adapt(load_model(self.base.folder, torch.float32), self.adapter)
@@ -268,7 +279,7 @@ class _Rows(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a step's metrics. A training that goes on after a kill logs some steps again."""
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             self.rows.append([{"step": step, "metrics": {k: float(v) for k, v in metrics.items()}}])
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

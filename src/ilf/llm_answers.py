@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ilf.code_digest import code_sha256
-from ilf.feedback import llm, other_model
-from ilf.feedback.other_model import OtherModel
+from ilf.feedback import llm, llm_client
+from ilf.feedback.llm_client import OtherModel
 from ilf.files import JsonLines
-from ilf.models import chat, endpoint, load, packed
+from ilf.models import chat, endpoint, load, onednn_linear
 from ilf.runner import Runner
 from ilf.scoring import score
 from ilf.store import Entry
@@ -22,7 +22,7 @@ from ilf.training.trainer import training_device
 from ilf.types import Feedback, Program, Task, Verdict
 
 
-class OtherAnswers:
+class LLMAnswers:
     """The other model of a run, asked once.
 
     Args:
@@ -91,7 +91,7 @@ class OtherAnswers:
     def _key(self, use: str, queries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return everything that decides the answers."""
         folder = self.other.folder
-        code = code_sha256(llm, other_model, endpoint, *([chat, load, packed] if folder else []))
+        code = code_sha256(llm, llm_client, endpoint, *([chat, load, onednn_linear] if folder else []))
         weights = self.runner.weights(folder) if folder else None
         return {"code": code, "llm": self.other.key(use, weights), "queries": queries}
 

@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ilf.ending import Interrupted
+from ilf.shutdown import Interrupted
 from ilf.types import InputError
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from ilf.parts.part import Needs
+from ilf.components.component import Needs
 from ilf.types import InputError
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from ilf import ranks
+from ilf import distributed
 from ilf.models.load import load_tokenizer
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
@@ -145,16 +145,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ilf import ranks
+from ilf import distributed
 from ilf.models.load import load_tokenizer
 from ilf.sandbox import Limits, Sandbox
-from ilf.parts import Part
+from ilf.components import Component
 from ilf.sampling import HFSampler
 from ilf.settings import Phase, Settings, Training
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.training import ILFModule, UnitTestCallback
-from ilf.training.loops import FineTuning, Model
+from ilf.training.stage_jobs import FineTuning, Model
 from ilf.training.mbpp_datamodule import plan_draws
 from ilf.types import Refinement
 
@@ -172,21 +172,22 @@ def program():
         strategy, adapter = name.split("_")
         own = {"accelerator": "cpu", "strategy": strategy, "precision": "32-true", "gradient_clip_val": 1.0}
         own |= {"log_every_n_steps": 1, "enable_model_summary": False, "num_sanity_val_steps": 0}
-        settings = Settings(trainer=Part("pytorch_lightning.Trainer", own), training=Training(policy=phase))
-        settings.optimizer = Part("torch.optim.AdamW", {"weight_decay": 0.0})
-        settings.datamodule = Part("ilf.training.MBPPDataModule", {"micro_batch_size": 2, "sampling_batch_size": 2})
+        settings = Settings(trainer=Component("pytorch_lightning.Trainer", own), training=Training(policy=phase))
+        settings.optimizer = Component("torch.optim.AdamW", {"weight_decay": 0.0})
+        batches = {"micro_batch_size": 2, "sampling_batch_size": 2}
+        settings.datamodule = Component("ilf.training.MBPPDataModule", batches)
         if adapter == "lora":
             own = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-            settings.adapter = Part("peft.LoraConfig", own)
+            settings.adapter = Component("peft.LoraConfig", own)
         settings.sampler = HFSampler(max_new_tokens=8, batch_size=2)
         (folder / name).mkdir()
         what = {"examples": examples, "validation": examples[:2], "draws": draws}
         job = FineTuning.of(settings, "policy", Model(MODEL, "", "auto", None), **what)
         own = {"tasks": {t.task_id: t for t in tasks}, "sandbox": Sandbox(Limits())}
-        facts = ranks.call(job.run, Part("ilf.training.UnitTestCallback", own), folder / name)
+        facts = distributed.call(job.run, Component("ilf.training.UnitTestCallback", own), folder / name)
         print(name, facts["optimizer_steps"], *(f"{k}={v:.4f}" for k, v in sorted(facts["metrics"].items())))
 
-ranks.lead(program)
+distributed.lead(program)
 """
 
 
@@ -311,7 +312,7 @@ def test_the_number_of_processes_is_what_was_asked_for(started, strategy, device
     monkeypatch.setenv("WORLD_SIZE", started)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
     with pytest.raises(InputError, match=message):
-        ranks.join(strategy, devices)
+        distributed.join(strategy, devices)
 
 
 TOKENIZER = load_tokenizer(MINI)
@@ -372,13 +373,13 @@ def test_a_signal_ends_a_process_that_waits_for_another_in_a_call_of_a_library(t
     program.write_text(
         "import sys, time\n"
         f"sys.path.insert(0, {str(ROOT / 'src')!r})\n"
-        "from ilf import ending, ranks\n"
+        "from ilf import distributed, shutdown\n"
         "def main():\n"
-        "    if ranks.rank():\n"
+        "    if distributed.rank():\n"
         "        time.sleep(60)\n"
         "    print('waiting', flush=True)\n"
-        "    ranks.gather([1])\n"
-        "ending.command(main, ending.explain)\n"
+        "    distributed.gather([1])\n"
+        "shutdown.command(main, shutdown.explain)\n"
     )
     with two(program, [], tmp_path) as (first, _):
         printed = tmp_path / "printed0.out"
@@ -395,7 +396,7 @@ def test_a_signal_that_comes_where_python_drops_exceptions_ends_the_process_too(
     program.write_text(
         "import sys, time\n"
         f"sys.path.insert(0, {str(ROOT / 'src')!r})\n"
-        "from ilf import ending\n"
+        "from ilf import shutdown\n"
         "class Slow:\n"
         "    def __del__(self):\n"
         "        print('deleting', flush=True)\n"
@@ -405,7 +406,7 @@ def test_a_signal_that_comes_where_python_drops_exceptions_ends_the_process_too(
         "    print('deleted', flush=True)\n"
         "    time.sleep(30)\n"
         "    print('whole', flush=True)\n"
-        "ending.command(main, ending.explain)\n"
+        "shutdown.command(main, shutdown.explain)\n"
     )
     process = warm.start(program, [], tmp_path, tmp_path / "printed")
     printed = tmp_path / "printed.out"

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from ilf.components import Component
 from ilf.models.load import adapt
-from ilf.models.storageless import empty_model, with_one_layer
+from ilf.models.meta_tensors import empty_model, with_one_layer
 from ilf.models.tokens import check_room, positions
-from ilf.parts import Part
 from ilf.settings import Phase, Settings
 from ilf.training.schedules import make_schedule
 from ilf.training.trainer import make_trainer, precision, training_device
@@ -78,7 +78,7 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
             _try("adapter", settings.adapter, lambda adapter: adapt(_small(config, settings), adapter), {})
 
 
-def _step(optimizer: Part, dtype: torch.dtype, device: torch.device) -> None:
+def _step(optimizer: Component, dtype: torch.dtype, device: torch.device) -> None:
     """Take a step with an optimizer, on numbers of which every other one has no gradient."""
     parameter = torch.nn.Parameter(torch.zeros(_TRIED, dtype=dtype, device=device))
     made = optimizer([parameter])
@@ -89,7 +89,7 @@ def _step(optimizer: Part, dtype: torch.dtype, device: torch.device) -> None:
         raise ValueError("the first step gives numbers that are not finite")
 
 
-def _schedule(optimizer: Part, steps: float, scheduler: Part) -> None:
+def _schedule(optimizer: Component, steps: float, scheduler: Component) -> None:
     """Make a schedule for a training of so many steps."""
     make_schedule(scheduler, optimizer([torch.nn.Parameter(torch.zeros(1))]), steps)
 
@@ -102,7 +102,7 @@ def _small(config: Any, settings: Settings) -> Any:
         return empty_model(config, torch.float32, settings.model.attention)
 
 
-def _try(group: str, part: Part, make: Callable[[Part], object], names: Mapping[str, str]) -> None:
+def _try(group: str, part: Component, make: Callable[[Component], object], names: Mapping[str, str]) -> None:
     """Make something of a part; where it is refused, blame the argument whose default is accepted, else all of them.
 
     Args:

@@ -9,16 +9,16 @@ learning rate, the tasks of a run) is passed by its caller.
     value.py      values against annotations
 """
 
-from ilf.parts.part import Needs, Part, from_node, key_of, node_of, resolve, version_of
-from ilf.parts.read import holds_parts, read
-from ilf.parts.value import check_value
+from ilf.components.component import Component, Needs, from_node, key_of, node_of, resolve, version_of
+from ilf.components.read import holds_components, read
+from ilf.components.value import check_value
 
 __all__ = [
+    "Component",
     "Needs",
-    "Part",
     "check_value",
     "from_node",
-    "holds_parts",
+    "holds_components",
     "key_of",
     "node_of",
     "read",

@@ -19,7 +19,7 @@ import torch
 from ilf.analysis.statistics import bootstrap_ci95
 from ilf.files import sha256
 from ilf.models.load import load_model
-from ilf.models.packed import load_packed
+from ilf.models.onednn_linear import load_packed
 from ilf.models.policy_change import Parted, divergence, perplexity, target_logps, weight_change
 from ilf.runner import Runner
 from ilf.settings import Settings

@@ -14,23 +14,23 @@ from typing import Any
 
 import torch
 
-from ilf import ranks
+from ilf import distributed
+from ilf.components import Component
 from ilf.disk import nearest
 from ilf.models.load import sampling_dtype, saving_dtype
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
 from ilf.models.tokens import encode_prompts
-from ilf.parts import Part
 from ilf.settings import Settings
 from ilf.tasks.feedback_prompts import refine_prompt
+from ilf.training.dry_run import check_lengths, check_positions, trainings
 from ilf.training.trainer import precision, training_device
-from ilf.training.trial import check_lengths, check_positions, trainings
 from ilf.types import Feedback, InputError, Splits
 
 log = logging.getLogger(__name__)
 
 _FEEDBACK_TOKENS = 128  # allowed for a feedback in a refine prompt
-_EIGHT_BIT = Part("bitsandbytes.optim.AdamW8bit")  # as the options of these names have them
-_LORA = Part("peft.LoraConfig", {"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
+_EIGHT_BIT = Component("bitsandbytes.optim.AdamW8bit")  # as the options of these names have them
+_LORA = Component("peft.LoraConfig", {"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
 _REPLACED = {("optimizer", "adapter"), ("trainer", "optimizer"), ("trainer", "adapter")}  # by the later of the two
 
 
@@ -104,7 +104,7 @@ def _refuse(settings: Settings, key: str, value: str, problem: str, advice: str,
     log.warning("%s=%s: %s. %s", key, value, problem, advice)
 
 
-def device_memory(trainer: Part) -> tuple[str, int]:
+def device_memory(trainer: Component) -> tuple[str, int]:
     """Return the name of the device that one of a run's processes works on, and how many bytes it has.
 
     Of a CPU that is what a container may use, divided among the run's processes on this machine. What others have taken
@@ -118,7 +118,7 @@ def device_memory(trainer: Part) -> tuple[str, int]:
             size = min(size, int(Path(file).read_text()))
         except (OSError, ValueError):  # another system, or no limit: "max"
             pass
-    processes = ranks.local_count()
+    processes = distributed.local_count()
     return "this machine" if processes == 1 else f"each of {processes} processes on this machine", size // processes
 
 
@@ -272,7 +272,7 @@ class Budget:
         need = fine_tuning(self.config, how, self.device)
         if settings.trainer.get("strategy") == "fsdp":  # what is trained is held in parts, but for the block that runs
             parameters, gradients, optimizer = (
-                -(-part // ranks.count()) for part in (need.parameters, need.gradients, need.optimizer)
+                -(-part // distributed.count()) for part in (need.parameters, need.gradients, need.optimizer)
             )
             need = replace(need, parameters=parameters, gradients=gradients, optimizer=optimizer)
         if not training.validate_n:

@@ -18,7 +18,7 @@ from ilf.types import InputError
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """A class or function by its name, with some of its arguments. Calling it passes the others.
 
     Arguments that are themselves parts are called anew each time, so that two calls share nothing.
@@ -41,13 +41,13 @@ class Part:
         """Return an argument of the configuration, `default` where it gives none."""
         return self.arguments.get(name, default)
 
-    def having(self, **arguments: Any) -> Part:
+    def having(self, **arguments: Any) -> Component:
         """Return the part with other values of some arguments."""
-        return Part(self.target, {**self.arguments, **arguments}, self.partial)
+        return Component(self.target, {**self.arguments, **arguments}, self.partial)
 
-    def without(self, *names: str) -> Part:
+    def without(self, *names: str) -> Component:
         """Return the part with the target's own defaults for some arguments."""
-        return Part(self.target, {k: v for k, v in self.arguments.items() if k not in names}, self.partial)
+        return Component(self.target, {k: v for k, v in self.arguments.items() if k not in names}, self.partial)
 
     def key(self, aside: Sequence[str] = ()) -> dict[str, Any]:
         """Return what decides the part's results: target, arguments and code.
@@ -76,7 +76,7 @@ class Needs:
 
 
 def _called(value: Any) -> Any:
-    if isinstance(value, Part):
+    if isinstance(value, Component):
         return functools.partial(value) if value.partial else value()
     if isinstance(value, Mapping):
         return {name: _called(one) for name, one in value.items()}
@@ -84,7 +84,7 @@ def _called(value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    if isinstance(value, Part):
+    if isinstance(value, Component):
         return value.key()
     if isinstance(value, Mapping):
         return {name: _key(one) for name, one in value.items()}
@@ -164,7 +164,7 @@ def key_of(part: Any, aside: Sequence[str] = ()) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return value.key() if isinstance(value, Part) else key_of(value)
+        return value.key() if isinstance(value, Component) else key_of(value)
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
@@ -172,7 +172,7 @@ def _plain(value: Any) -> Any:
 
 def node_of(part: Any) -> Any:
     """Return a part as plain values with its `_target_`, as a checkpoint may hold it; None for what can't be named."""
-    if isinstance(part, Part):
+    if isinstance(part, Component):
         return {"_target_": part.target, **{name: node_of(value) for name, value in part.arguments.items()}}
     if isinstance(part, functools.partial):
         return {"_target_": f"{part.func.__module__}.{part.func.__qualname__}", **part.keywords}
@@ -187,5 +187,5 @@ def from_node(node: Any) -> Any:
     """Return what `node_of` was given: an instance of a dataclass, else what makes one."""
     if not (isinstance(node, Mapping) and "_target_" in node):
         return node
-    part = Part(node["_target_"], {name: from_node(value) for name, value in node.items() if name != "_target_"})
+    part = Component(node["_target_"], {name: from_node(value) for name, value in node.items() if name != "_target_"})
     return part() if is_dataclass(part.resolve()) else part

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from conftest import compose_settings
 
-from ilf.parts import Needs, Part, from_node, key_of, node_of, read
+from ilf.components import Component, Needs, from_node, key_of, node_of, read
 from ilf.sampling import HFSampler
 from ilf.types import InputError
 
@@ -80,14 +80,14 @@ def test_a_part_is_called_anew_each_time_with_what_it_holds():
         "make": {"_target_": f"{__name__}.Inner", "_partial_": True},
         "plain": {"a": [1, {"_target_": f"{__name__}.Inner"}]},
     }
-    part = read(Part, node, "x")
+    part = read(Component, node, "x")
     inner, one, other, plain = part()
     assert inner == Inner(3) and one == other == Inner() and one is not other and plain == {"a": [1, Inner()]}
     assert part()[0] is not inner
 
 
 def test_plain_values_stand_for_parts_and_back():
-    part = Part("torch.optim.SGD", {"lr": 0.1, "nested": Part("torch.optim.Adam", {"eps": 1})})
+    part = Component("torch.optim.SGD", {"lr": 0.1, "nested": Component("torch.optim.Adam", {"eps": 1})})
     assert from_node(node_of(part)) == part
     sampler = HFSampler(n=3, temperature=0.5)
     assert from_node(node_of(sampler)) == sampler
@@ -119,7 +119,7 @@ def test_an_edit_of_a_users_class_changes_its_key_and_what_only_shows_does_not(t
         linecache.checkcache()
         mine = importlib.import_module("mine_of_parts").Mine
         found = key_of(mine(**arguments))
-        assert Part("mine_of_parts.Mine", arguments).key()["code"] == found["code"]
+        assert Component("mine_of_parts.Mine", arguments).key()["code"] == found["code"]
         return found
 
     first = key(SOURCE.format(more=""))
@@ -139,19 +139,19 @@ def test_an_edit_of_a_class_that_a_users_derives_from_changes_its_key(tmp_path, 
             sys.modules.pop(name, None)
         importlib.invalidate_caches()
         linecache.checkcache()
-        keys.append(Part("derived_of_parts.Mine").key())
+        keys.append(Component("derived_of_parts.Mine").key())
     assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_librarys_class_is_told_by_the_librarys_version():
-    code = Part("torch.optim.AdamW").key()["code"]
+    code = Component("torch.optim.AdamW").key()["code"]
     assert code.startswith("torch 2.") and "+" not in code
 
 
 def test_a_function_is_called_with_what_its_caller_passes():
-    part = read(Part, {"_target_": "math.pow", "_partial_": True}, "x")
+    part = read(Component, {"_target_": "math.pow", "_partial_": True}, "x")
     assert part(2, 3) == 8
     with pytest.raises(InputError, match=r"x\._target_.*takes no size"):
         from typing import Annotated
 
-        read(Annotated[Part, Needs(given=("size",))], {"_target_": "os.path.basename"}, "x")
+        read(Annotated[Component, Needs(given=("size",))], {"_target_": "os.path.basename"}, "x")
