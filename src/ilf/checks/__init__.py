@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ilf.analysis.jobs import job_folders
-from ilf.checks.experiment import check_content
+from ilf.checks.experiment import check_experiment
 from ilf.checks.keys import check_texts
 from ilf.checks.numbers import check_finite, check_numbers
-from ilf.checks.runtime import check_machinery
+from ilf.checks.runtime import check_runtime
 from ilf.paths import check_path, check_target
 from ilf.settings import STAGES, Settings, value_of
 from ilf.types import InputError
@@ -58,8 +58,8 @@ def check(settings: Settings) -> None:
             raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
     if not settings.stages:
         raise InputError("stages", [], "must name at least one stage", f"Use 'stages=[{','.join(STAGES)}]'.")
-    check_content(settings)
-    check_machinery(settings)
+    check_experiment(settings)
+    check_runtime(settings)
 
 
 def check_planned(pairs: Sequence[Any]) -> None:

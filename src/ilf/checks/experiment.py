@@ -14,7 +14,7 @@ from ilf.settings import Annotate, Settings
 from ilf.types import InputError
 
 
-def check_content(settings: Settings) -> None:
+def check_experiment(settings: Settings) -> None:
     """Check the tasks, who speaks on them, and what repeats, sweeps or replaces parts of the algorithm.
 
     Raises:

@@ -10,7 +10,7 @@ from ilf.settings import Settings
 from ilf.types import InputError
 
 
-def check_machinery(settings: Settings) -> None:
+def check_runtime(settings: Settings) -> None:
     """Check what trains, samples, executes and tracks.
 
     Raises:

@@ -13,7 +13,7 @@ _PLACES = {
     "Shuffle": "transforms",
     "Source": "source",
     "Transform": "transforms",
-    "UnitTests": "from_tests",
+    "UnitTests": "unit_tests",
     "Writing": "source",
 }
 __all__ = list(_PLACES)

@@ -2,7 +2,7 @@
 
 For feedback=llm it says what is wrong with a program, in the place of an annotator. For refinements=llm it is shown the
 same and writes the program anew: its own feedback and its own refinement, as the InstructGPT rows of the paper's
-Table 4. What it is told is in the files of conf/llm/; where its answers come from is in other_model.py.
+Table 4. What it is told is in the files of conf/llm/; where its answers come from is in llm_client.py.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def empty_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=named).eval()
     if model._can_set_experts_implementation():
-        model.set_experts_implementation("ilf_storageless")
+        model.set_experts_implementation("ilf_meta")
     return model
 
 
@@ -83,7 +83,7 @@ def _experts(experts: Any, states: torch.Tensor, chosen: torch.Tensor, weights: 
     return out
 
 
-ALL_EXPERTS_FUNCTIONS["ilf_storageless"] = _experts
+ALL_EXPERTS_FUNCTIONS["ilf_meta"] = _experts
 
 
 @contextmanager
