@@ -201,7 +201,7 @@ def test_export_says_what_it_needs(overrides, message):
 
 
 def test_the_page_on_annotations_has_every_column():
-    page = (ROOT / "docs" / "annotations.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "annotations.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(FIELDS)
     example = json.loads(re.search(r"```json\n(.*?)```", page, re.DOTALL).group(1))
     assert set(example) <= set(FIELDS)

@@ -1,6 +1,6 @@
 """Each architecture of a list is sampled as uncached decoding does, planned, trained, saved, or refused by name.
 
-docs/architectures.md has the table of what is found here: each test holds its column against it.
+docs/how-to/models.md has the table of what is found here: each test holds its column against it.
 """
 
 import math
@@ -33,7 +33,7 @@ PROMPTS = [
     for start, length in ((1, 3), (9, 7), (20, 14))
 ]
 DRAWS = [Draw(t, "test", s, 7 * t + s, PROMPTS[t], "") for t, s in ((2, 0), (2, 1), (1, 0), (0, 0), (0, 1))]
-TABLE = read_table(ROOT / "docs" / "architectures.md")
+TABLE = read_table(ROOT / "docs" / "how-to" / "models.md")
 ADAPTERS = {"full": (None, None), "LoRA": (lora(), None), "QLoRA": (lora(), "nf4")}
 SETTINGS = dict(zip(ADAPTERS, map(compose_settings, ("adapter=full", "adapter=lora", "adapter=qlora")), strict=True))
 STEPS = 10

@@ -390,7 +390,7 @@ def test_no_text_of_a_row_is_half_of_a_surrogate_pair(column):
 
 
 def test_the_tutorials_class_makes_tasks_whose_programs_pass(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "tutorial.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "own-tasks.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "tasks_of_the_tutorial.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""What docs/extending.md shows, run as it stands there: parts from outside, through the whole of ILF on a few tasks."""
+"""What docs/extend.md shows, run as it stands there: parts from outside, through the whole of ILF on a few tasks."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from conftest import ROOT, SMALL, compose_settings
 from ilf.analysis.studies import write_study
 from ilf.build import build
 
-PAGE = (ROOT / "docs" / "extending.md").read_text()
+PAGE = (ROOT / "docs" / "extend.md").read_text()
 SECTIONS = {part.split("\n", 1)[0]: part for part in PAGE.split("\n## ")[1:]}
 LIMIT = 15  # lines that an example may have
 

@@ -193,7 +193,7 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
+@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
 def test_a_source_of_a_users_is_heard_throughout_and_asked_once(own_stages, tmp_path, mine):
     log = tmp_path / "asked"
     own = ["feedback=reviewer", f"feedback.log={log}"]
@@ -220,7 +220,7 @@ def test_a_source_of_a_users_is_heard_throughout_and_asked_once(own_stages, tmp_
     assert log.read_text().count("\n") == 3
 
 
-@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
+@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
 def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_stages):
     sources = "feedback.sources=[{_target_: mine.Reviewer, words: Hm.}, unit_tests]"
     changed = "feedback.transform=[{_target_: mine.polite, word: Pray}, one_bug, {_target_: mine.Louder, times: 2}]"
@@ -266,7 +266,7 @@ def test_what_is_no_source_or_transform_is_named_before_anything_loads(overrides
         compose_settings(f"hydra.searchpath=[file://{mine}]", *overrides)
 
 
-@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
+@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
 def test_a_refiner_of_a_users_prompts_a_folder_of_its_choice(own_stages):
     stages = own_stages("refiner=terse", "stages=[sample,annotate,train_refiner,refine]")
     found = stages.run()
@@ -277,7 +277,7 @@ def test_a_refiner_of_a_users_prompts_a_folder_of_its_choice(own_stages):
     assert not (stages.folder / "refiner").exists()
 
 
-@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
+@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
 def test_a_refiner_of_a_users_is_fine_tuned_on_its_own_prompts(own_stages):
     stages = own_stages("refiner=longer", "stages=[sample,annotate,train_refiner,refine]")
     found = stages.run()
@@ -300,7 +300,7 @@ def test_what_a_refiner_gives_is_checked_before_it_is_used(refiner, message, own
         own_stages(f"refiner={refiner}", "stages=[sample,annotate,train_refiner,refine]").run()
 
 
-@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
+@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
 def test_an_arm_of_a_users_says_which_program_of_a_task_is_learnt(own_stages):
     stages = own_stages("refinements=shortest")
     found = stages.run()
@@ -341,7 +341,7 @@ def test_feedback_on_test_is_no_feedback(own_stages):
         own_stages("feedback=on_test", "stages=[sample,annotate]").run()
 
 
-@pytest.mark.slow  # docs/extending.md shows the like, and its test runs it
+@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
 def test_a_source_from_outside_runs_by_the_command_line(mine, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
     done = cli(

@@ -23,7 +23,7 @@ from ilf.tasks.data import SPLITS, job_of
 from ilf.tasks.table import split_ids
 from ilf.types import InputError, Program
 
-PAGE = (ROOT / "docs" / "tutorial.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "own-tasks.md").read_text()
 TUTORIAL = ROOT / "docs" / "tutorial"
 ROW = {"task_id": 1, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
 BARE = {"task_id": 3, "text": "t", "signature": "def f(x):", "test_list": ["assert f(1) == 1"]}

@@ -17,7 +17,7 @@ from ilf.sandbox.rewards import answered, continued
 from ilf.tasks.mini import Mini
 from ilf.types import InputError
 
-PAGE = (ROOT / "docs" / "reward.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "rewards.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 GOOD, BAD = "def f(x):\n    return x\n", "def f(x):\n    return 1\n"
 TESTS = ["assert f(1) == 1", "assert f(2) == 2"]

@@ -313,12 +313,12 @@ def test_a_search_looks_at_no_finished_programs_on_test_either(study):
     assert not list(again.glob("[0-9]*/programs/zero_shot.jsonl"))
 
 
-PAGE = (ROOT / "docs" / "studies" / "README.md").read_text()
+PAGE = (ROOT / "docs" / "studies" / "index.md").read_text()
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Write the study of one's own that docs/studies/README.md shows, and return its folder."""
+    """Write the study of one's own that docs/studies/index.md shows, and return its folder."""
     code, experiment = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL).group(1) for kind in ("python", "yaml"))
     (tmp_path / "my_studies.py").write_text(code)
     (tmp_path / "mine" / "experiment").mkdir(parents=True)

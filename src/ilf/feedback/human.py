@@ -1,6 +1,6 @@
 """Feedback that people wrote: annotations of wrong programs, in the columns of the paper's released file and ours.
 
-docs/annotations.md has the schema. One object a line of a .jsonl file, or one row of a .csv file.
+docs/how-to/annotations.md has the schema. One object a line of a .jsonl file, or one row of a .csv file.
 """
 
 from __future__ import annotations

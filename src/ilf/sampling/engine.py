@@ -86,7 +86,7 @@ class EngineSampler(ServedSampler):
             find = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({self.module!r}) is None)"
             if subprocess.run([self._python, "-c", find], capture_output=True).returncode:
                 allowed = f"is an environment without the package {self.module}"
-                advice = "Install it there, or give sampler.python=ENVIRONMENT/bin/python; see docs/servers.md."
+                advice = "Install it there, or give sampler.python=ENVIRONMENT/bin/python; see docs/how-to/servers.md."
                 raise InputError("sampler.python", self._python, allowed, advice)
 
     @property

@@ -82,7 +82,7 @@ class ServedSampler(Sampler):
                 "sampler.extra",
                 self.extra,
                 "the server gives the same program for every seed, so that it does not sample",
-                "Give what it needs to sample by temperature alone, as +sampler.extra.top_k=-1; see docs/servers.md.",
+                "Give what it needs to sample by temperature alone, as +sampler.extra.top_k=-1; see docs/how-to/servers.md.",
             )
 
     @property

@@ -1,4 +1,4 @@
-"""A user's own tasks, from a JSON-lines file in MBPP's columns; docs/tutorial.md has the schema."""
+"""A user's own tasks, from a JSON-lines file in MBPP's columns; docs/how-to/own-tasks.md has the schema."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Jsonl(Table):
         """Raise InputError where there is no such file."""
         super().check(key)
         if self.path is None:
-            advice = f"Give {key}.path=tasks.jsonl; docs/tutorial.md has an example."
+            advice = f"Give {key}.path=tasks.jsonl; docs/how-to/own-tasks.md has an example."
             raise InputError(f"{key}.path", None, "must name a file of tasks", advice)
         check_path(f"{key}.path", self.path, "file", "Check the path.")
 

@@ -35,7 +35,7 @@ class Fractions:
 
 @dataclass
 class Table(Data):
-    """Tasks in MBPP's columns; docs/tutorial.md has the schema. Derive from it and write `rows` for a set of your own.
+    """Tasks in MBPP's columns; docs/how-to/own-tasks.md has the schema. Derive from it and write `rows` for a set of your own.
 
     Args:
         split: Where no row names its split: the share of the tasks in each.
