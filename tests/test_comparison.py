@@ -116,7 +116,7 @@ def of(rows: list[dict[str, str]], **wanted: str) -> dict[str, str]:
     return row
 
 
-LABELS = ["zero-shot", "gold", "annotator (scripted)", "model"]
+LABELS = ["zero-shot", "gold", "human", "model"]
 
 
 def test_an_arm_is_the_mean_over_seeds_within_a_task_then_over_tasks(tmp_path):
@@ -304,7 +304,7 @@ def test_of_the_same_job_in_two_sweeps_the_later_stands_and_a_failed_one_never(t
 def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
     overrides = {
         "gold": ["refinements=gold"],
-        "annotator (scripted)": ["refinements=human"],
+        "human": ["refinements=human"],
         "model": ["refinements=model"],
         "model, feedback=shuffled": ["refinements=model", "feedback=shuffled"],
         "gold, training.policy.lr=0.0001": ["refinements=gold", "training.policy.lr=1e-4"],
@@ -345,7 +345,7 @@ def test_an_option_of_the_group_arm_names_the_arm_by_itself(tmp_path):
     write_job(tmp_path / "s" / "3", ["arm=ilf", "feedback=none"], draw(0.5, 3), feedback="none")
     write_job(tmp_path / "s" / "4", ["arm=human"], draw(0.5, 4))
     labels = [row["arm"] for row in compare(tmp_path / "s")["_arms"]]
-    assert labels == ["zero-shot", "gold", "ilf", "shuffled", "ilf, feedback=none", "annotator (scripted)"]
+    assert labels == ["zero-shot", "gold", "ilf", "shuffled", "ilf, feedback=none", "human"]
 
 
 def test_arms_on_different_tasks_are_not_compared_and_named(tmp_path):
@@ -699,7 +699,7 @@ def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
     done = cli("mode=compare", "compare.folders=[a,b]", "hydra.run.dir=out", "model=local", "model.path=nowhere")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert text in done.stdout and str(tmp_path / "out" / "comparison.png") in done.stdout
+    assert str(tmp_path / "out" / "comparison.png") in done.stdout and "delta (points)" in done.stdout
     assert "| gold | 2 |" in text and "| model | 2 |" in text
     assert not (first / "comparison.md").exists()
 
@@ -727,7 +727,7 @@ def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tm
     assert [row["status"] for row in rows] == ["failed", "partial"]
     assert "sampler.temperature" in rows[0]["error"] and (rows[0]["data"], rows[0]["feedback"]) == ("mini", "scripted")
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "| annotator (scripted), sampler.temperature=0 | 0 (1 failed) |" in text and "| human" not in text
+    assert "| human, sampler.temperature=0 | 0 (1 failed) |" in text and "scripted annotator, not of people" in text
     assert "Planned, and not compared: human and zero-shot: human is no arm's name, and there are: " in text
     assert cli(*[part.replace("=0,0.8", "=0.7") for part in sweep]).returncode == 0
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))

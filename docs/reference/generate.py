@@ -1,4 +1,4 @@
-"""Writes the reference pages options.md and settings.md from conf/ and src/ilf/settings.py, as MkDocs builds the manual.
+"""Write the reference pages options.md and settings.md from conf/ and src/ilf/settings.py as MkDocs builds the manual.
 
 Run by the plugin gen-files; nothing is written into docs/.
 """
@@ -24,13 +24,13 @@ ELSEWHERE = {
 INTRODUCTION = {
     "options": """# Options
 
-Every group of settings and its options, generated from the files under `conf/`. Choose an option with `GROUP=OPTION`, and
-override a key with `GROUP.KEY=VALUE`. Groups whose file starts with `# @package _global_` set keys of other groups.
+Every group of settings and its options, generated from the files under `conf/`. Choose an option with `GROUP=OPTION`,
+and override a key with `GROUP.KEY=VALUE`. Groups whose file starts with `# @package _global_` set keys of other groups.
 """,
     "settings": """# Settings
 
-Every key outside the options, with its type and default, generated from `src/ilf/settings.py`. The keys of an option are on
-the page [Options](options.md); `python run.py --cfg job` shows the keys and values of a command.
+Every key outside the options, with its type and default, generated from `src/ilf/settings.py`. The keys of an option
+are on the page [Options](options.md); `python run.py --cfg job` shows the keys and values of a command.
 """,
 }
 

@@ -14,7 +14,6 @@ import torch
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from ilf import distributed
-from ilf.analysis.jobs import arm_name
 from ilf.checks.tasks import check_scoring, check_tasks, check_tests
 from ilf.disk import check_writable
 from ilf.feedback import llm
@@ -56,8 +55,8 @@ def build(settings: Settings) -> Stages:
         for key, one, own in (("data", settings.data, tasks), ("transfer", settings.transfer, inputs.tasks.transfer)):
             if one is not None:
                 one.check_gold(own, sandbox, key)
-        arm, group = arm_name(settings.arm, settings.feedback.name), settings.group or settings.study
-        tracker = Tracker(settings.logger, Path(settings.output_dir), settings.config, arm, group)
+        group = settings.group or settings.study
+        tracker = Tracker(settings.logger, Path(settings.output_dir), settings.config, settings.arm, group)
         return Stages(settings, inputs, model, store, sandbox, tracker, llm_folder)
 
 

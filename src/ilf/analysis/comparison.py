@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from ilf.analysis.arms import Arm, Arms, Pair, Row, arms_of, pair_of, planned_pair
 from ilf.analysis.comparison_page import markdown, plot
-from ilf.analysis.jobs import FIELDS, Job, measured, metric_names, read_jobs
+from ilf.analysis.jobs import FIELDS, Job, measured, metric_names, read_jobs, scripted_note
 from ilf.analysis.schema import PARTS, Reported
 from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, t_ci95
 from ilf.files import to_csv, write_atomically
@@ -78,7 +78,8 @@ def _notes(jobs: list[Job]) -> list[str]:
         {seed for seed, _ in ids}
     ):
         notes.append("Unmatched: not all arms trained on the same task ids.")
-    return notes
+    arms, annotators = ({job["refinements"] for job in jobs}, {job["annotator"] for job in jobs})
+    return [*filter(None, [scripted_note(arms, annotators)]), *notes]
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------

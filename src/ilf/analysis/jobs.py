@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
@@ -78,13 +78,14 @@ _AFTER_ZERO_SHOT = (
 )
 
 
-def arm_name(arm: str, annotator: str) -> str:
-    """Return what a reader calls an arm: a script's refinements are never called human.
+def scripted_note(arms: Collection[str], annotators: Collection[str]) -> str:
+    """Return the note that stands below results of the arm `human` where a script wrote its refinements, else "".
 
-    >>> arm_name("human", "scripted")
-    'annotator (scripted)'
+    >>> scripted_note(["gold", "human"], ["scripted"])
+    'human: the refinements of a scripted annotator, not of people.'
     """
-    return "annotator (scripted)" if (arm, annotator) == ("human", "scripted") else arm
+    scripted = "human" in arms and "scripted" in annotators
+    return "human: the refinements of a scripted annotator, not of people." if scripted else ""
 
 
 def job_folders(folder: Path) -> list[Path]:
@@ -254,7 +255,7 @@ def _add_labels(jobs: list[Job]) -> str:
             said.pop("refinements", None)
         left_out |= {FIELDS[field]: value for field, value in said.items() if value == unsaid.get(field)}
         shown = {FIELDS[field]: value for field, value in said.items() if value != unsaid.get(field)} | rest
-        job["label"] = _joined(arm_name(arm, job["annotator"]) or "run", shown)
+        job["label"] = _joined(arm or "run", shown)
         before = {key: value for key, value in shown.items() if not _among(key, _AFTER_ZERO_SHOT)}
         job["zero_label"] = _joined("zero-shot", before)
     return ", ".join(f"{key}={value}" for key, value in left_out.items())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ilf.analysis.formatting import model_name, p_text, percent, samples
-from ilf.analysis.jobs import arm_name
+from ilf.analysis.jobs import scripted_note
 from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
 from ilf.analysis.schema import Learnt, Metrics, Results
@@ -43,7 +43,7 @@ class Mended:
     after: str  # the first refinement that passed, whole
 
 
-def _parts(results: Results) -> dict[str, Metrics]:
+def labeled_metrics(results: Results) -> dict[str, Metrics]:
     """Return the metrics that a run has, by what a reader calls them, each round and data set apart."""
     named = [(ROWS["zero_shot"], results["zero_shot"])]
     rounds: Sequence[Learnt] = results["rounds"] if len(results["rounds"]) > 1 else [results]
@@ -61,7 +61,7 @@ def _parts(results: Results) -> dict[str, Metrics]:
 
 def table(results: Results) -> str:
     """Return the run's figures as a Markdown table: pass@k in percent with 95% intervals over tasks."""
-    if not (parts := _parts(results)):
+    if not (parts := labeled_metrics(results)):
         return "No figures yet: no programs on Test, and no refinements."
     names = [key for part in list(parts.values())[:1] for key in part["ci95"]]
     lines = [
@@ -90,6 +90,27 @@ def delta_text(results: Results) -> str:
             f"{100 * d['ci95'][1]:+.1f}], p {p_text(d['p_value'])} (smallest detectable difference: {smallest})"
         )
     return "\n".join(lines)
+
+
+def conclusion(results: Results) -> str:
+    """Return in a sentence or two what a run's results mean."""
+    name, d = next(iter((results["delta"] or {}).items()), ("", None))
+    if d is None:
+        return {
+            "no_training_examples": "No program was left to fine-tune on, so there is no fine-tuned policy to compare.",
+            "interrupted": "The run was interrupted; the same command goes on from here.",
+        }.get(results["status"], "There is no comparison: the fine-tuned policy was not evaluated.")
+    trained_on = _TRAINED_ON.get(results["refinements"], f"programs of refinements={results['refinements']}")
+    low, high = (100 * bound for bound in d["ci95"])
+    interval = f"(95% interval {low:+.1f} to {high:+.1f}, p {p_text(d['p_value'])})"
+    action = "Sampling again without fine-tuning" if trained_on == "nothing" else f"Fine-tuning on {trained_on}"
+    if d["p_value"] < 0.05:
+        verb = "raised" if d["mean"] > 0 else "lowered"
+        return f"{action} {verb} {name} by {100 * abs(d['mean']):.1f} points {interval}."
+    text = f"{action} changed {name} by {100 * d['mean']:+.1f} points {interval}: no significant difference."
+    if d["smallest_detectable"] is not None:
+        text += f" With these tasks and samples, {100 * d['smallest_detectable']:.1f} points could be detected."
+    return text
 
 
 def change_text(results: Results) -> str:
@@ -220,7 +241,7 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         plots: Names of the pictures in the run's `plots/`.
     """
     counts, seconds = results["counts"], results["seconds"]
-    arm = arm_name(results["arm"], results["annotator"])
+    arm = results["arm"]
     trained_on = _TRAINED_ON.get(results["refinements"], f"programs of refinements={results['refinements']}")
     lines = [
         f"# ILF: {arm}, data {results['data']}, model {model_name(results)}",
@@ -229,6 +250,7 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         f"Data: {results['data']}, with {counts['test_tasks']} Test, {counts['refine_tasks']} Refine and "
         f"{counts['train_tasks']} Train tasks. Feedback: {results['feedback']}; refiner: {results['refiner_kind']}; "
         f"{samples(results)}; seed {results['seed']}.",
+        *([f"\n{note}"] if (note := scripted_note([results["refinements"]], [results["annotator"]])) else []),
         "",
         f"Status: **{results['status']}**.",
         "",
@@ -287,11 +309,10 @@ def _diff(before: str, after: str, most: int = 30) -> list[str]:
 
 def plot(results: Results, folder: Path) -> None:
     """Draw a run's pass@k with intervals into pass_at_k.png, and over its rounds, where it has several, rounds.png."""
-    if not (parts := _parts(results)):
+    if not (parts := labeled_metrics(results)):
         return
     names = list(next(iter(parts.values()))["ci95"])
-    arm = arm_name(results["arm"], results["annotator"])
-    title = f"{arm}: data {results['data']}, model {model_name(results)}, seed {results['seed']}"
+    title = f"{results['arm']}: data {results['data']}, model {model_name(results)}, seed {results['seed']}"
     series = {n: [(p[n], *p["ci95"][n]) for p in parts.values()] for n in names}
     bars(folder / "pass_at_k.png", list(parts), series, title)
     rounds = [results["zero_shot"], *(found["finetuned"] for found in results["rounds"])]

@@ -19,22 +19,15 @@ from ilf.types import InputError
 
 
 def run(settings: Settings) -> float | None:
-    """Run the stages that are asked for, show the figures, and return pass@1 on Refine where it was measured."""
+    """Run the requested stages, print plan and results, and return pass@1 on Refine where it was measured."""
     with opened(settings) as stages:
+        from ilf.cli.console import show_plan, show_results
+
+        if alone := HydraConfig.get().mode is not RunMode.MULTIRUN:
+            show_plan(settings, stages.tasks)
         results = stages.run()
-    _show_results(results, Path(settings.output_dir), stages.tracker.upload)
+    show_results(results, Path(settings.output_dir), stages.tracker.upload, alone)
     return float(results["validation"]["pass@1"]) if results["validation"] else None
-
-
-def _show_results(results: Results, folder: Path, upload: str | None) -> None:
-    from ilf.analysis.report import delta_text, table
-
-    print(f"\n{table(results)}\n\n{delta_text(results)}\n")
-    print(f"{folder / 'summary.md'}")
-    for file in sorted((folder / "plots").glob("*.png")):
-        print(file)
-    if upload:
-        print(f"upload to Weights & Biases: {upload}")
 
 
 def pretrain(settings: Settings) -> None:
@@ -105,12 +98,14 @@ def compare(settings: Settings) -> None:
     """Compare the jobs of earlier sweeps, in one table and in that of their study."""
     from ilf.analysis.comparison import write_comparison
     from ilf.analysis.studies import write_study
+    from ilf.cli.console import show_comparison, show_page
 
     folder, sweeps = Path(settings.output_dir), [Path(sweep) for sweep in settings.compare.folders]
     write_comparison(folder, sweeps, settings.compare.pairs)
     study = write_study(folder, [*sweeps, *(sweep / "chosen" for sweep in sweeps)])
-    for file in filter(None, (folder / "comparison.md", study)):
-        print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")
+    show_comparison(folder)
+    if study:
+        show_page(study)
 
 
 def show_store(settings: Settings) -> None:

@@ -183,11 +183,14 @@ class JobCallback(Callback):
             with _told():
                 study = write_study(file.parent, [file.parent])
             if study:
-                print(f"{study}\n{study.with_suffix('.png')}")
+                from ilf.cli.console import show_page
+
+                show_page(study)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Evaluate the chosen settings where a sweep is to choose, and say what it came to."""
         from ilf.analysis.studies import write_study
+        from ilf.cli.console import show_comparison, show_page
 
         folder = Path(config.hydra.sweep.dir)
         failures = select_and_report(folder) if config.select else []
@@ -196,8 +199,8 @@ class JobCallback(Callback):
             study = write_study(folder, [folder, folder / "chosen"])
         except InputError as error:  # of a function of the user's
             failures.append(str(error))
-        for file in (folder / "comparison.md", study):
-            if file is not None and file.exists():
-                print(f"\n{file.read_text()}\n{file.with_suffix('.png')}")
+        show_comparison(folder, config.hydra.overrides.task)
+        if study is not None and study.exists():
+            show_page(study)
         if failures:
             sys.exit("error: " + "; ".join(failures))  # an exception would only be a warning of Hydra's

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 
 from ilf import distributed
+from ilf.analysis.formatting import time_left
 from ilf.components import Component, from_node, node_of
 from ilf.models.load import load_model, load_tokenizer, resolve
 from ilf.models.shards import hold_whole, shard
@@ -148,6 +149,10 @@ class FineTuningModule(pl.LightningModule):
         """Divide it again."""
         hold_whole(self.model, False)
 
+    def on_train_start(self) -> None:
+        """Note where training starts, to estimate the time left: a resumed one starts after its checkpoint's steps."""
+        self._began = self.trainer.global_step, time.monotonic()
+
     def on_train_epoch_start(self) -> None:
         """Seed dropout by the epoch, so that a resumed run draws what an unbroken one draws."""
         torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch, self.global_rank))
@@ -175,7 +180,9 @@ class FineTuningModule(pl.LightningModule):
         if time.monotonic() > self._said + EVERY:
             self._said = time.monotonic()
             steps = self.trainer.estimated_stepping_batches
-            log.info("%s: %d of %s steps, loss %.3f", self.stage, step, steps, mean)
+            done, seconds = step - self._began[0], time.monotonic() - self._began[1]
+            left = time_left(done, int(steps) - self._began[0], seconds)
+            log.info("%s: %d of %s steps, loss %.3f, %s", self.stage, step, steps, mean, left)
         return last * batch[-1]["weight"]
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ilf import distributed
+from ilf.analysis.formatting import time_left
 from ilf.analysis.statistics import mean_pass_at_k
 from ilf.executors import Judge
 from ilf.files import JsonLines
@@ -85,6 +86,9 @@ class UnitTestCallback(pl.Callback):
         self._fresh: list[dict[str, Any]] = []
         self._samples, self._verdicts = kept_samples(self.folder), _rows(self.folder, self.verdicts_name)
         self._whole = pl_module.sampler.whole_plans
+        batches = getattr(trainer.test_dataloaders or trainer.predict_dataloaders, "dataset", ())
+        self._planned = sum(len(batch.missing) for batch in batches if isinstance(batch, DrawBatch))
+        self._sampled, self._start = 0, time.monotonic()
         pl_module.on_drawn(self._take)
         distributed.gather([])  # nobody writes before all have read
         if self._samples:
@@ -93,9 +97,10 @@ class UnitTestCallback(pl.Callback):
     def _take(self, draw: Draw, text: str) -> None:
         """Take a completion: one that does not depend on others is kept soon, the others with their batch."""
         self._fresh.append(vars(draw) | {"completion": text, "program": draw.task_prompt + text})
+        self._sampled += 1
         if time.monotonic() > self._then + EVERY:
             self._then = time.monotonic()
-            log.info("%s: %d of this batch's programs are drawn", self.stage, len(self._fresh))
+            log.info("%s: %d of %d programs sampled, %s", self.stage, self._sampled, self._planned, self._time_left())
             if not self._whole:
                 self._keep()
 
@@ -137,9 +142,12 @@ class UnitTestCallback(pl.Callback):
         self.programs += [Program.from_row(self._samples[key] | self._verdicts[key]) for key in keys]
         batches, passed = trainer.num_test_batches or [0], sum(program.verdict.passed for program in self.programs)
         log.info(
-            "%s: %d of %d batches, %d programs, %d passed",
-            *(self.stage, batch_idx + 1, sum(batches), len(self.programs), passed),
+            "%s: %d of %d batches, %d programs, %d passed, %s",
+            *(self.stage, batch_idx + 1, sum(batches), len(self.programs), passed, self._time_left()),
         )
+
+    def _time_left(self) -> str:
+        return time_left(self._sampled, self._planned, time.monotonic() - self._start)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Keep what was drawn, where it does not depend on what was not."""

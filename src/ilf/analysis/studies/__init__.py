@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from ilf.analysis.markdown import inline
 from ilf.analysis.studies import beyond, feedback, figures, search, tables
-from ilf.analysis.studies.job import Job, Study, read_jobs
+from ilf.analysis.studies.job import Job, Study, arm_notes, read_jobs
 from ilf.files import to_csv, write_atomically
 from ilf.types import InputError
 
@@ -85,7 +85,9 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
             return None
         ((name, path),) = named
         if not path:
-            return _write(target, _stem(name, path), STUDIES[str(name)](jobs), failed)
+            study = STUDIES[str(name)](jobs)
+            study.notes.extend(arm_notes(jobs))
+            return _write(target, _stem(name, path), study, failed)
         make = _function_at(path)
         try:
             return _write(target, _stem(name, path), make(jobs), failed)

@@ -19,7 +19,6 @@ from ilf.analysis.studies.job import (
     Row,
     Study,
     against,
-    arm_label,
     cells,
     difference,
     examples,
@@ -128,7 +127,7 @@ def several_a_task(jobs: Sequence[Job]) -> Study:
         tasks = np.mean([len(job.results["training_task_ids"] or []) for job in group])
         count = float(np.mean([examples(job) for job in group]))
         row: Row = {
-            "row": arm_label(arm, jobs),
+            "row": arm,
             "most": "all" if most is None else most,
             "tasks trained on": f"{tasks:.0f}",
             "examples": f"{count:.0f}",
@@ -140,7 +139,7 @@ def several_a_task(jobs: Sequence[Job]) -> Study:
         rows.append(row)
         for name in shown:
             at = (round(count / float(tasks), 1), row[name], row[f"{name}_low"], row[f"{name}_high"])
-            lines[f"{arm_label(arm, jobs)}, {name}"].append(at)
+            lines[f"{arm}, {name}"].append(at)
     columns = {
         "fine-tuned on": "row",
         "most a task": "most",

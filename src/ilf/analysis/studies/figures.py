@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ilf.analysis.formatting import p_text, percent
-from ilf.analysis.jobs import arm_name
 from ilf.analysis.plots import COLOURS, canvas, curve
 from ilf.analysis.statistics import over_seeds, sign_flip_p_value
 from ilf.analysis.studies.job import (
     Job,
     Row,
     Study,
-    arm_label,
     cells,
     examples,
     figure,
@@ -28,10 +26,6 @@ from ilf.analysis.studies.job import (
     subject,
 )
 from ilf.tasks.prompts import lines_of
-
-
-def _name(source: str, jobs: Sequence[Job]) -> str:
-    return arm_name(source, jobs[0].results["annotator"])
 
 
 def figure3(jobs: Sequence[Job]) -> Study:
@@ -50,7 +44,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
         end = over_seeds(found[source] for found in ends if source in found)
         rows.append(
             {
-                "row": _name(source, jobs),
+                "row": source,
                 "tasks": len(array),
                 "median": f"{np.median(array):.2f}",
                 "mean": f"{array.mean():.2f}",
@@ -71,7 +65,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
                 array = np.array(list(values.values()))
                 weights = np.full(len(array), 100 / len(array))
                 axis.hist(array, edges, weights=weights, histtype="stepfilled", alpha=0.25, color=colour)
-                label = f"{_name(source, jobs)}: median {np.median(array):.2f}"
+                label = f"{source}: median {np.median(array):.2f}"
                 axis.hist(array, edges, weights=weights, histtype="step", color=colour, linewidth=1.6, label=label)
             axis.set(xscale="log", xlabel="perplexity of the program given the task", ylabel="programs (%)")
             axis.legend(frameon=False, fontsize=8)
@@ -110,14 +104,14 @@ def figure4(jobs: Sequence[Job]) -> Study:
         sizes.add(size)
         count = float(np.mean(list(given.values())))
         row = {
-            "row": arm_label(arm, jobs),
+            "row": arm,
             "feedbacks": f"{count:.0f}",
             "examples": f"{np.mean([examples(job) for job in group]):.0f}",
             **cells({n: per_task(group, "finetuned", n) for n in shown}),
         }
         rows.append(row)
         for name in shown:
-            lines[f"{arm_label(arm, jobs)}, {name}"].append((count, row[name], row[f"{name}_low"], row[f"{name}_high"]))
+            lines[f"{arm}, {name}"].append((count, row[name], row[f"{name}_low"], row[f"{name}_high"]))
     title = "Figure 4: pass rate on Test against the number of tasks with feedback"
     before = {name: per_task(jobs, "zero_shot", name) for name in shown}
     levels = {f"zero-shot, {name}": figure(values)["mean"] for name, values in before.items() if values}
@@ -195,7 +189,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         found = figure(kl[arm])
         end = float(np.mean([k["end"]["mean"] for job in groups[arm] if (k := job.results["kl"])]))
         row: Row = {
-            "row": arm_label(arm, jobs),
+            "row": arm,
             "examples": f"{np.mean([examples(job) for job in groups[arm]]):.0f}",
             **{f"weights_{name}": value for name, value in weights[arm].items()},
             "weights_text": f"{100 * weights[arm]['all']:.3f}",
@@ -213,7 +207,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     title = "What fine-tuning did to the policy"
 
     def draw(file: Path, caption: str) -> None:
-        _draw_change(file, caption, {arm_label(arm, jobs): found for arm, found in weights.items()}, list(kl.values()))
+        _draw_change(file, caption, weights, list(kl.values()))
 
     columns = {
         "fine-tuned on": "row",

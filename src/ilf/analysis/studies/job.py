@@ -12,7 +12,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 
 from ilf.analysis.formatting import model_name, p_text, percent, samples
-from ilf.analysis.jobs import arm_name, job_folders, read_job
+from ilf.analysis.jobs import job_folders, read_job, scripted_note
 from ilf.analysis.markdown import table
 from ilf.analysis.schema import SCHEMA, Part, Results
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
@@ -96,15 +96,24 @@ def subject(jobs: Sequence[Job]) -> str:
     )
 
 
-def arm_label(arm: str, jobs: Sequence[Job]) -> str:
-    """Return what a reader calls an arm of a study."""
-    known = {
-        "ilf": "ILF: the refiner's programs",
-        "llm_1shot": "another model's refinements, 1-shot",
-        "llm_2shot": "another model's refinements, 2-shot",
-        "none": "nothing: zero-shot, sampled again",
-    }
-    return known.get(arm) or arm_name(arm, jobs[0].results["annotator"])
+_ARMS = {
+    "ilf": "the refiner's programs",
+    "gold": "the gold programs",
+    "human": "the annotator's refinements",
+    "llm_1shot": "an LLM's refinements after one worked example",
+    "llm_2shot": "an LLM's refinements after two worked examples",
+    "self": "the policy's own correct samples on other tasks",
+    "none": "nothing: the untrained policy, sampled again",
+}
+
+
+def arm_notes(jobs: Sequence[Job]) -> list[str]:
+    """Return the note that says which programs each of the jobs' arms is fine-tuned on."""
+    arms = dict.fromkeys(job.results["arm"] for job in jobs)
+    said = [f"{arm}: {_ARMS[arm]}" for arm in arms if arm in _ARMS]
+    notes = [f"Fine-tuned on, by arm: {'; '.join(said)}."] if len(said) > 1 else []
+    scripted = scripted_note(arms, {job.results["annotator"] for job in jobs})
+    return [*notes, *filter(None, [scripted])]
 
 
 def examples(job: Job) -> int:

@@ -16,7 +16,6 @@ from ilf.analysis.studies.job import (
     Row,
     Study,
     against,
-    arm_label,
     cells,
     grouped,
     names,
@@ -59,7 +58,7 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
     for (arm, values), group in grouped(tried, lambda job: (job.results["arm"], setting(job))).items():
         own = [job for job in chosen if (job.results["arm"], setting(job)) == (arm, values)]
         scores = per_task(group, "validation", "pass@1")
-        row: Row = {"row": arm_label(arm, jobs), **dict(zip(varied, map(_rounded, values), strict=True))}
+        row: Row = {"row": arm, **dict(zip(varied, map(_rounded, values), strict=True))}
         row |= cells({"validation": scores}) | {"chosen": "chosen" if own else None, "test": None}
         if own:
             name = names(own, "finetuned")[0]

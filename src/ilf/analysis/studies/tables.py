@@ -16,7 +16,6 @@ from ilf.analysis.studies.job import (
     Row,
     Study,
     against,
-    arm_label,
     cells,
     examples,
     grouped,
@@ -127,7 +126,7 @@ def table4(jobs: Sequence[Job]) -> Study:
     arms = [arm for arm in paper.FINAL if arm != "zero_shot"]
     for arm in [*arms, *(arm for arm in groups if arm not in arms)]:
         group = [job for job in groups.get(arm, []) if job.results["finetuned"]]
-        label = arm_label(arm, jobs)
+        label = arm
         if not group:
             statuses = {job.results["status"] for job in groups.get(arm, [])}
             rows.append(
@@ -172,7 +171,7 @@ def scorer_effect(jobs: Sequence[Job]) -> Study:
             continue
         ours, theirs = (per_task(by[scoring], "finetuned", name) for scoring in ("as_written", "paper"))
         row = {
-            "row": arm_label(arm, jobs),
+            "row": arm,
             **cells({"as_written": ours, "as_paper": theirs}),
             **against((by["paper"], "finetuned"), (by["as_written"], "finetuned"), name),
         }

@@ -1,0 +1,67 @@
+"""What the command prints: it fits 80 columns, on a terminal or in a file, and says what the results mean."""
+
+import json
+import re
+
+import pytest
+from test_comparison import write_sweep
+
+from ilf.analysis.comparison import write_comparison
+from ilf.analysis.report import conclusion
+from ilf.cli import console
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def lines(capsys) -> list[str]:
+    """Return what was printed, but paths and commands, which are never broken."""
+    printed = capsys.readouterr().out.splitlines()
+    return [line.rstrip() for line in printed if not re.match(r"\s*(/|python run\.py|results go to|finished stages)", line)]
+
+
+def test_the_plan_of_a_run_names_its_stages_and_fits(small_stages, capsys):
+    stages = small_stages()
+    console.show_plan(stages.settings, stages.tasks)
+    printed = lines(capsys)
+    named = [line.split()[0] for line in printed if re.match(r" [a-z_]+ ", line)][1:]
+    assert named == ["zero_shot", "sample", "annotate", "train_refiner", "refine", "train_policy", "evaluate"]
+    assert max(map(len, printed)) <= 80
+
+
+def test_the_plan_leaves_out_what_an_arm_does_not_do(small_stages, capsys):
+    stages = small_stages("refinements=none")
+    console.show_plan(stages.settings, stages.tasks)
+    named = [line.split()[0] for line in lines(capsys) if re.match(r" [a-z_]+ ", line)][1:]
+    assert named == ["zero_shot", "evaluate"]
+
+
+def test_a_comparison_is_printed_with_its_arms_and_what_it_says(tmp_path, capsys):
+    sweep = write_sweep(tmp_path / "s", ["gold", "model"], [0])
+    write_comparison(sweep, [sweep])
+    console.show_comparison(sweep, ["refinements=gold,model"])
+    printed = lines(capsys)
+    assert [line.split()[0] for line in printed if re.match(r" (zero-shot|gold|model) ", line)] == [
+        *("zero-shot", "gold", "model")
+    ]
+    text = " ".join(" ".join(printed).split())
+    assert re.search(r"pass@1, at a Holm-corrected level of 0\.05: .*gold", text) and "one seed does not show" in text
+    assert max(map(len, printed)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("mean", "p", "said"),
+    [
+        (0.2, 0.001, "raised pass@1 by 20.0 points"),
+        (-0.2, 0.001, "lowered pass@1 by 20.0 points"),
+        (0.02, 0.5, "changed pass@1 by +2.0 points (95% interval +1.0 to +3.0, p = 0.500): no significant difference"),
+    ],
+)
+def test_the_conclusion_follows_the_test(mean, p, said):
+    delta = {"mean": mean, "ci95": [0.01, 0.03], "p_value": p, "smallest_detectable": 0.04}
+    results = {"delta": {"pass@1": delta}, "refinements": "model", "status": "complete"}
+    text = conclusion(json.loads(json.dumps(results)))
+    assert said in text and ("4.0 points could be detected" in text) == (p == 0.5)
+    assert "no fine-tuned policy" in conclusion(results | {"delta": None, "status": "no_training_examples"})
