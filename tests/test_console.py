@@ -19,7 +19,9 @@ def terminal(monkeypatch):
 def lines(capsys) -> list[str]:
     """Return what was printed, but paths and commands, which are never broken."""
     printed = capsys.readouterr().out.splitlines()
-    return [line.rstrip() for line in printed if not re.match(r"\s*(/|python run\.py|results go to|finished stages)", line)]
+    return [
+        line.rstrip() for line in printed if not re.match(r"\s*(/|python run\.py|results go to|finished stages)", line)
+    ]
 
 
 def test_the_plan_of_a_run_names_its_stages_and_fits(small_stages, capsys):

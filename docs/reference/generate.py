@@ -19,6 +19,7 @@ CONF, SETTINGS = ROOT / "conf", ROOT / "src" / "ilf" / "settings.py"
 # The dataclasses of other modules that the settings hold.
 ELSEWHERE = {
     "LLM": ROOT / "src" / "ilf" / "feedback" / "llm_settings.py",
+    "Prompt": ROOT / "src" / "ilf" / "feedback" / "llm_settings.py",
     "LocalExecutor": ROOT / "src" / "ilf" / "executors.py",
 }
 INTRODUCTION = {
@@ -120,6 +121,8 @@ def settings(name: str = "Settings", prefix: str = "", file: Path = SETTINGS) ->
             nested.append((inner, f"{prefix}{field}.", known))
         elif not prefix and field in groups:
             yield f"| `{field}` | [option](options.md#{field}) | | {comment} |"
+        elif not prefix and "Needs" in kind:  # a data set to evaluate on
+            yield f"| `{field}` | [option](options.md#data), as `data@{field}` | | {comment} |"
         elif not re.search("Component|Annotated", kind):
             cells = (text.replace("|", "\\|") for text in (kind, default))
             kind, default = (f"`{cell}`" if cell else "" for cell in cells)

@@ -1,0 +1,54 @@
+"""The manual builds without a warning, and its reference has every option and every key."""
+
+import html
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from ilf.checks.keys import known_keys
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The manual as a site; --strict makes an error of a broken link and of a page that is not in the navigation."""
+    pytest.importorskip("mkdocs", reason="requirements-dev.txt is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def text_of(page):
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
+
+
+def test_the_reference_has_every_option_with_its_command(site):
+    page = text_of(site / "reference" / "options" / "index.html")
+    for file in (ROOT / "conf").glob("*/**/*.yaml"):
+        group, *parts = file.relative_to(ROOT / "conf").with_suffix("").parts
+        name = f"hydra/launcher={parts[-1]}" if group == "hydra" else f"{group}={'/'.join(parts)}"
+        command = re.search(r"(?m)^# (python run\.py.*)$", file.read_text()).group(1)
+        assert name in page and command in page, file
+
+
+def test_the_reference_has_every_key_with_what_it_means(site):
+    page = text_of(site / "reference" / "settings" / "index.html")
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()} - {"llm", "model"}
+    keys = [key for key in known_keys() if key in groups or key.partition(".")[0] not in groups]
+    assert len(keys) > 60
+    for key in keys:
+        assert key in page, key
+
+
+def test_the_reference_has_the_classes_to_derive_from(site):
+    page = (site / "reference" / "api" / "index.html").read_text()
+    for name in ("feedback.source.Source", "protocols.Refiner", "refinements.Refinements", "protocols.Sampler"):
+        assert f'id="ilf.{name}"' in page, name
+    for name in ("protocols.Objective", "executors.Executor", "tasks.data.Data", "training.ilf_module.ILFModule"):
+        assert f'id="ilf.{name}"' in page, name
