@@ -1,4 +1,4 @@
-"""What docs/extend.md shows, run as it stands there: parts from outside, through the whole of ILF on a few tasks."""
+"""Run the examples of docs/extend.md as written: a user's own components, through all of ILF on a few tasks."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def test_no_example_is_long():
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """The package and the folder of all examples, as a user has them."""
+    """Write the package and the configuration folder of all examples, as a user has them; return their folder."""
     folder = tmp_path_factory.mktemp("outside")
     for section in SECTIONS.values():
         for block in blocks(section, "python") + blocks(section, "yaml"):
@@ -44,7 +44,7 @@ def outside(tmp_path_factory):
 
 
 def overrides(outside: Path, title: str) -> list[str]:
-    """Return what a section's command says."""
+    """Return the overrides of a section's command."""
     (command,) = blocks(SECTIONS[title], "bash")
     given = shlex.split(command)[2:]
     return given[2:] if given[:1] == ["--config-dir"] else given
@@ -69,21 +69,21 @@ def run(outside: Path, name: str, *titles: str):
 
 @pytest.fixture(scope="module")
 def training(outside):
-    """A run with all parts of a fine-tuning from outside."""
-    titles = ("A callback", "A logger", "An optimizer and a learning-rate schedule", "An objective")
-    return run(outside, "training", *titles, "A Lightning module", "An executor")
+    """A run in which all components of the fine-tuning are the user's own."""
+    titles = ("Callback", "Logger", "Optimizer and learning-rate schedule", "Objective")
+    return run(outside, "training", *titles, "Lightning module", "Executor")
 
 
 @pytest.fixture(scope="module")
 def learning(outside):
-    """A run with all that teaches from outside."""
-    return run(outside, "learning", "A source of feedback", "A refiner", "An arm", "A study")
+    """A run in which the feedback source, the refiner, the arm and the study are the user's own."""
+    return run(outside, "learning", "Feedback source", "Refiner", "Arm", "Study")
 
 
 @pytest.fixture(scope="module")
 def drawing(outside):
-    """A run with tasks and a sampler from outside, and an adapter that is not ours."""
-    return run(outside, "drawing", "A data set", "A transform of feedback", "A sampler", "An adapter")
+    """A run with the user's own tasks, feedback transform and sampler, and an adapter of peft."""
+    return run(outside, "drawing", "Data set", "Feedback transform", "Sampler", "Adapter")
 
 
 def test_every_section_is_run():
@@ -107,8 +107,8 @@ def test_a_callback(training):
 def test_a_logger_also_of_what_the_store_had(outside, training):
     stages, _ = training
     first = (stages.folder / "lines.txt").read_text()
-    titles = ("A callback", "A logger", "An optimizer and a learning-rate schedule", "An objective")
-    again, results = run(outside, "again", *titles, "A Lightning module", "An executor")
+    titles = ("Callback", "Logger", "Optimizer and learning-rate schedule", "Objective")
+    again, results = run(outside, "again", *titles, "Lightning module", "Executor")
     assert "train_policy" in results["seconds"]["reused"] and "train_policy/loss" in first
     found = (again.folder / "lines.txt").read_text()
     assert found.count("train_policy/loss") == first.count("train_policy/loss") > 0
@@ -134,7 +134,7 @@ def test_an_executor(training):
 
 
 def test_arguments_of_the_trainer_decide_how_long_a_training_is(outside, training):
-    _, results = run(outside, "trainer", "The Trainer")
+    _, results = run(outside, "trainer", "Trainer")
     assert results["counts"]["optimizer_steps"] == 3
 
 
