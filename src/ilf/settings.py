@@ -202,7 +202,7 @@ class Settings:
     training: Training = field(default_factory=Training)
     trainer: TrainerComponent = field(default_factory=lambda: Component("pytorch_lightning.Trainer"))
     callbacks: dict[str, CallbackComponent] = field(default_factory=dict)
-    # If a run needs more memory than its device has, or more disk space than is free: refuse | warn
+    # What to do if a run needs more memory than its device has, or more disk space than is free: refuse | warn
     memory: str = "refuse"
     save: Save = field(default_factory=Save)
     evaluate: Evaluate = field(default_factory=Evaluate)

@@ -19,7 +19,7 @@ class InputError(ValueError):
     Args:
         key: The setting, or `FILE:LINE` for a row of a file.
         value: The value that was given.
-        allowed: Which values are accepted, or why this one is not.
+        allowed: The accepted values, or the problem with this one.
         advice: The next thing to try.
     """
 
