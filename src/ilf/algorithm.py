@@ -161,8 +161,7 @@ def _one_round(
     train = [f for f in this.feedback if f.split == "train"]
     if not train and len(outcome.rounds) > 1:  # in the first round, the steps raise an error that explains this
         return []
-    # 3. R: sample x1 ~ pi_Refine(.|t, x0, f), keep the correct ones. Other arms need them to train on the same task
-    # ids.
+    # 3. R: sample x1 ~ pi_Refine(.|t, x0, f), keep the correct ones. Other arms match their task ids.
     if arm.refines or arm.tasks == "solved":
         seen = [f for one in outcome.rounds for f in one.feedback or [] if f.split != "train"]
         this.refinements = do.refine(do.train_refiner(seen), train)
@@ -197,13 +196,7 @@ def _by_task(programs: Iterable[Program]) -> dict[int, list[Program]]:
 
 
 def choose(
-    do: Steps,
-    tasks: Splits,
-    feedback: Sequence[Feedback],
-    found: Round,
-    arm: Arm,
-    others: Sequence[Arm],
-    seed: int,
+    do: Steps, tasks: Splits, feedback: Sequence[Feedback], found: Round, arm: Arm, others: Sequence[Arm], seed: int
 ) -> list[list[Refinement]]:
     """Return the training set of an arm, by task: one or more examples per task, on the same task ids for every arm.
 

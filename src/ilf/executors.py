@@ -35,12 +35,12 @@ class Executor(ABC):
     """Executes programs on their unit tests. To write your own executor, derive from this class.
 
     Args:
-        tests: The tests that decide. all; unseen: without the assert, or the input, that the prompt shows; challenge:
-            the challenge tests of MBPP tasks that have them, in place of the others.
-        scoring: How Test is scored. as_written; paper: re-indented and truncated as the authors' code does.
-        compare: How results are compared. exact; approx: numbers as by pytest.approx.
+        tests: Which tests decide: all; unseen, which leaves out the assert or input that the prompt shows; or
+            challenge, which uses the challenge tests of MBPP tasks that have them, in place of the others.
+        scoring: How Test is scored: as_written, or paper, which re-indents and truncates as the authors' code does.
+        compare: How results are compared: exact, or approx, which compares numbers as pytest.approx does.
         trust_eq: Whether objects of the program's own classes decide equality, by their `__eq__` and other operators.
-        isolation: require (an error if this machine can't provide a part of the isolation), best or off.
+        isolation: require (an error if this machine can't provide complete isolation), best, or off.
         time_limit: Maximum processor time per program, in seconds.
         memory_mb: Maximum memory per program, in MiB.
         output_mb: Maximum size of any one file, in MiB, including standard output.

@@ -144,7 +144,7 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
     kind, device, training = precision(settings.trainer), training_device(settings.trainer), settings.training
 
     def work() -> list[list[float]]:
-        log.info("reference log-probabilities of %d texts", len(texts))
+        log.info("computing the reference log-probabilities of %d texts", len(texts))
         dtype = torch.bfloat16 if kind == "bf16-true" else torch.float32
         model = load_model(base, dtype, settings.model.attention, training.quantize, device).to(device).eval()
         mixed = torch.float16 if kind == "16-mixed" else torch.bfloat16

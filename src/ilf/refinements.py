@@ -16,7 +16,7 @@ class Refinements(ABC):
     """An arm of a comparison. To write your own, derive a dataclass whose fields are its arguments.
 
     Args:
-        tasks: solved: Train tasks that the refiner solved, the same for every arm; annotated: all annotated tasks.
+        tasks: The Train tasks to use: solved (those that the refiner solved, equal for every arm) or annotated (all).
     """
 
     tasks: Literal["solved", "annotated"] = "solved"
@@ -142,7 +142,7 @@ class Self(Model):
 
     Args:
         match: Train on as many examples as there are from the refiner, but on other tasks, and on more samples per task
-            if these are too few. false: train on all tasks that the policy solves, without feedback or a refiner.
+            if these are too few. If false, train on all tasks that the policy solves, without feedback or a refiner.
     """
 
     match: bool = True

@@ -24,8 +24,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, key: str, value: object, allowed: str, advice: str) -> None:
-        # all arguments, so that the error can be unpickled in another process
-        super().__init__(key, value, allowed, advice)
+        super().__init__(key, value, allowed, advice)  # all of them, so that another process can unpickle the error
 
     def __str__(self) -> str:
         key, value, allowed, advice = self.args
@@ -51,8 +50,7 @@ class Task:
     # programs that use standard input and output, with a docstring and an empty line.
     prompt: str
     shown: int = 1  # how many of the tests or inputs the prompt shows; these are always the first ones
-    # the standard input of each execution, for programs that use standard input and output
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()  # the standard input of each execution
     outputs: tuple[str, ...] = ()  # the expected standard output for each input
     compare_output: str = "tokens"  # or "exact"; see `ilf.sandbox.Job`
     gold: str = ""  # the gold program as a training target, if it differs from `code`
@@ -228,8 +226,9 @@ class Inputs:
     data_sha256: str  # digest of the rows of the data set
     transfer_sha256: str | None = None  # digest of the rows of the transfer data set
     near_duplicates: Mapping[int, int] | None = None  # tasks that are left out, each with the Test task that it repeats
-    # feedback from before the run, by the name of its source
-    known: Mapping[str, Sequence[Feedback]] = field(default_factory=dict)
+    known: Mapping[str, Sequence[Feedback]] = field(
+        default_factory=dict
+    )  # feedback from before the run, by source name
 
 
 @dataclass
