@@ -82,7 +82,7 @@ class TrainingData:
     All of it is on the tasks of the training set, which are the same for every objective.
     """
 
-    rows: Sequence[Refinement]  # the training set: task t, wrong program x0, feedback f, correct program x1
+    rows: Sequence[Refinement]  # the training set: task t, incorrect program x0, feedback f, correct program x1
     samples: Mapping[int, Sequence[Program]]  # the policy's programs with their verdicts, by task
     refinements: Mapping[int, Sequence[Program]]  # the refiner's programs, if the arm trains on them; otherwise empty
     tasks: Mapping[int, Task]

@@ -70,7 +70,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Draw:
-    """One program to sample: everything besides the model that determines it."""
+    """One program to sample, with everything that determines it except the model."""
 
     task_id: int
     split: str
