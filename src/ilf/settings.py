@@ -52,7 +52,7 @@ class Modules:
 class Model:
     """The policy, which is also the base model of the refiner."""
 
-    name: str = "???"
+    name: str = "???"  # Name of the model in the results
     path: str | None = None  # Folder of the model, in Hugging Face format
     hub: str | None = None  # Name of the model on the Hugging Face Hub; used if model.path is null
     revision: str | None = None  # Commit of the model on the Hub; null for the newest
@@ -109,8 +109,8 @@ class Evaluate:
     # Sampling temperature of reported programs, 0 for greedy decoding; null for sampler.temperature
     temperature: float | None = None
     top_k: int | None = None  # Value of top_k for reported programs; null for sampler.top_k
-    # Turns of feedback at test time. In each turn, programs that fail are rewritten with feedback. The control samples
-    # as many new programs without feedback.
+    # Turns of feedback at test time. In each turn, programs that fail are rewritten with feedback. As a control, as
+    # many are resampled without feedback.
     turns: int = 0
     # Source of the feedback at test time: unit_tests, llm, scripted, or a mapping with `_target_`
     feedback: Any = "unit_tests"
@@ -165,7 +165,7 @@ class Compare:
     """The comparison at the end of a sweep, or the one that mode=compare makes."""
 
     folders: list[str] = field(default_factory=list)  # With mode=compare: folders of the sweeps or runs to compare
-    # Comparisons planned before the results are known, each as [arm, against] with the names in the comparison table.
+    # Comparisons planned before the results are known, each as [arm, against] with the names in the comparison table
     pairs: list[Any] = field(default_factory=list)
 
 
@@ -180,39 +180,52 @@ class Settings:
     # A task fails if all of its samples are incorrect (all, as in the paper) or if at least one is (any)
     failing: str = "all"
     rounds: int = 1  # How often to run the algorithm, each time with samples of and feedback on the newest policy
-    # Where fine-tuning starts in each round: base: from the base model, on the examples of all rounds | last: from the
-    # policy of the previous round, on the new examples
+    # Start of the fine-tuning in each round. base: the base model, trained on the examples of all rounds | last: the
+    # previous round's policy, trained on the new examples
     rounds_from: str = "base"
+    # The data set
     data: Annotated[Data, Needs()] = field(default_factory=Component("ilf.tasks.Mini"))
     # A second data set for evaluation only, chosen by data@transfer=OPTION
     transfer: Annotated[Data | None, Needs()] = None
     model: Model = field(default_factory=Model)
+    # The feedback source for the training set
     feedback: Annotated[Source, Needs()] = field(default_factory=Component("ilf.feedback.UnitTests"))
+    # The refiner, which fixes incorrect programs by feedback
     refiner: Annotated[Refiner, Needs()] = field(default_factory=Component("ilf.refiners.FineTuned"))
+    # The arm, which chooses the policy's training set
     refinements: Annotated[Refinements, Needs()] = field(default_factory=Component("ilf.refinements.Model"))
     llm: LLM = field(default_factory=LLM)
+    # The sampler of programs
     sampler: Annotated[Sampler, Needs()] = field(default_factory=Component("ilf.sampling.HFSampler"))
+    # The executor of programs and their tests
     executor: Annotated[Executor, Needs()] = field(default_factory=LocalExecutor)
-    adapter: AdapterComponent = None
+    adapter: AdapterComponent = None  # The PEFT adapter of both fine-tunings; null for full fine-tuning
+    # The optimizer of both fine-tunings
     optimizer: OptimizerComponent = field(default_factory=lambda: Component("torch.optim.AdamW"))
+    # The training objective of the policy
     objective: Annotated[Objective, Needs()] = field(default_factory=Component("ilf.training.objectives.SFT"))
     module: Annotated[Modules, Needs()] = field(default_factory=Modules)
+    # The Lightning data module
     datamodule: DatamoduleComponent = field(default_factory=lambda: Component("ilf.training.MBPPDataModule"))
+    # The learning-rate schedule of both fine-tunings
     scheduler: SchedulerComponent = field(default_factory=lambda: Component("ilf.training.schedules.linear"))
     training: Training = field(default_factory=Training)
+    # The Lightning Trainer
     trainer: TrainerComponent = field(default_factory=lambda: Component("pytorch_lightning.Trainer"))
-    callbacks: dict[str, CallbackComponent] = field(default_factory=dict)
+    callbacks: dict[str, CallbackComponent] = field(default_factory=dict)  # The Lightning callbacks, by name
     # What to do if a run needs more memory than its device has, or more disk space than is free: refuse | warn
     memory: str = "refuse"
     save: Save = field(default_factory=Save)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    # Additional measurements of the models: weight_change, kl and perplexity; see measurements.py
+    # Measurements with the models: weight_change (of the policy), kl (of the fine-tuned policy to the base) and
+    # perplexity (of each arm's programs under the base); src/ilf/measurements.py defines them
     measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])
     # If above 0, a sweep selects settings by this many programs per Refine task, and only the best settings are
     # evaluated on Test, once
     select: int = 0
     # Minimum programs on Refine in total for a selection; with fewer it is refused, because chance would decide it
     select_min_programs: int = 400
+    # The Lightning loggers, by name
     logger: Annotated[dict[str, LoggerComponent], Needs(beside=("mode",))] = field(default_factory=dict)
     store: StoreSettings = field(default_factory=StoreSettings)
     extras: Extras = field(default_factory=Extras)
