@@ -217,7 +217,7 @@ class Settings:
     memory: str = "refuse"
     save: Save = field(default_factory=Save)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    # Measurements with the models: weight_change (of the policy), kl (of the fine-tuned policy to the base) and
+    # Measurements with the models: weight_change (of the policy), kl (of the fine-tuned policy from the base) and
     # perplexity (of each arm's programs under the base); src/ilf/measurements.py defines them
     measure: list[str] = field(default_factory=lambda: ["weight_change", "kl"])
     # If above 0, a sweep selects settings by this many programs per Refine task, and only the best settings are
