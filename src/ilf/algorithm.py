@@ -121,7 +121,7 @@ def run(
     outcome.zero_shot = do.zero_shot(tasks.test)
     if tasks.transfer:
         outcome.transfer_zero_shot = do.zero_shot(tasks.transfer)
-    learnt: dict[int, list[Refinement]] = {}  # by task, the newest
+    learnt: dict[int, list[Refinement]] = {}  # the newest examples, by task
     for number in range(1, rounds + 1):
         do.begin_round(number)
         outcome.rounds.append(this := Round())

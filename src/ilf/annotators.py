@@ -158,7 +158,7 @@ class Annotators:
         for f in found:
             if not isinstance(f, Feedback) or f.task_id not in open_to or f.task_id in seen or not f.source:
                 allowed = (
-                    f"must write ilf.types.Feedback with a source, one a task, on Prompt, Refine and Train, not {f!r}"
+                    f"must write ilf.types.Feedback with a source, one per task, on Prompt, Refine and Train, not {f!r}"
                 )
                 raise InputError("feedback", source.name, allowed[:400], "Fix its `write`.")
             seen.add(f.task_id)

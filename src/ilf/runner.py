@@ -83,7 +83,7 @@ class Runner:
         self.folder = Path(settings.output_dir)
         self.tokenizer = load_tokenizer(model, settings.model.bos, settings.chat)
         self.scoring = settings.executor.rules
-        self.seconds: dict[str, float] = {}  # by stage, all rounds together
+        self.seconds: dict[str, float] = {}  # by stage, summed over rounds
         self._fresh: dict[str, bool] = {}  # by stage, whether any part of it was computed in this run
         self.entries: dict[str, list[str]] = {}  # by stage, the entries of the store that the run consists of
         self.fine_tuned: dict[str, dict[str, Any]] = {}  # by stage, steps and last metrics of the newest training
