@@ -31,7 +31,7 @@ def express(runner: Runner, module: Any, candidates: Sequence[Candidate]) -> lis
         try:
             if c.program is None:
                 raise ValueError(
-                    "this source has no program, unlike for other tasks; refinements.tasks=annotated needs no match"
+                    "this source has no program for this task, only for others; refinements.tasks=annotated needs no match"
                 )
             target = completion_of(c.task.prompt, c.program, c.task.entry_point)
             row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source, wrong)
