@@ -30,9 +30,8 @@ def express(runner: Runner, module: Any, candidates: Sequence[Candidate]) -> lis
         parent, text, source, wrong = (f.parent, f.text, f.source, f.program) if f else (None,) * 4
         try:
             if c.program is None:
-                raise ValueError(
-                    "this source has no program for this task, only for others; refinements.tasks=annotated needs no match"
-                )
+                reason = "this source has no program for this task, only for others"
+                raise ValueError(f"{reason}; refinements.tasks=annotated needs no match")
             target = completion_of(c.task.prompt, c.program, c.task.entry_point)
             row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source, wrong)
             module.example(runner.tokenizer, row, settings.training.max_length)
