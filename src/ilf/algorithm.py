@@ -208,9 +208,7 @@ def choose(
     matching, known = arm.tasks == "solved", {other.source for other in others}
     golden = any(tasks.by_id[f.task_id].code for f in feedback) and (matching or arm.source == "gold")
     refining = {f.source for f in feedback if f.refinement is not None and (matching or arm.source == "human")}
-    groups: list[
-        tuple[list[Candidate], list[Candidate]]
-    ] = []  # per task: those that all arms need, and this arm's others
+    groups: list[tuple[list[Candidate], list[Candidate]]] = []  # per task: those that all arms need, and other ones
     for f in feedback:
         one = Found(tasks.by_id[f.task_id], f, solved.get(f.task_id, []), llm.get(f.task_id, []), seed)
         if not one.refined and (matching or arm.refines):

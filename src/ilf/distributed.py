@@ -124,7 +124,8 @@ def join(strategy: str, devices: int | None) -> None:
 def call(function: Callable[..., T], *args: Any, **own: Any) -> T:
     """Call a module-level function in every process, and return its result in the first process.
 
-    If it raises an InputError, it raises it in every process, and the run can go on. Any other error stops all of them.
+    If the function raises an InputError, it does so in every process, and the run can go on. Any other error stops all
+    processes.
 
     Args:
         function: A function that divides work by means of Lightning and `gather`.
@@ -159,7 +160,7 @@ def gather(values: list[T]) -> list[T]:
 
 
 def follow_parent() -> None:
-    """Run what the parent process calls, and exit when it exits for any reason."""
+    """Run what the parent process calls, and exit when the parent exits for any reason."""
 
     def wait() -> None:
         sys.stdin.read()  # returns when the parent exits

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """The input can't be used. The message names the key, its value, what is allowed, and what to do.
+    """An error about input that can't be used. The message names the key, its value, what is allowed, and what to do.
 
     Args:
         key: The setting, or `FILE:LINE` for a row of a file.
@@ -32,7 +32,7 @@ class InputError(ValueError):
 
 
 class NoTrainingExamples(RuntimeError):
-    """No program is left to fine-tune the policy on. It is raised after all results have been written."""
+    """Raised if no program is left to fine-tune the policy on, after all results have been written."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Feedback:
     bugs: int | None = None  # number of mistakes that f addresses, if the annotator counted them
     categories: tuple[str, ...] = ()  # categories of these mistakes, in the annotator's words
     annotator: str | None = None  # which annotator wrote f, if there are several
-    seconds: float | None = None  # time that the annotator worked on the task
+    seconds: float | None = None  # how long the annotator worked on the task
 
     @property
     def parent(self) -> str:
@@ -226,9 +226,7 @@ class Inputs:
     data_sha256: str  # digest of the rows of the data set
     transfer_sha256: str | None = None  # digest of the rows of the transfer data set
     near_duplicates: Mapping[int, int] | None = None  # tasks that are left out, each with the Test task that it repeats
-    known: Mapping[str, Sequence[Feedback]] = field(
-        default_factory=dict
-    )  # feedback from before the run, by source name
+    known: Mapping[str, Sequence[Feedback]] = field(default_factory=dict)  # earlier feedback, by source name
 
 
 @dataclass
