@@ -38,7 +38,7 @@ def build(settings: Settings) -> Stages:
     """Build everything that a run needs and return its stages, ready to run.
 
     Raises:
-        InputError: The device, its attention, the data or the annotations can't be used, or memory is too small.
+        InputError: The device, its attention, the data or the annotations can't be used, or the device is too small.
     """
     with _without_collections():
         check_device(settings)

@@ -126,7 +126,7 @@ class Objective(ABC):
 
     @property
     def second_model(self) -> Literal["base", "refiner"] | None:
-        """The `teacher` model of the module during training: the initial policy, the refiner, or None."""
+        """The `teacher` model of the module: the policy before the training, the refiner, or None."""
         return None
 
     def check(self, settings: Any) -> None:  # noqa: B027
