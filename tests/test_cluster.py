@@ -277,7 +277,7 @@ def test_a_slurm_job_that_is_told_to_make_room_goes_on_when_it_is_its_turn_again
     log, output = tmp_path / "run" / "run.log", tmp_path / "job.out"
     wait_until(lambda: log.exists() and "sample: 1 of" in log.read_text(), 200)
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
-    wait_until(lambda: "ended by SIGUSR1" in output.read_text() and "PENDING" in state(job), 30)
+    wait_until(lambda: "stopped by SIGUSR1" in output.read_text() and "PENDING" in state(job), 30)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "interrupted"
     subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)  # else in two minutes
     wait_until(lambda: "COMPLETED" in state(job), 300)

@@ -223,7 +223,7 @@ LONG_WARMUP += ["training.refiner.batch_size=1", "training.policy.batch_size=1"]
     ("launcher", "arguments", "message"),
     [
         (as_torchrun, ["sampler.n=0"], "sampler.n=0"),  # before there is a group
-        (as_srun, ["trainer=auto"], "trainer.strategy='auto': is one process, and 2 were started"),
+        (as_srun, ["trainer=auto"], "trainer.strategy='auto': is one process, but 2 were started"),
         (
             as_srun,
             ["trainer=ddp", *LONG_WARMUP],
@@ -388,7 +388,7 @@ def test_a_signal_ends_a_process_that_waits_for_another_in_a_call_of_a_library(t
         time.sleep(2)
         os.kill(first.pid, signal.SIGTERM)
         assert end([first], tmp_path) == [128 + signal.SIGTERM]
-        assert "the same command goes on from here" in (tmp_path / "printed0.err").read_text()
+        assert "run the same command again to resume" in (tmp_path / "printed0.err").read_text()
 
 
 def test_a_signal_that_comes_where_python_drops_exceptions_ends_the_process_too(tmp_path):

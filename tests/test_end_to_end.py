@@ -171,7 +171,7 @@ def test_a_sweep_ends_with_its_comparison(sweep):
     for folder in sweep.glob("[0-9]*"):
         assert (folder / "summary.md").read_text().startswith("# ILF: ")
         assert (folder / "plots" / "pass_at_k.png").stat().st_size > 5000
-        assert "done in" in (folder / "run.log").read_text() or "reused" in (folder / "run.log").read_text()
+        assert "finished in" in (folder / "run.log").read_text() or "reused" in (folder / "run.log").read_text()
 
 
 def wandb_records(file: Path) -> Iterator[bytes]:
@@ -285,7 +285,7 @@ def test_stages_can_be_done_one_after_the_other(small_stages):
     for stages in (alone, training):
         stages.tasks = replace(stages.tasks, refine=())
     assert alone.run()["status"] == "partial" and (alone.folder / "feedback.jsonl").read_text()
-    with pytest.raises(InputError, match="gives no example on the Refine split"):
+    with pytest.raises(InputError, match="provides no example on the Refine split"):
         training.run()
     whole = small_stages().run()
     assert {"sample", "zero_shot"} <= set(whole["seconds"]["reused"]) and whole["status"] == "complete"
@@ -415,7 +415,7 @@ def test_a_signal_in_any_stage_ends_a_run_with_its_code_and_nothing_lost(cli, un
         by = signals[number % len(signals)]
         assert end_at(tmp_path, mark, number, by) == 128 + by, stage
         said = (tmp_path / f"killed{number}.err").read_text()
-        assert said.count("the same command goes on from here") == 1 and "Traceback" not in said
+        assert said.count("run the same command again to resume") == 1 and "Traceback" not in said
         found = json.loads((tmp_path / f"killed{number}" / "results.json").read_text())
         assert found["status"] == "interrupted" and found["finetuned"] is None
         assert not list((tmp_path / "store" / stage).glob("*/done*.json")), f"{stage} was done before the signal"

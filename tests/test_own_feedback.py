@@ -292,7 +292,10 @@ def test_a_refiner_of_a_users_is_fine_tuned_on_its_own_prompts(own_stages):
     ("refiner", "message"),
     [
         ("no_folder", r"refiner='nowhere': no such folder"),
-        ("headless", r"refiner='headless': must give prompts that end with the task's, which that of task 3\d\d"),
+        (
+            "headless",
+            r"refiner='headless': must return prompts that end with the task's prompt; that of task 3\d\d does not",
+        ),
     ],
 )
 def test_what_a_refiner_gives_is_checked_before_it_is_used(refiner, message, own_stages):

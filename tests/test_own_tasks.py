@@ -304,7 +304,7 @@ def test_where_only_some_tasks_have_a_refinement_all_arms_leave_out_the_others(a
 
     found = again({}, {}, edit=drop_one)
     assert found["training_task_ids"] == [7, 9, 10] and found["matched"]
-    assert len(found["rejected"]) == 1 and "task 8 (human): nobody wrote one" in found["rejected"][0]
+    assert len(found["rejected"]) == 1 and "task 8 (human): this source has no program" in found["rejected"][0]
 
 
 def test_an_edited_test_scores_the_same_programs_anew(again, tutorial, caplog):

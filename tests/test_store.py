@@ -121,7 +121,7 @@ def test_a_damaged_entry_of_a_stage_that_is_not_asked_for_is_no_result(whole, st
         file.write_bytes(b"")
     with pytest.raises(InputError, match=r"annotate needs sample, which is not finished"):
         small_stages(*FEW, "stages=[annotate]").run()
-    assert "has changed. It is not used" in caplog.text
+    assert "has changed. This entry is not used" in caplog.text
 
 
 def test_other_parts_of_an_entry_may_be_unfinished(tmp_path):

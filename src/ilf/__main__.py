@@ -1,4 +1,4 @@
-"""Run an ILF experiment: `python -m ilf` is `ilf`."""
+"""Run an ILF experiment: `python -m ilf` is the same as the command `ilf`."""
 
 from ilf.cli.main import command
 

@@ -1,6 +1,6 @@
 """Algorithm 1 of the paper, Imitation learning from Language Feedback, on one page.
 
-What each line does is passed in (`Steps`), so that this page holds the order and nothing else.
+The collaborators (`Steps`) implement each line and are passed in, so this module contains only their order.
 """
 
 from __future__ import annotations
@@ -28,72 +28,71 @@ from ilf.types import (
 
 
 class Arm(Protocol):
-    """What pi_theta* is fine-tuned on; refinements.py has those that there are."""
+    """An arm chooses the programs on which pi_theta* is fine-tuned. refinements.py has the existing arms."""
 
-    tasks: Literal[
-        "solved", "annotated"
-    ]  # solved: all arms train on the tasks that the refiner solved; else on all annotated ones
-    source: ClassVar[str]  # what its programs are called
-    trains: ClassVar[bool]  # else the policy is evaluated as it was
-    refines: ClassVar[bool]  # whether it takes the refiner's programs
-    asks_llm: ClassVar[bool]  # whether it takes another model's
-    own_samples: ClassVar[bool]  # trains on the policy's own correct samples instead, on other tasks
+    # solved: all arms train on the tasks that the refiner solved; annotated: on all annotated tasks
+    tasks: Literal["solved", "annotated"]
+    source: ClassVar[str]  # name of the source of its programs
+    trains: ClassVar[bool]  # otherwise the initial policy is evaluated
+    refines: ClassVar[bool]  # whether it uses the refiner's programs
+    asks_llm: ClassVar[bool]  # whether it uses an LLM's programs
+    own_samples: ClassVar[bool]  # whether it trains on the policy's own correct samples instead, on other tasks
 
     def program(self, found: Found) -> str | None:
-        """Return the program to train on for one task, None where there is none."""
+        """Return the program to train on for one task, or None if there is none."""
 
     def more(self, found: Found) -> list[str]:
-        """Return further programs to train on for the same task, which the other arms need not have."""
+        """Return more programs to train on for the same task, which the other arms need not have."""
 
     @property
     def unmatched(self) -> bool:
-        """Whether it trains on all tasks that the policy solves, however many the other arms train on."""
+        """Whether it trains on all tasks that the policy solves, regardless of how many the other arms train on."""
 
     def own(self, correct: Sequence[Program], seed: int) -> list[str]:
-        """Return those of the policy's own correct samples of a task to train on."""
+        """Return the programs to train on from the policy's own correct samples of a task."""
 
 
 class Steps(Protocol):
-    """The collaborators. A `model` is whatever one of them returns and another takes: a folder, say.
+    """The collaborators. They pass models to each other in whatever form they choose, such as folders.
 
-    Where a policy is taken, None is the one that the run started with.
+    A policy of None is the one with which the run started.
     """
 
     def begin_round(self, number: int) -> None:
-        """Give what follows to a round, counted from 1: it draws with random numbers of its own."""
+        """Start a round, counted from 1. Each round has its own random seeds."""
 
     def zero_shot(self, tasks: Sequence[Task]) -> list[Program] | None:
-        """Sample and execute the policy's programs on tasks to report."""
+        """Sample and execute the initial policy's programs on tasks that are reported."""
 
     def sample(self, policy: Any, tasks: Sequence[Task]) -> list[Program]:
         """Sample and execute the policy's programs x0 ~ pi_theta(.|t)."""
 
     def failing(self, samples: Sequence[Program]) -> dict[int, list[Program]]:
-        """Return C: the wrong programs of each task that fails."""
+        """Return C: the incorrect programs of each task that fails."""
 
     def annotate(self, failing: dict[int, list[Program]]) -> list[Feedback]:
-        """Have feedback f written on wrong programs."""
+        """Collect feedback f on incorrect programs."""
 
     def train_refiner(self, feedback: Sequence[Feedback]) -> Any:
-        """Return pi_Refine."""
+        """Train the refiner and return pi_Refine."""
 
     def refine(self, refiner: Any, feedback: Sequence[Feedback]) -> list[Program]:
         """Sample and execute refinements x1 ~ pi_Refine(.|t, x0, f)."""
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
-        """Have another model refine x0, and execute what it writes."""
+        """Have an LLM refine x0, and execute its programs."""
 
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
-        """Return each candidate as a training example, None where it can't be one."""
+        """Return each candidate as a training example, or None if it can't be one."""
 
     def train_policy(self, policy: Any, examples: Sequence[Refinement], rounds: Sequence[Round]) -> Any:
-        """Return pi_theta* = Finetune(pi_theta, R), given also all that was sampled in the rounds so far."""
+        """Return pi_theta* = Finetune(pi_theta, R), given R and all samples of the rounds so far."""
 
     def evaluate(self, policy: Any, tasks: Sequence[Task]) -> list[Program]:
-        """Sample and execute the fine-tuned policy's programs on tasks to report."""
+        """Sample and execute the fine-tuned policy's programs on tasks that are reported."""
 
     def take_turns(self, part: str, policy: Any, programs: Sequence[Program]) -> Turns | None:
-        """Have failing programs written anew with feedback, for as many turns as are asked for; None for none."""
+        """Have failing programs rewritten with feedback for the configured number of turns; None if that is 0."""
 
 
 def run(
@@ -107,22 +106,22 @@ def run(
     rounds: int = 1,
     from_last: bool = False,
 ) -> None:
-    """Run Algorithm 1 and write what it finds into `outcome` as it goes.
+    """Run Algorithm 1 and write its results into `outcome` step by step.
 
     Args:
         do: The collaborators.
         tasks: D, by split.
-        outcome: Filled in line by line, so that an interrupted run keeps what it has.
-        arm: What pi_theta* is fine-tuned on; R, where it is the algorithm itself.
-        others: The arms that it is compared with, which are to train on the same tasks.
-        seed: Of the choice among several correct refinements.
-        rounds: How often to repeat the algorithm, each time with samples and feedback of the new policy.
-        from_last: Each round fine-tunes the last one's policy on what is new, in place of the first policy on all.
+        outcome: The results. It is filled in step by step, so that an interrupted run retains what it has.
+        arm: Chooses what pi_theta* is fine-tuned on. For the algorithm itself, this is R.
+        others: The arms with which it is compared. They train on the same tasks.
+        seed: Seed of the choice among several correct refinements.
+        rounds: How often to run the algorithm, each time with samples of and feedback on the new policy.
+        from_last: Fine-tune the previous round's policy on the new examples, not the first policy on all examples.
     """
     outcome.zero_shot = do.zero_shot(tasks.test)
     if tasks.transfer:
         outcome.transfer_zero_shot = do.zero_shot(tasks.transfer)
-    learnt: dict[int, list[Refinement]] = {}  # by task, the newest
+    learnt: dict[int, list[Refinement]] = {}  # the newest examples, by task
     for number in range(1, rounds + 1):
         do.begin_round(number)
         outcome.rounds.append(this := Round())
@@ -132,9 +131,9 @@ def run(
             new = _one_round(do, tasks, outcome, arm, others, seed)
             learnt = ({} if from_last else learnt) | {group[0].task_id: group for group in new}
             this.examples = [example for group in learnt.values() for example in group]
-            if not new:  # nothing is left to learn from
+            if not new:  # no training examples are left
                 break
-            # 4. pi_theta* = Finetune(pi_theta, R), in the paper one refinement a task.
+            # 4. pi_theta* = Finetune(pi_theta, R). The paper has one refinement per task.
             outcome.policy = do.train_policy(outcome.policy if from_last else None, this.examples, outcome.rounds)
         this.finetuned = do.evaluate(outcome.policy, tasks.test)
         if tasks.transfer:
@@ -150,7 +149,7 @@ def run(
 def _one_round(
     do: Steps, tasks: Splits, outcome: Outcome, arm: Arm, others: Sequence[Arm], seed: int
 ) -> list[list[Refinement]]:
-    """Do lines 1 to 3 with the newest policy, and return what they give to train on, by task."""
+    """Run lines 1 to 3 with the newest policy, and return the training examples by task."""
     this = outcome.rounds[-1]
     # 1. C: sample x0 ~ pi_theta(.|t), keep the tasks that fail.
     this.samples = do.sample(outcome.policy, [*tasks.prompt, *tasks.refine, *tasks.train])
@@ -160,9 +159,9 @@ def _one_round(
     # 2. C_annotated: feedback f on one x0 of each.
     this.feedback = do.annotate(this.failing)
     train = [f for f in this.feedback if f.split == "train"]
-    if not train and len(outcome.rounds) > 1:  # in the first round it is an error, which the steps name
+    if not train and len(outcome.rounds) > 1:  # in the first round, the steps raise an error that explains this
         return []
-    # 3. R: sample x1 ~ pi_Refine(.|t, x0, f), keep the correct ones. The other arms need them to match task ids.
+    # 3. R: sample x1 ~ pi_Refine(.|t, x0, f), keep the correct ones. Other arms match their task ids.
     if arm.refines or arm.tasks == "solved":
         seen = [f for one in outcome.rounds for f in one.feedback or [] if f.split != "train"]
         this.refinements = do.refine(do.train_refiner(seen), train)
@@ -173,17 +172,17 @@ def _one_round(
 
 
 def unsolved(programs: Iterable[Program]) -> dict[int, list[Program]]:
-    """Return the programs of each task that has no correct one."""
+    """Return the programs of each task that has no correct program."""
     return {i: found for i, found in _by_task(programs).items() if not any(p.verdict.passed for p in found)}
 
 
 def not_always_solved(programs: Iterable[Program]) -> dict[int, list[Program]]:
-    """Return the wrong programs of each task that has any."""
+    """Return the incorrect programs of each task that has any."""
     return _by_task(p for p in programs if not p.verdict.passed)
 
 
 def sometimes_solved(programs: Iterable[Program]) -> dict[int, list[Program]]:
-    """Return the wrong programs of each task that has correct ones, too."""
+    """Return the incorrect programs of each task that has correct programs, too."""
     by_task = _by_task(programs)
     wrong = {i: [p for p in found if not p.verdict.passed] for i, found in by_task.items()}
     return {i: some for i, some in wrong.items() if 0 < len(some) < len(by_task[i])}
@@ -197,25 +196,19 @@ def _by_task(programs: Iterable[Program]) -> dict[int, list[Program]]:
 
 
 def choose(
-    do: Steps,
-    tasks: Splits,
-    feedback: Sequence[Feedback],
-    found: Round,
-    arm: Arm,
-    others: Sequence[Arm],
-    seed: int,
+    do: Steps, tasks: Splits, feedback: Sequence[Feedback], found: Round, arm: Arm, others: Sequence[Arm], seed: int
 ) -> list[list[Refinement]]:
-    """Return the training set of an arm, by task: one example of each, or more, on the same task ids for every arm.
+    """Return the training set of an arm, by task: one or more examples per task, on the same task ids for every arm.
 
-    A task is left out for all arms where the program of any arm that has one can't be made an example. Gold programs,
-    or an annotator's refinements, that only some tasks have, are asked of every task by the arm that trains on them,
-    and by all arms where these are to match.
+    A task is left out for all arms if any arm has a program for it that can't become an example. Where only some tasks
+    have gold programs or an annotator's refinements, the arm that trains on them leaves out the other tasks, and so do
+    all arms if arms are to match.
     """
     solved, llm = _correct(found.refinements or []), _correct(found.llm_refinements or [])
     matching, known = arm.tasks == "solved", {other.source for other in others}
     golden = any(tasks.by_id[f.task_id].code for f in feedback) and (matching or arm.source == "gold")
     refining = {f.source for f in feedback if f.refinement is not None and (matching or arm.source == "human")}
-    groups: list[tuple[list[Candidate], list[Candidate]]] = []  # those that arms must all have, and the arm's others
+    groups: list[tuple[list[Candidate], list[Candidate]]] = []  # per task: those that all arms need, and other ones
     for f in feedback:
         one = Found(tasks.by_id[f.task_id], f, solved.get(f.task_id, []), llm.get(f.task_id, []), seed)
         if not one.refined and (matching or arm.refines):
@@ -249,17 +242,17 @@ def choose_own(
     seed: int,
     matching: Sequence[Sequence[Refinement]] | None = None,
 ) -> list[list[Refinement]]:
-    """Return the policy's own correct samples by task, to train on without feedback.
+    """Return the policy's own correct samples, by task, for training without feedback.
 
     Args:
         do: The collaborators.
-        tasks: By split.
-        samples: What the policy wrote. Only tasks of Train that it solves count.
+        tasks: The tasks, by split.
+        samples: The policy's programs. Only Train tasks that the policy solves count.
         arm: Chooses among the correct samples of a task.
-        seed: Of the choice of tasks.
-        matching: The examples of the other arms, by task. None of their tasks is used, and there are as many examples:
-            where the policy solves too few other tasks, these have more of their correct samples each, and at last the
-            same ones again. None for everything that the policy solves.
+        seed: Seed of the choice of tasks.
+        matching: The examples of the other arms, by task. Their number is matched, and none of their tasks is used. If
+            the policy solves too few other tasks, these get more of their correct samples each, and finally
+            duplicates. None for all tasks that the policy solves.
     """
     taken = {group[0].task_id for group in matching or ()}
     correct = _correct(p for p in samples if p.split == "train" and p.task_id not in taken)
@@ -276,7 +269,7 @@ def choose_own(
 
 
 def _grouped(do: Steps, tasks: Splits, programs: Mapping[int, Sequence[str]]) -> dict[int, list[Refinement]]:
-    """Return the policy's own programs as examples, by task; tasks without any are left out."""
+    """Return the policy's own programs as examples, by task. Tasks without any are left out."""
     candidates = [Candidate(tasks.by_id[i], program, "self") for i, some in programs.items() for program in some]
     groups: dict[int, list[Refinement]] = defaultdict(list)
     for example in do.express(candidates):
@@ -288,7 +281,7 @@ def _grouped(do: Steps, tasks: Splits, programs: Mapping[int, Sequence[str]]) ->
 def _as_many(
     solved: Mapping[int, list[Refinement]], spare: Mapping[int, list[Refinement]], order: Sequence[int], count: int
 ) -> list[list[Refinement]]:
-    """Return `count` examples by task: those of tasks in this order, then in turn others of each, or the same again."""
+    """Return `count` examples by task: first `solved` in `order`, then spare ones of each in turn, then duplicates."""
     groups: dict[int, list[Refinement]] = {}
     for i in order:
         if count > 0:
@@ -301,5 +294,5 @@ def _as_many(
 
 
 def _correct(programs: Iterable[Program]) -> dict[int, list[Program]]:
-    """Return the correct programs of each task that has one."""
+    """Return the correct programs of each task that has any."""
     return _by_task(p for p in programs if p.verdict.passed)

@@ -1,4 +1,4 @@
-"""Line 2 of the algorithm: feedback is written, checked by executing programs, and changed as the settings say."""
+"""Line 2 of the algorithm: collect feedback, check it by executing programs, and transform it by the settings."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ROWS = "feedback.jsonl"
 
 
 class Annotators:
-    """Those who write feedback in a run.
+    """The feedback sources of a run.
 
     Args:
-        runner: Does stages through the store.
-        tasks: By split, restricted and limited.
-        known: Feedback that was there before the run, by the name of its source.
-        other: The other model, for sources that ask it.
+        runner: Runs stages and stores their results.
+        tasks: The tasks by split, after restriction and limits.
+        known: Feedback from before the run, by the name of its source.
+        other: The LLM, for sources that ask it.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class Annotators:
     ) -> None:
         self.runner, self.settings, self.tasks = runner, runner.settings, tasks
         self.known, self.other = known, other
-        self.shots: list[Feedback] = []  # on tasks of the Prompt split
+        self.shots: list[Feedback] = []  # feedback on tasks of the Prompt split, as worked examples
 
     def annotate(self, failing: Failing) -> list[Feedback]:
-        """Return feedback on tasks of Refine and Train; annotations whose programs don't hold up are rejected."""
+        """Return feedback on tasks of Refine and Train, without annotations whose programs fail the check."""
         source, runner = self.settings.feedback, self.runner
         found = self._ask(source, failing)
         people = {"human", *(one.name for one in source.writers if one.people)}
@@ -47,10 +47,10 @@ class Annotators:
             texts = [(f, text) for f in checked for text in (f.program, f.refinement or f.program)]
             both = [(text, self.tasks.by_id[f.task_id]) for f, text in texts]
             verdicts = score(both, runner.sandbox, self.settings.executor.tests)
-            bad = {}  # by id, as text: the keys of a JSON object
+            bad = {}  # the reason by task id, a string because JSON object keys are strings
             for f, x0, x1 in zip(checked, verdicts[::2], verdicts[1::2], strict=True):
                 if x0.passed:
-                    bad[str(f.task_id)] = "the wrong program passes its tests"
+                    bad[str(f.task_id)] = "the incorrect program passes its tests"
                 elif f.refinement is not None and not x1.passed:
                     bad[str(f.task_id)] = f"the refinement does not pass: {x1.verdict}, {x1.detail}"
             return {"rejected": bad}
@@ -66,14 +66,14 @@ class Annotators:
         rows = JsonLines(runner.folder / f"feedback{runner.suffix}.jsonl")
         rows.path.unlink(missing_ok=True)
         rows.append(asdict(f) for f in found)
-        # A later round's policy may solve some of these tasks; what was said of them before is still an example.
+        # A later round's policy may solve some of these tasks; earlier feedback on them is still a valid example.
         seen = {one.task_id for one in self.shots}
         shots = [f for f in found if f.split == "prompt" and f.task_id not in seen]
         self.shots += [f for f in shots if f.refinement or self.tasks.by_id[f.task_id].code]
         return found
 
     def _limited(self, found: list[Feedback]) -> list[Feedback]:
-        """Return feedback on as many tasks of Train as the limit says; a smaller limit's are among a larger one's."""
+        """Return feedback on at most `limit` Train tasks; smaller limits select subsets of larger ones."""
         train = sorted(f.task_id for f in found if f.split == "train")
         limit = self.settings.feedback.limit
         if limit is None or limit >= len(train):
@@ -85,14 +85,14 @@ class Annotators:
     def at_test_time(
         self, source: Source, failing: Failing, tasks: Mapping[int, Task], of: Mapping[int, int], label: str
     ) -> list[Feedback]:
-        """Return feedback on programs of tasks that nothing is trained on.
+        """Return feedback on programs at test time, of tasks that are not trained on.
 
         Args:
-            source: Who writes it.
+            source: The feedback source.
             failing: The programs, by task.
-            tasks: By id: each program stands for a task of its own.
-            of: The id in the data of each of these.
-            label: Of a file with another model's answers.
+            tasks: The tasks by id. Each program has a task of its own.
+            of: For each of these tasks, its id in the data.
+            label: Label of the file with an LLM's answers.
         """
         known = self.settings.data.specifications()
         specifications = {**known, **{i: known[task_id] for i, task_id in of.items() if task_id in known}}
@@ -110,7 +110,7 @@ class Annotators:
         tasks: Splits | None = None,
         specifications: Mapping[int, Any] | None = None,
     ) -> list[Feedback]:
-        """Return what a source writes, or, unless writing again gives the same at once, what it wrote before."""
+        """Return a source's feedback. It is reused from the store unless the source repeats it exactly at no cost."""
         runner, rejected = self.runner, list[str]()
         known = self.known.get(source.name, ())
         tests, tasks = self.settings.executor.tests, tasks or self.tasks
@@ -142,7 +142,7 @@ class Annotators:
             "source": key_of(source, aside=("transform", "apply", "limit")),
             "failing": sha256(programs),
             "known": sha256([asdict(f) for f in known]),
-            # How gold programs are trained on is nothing that sources read: they need not speak again.
+            # Sources don't read the training form of gold programs, so a change in it must not ask them again.
             "tasks": sha256([asdict(replace(t, gold="")) for t in sorted(read, key=lambda task: task.task_id)]),
             "scoring": runner.verdicts_of("annotate", read),
             "seed": runner.seed,
@@ -152,14 +152,14 @@ class Annotators:
         return [Feedback(**row | {"categories": tuple(row["categories"])}) for row in JsonLines(path / _ROWS).read()]
 
     def _checked(self, source: Source, found: Sequence[Feedback], failing: Failing) -> Sequence[Feedback]:
-        """Return what a source of a user's wrote. Raises InputError where it can't be feedback of this run."""
+        """Return the feedback of a user's source. Raises InputError if it is not valid feedback for this run."""
         open_to = {task.task_id for task in (*self.tasks.prompt, *self.tasks.refine, *self.tasks.train)} | {*failing}
         seen: set[int] = set()
         for f in found:
             if not isinstance(f, Feedback) or f.task_id not in open_to or f.task_id in seen or not f.source:
                 allowed = (
-                    f"must write ilf.types.Feedback with a source, one a task, on Prompt, Refine and Train, not {f!r}"
+                    f"must write ilf.types.Feedback with a source, one per task, on Prompt, Refine and Train, not {f!r}"
                 )
-                raise InputError("feedback", source.name, allowed[:400], "Mend its `write`.")
+                raise InputError("feedback", source.name, allowed[:400], "Fix its `write`.")
             seen.add(f.task_id)
         return found

@@ -1,4 +1,4 @@
-"""From checked settings to the objects of a run: what can't be used is an error before any model loads."""
+"""Build the objects of a run from checked settings. Unusable input raises an error before any model loads."""
 
 from __future__ import annotations
 
@@ -62,24 +62,24 @@ def build(settings: Settings) -> Stages:
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """Hold back collections of garbage, and leave what is there at the end out of all later ones.
+    """Disable garbage collection inside the context, and exclude the existing objects from all later collections.
 
-    What a run imports stays: to go through it takes a second while it comes, and 0.4 at each collection after.
+    A run's imports stay in memory. Scanning them takes a second during the imports, and 0.4 s in each later collection.
     """
     gc.disable()
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # later jobs of a sweep import nothing more
+        if not gc.get_freeze_count():  # later jobs of a sweep import nothing new
             gc.freeze()
         gc.enable()
 
 
 def check_device(settings: Settings) -> None:
-    """Raise InputError where a GPU, or an attention for one, is asked for and there is none."""
+    """Raise InputError if the settings need a GPU, or an attention implementation for GPUs, that is not available."""
     accelerator = settings.trainer.get("accelerator")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        allowed = "this machine has no GPU that torch can use"
+        allowed = "this machine has no GPU that PyTorch can use"
         raise InputError("trainer.accelerator", accelerator, allowed, "Choose trainer=cpu or trainer=auto.")
     if settings.model.attention == "flash_attention_2" and not is_flash_attn_2_available():
         allowed = "needs a GPU and the package flash-attn, and one of them is missing"
@@ -88,16 +88,16 @@ def check_device(settings: Settings) -> None:
 
 
 def _inputs(settings: Settings) -> tuple[list[Any], Inputs]:
-    """Return all tasks of the data set, and what the run reads of them."""
+    """Return all tasks of the data set, and the inputs of the run."""
     data, feedback = settings.data, settings.feedback
     tasks, data_sha256 = data.load()
-    known: dict[str, list[Feedback]] = {}  # by the name of its source
-    for writer in feedback.writers if settings.mode != "annotate" else ():  # there, it restricts nothing
+    known: dict[str, list[Feedback]] = {}  # by the name of the source
+    for writer in feedback.writers if settings.mode != "annotate" else ():  # annotating restricts no tasks
         found = writer.known({task.task_id: task.split for task in tasks}, data.may_lack)
         if found is not None:
             known[writer.name] = found
     annotations = {f.task_id: f for found in known.values() for f in found}
-    # Where sources are mixed, another one speaks on what people have not annotated.
+    # With mixed sources, another source gives feedback on tasks that people have not annotated.
     only = set(annotations) if known and all(one.people for one in feedback.writers) else None
     dropped = None
     if data.near_duplicates == "drop":
@@ -117,7 +117,7 @@ def _inputs(settings: Settings) -> tuple[list[Any], Inputs]:
 
 
 def _llm_folder(settings: Settings) -> Path | None:
-    """Return the folder of the model that writes feedback or refinements, where it is a local one."""
+    """Return the folder of the LLM that writes feedback or refinements, or None if it is not a local model."""
     asked = llm.uses(settings)
     if settings.llm.path is not None:
         check_stored(settings.llm.path, asked)
@@ -131,9 +131,9 @@ def _llm_folder(settings: Settings) -> Path | None:
 
 
 def _model(settings: Settings) -> tuple[Path, Any, Any]:
-    """Return the policy's folder, with its configuration and tokenizer, of transformers."""
+    """Return the policy's folder, its transformers configuration and its tokenizer."""
     model = resolve(settings.model.path, settings.model.hub, settings.model.revision)
-    local = settings.sampler.local  # else a server may hold the only weights
+    local = settings.sampler.local  # otherwise only a server may have the weights
     key = "model.path" if settings.model.path is not None else "model.hub"
     weights = local or bool(trainings(settings))
     config, tokenizer = check_model(key, model, weights, settings.model.bos, settings.chat)

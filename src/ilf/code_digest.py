@@ -1,4 +1,4 @@
-"""A digest of code, so that a stored result is not taken for what edited code would give."""
+"""Compute digests of code, so that results of older code are not reused after an edit that may change them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _OF_DATACLASSES = {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", 
 
 
 def code_sha256(*parts: Code) -> str:
-    """Return 16 characters of a SHA-256 over the syntax of `parts`: comments, docstrings and layout change nothing.
+    """Return 16 characters of a SHA-256 over the syntax of `parts`. Comments, docstrings and layout don't change it.
 
     Args:
-        *parts: Modules, functions, and classes with their bases up to those of a library; or paths of Python files. A
-            method that was replaced while the program runs counts as what it was replaced by.
+        *parts: Modules, functions, classes with their bases up to those of a library, or paths of Python files. For a
+            method that was replaced at run time, the replacement counts.
     """
     digest = hashlib.sha256()
     for text in (text for part in parts for text in _texts(part)):
@@ -52,7 +52,7 @@ def _texts(part: Any) -> Iterator[str]:
 
 
 def _foreign(module: ModuleType) -> Iterator[str]:
-    """Yield what stands now where a module's source defines a function or class."""
+    """Yield the current functions and classes that replaced those in a module's source."""
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             value = inspect.unwrap(getattr(module, node.name))
@@ -61,7 +61,7 @@ def _foreign(module: ModuleType) -> Iterator[str]:
 
 
 def _replaced(value: Any, file: str | None) -> Iterator[str]:
-    """Yield the functions of a class that stand in another file than `file`, such as a notebook."""
+    """Yield the functions of a class that are defined in a file other than `file`, such as a notebook."""
     for name, one in vars(value).items() if inspect.isclass(value) else [("", value)]:
         one = getattr(one, "__func__", None) or getattr(one, "fget", None) or getattr(one, "func", None) or one
         code = getattr(inspect.unwrap(one) if callable(one) else one, "__code__", None)
@@ -71,10 +71,10 @@ def _replaced(value: Any, file: str | None) -> Iterator[str]:
 
 
 def _of(value: Any) -> str:
-    """Return the syntax of a function or class; of a function without a source its code."""
+    """Return the syntax of a function or class, or the bytecode of a function without source."""
     try:
         return _syntax(textwrap.dedent(inspect.getsource(value)))
-    except (OSError, TypeError, SyntaxError):  # typed in, made by `exec`, or a lambda in the middle of a call
+    except (OSError, TypeError, SyntaxError):  # defined in a console or by `exec`, or a lambda within a call
         return _code(value.__code__) if hasattr(value, "__code__") else repr(type(value))
 
 

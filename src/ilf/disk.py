@@ -1,4 +1,4 @@
-"""What the disk says: whether a folder can be written, how much space there is, and which file an error is about."""
+"""Query the disk: whether a folder is writable, how much space is free, and which file an error is about."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ilf.types import InputError
 
 
 def nearest(folder: Path) -> Path:
-    """Return the folder itself where there is something of its name, else the nearest of its parents that is there.
+    """Return the path itself if it exists, or else its nearest existing parent.
 
     Raises:
-        OSError: A part of the path is a file, may not be read, or its name is too long.
+        OSError: A part of the path is a file or can't be accessed, or its name is too long.
     """
     while True:
         try:
@@ -27,14 +27,14 @@ def nearest(folder: Path) -> Path:
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Check that a folder, which need not be there yet, can be made and written. It leaves no trace.
+    """Check that a folder can be created and written to. It need not exist yet, and nothing is left behind.
 
     Args:
-        key: The setting that names it.
-        folder: What it names.
+        key: The setting that names the folder.
+        folder: The folder.
 
     Raises:
-        InputError: It can't; with the reason that the system gives.
+        InputError: The folder can't be written to. The message has the operating system's reason.
     """
     try:
         with tempfile.TemporaryDirectory(dir=nearest(folder)):
@@ -43,28 +43,28 @@ def check_writable(key: str, folder: Path) -> None:
         raise InputError(
             key,
             str(folder),
-            f"must be a folder that can be written, and the system says: {error.strerror} ({error.filename})",
-            f"Free the path, or give another folder: {key}=FOLDER.",
+            f"must be a folder that can be written to, and the system says: {error.strerror} ({error.filename})",
+            f"Make the path writable, or choose another folder: {key}=FOLDER.",
         ) from error
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of the disk, such as that it is full, the file's path, which a failed write itself does not know.
+    """Add the file's path to a disk error, such as a full disk. A failed write itself does not report the path.
 
     Args:
-        path: What is written.
+        path: The file being written.
 
     Raises:
-        OSError: With `path`, whatever the library that writes makes of the system's error.
+        OSError: The system's error with `path`, even if the writing library raised another exception for it.
     """
     try:
         yield
     except Exception as error:
         found: BaseException | None = error
-        while found is not None and not isinstance(found, OSError):  # torch raises another while it handles one
+        while found is not None and not isinstance(found, OSError):  # torch raises another error while handling it
             found = found.__context__
-        rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers only say so
+        rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers report it only as text
         number = found.errno if found is not None else int(rust[1]) if rust else None
         if number is None or (found is not None and found.filename is not None):
             raise

@@ -1,8 +1,8 @@
-"""The processes of one run: the first does everything, and what it divides by `call`, the others do with it.
+"""The processes of one run. The first process runs everything, and all processes run what it divides with `call`.
 
-torchrun or Slurm's srun starts them all; where neither did, the first starts the others on its machine.
-These read no configuration, write no folder of a run and print only errors: they do what the first calls, and end with
-it. Every other module but those that divide work may think that there is one process.
+torchrun or Slurm's srun starts all processes. Otherwise, the first process starts the others on its machine. The others
+read no configuration, write no run folder and print only errors. They run what the first process calls, and exit
+with it. Only modules that divide work need to know that there are several processes.
 """
 
 from __future__ import annotations
@@ -31,34 +31,35 @@ _FOLLOW = "import sys; sys.path.insert(0, sys.argv[1]); from ilf import ranks; r
 
 @dataclass
 class _Group:
-    """What this process knows of the others."""
+    """The state that this process has about the other processes."""
 
-    control: Any = None  # the process group by which calls and results travel, once there is one
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)  # by this process, not by a launcher
-    calling: bool = False  # the others are in a call, or were when it broke: no message would find them
+    control: Any = None  # the process group that carries calls and results, once it exists
+    # the processes that this one started; empty under a launcher
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    calling: bool = False  # the others are in a call, or were when it failed, and don't wait for messages
 
 
 _group = _Group()
 
 
 def rank() -> int:
-    """Return this process's number; the first's is 0."""
+    """Return the rank of this process; the first process has rank 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def count() -> int:
-    """Return the number of processes."""
+    """Return the world size, which is the number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_count() -> int:
-    """Return how many of them are on this machine; as many are on every other."""
+    """Return the number of processes on this machine. Every other machine has the same number."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def lead(program: Callable[[], object]) -> None:
-    """Run a program in the first process; the others do what it calls, and all end with its exit code."""
-    # srun says which of a step's processes this is. Without srun, a Slurm job is one process.
+    """Run a program in the first process. The others run what it calls, and all exit with its exit code."""
+    # srun sets the rank of each process in a step. Without srun, a Slurm job is one process.
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         slurm, nodes = os.environ, int(os.environ["SLURM_STEP_NUM_NODES"])
         os.environ.update(RANK=slurm["SLURM_PROCID"], WORLD_SIZE=slurm["SLURM_STEP_NUM_TASKS"])
@@ -74,7 +75,7 @@ def lead(program: Callable[[], object]) -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     except Interrupted:
-        _group.calling = True  # the others may be anywhere, and end as their connection to this process does
+        _group.calling = True  # the others may be in any state, and exit when their connection to this process breaks
         raise
     finally:
         if count() > 1 and not _group.calling:
@@ -82,24 +83,26 @@ def lead(program: Callable[[], object]) -> None:
 
 
 def join(strategy: str, devices: int | None) -> None:
-    """See to it that there are as many processes as settings ask for, before there is work to divide.
+    """Ensure that there are as many processes as the settings require, before any work is divided.
 
     Args:
-        strategy: "auto" is one process; "ddp" and "fsdp" are those that were started, or one a device.
-        devices: Processes on each machine; None is those that were started, or one a GPU.
+        strategy: "auto" is one process; "ddp" and "fsdp" use the started processes, or one per device.
+        devices: Processes per machine; None for the started processes, or one per GPU.
 
     Raises:
-        InputError: There are others, or none can be started.
+        InputError: The number of processes differs, or no GPU determines it.
     """
     if strategy == "auto" and not _group.started:
         if count() > 1:
-            allowed = f"is one process, and {count()} were started"
+            allowed = f"is one process, but {count()} were started"
             raise InputError("trainer.strategy", strategy, allowed, "Choose trainer=ddp or trainer=fsdp.")
         return
     if count() > 1 and not _group.started:
         if devices not in (None, local_count()):
             allowed = f"{local_count()} processes were started on each machine"
-            raise InputError("trainer.devices", devices, allowed, "Leave it out, or start as many.")
+            raise InputError(
+                "trainer.devices", devices, allowed, "Leave it out, or start that many processes per machine."
+            )
         return
     if strategy == "auto":
         devices = 1
@@ -108,23 +111,26 @@ def join(strategy: str, devices: int | None) -> None:
 
         devices = torch.cuda.device_count()
         if not devices:
-            allowed = "is one process a GPU, and this machine has no GPU that torch can use"
-            raise InputError("trainer.devices", None, allowed, "Say how many: trainer.devices=2.")
-    if devices != count():  # the job of a sweep may ask for others than the one before
+            allowed = "is one process per GPU, and this machine has no GPU that PyTorch can use"
+            raise InputError(
+                "trainer.devices", None, allowed, "Set the number of processes, such as trainer.devices=2."
+            )
+    if devices != count():  # a job of a sweep may need another number than the previous one
         _dismiss()
         if devices > 1:
             _start(devices)
 
 
 def call(function: Callable[..., T], *args: Any, **own: Any) -> T:
-    """Call a function of a module in every process, and return what it returns in the first.
+    """Call a module-level function in every process, and return its result in the first process.
 
-    Where it raises an InputError, it does so in every process, and the run may go on. Any other error ends all.
+    If the function raises an InputError, it does so in every process, and the run can go on. Any other error stops all
+    processes.
 
     Args:
-        function: Divides work by Lightning's and `gather`'s means.
-        args: What all take; they are sent to the others.
-        own: What only the first takes.
+        function: A function that divides work by means of Lightning and `gather`.
+        args: Arguments for all processes; they are sent to the others.
+        own: Arguments for the first process only.
     """
     if count() == 1:
         return function(*args, **own)
@@ -136,14 +142,14 @@ def call(function: Callable[..., T], *args: Any, **own: Any) -> T:
         _group.calling = False
         raise
     except Exception as error:
-        log.exception("this process or another one failed, which ends all %d", count())
-        raise SystemExit(1) from error  # not the job alone: a sweep can't go on without the others
+        log.exception("this process or another one failed, which stops all %d processes", count())
+        raise SystemExit(1) from error  # exit instead of failing one job: a sweep can't go on without the others
     _group.calling = False
     return result
 
 
 def gather(values: list[T]) -> list[T]:
-    """Return the values of all processes in one list, the first's first. All have to come here."""
+    """Return the values of all processes in one list, in rank order. All processes must call this."""
     if count() == 1:
         return values
     from torch import distributed
@@ -154,10 +160,10 @@ def gather(values: list[T]) -> list[T]:
 
 
 def follow_parent() -> None:
-    """Do what the process calls that has started this one; end with it, however it ends."""
+    """Run what the parent process calls, and exit when the parent exits for any reason."""
 
     def wait() -> None:
-        sys.stdin.read()  # its end is the parent's
+        sys.stdin.read()  # returns when the parent exits
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -165,8 +171,9 @@ def follow_parent() -> None:
 
 
 def _follow() -> int:
-    """Do what the first process calls, and return the exit code that it sends at its end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also while it waits for another one's message
+    """Run what the first process calls, and return the exit code that it sends at the end."""
+    # The default handlers also work while this process waits for a message.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     from transformers.utils.logging import disable_progress_bar
 
@@ -176,14 +183,14 @@ def _follow() -> int:
         try:
             function(*args)
         except InputError:
-            pass  # the first has raised it, too
+            pass  # the first process has raised it, too
         del function, args, message
-        gc.collect()  # a Trainer and its model hold each other, and what they have of a GPU
+        gc.collect()  # a Trainer and its model refer to each other, and hold GPU memory
     return message
 
 
 def _send(message: Any) -> Any:
-    """Return the first process's message in all of them."""
+    """Broadcast the first process's message, and return it in every process."""
     from torch import distributed
 
     box = [message]
@@ -192,7 +199,7 @@ def _send(message: Any) -> Any:
 
 
 def _control() -> Any:
-    """Return the process group of messages; connect with the others first where this was not done yet."""
+    """Return the process group for messages. The first call connects the processes."""
     if _group.control is None:
         import torch
         from torch import distributed
@@ -202,15 +209,16 @@ def _control() -> Any:
 
             slurm = SLURMEnvironment()
             os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))
-        torch.set_num_threads(max(1, torch.get_num_threads() // local_count()))  # they share the machine's cores
+        # The processes of this machine share its cores.
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_count()))
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        # The others wait here while the first works alone, or has more to sample than they.
+        # The others wait here while the first process works alone or samples for longer than they do.
         _group.control = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
     return _group.control
 
 
 def _start(processes: int) -> None:
-    """Start the others on this machine."""
+    """Start the other processes on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -224,7 +232,7 @@ def _start(processes: int) -> None:
 
 
 def _dismiss() -> None:
-    """End the processes that this one has started."""
+    """Stop the processes that this one has started."""
     if not _group.started:
         return
     from torch import distributed

@@ -1,4 +1,4 @@
-"""Where a run executes programs, and by which rules: the options of the group `executor`."""
+"""The options of the group `executor`: where a run executes programs, and by which rules."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from ilf.types import InputError, Verdict
 
 
 class Judge(Protocol):
-    """What an executor starts."""
+    """Judges programs by executing them. An executor starts it."""
 
     @property
     def isolation(self) -> Isolation:
-        """How programs are kept from the machine."""
+        """How programs are isolated from the machine."""
 
     def run(self, jobs: Sequence[Job]) -> list[Verdict]:
         """Return a verdict for each job, in order."""
 
     def close(self) -> None:
-        """End what was started."""
+        """Stop all that was started."""
 
 
 @dataclass(frozen=True)
 class Executor(ABC):
-    """Executes programs on their unit tests. Derive from it for an executor of your own.
+    """Executes programs on their unit tests. To write your own executor, derive from this class.
 
     Args:
-        tests: all; unseen: without the assert, or the input, that the prompt shows; challenge: where a task of MBPP has
-            challenge tests, those in place of the others.
-        scoring: How Test is scored: as_written, or paper: re-indented and cut as the authors' code does.
-        compare: exact, or approx: numbers as pytest.approx.
-        trust_eq: Whether an object of the program's own class says what it equals, by its own `__eq__` and operators.
-        isolation: require (an error where this machine leaves something open), best or off.
-        time_limit: Seconds of processor time of a program.
-        memory_mb: MiB of memory of a program.
-        output_mb: MiB in any one file, standard output included.
-        disk_mb: MiB in all its files.
-        workers: Programs at once.
-        packages: What programs and tests may import besides the standard library, by the name that one imports or
-            installs; what these need comes with them. They must be installed beside us.
+        tests: Which tests decide: all; unseen, which leaves out the assert or input that the prompt shows; or
+            challenge, which uses the challenge tests of MBPP tasks that have them, in place of the others.
+        scoring: How Test is scored: as_written, or paper, which re-indents and truncates as the authors' code does.
+        compare: How results are compared: exact, or approx, which compares numbers as pytest.approx does.
+        trust_eq: Whether objects of the program's own classes decide equality, by their `__eq__` and other operators.
+        isolation: require (an error if this machine can't provide complete isolation), best, or off.
+        time_limit: Maximum processor time per program, in seconds.
+        memory_mb: Maximum memory per program, in MiB.
+        output_mb: Maximum size of any one file, in MiB, including standard output.
+        disk_mb: Maximum size of all files of a program, in MiB.
+        workers: Number of programs executed concurrently.
+        packages: Packages that programs and tests may import besides the standard library, by import name or
+            distribution name. Their dependencies are included. They must be installed in the environment of ILF.
     """
 
     tests: Literal["all", "unseen", "challenge"] = "all"
@@ -62,25 +62,25 @@ class Executor(ABC):
     workers: Positive = 2
     packages: tuple[str, ...] = ()
 
-    changes_nothing: ClassVar[tuple[str, ...]] = ("workers",)  # what no verdict depends on
+    changes_nothing: ClassVar[tuple[str, ...]] = ("workers",)  # settings that no verdict depends on
 
     @property
     def limits(self) -> Limits:
-        """What each program may use."""
+        """The resource limits of each program."""
         return Limits(**{one.name: getattr(self, one.name) for one in fields(Limits)})
 
     @property
     def rules(self) -> dict[str, Any]:
-        """All that a verdict depends on, besides program and tests: of packages the versions."""
+        """All settings that a verdict depends on, besides program and tests. Packages are given with their versions."""
         named = {name: value for name, value in asdict(self).items() if name not in self.changes_nothing}
         return named | {"packages": find(self.packages).versions}
 
     @abstractmethod
     def start(self) -> Judge:
-        """Return what executes programs. Raises InputError where it can't be had."""
+        """Return the judge that executes programs. Raises InputError if it can't be started."""
 
     def check(self) -> None:
-        """Raise InputError where something that the executor needs is not there, before anything loads."""
+        """Raise InputError if something that the executor needs is missing. This runs before anything loads."""
         find(self.packages)
 
 
@@ -89,28 +89,29 @@ class LocalExecutor(Executor):
     """Executes programs in a sandbox on this machine."""
 
     def start(self) -> Judge:
-        """Return the sandbox."""
+        """Return a sandbox on this machine."""
         return Sandbox(self.limits)
 
 
 @dataclass(frozen=True)
 class RayExecutor(Executor):
-    """Executes programs in sandboxes on the nodes of a Ray cluster; `workers` are the processors of a task."""
+    """Executes programs in sandboxes on the nodes of a Ray cluster. `workers` is the number of CPUs per Ray task."""
 
     workers: Positive = 1
-    address: str | None = None  # HOST:PORT of the cluster; null: the one this machine is of, else one of it alone
+    # HOST:PORT of the cluster; null for the cluster of this machine, or else a new one on this machine alone
+    address: str | None = None
 
     changes_nothing = ("workers", "address")
 
     def check(self) -> None:
-        """Raise InputError where the package ray or one of `packages` is missing."""
+        """Raise InputError if the package ray or one of `packages` is missing."""
         super().check()
         if find_spec("ray") is None:
             advice = "pip install -r requirements-extras.txt, or use executor=sandbox."
             raise InputError("executor", "ray", "needs the package ray", advice)
 
     def start(self) -> Judge:
-        """Return the cluster's sandbox. Raises InputError where the cluster can't be reached."""
+        """Return the sandbox on the cluster. Raises InputError if the cluster can't be reached."""
         from ilf.sandbox.cluster import ClusterSandbox
 
         return ClusterSandbox(self.limits, self.address)

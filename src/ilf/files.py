@@ -1,4 +1,4 @@
-"""Files on disk: strict JSON, rows that survive a kill, digests."""
+"""Read and write files: strict JSON, append-only rows that survive a kill, and digests."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ log = logging.getLogger(__name__)
 
 
 def to_json(value: Any, **layout: Any) -> str:
-    """Return the JSON text of `value`, and never the words NaN and Infinity, which are none.
+    """Return `value` as JSON text, never with NaN or Infinity, which are not valid JSON.
 
     Args:
-        value: Of dictionaries, lists, texts, finite numbers, booleans and None.
-        **layout: `indent`, `separators` and `sort_keys` of `json.dumps`.
+        value: Consists of dictionaries, lists, strings, finite numbers, booleans and None.
+        **layout: Arguments `indent`, `separators` and `sort_keys` of `json.dumps`.
 
     Raises:
-        ValueError: A number is not finite; names its place.
+        ValueError: A number is not finite. The message names its place.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)
         text.encode()
         return text
-    except UnicodeEncodeError:  # half of a surrogate pair, which only its escape can stand for
+    except UnicodeEncodeError:  # half of a surrogate pair, which can only be written as an escape
         return json.dumps(value, allow_nan=False, **layout)
     except ValueError:
         raise ValueError(f"{'; '.join(_not_finite(value))} can't be written as JSON") from None
@@ -50,15 +50,15 @@ def _not_finite(value: Any, place: str = "") -> Iterator[str]:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file of ours holds.
+    """Return the contents of a JSON file that the project wrote.
 
     Raises:
-        InputError: It is damaged; names it.
+        InputError: The file is damaged. The message names it.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON's and Unicode's
-        raise _damaged(path, f"is no JSON ({error})") from None
+    except ValueError as error:  # raised for both invalid JSON and invalid UTF-8
+        raise _damaged(path, f"is not valid JSON ({error})") from None
 
 
 def _damaged(where: object, problem: str) -> InputError:
@@ -66,7 +66,7 @@ def _damaged(where: object, problem: str) -> InputError:
 
 
 def canonical(value: Any) -> str:
-    """Return the one JSON text of `value`: sorted keys, no spaces."""
+    """Return the canonical JSON of `value`, with sorted keys and without spaces."""
     return to_json(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -76,7 +76,7 @@ def sha256(value: Any) -> str:
 
 
 def whole(text: str) -> str:
-    r"""Return `text` with U+FFFD for each half of a surrogate pair: neither UTF-8 nor a tokenizer takes one.
+    r"""Return `text` with U+FFFD for each half of a surrogate pair, which neither UTF-8 nor a tokenizer accepts.
 
     >>> whole("a\ud83db") == "a\ufffdb"
     True
@@ -88,8 +88,8 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Return a table as CSV.
 
     Args:
-        rows: The cell of each column; those of other names are left out.
-        columns: Their names, in order.
+        rows: The cells of each row by column name. Other names are ignored.
+        columns: The column names, in order.
     """
     text = io.StringIO()
     written, quoted = (
@@ -97,17 +97,18 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
     )
     written.writeheader()
-    for row in rows:  # readers end a row at a carriage return, for which this writer quotes no cell
+    for row in rows:  # readers end a row at a carriage return, but this writer quotes no cell for it
         (quoted if any("\r" in str(cell) for cell in row.values()) else written).writerow(row)
     return text.getvalue()
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a kill, sees the old text or the new one.
+    """Write `text` to `path` atomically: after a kill, and for any reader, the file has the old or the new text.
 
-    What UTF-8 can't hold, half of a surrogate pair, is written as its escape.
+    Half of a surrogate pair, which UTF-8 can't represent, is written as its escape.
     """
-    scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")  # another machine may have such a process
+    # includes the host name because process ids repeat on other machines
+    scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     with naming(path):
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
     scratch.replace(path)
@@ -120,17 +121,17 @@ class JsonLines:
         self.path = path
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append `rows` in one write, on disk when this returns."""
+        """Append `rows` in one write. They are on disk when this returns."""
         with naming(self.path), self.path.open("ab") as file:
             file.write("".join(to_json(row) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the whole rows, and remove what a kill left of an unfinished one.
+        """Return the complete rows, and remove an incomplete last row that a kill left.
 
         Raises:
-            InputError: A row is damaged; names the file and line.
+            InputError: A row is damaged. The message names the file and line.
         """
         if not self.path.exists():
             return []
@@ -145,12 +146,12 @@ class JsonLines:
                 if line:
                     rows.append(json.loads(line))
             except ValueError as error:
-                raise _damaged(f"{self.path}:{number}", f"is no JSON ({error})") from None
+                raise _damaged(f"{self.path}:{number}", f"is not valid JSON ({error})") from None
         return rows
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Hard-link a file: large weights lie on the disk once, and pruning the store leaves the other copy."""
+    """Hard-link a file, so that large weights take disk space once. Pruning the store keeps the other link."""
     try:
         os.link(source, target)
     except OSError:  # another file system
@@ -166,18 +167,18 @@ def file_sha256(path: Path) -> str:
 def digests(files: Iterable[Path], cache: Path) -> dict[Path, str]:
     """Return the SHA-256 of each file.
 
-    They are kept in `cache` under the file's size and time of change, so that large files are read once, with a digest
-    of their own.
+    They are cached in `cache` by the file's size and modification time, so that large files are read only once. The
+    cache has a digest of its own.
     """
     known: dict[str, str] = {}
     try:
         if cache.exists():
             kept = read_json(cache)
             if not isinstance(kept, dict) or sha256(kept.get("files")) != kept.get("sha256"):
-                raise _damaged(cache, "is not what was written")
+                raise _damaged(cache, "does not match its own digest")
             known = kept["files"]
     except InputError as error:
-        log.warning("%s The digests in it are computed anew.", error)
+        log.warning("%s Its digests are computed again.", error)
     found: dict[Path, str] = {}
     new: dict[str, str] = {}
     for file in files:
@@ -191,6 +192,6 @@ def digests(files: Iterable[Path], cache: Path) -> dict[Path, str]:
 
 
 def weights_sha256(folder: Path, cache: Path) -> str:
-    """Return one SHA-256 over a model folder's weights, config and tokenizer files; `cache` as of `digests`."""
+    """Return one SHA-256 over a model folder's weights, config and tokenizer files. `cache` is as in `digests`."""
     files = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".bin", ".json", ".txt", ".model"})
     return sha256({file.name: digest for file, digest in digests(files, cache).items()})

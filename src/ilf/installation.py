@@ -1,4 +1,4 @@
-"""Whether this copy of the package was installed or lies in a clone, what starts it, and what it runs on."""
+"""Whether the package is installed or runs from a clone, which command starts it, and the versions it runs on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import platform
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
-_INSTALLED = (_PACKAGE / "conf").is_dir()  # pyproject.toml puts it there; a clone has it at its top
+# pyproject.toml puts conf there in the wheel; a clone has it at the top level
+_INSTALLED = (_PACKAGE / "conf").is_dir()
 
 CONF = _PACKAGE / "conf" if _INSTALLED else _PACKAGE.parent.parent / "conf"
-COMMAND = "ilf" if _INSTALLED else "python run.py"  # as messages and pages name it
+COMMAND = "ilf" if _INSTALLED else "python run.py"  # the command in messages and pages
 _PACKAGES = (
     "torch",
     "pytorch-lightning",
@@ -25,7 +26,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a figure may depend on."""
+    """Return the versions of the software that results may depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         found[package] = importlib.metadata.version(package)

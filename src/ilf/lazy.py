@@ -1,4 +1,4 @@
-"""Packages whose classes are imported only when they are asked for: composing a configuration needs no torch."""
+"""Lazy imports of a package's classes, so that composing a configuration does not import torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def getter(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a package.
+    """Return the `__getattr__` function of a package, which imports a class on first access.
 
     Args:
-        package: Its name.
-        places: By class, the module of the package that has it.
+        package: Name of the package.
+        places: For each class, the module of the package that defines it.
     """
 
     def find(name: str) -> Any:

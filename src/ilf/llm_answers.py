@@ -1,4 +1,4 @@
-"""What another language model answers in a run, through the store: feedback, or refinements of its own."""
+"""The answers of an LLM in a run, through the store: feedback, or refinements of its own."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from ilf.types import Feedback, Program, Task, Verdict
 
 
 class LLMAnswers:
-    """The other model of a run, asked once.
+    """The LLM of a run. Its answers are stored, so that each question is asked only once.
 
     Args:
-        runner: Does stages through the store.
-        folder: Of the model, where it is a local one.
+        runner: Runs stages and stores their results.
+        folder: Folder of the model, if it is a local one.
     """
 
     def __init__(self, runner: Runner, folder: Path | None) -> None:
         self.runner, self.settings = runner, runner.settings.llm
         device = training_device(runner.settings.trainer)
         self.other = OtherModel(self.settings, runner.settings.sampler.temperature, folder, device)
-        self.examples: list[tuple[Feedback, Verdict]] | None = None  # worked ones of feedback, from round to round
-        self.counts: dict[str, Counter[str]] = {}  # of answers, by what they are for
-        self._file = "llm_feedback"  # among the run's programs/, for answers to questions for feedback
+        self.examples: list[tuple[Feedback, Verdict]] | None = None  # worked examples of feedback, from round to round
+        self.counts: dict[str, Counter[str]] = {}  # counts of answers, by their purpose
+        self._file = "llm_feedback"  # name of the file in programs/ with the answers about feedback
 
     @contextmanager
     def answers_in(self, name: str) -> Iterator[None]:
-        """Put the answers that are asked for meanwhile into a file of their own."""
+        """Write the answers that are requested inside the context to a file of their own."""
         self._file, before = name, self._file
         try:
             yield
@@ -48,7 +48,7 @@ class LLMAnswers:
             self._file = before
 
     def answers(self, queries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the answers to questions for feedback."""
+        """Return the LLM's answers to queries for feedback."""
 
         def work(entry: Entry) -> dict[str, Any]:
             self.other.answer("feedback", queries, JsonLines(entry.path / "answers.jsonl"))
@@ -58,16 +58,16 @@ class LLMAnswers:
         return self._take("feedback", path, self._file)
 
     def refine(self, feedback: Sequence[Feedback], shots: Sequence[Feedback]) -> list[Program]:
-        """Return the model's refinements of wrong programs, executed.
+        """Return the LLM's refinements of incorrect programs, with verdicts.
 
         Args:
-            feedback: The wrong programs.
-            shots: Worked examples to show first.
+            feedback: Feedback on the incorrect programs.
+            shots: Worked examples for the beginning of the prompt.
         """
         settings, tasks = self.runner.settings, self.runner.tasks
         prompt, n = self.settings.refinement, settings.sampler.n
         queries = llm.plan_refinements(prompt, feedback, tasks, shots, n, self.runner.seed)
-        # Another scoring asks nothing anew.
+        # The verdicts have a key of their own, so that another scoring does not ask the LLM again.
         scoring = self.runner.verdicts_of("refine", [tasks[f.task_id] for f in feedback])
 
         def work(entry: Entry) -> dict[str, Any]:
@@ -89,14 +89,14 @@ class LLMAnswers:
         return [Program.from_row(row) for row in JsonLines(rows).read()]
 
     def _key(self, use: str, queries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return everything that decides the answers."""
+        """Return everything that the answers depend on."""
         folder = self.other.folder
         code = code_sha256(llm, llm_client, endpoint, *([chat, load, onednn_linear] if folder else []))
         weights = self.runner.weights(folder) if folder else None
         return {"code": code, "llm": self.other.key(use, weights), "queries": queries}
 
     def _take(self, use: str, path: Path, name: str) -> list[dict[str, Any]]:
-        """Put a stage's answers into the run's folder, count them, and return them."""
+        """Copy a stage's answers to the run's folder, count them, and return them."""
         target = self.runner.folder / "programs" / f"{name}{self.runner.suffix}.jsonl"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path / "answers.jsonl", target)

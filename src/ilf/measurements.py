@@ -1,6 +1,6 @@
-"""Measured with the models of a run: what fine-tuning did to the policy, and how likely it finds each arm's programs.
+"""Measurements with a run's models: how fine-tuning changed the policy, and the perplexity of each arm's programs.
 
-Kept in the store under what was read, like a stage.
+The store holds them by their inputs, like the results of stages.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from ilf.types import Example, Outcome, Program, Refinement
 
 log = logging.getLogger(__name__)
 
-_KL_SAMPLES = 4  # of each task: the mean over tasks hardly gains by more
-_LOSES = 0.9  # a share of the update below which rounding is worth a warning
-_LOGITS = 2**26  # of one forward pass at most: 256 MiB in 32 bits
+_KL_SAMPLES = 4  # of each task; with more, the mean over tasks hardly improves
+_LOSES = 0.9  # warn if rounding keeps a smaller share of the update than this
+_LOGITS = 2**26  # maximum logits of one forward pass: 256 MiB in 32 bits
 
 
 def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each measure that `settings.measure` asks for and the run has come to.
+    """Yield the name and value of each measurement in `settings.measure` for which the run has the models.
 
-    `weight_change`: ||tuned - base|| / ||base|| of each group of layers, as they are sampled, and `update_kept`, the
-    share of the update that is. `kl`: KL(tuned || base) in nats a token, at the sampling temperature, on the tuned
-    policy's samples on Test, with its interval over tasks, and apart from it that of the programs' ends. `perplexity`:
-    of the programs of each arm under the base, by source and task, and `end_loss`, of their ends, in nats.
+    `weight_change`: ||tuned - base|| / ||base|| of each group of layers, in the data type of sampling, with
+    `update_kept`, the share of the update that this data type keeps. `kl`: KL(tuned || base) in nats per token, at the
+    sampling temperature, on the tuned policy's samples on Test, with its interval over tasks; the KL at the ends of
+    programs is separate. `perplexity`: of each arm's programs under the base, by source and task, with `end_loss`, the
+    loss in nats at their ends.
     """
     base, last = runner.model, outcome.last
     if outcome.policy is not None:
@@ -48,7 +49,7 @@ def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tu
             yield from _weight_change(runner, base, outcome.policy, key)
         if "kl" in settings.measure and last.finetuned:
             if settings.evaluation.greedy:
-                log.info("no KL is measured: where the most likely tokens are taken, nothing is sampled")
+                log.info("no KL is measured, because greedy decoding samples nothing")
             else:
                 yield "kl", _kl(settings, runner, outcome.policy, last.finetuned, key)
     if "perplexity" in settings.measure and last.expressed:
@@ -64,10 +65,10 @@ def _weight_change(runner: Runner, base: Path, tuned: Path, key: dict[str, Any])
 
     found = runner.measure("weight_change", key | {"dtype": str(dtype)}, work)
     if found["kept"] < _LOSES:
-        said = "sampling in %s keeps %.0f%% of what fine-tuning changed: use model.dtype=float32"
+        said = "sampling in %s keeps only %.0f%% of the update by fine-tuning: use model.dtype=float32"
         log.warning(said, str(dtype).removeprefix("torch."), 100 * found["kept"])
     yield "weight_change", found["groups"]
-    if runner.settings.sampler.local:  # else a server chooses the type of the weights
+    if runner.settings.sampler.local:  # otherwise a server chooses the data type of the weights
         yield "update_kept", found["kept"]
 
 
@@ -125,15 +126,15 @@ def _perplexity(settings: Settings, runner: Runner, examples: Sequence[Refinemen
 
 
 def with_reference(settings: Settings, runner: Runner, base: Path, examples: Sequence[Example]) -> list[Example]:
-    """Return examples with the log-probabilities of their targets under the policy that a training begins with.
+    """Return examples with the log-probabilities of their targets under the initial policy of a training.
 
-    They are computed once, in the precision of the training, so that its first step begins at a ratio of 1.
+    They are computed once, in the precision of the training, so that its first step starts at a ratio of 1.
 
     Args:
-        settings: Of the run.
-        runner: Keeps them in the store.
+        settings: Settings of the run.
+        runner: Stores the log-probabilities.
         base: The policy's folder.
-        examples: The training set; other texts get theirs, too.
+        examples: The training set. Their second texts get log-probabilities, too.
     """
 
     def bare(example: Example) -> Example:
@@ -143,7 +144,7 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
     kind, device, training = precision(settings.trainer), training_device(settings.trainer), settings.training
 
     def work() -> list[list[float]]:
-        log.info("reference log-probabilities of %d texts", len(texts))
+        log.info("computing the reference log-probabilities of %d texts", len(texts))
         dtype = torch.bfloat16 if kind == "bf16-true" else torch.float32
         model = load_model(base, dtype, settings.model.attention, training.quantize, device).to(device).eval()
         mixed = torch.float16 if kind == "16-mixed" else torch.bfloat16
@@ -166,10 +167,10 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
 
 
 def _reading(settings: Settings) -> dict[str, Any]:
-    """Return what decides how texts become tokens, of a key."""
+    """Return the settings that determine tokenization, as a part of a key."""
     return {"bos": settings.model.bos, "chat": settings.chat}
 
 
 def _tokens(model: Any) -> int:
-    """Return for how many tokens the model is to give logits at once."""
+    """Return the number of tokens for which the model computes logits at once."""
     return _LOGITS // int(model.config.get_text_config().vocab_size)

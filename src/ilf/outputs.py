@@ -1,4 +1,4 @@
-"""What a run leaves at its end, or where it broke off: results.json, summary.md, plots, and the same in the tracker."""
+"""Write the outputs of a finished or interrupted run: results.json, summary.md and plots, also to the tracker."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def write_outputs(
     validation: Sequence[Program] | None,
     llm_answers: Mapping[str, Mapping[str, int]],
 ) -> Results:
-    """Measure, write everything from what there is, and return the results.
+    """Run the measurements, write all outputs from the available results, and return the results.
 
     Args:
-        runner: Of the run.
-        inputs: What it has read.
-        outcome: What it has found.
+        runner: Runner of the run.
+        inputs: Inputs of the run.
+        outcome: Results of the run.
         status: "complete", "partial", "no_training_examples", "interrupted" or "failed".
-        validation: Programs on Refine, where settings are to be chosen.
-        llm_answers: Counts of another model's answers, by what they are for.
+        validation: Programs on Refine, if settings are to be selected.
+        llm_answers: Counts of the LLM's answers, by their purpose.
     """
     start, settings, folder = time.monotonic(), runner.settings, runner.folder
     tokenizer = runner.tokenizer
-    # A run that broke off has something to say, which a second failure here must not hide, nor a signal's patience end.
+    # An aborted run skips measurements: a second error would hide the first, and a signal leaves little time.
     broken_off = status in ("failed", "interrupted")
     asked = replace(settings, measure=[]) if broken_off else settings
     measured = _measured(asked, runner, outcome)
@@ -83,25 +83,25 @@ def write_outputs(
 
 
 def _dtype(runner: Runner, stage: str) -> str | None:
-    """Return the type of the policy's weights while a stage samples it, None where a server chooses it."""
+    """Return the data type of the policy's weights while a stage samples it; None if a server chooses it."""
     return str(runner.dtype_of(stage, runner.model)) if runner.settings.sampler.local else None
 
 
 def _measured(settings: Settings, runner: Runner, outcome: Outcome) -> dict[str, Any]:
-    """Return each measure, null where it was not asked for; an error leaves the others."""
+    """Return each measurement, or None if it was not requested. An error in one preserves the others."""
     measured: dict[str, Any] = dict.fromkeys((*results.MEASURED, "measure_error"))
     try:
         for name, found in measure(settings, runner, outcome):
-            to_json(found)  # a figure that is no number would be in results.json
+            to_json(found)  # raises an error if a value is not a finite number, before it gets into results.json
             measured[name] = found
-    except Exception as error:  # such as memory: the run itself is whole
-        log.exception("measuring failed; the other results are written. To repeat it, run the same command again")
+    except Exception as error:  # such as out of memory: the run itself is complete
+        log.exception("a measurement failed; the other results are written. To repeat it, run the same command again")
         measured["measure_error"] = f"{type(error).__name__}: {error}"
     return measured
 
 
 def summary_of(found: Results) -> dict[str, float]:
-    """Return what a tracker shows of a run: metrics with intervals, the gain with its p, the learning rate."""
+    """Return the summary of a run for trackers: metrics with intervals, gains with p-values, and the learning rate."""
     shown: dict[str, float] = {"train_policy/lr": found["training"]["lr"]}
     for part in (*PARTS, "validation"):
         figures: Any = found[part]  # type: ignore[literal-required]

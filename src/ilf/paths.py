@@ -1,4 +1,4 @@
-"""Files and folders that settings name, told apart: absent, of the other kind, or not to be read or written."""
+"""Check files and folders that settings name: whether they exist, are of the right kind, and are accessible."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def check_path(key: str, path: str, kind: Literal["file", "folder"], advice: str
     """Check that a setting names a file that can be read, or a folder that can be listed.
 
     Args:
-        key: The setting.
+        key: The name of the setting.
         path: Its value.
-        kind: What it must be.
-        advice: What to do where it is not.
+        kind: The required kind.
+        advice: What to do if the check fails.
 
     Raises:
-        InputError: It is absent, of another kind, or can't be opened.
+        InputError: The path does not exist, is of another kind, or can't be opened.
     """
     try:
         mode = Path(path).stat().st_mode
@@ -29,7 +29,7 @@ def check_path(key: str, path: str, kind: Literal["file", "folder"], advice: str
         if found == kind:
             os.close(os.open(path, os.O_RDONLY))
             return
-    except (FileNotFoundError, NotADirectoryError):  # the latter: a part of the path is a file
+    except (FileNotFoundError, NotADirectoryError):  # NotADirectoryError: a part of the path is a file
         reason = f"no such {kind}"
     except OSError as error:
         reason = f"can't be read ({error.strerror})"
@@ -37,10 +37,10 @@ def check_path(key: str, path: str, kind: Literal["file", "folder"], advice: str
 
 
 def check_target(key: str, path: str, advice: str) -> None:
-    """Check that a setting names a file that can be written, whether or not it is there already.
+    """Check that a setting names a file that can be written, whether or not it exists.
 
     Raises:
-        InputError: It is a folder, its folder is absent, or one of them is not to be written.
+        InputError: The path is a folder, its parent folder does not exist, or one of them is not writable.
     """
     there, folder = os.path.exists(path), Path(path).parent
     reason = None
@@ -55,7 +55,7 @@ def check_target(key: str, path: str, advice: str) -> None:
 
 
 def check_model_folder(key: str, path: str | None) -> None:
-    """Raise InputError where a folder that is given holds no model, naming the setting `key`."""
+    """Raise InputError if a folder is given but contains no model. `key` is the setting that names it."""
     if path is None:
         return
     advice = "Check the path; `save_pretrained` writes such a folder."

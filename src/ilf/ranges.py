@@ -1,4 +1,4 @@
-"""Ranges of numbers, for the fields of settings and parts: `parts` checks them."""
+"""Ranges of numbers for the fields of settings and components. The package `ilf.components` checks them."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What the policy learns from, the arms of a comparison: the protocol and the options of the group `refinements`."""
+"""The arms of a comparison, which choose the policy's training set: base class and options of `refinements`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from ilf.types import Found, Program, Task, different, pick
 
 @dataclass
 class Refinements(ABC):
-    """An arm. Derive from it for one of your own: a dataclass whose fields are its arguments.
+    """An arm of a comparison. To write your own, derive a dataclass whose fields are its arguments.
 
     Args:
-        tasks: solved: Train tasks that the refiner solved, for every arm alike; annotated: all.
+        tasks: The Train tasks to use: solved (those that the refiner solved, equal for every arm) or annotated (all).
     """
 
     tasks: Literal["solved", "annotated"] = "solved"
 
-    source: ClassVar[str]  # of its programs, in training.jsonl; by default the class's name
-    name: ClassVar[str]  # where no option says it; by default the same
-    trains: ClassVar[bool] = True  # else the policy is evaluated as it was
-    refines: ClassVar[bool] = False  # whether it takes the refiner's programs, so that unsolved tasks are left out
-    asks_llm: ClassVar[bool] = False  # whether it takes those of the other model of the group `llm`
-    own_samples: ClassVar[bool] = False  # trains on as many of the policy's own correct samples instead
-    needs_annotator: ClassVar[bool] = False  # takes refinements that came with the feedback
-    by_feedback: ClassVar[bool] = True  # whether what it learns came of feedback
+    source: ClassVar[str]  # source of its programs in training.jsonl; by default the name of the class
+    name: ClassVar[str]  # used if no option gives one; by default the same as `source`
+    trains: ClassVar[bool] = True  # otherwise the initial policy is evaluated
+    # whether it uses the refiner's programs; tasks that the refiner fails are then left out
+    refines: ClassVar[bool] = False
+    asks_llm: ClassVar[bool] = False  # whether it uses programs of the LLM in the group `llm`
+    own_samples: ClassVar[bool] = False  # whether it trains on as many of the policy's own correct samples instead
+    needs_annotator: ClassVar[bool] = False  # whether it uses refinements that come with the feedback
+    by_feedback: ClassVar[bool] = True  # whether its programs result from feedback
     matched: ClassVar[bool] = False  # whether it has a program for each task that the refiner solved
 
     def __init_subclass__(cls, **more: Any) -> None:
@@ -40,37 +41,37 @@ class Refinements(ABC):
 
     @abstractmethod
     def program(self, found: Found) -> str | None:
-        """Return the program to train on for one task, None where there is none. It is executed before it is used."""
+        """Return the program to train on for one task, or None if there is none. It is executed before it is used."""
 
     def more(self, found: Found) -> list[str]:
-        """Return further programs to train on for the same task, which the other arms need not have."""
+        """Return more programs to train on for the same task, which the other arms need not have."""
         return []
 
     @property
     def unmatched(self) -> bool:
-        """Whether it trains on all tasks that the policy solves, however many the other arms train on."""
+        """Whether it trains on all tasks that the policy solves, regardless of how many the other arms train on."""
         return False
 
     def own(self, correct: Sequence[Program], seed: int) -> list[str]:
-        """Return those of the policy's own correct samples of a task to train on, where the arm trains on such."""
+        """Return the programs to train on from the policy's own correct samples of a task, if the arm uses these."""
         return different(correct, seed, 1)
 
     def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
-        """Return what the arm lacks where no task of Train has it, for an error before anything is sampled.
+        """Return what the arm needs but no Train task has, or None. The error is raised before anything is sampled.
 
         Args:
-            train: The tasks.
-            refined: Ids of those with a refinement by people; None where others may bring some.
+            train: The Train tasks.
+            refined: Ids of the tasks with a refinement by people; None if other sources may provide some.
         """
         return None
 
 
 @dataclass
 class Model(Refinements):
-    """The algorithm itself: one of the refiner's distinct correct programs, each as likely, or several of them.
+    """The algorithm itself: one of the refiner's distinct correct programs, chosen uniformly, or several of them.
 
     Args:
-        per_task: How many of a task, at most; null for all. The paper has one.
+        per_task: Maximum programs per task; null for all. The paper uses one.
     """
 
     per_task: Positive | None = 1
@@ -80,17 +81,17 @@ class Model(Refinements):
     matched = True
 
     def program(self, found: Found) -> str | None:
-        """Return one of them, as the seed decides."""
+        """Return one of the refiner's correct programs, chosen by the seed."""
         return pick(found.refined, found.seed)
 
     def more(self, found: Found) -> list[str]:
-        """Return different ones besides it."""
+        """Return other distinct correct programs."""
         return different(found.refined, found.seed, self.per_task)[1:]
 
 
 @dataclass
 class Human(Refinements):
-    """The annotator's own refinements."""
+    """An arm that trains on the annotator's own refinements."""
 
     source = "human"
     needs_annotator = True
@@ -101,14 +102,14 @@ class Human(Refinements):
         return found.feedback.refinement
 
     def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
-        """Return what is lacking where people have written no refinement."""
+        """Return the missing input if people have written no refinement for any Train task."""
         lacking = refined is not None and not any(task.task_id in refined for task in train)
         return "people's refinements" if lacking else None
 
 
 @dataclass
 class Gold(Refinements):
-    """The tasks' gold programs."""
+    """An arm that trains on the tasks' gold programs."""
 
     source = "gold"
     by_feedback = False
@@ -119,29 +120,29 @@ class Gold(Refinements):
         return found.task.gold or found.task.code or None
 
     def missing(self, train: Sequence[Task], refined: Container[int] | None) -> str | None:
-        """Return what is lacking where no task has a gold program."""
+        """Return the missing input if no Train task has a gold program."""
         return None if any(task.code for task in train) else "gold programs (column `code`)"
 
 
 @dataclass
 class LLM(Refinements):
-    """Another model's refinements."""
+    """An arm that trains on an LLM's refinements."""
 
     source = "llm"
     asks_llm = True
 
     def program(self, found: Found) -> str | None:
-        """Return one of its correct programs, as the seed decides."""
+        """Return one of the LLM's correct programs, chosen by the seed."""
         return pick(found.by_llm, found.seed)
 
 
 @dataclass
 class Self(Model):
-    """Self-training, on correct samples of the policy's own: expert iteration (ReST-EM, Singh et al. 2023) in rounds.
+    """Self-training on the policy's own correct samples. In rounds: expert iteration (ReST-EM, Singh et al. 2023).
 
     Args:
-        match: Train on as many examples as there would be of the refiner's, on other tasks, with more of a task where
-            these are too few; false: on all tasks that the policy solves, which needs neither feedback nor a refiner.
+        match: Train on as many examples as there are from the refiner, but on other tasks, and on more samples per task
+            if these are too few. If false, train on all tasks that the policy solves, without feedback or a refiner.
     """
 
     match: bool = True
@@ -152,10 +153,10 @@ class Self(Model):
         return not self.match
 
     def own(self, correct: Sequence[Program], seed: int) -> list[str]:
-        """Return different correct samples of a task."""
+        """Return distinct correct samples of a task."""
         return different(correct, seed, self.per_task)
 
-    source = "model"  # whose number counts
+    source = "model"  # the arm whose number of examples it matches
     name = "self"
     own_samples = True
     by_feedback = False
@@ -164,7 +165,7 @@ class Self(Model):
 
 @dataclass
 class Nothing(Refinements):
-    """No fine-tuning: the policy as it was, sampled again."""
+    """A control arm without fine-tuning: the initial policy is sampled again."""
 
     source = "none"
     trains = False
@@ -172,7 +173,7 @@ class Nothing(Refinements):
     matched = True
 
     def program(self, found: Found) -> str | None:
-        """Return none."""
+        """Return None, because this arm trains on nothing."""
         return None
 
 

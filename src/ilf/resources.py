@@ -1,4 +1,4 @@
-"""Does a run fit its device and its disk? Logged before any work, refused where it can't, with what would fit."""
+"""Check before any work whether a run fits its device and disk. If not, refuse it and suggest what would fit."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ from ilf.types import Feedback, InputError, Splits
 
 log = logging.getLogger(__name__)
 
-_FEEDBACK_TOKENS = 128  # allowed for a feedback in a refine prompt
-_EIGHT_BIT = Component("bitsandbytes.optim.AdamW8bit")  # as the options of these names have them
+_FEEDBACK_TOKENS = 128  # tokens reserved for the feedback in a refine prompt
+_EIGHT_BIT = Component("bitsandbytes.optim.AdamW8bit")  # the same as in the options of these names
 _LORA = Component("peft.LoraConfig", {"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
-_REPLACED = {("optimizer", "adapter"), ("trainer", "optimizer"), ("trainer", "adapter")}  # by the later of the two
+# pairs in which the second override replaces the first
+_REPLACED = {("optimizer", "adapter"), ("trainer", "optimizer"), ("trainer", "adapter")}
 
 
 def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -> None:
-    """Check that a run fits: its rows, its device's memory and its disk. What it needs of these is logged.
+    """Check that a run fits its example length, its device's memory and its disk. The requirements are logged.
 
     Args:
-        settings: Checked.
+        settings: Checked settings.
         config: The policy's, of transformers.
         tokenizer: The policy's.
         tasks: By split, restricted and limited.
 
     Raises:
-        InputError: No row fits `training.max_length`, or the model's positions; or a stage needs more memory than the
-            device has, or all together more than the disk has free, and `memory` is "refuse"; says what would
-            fit.
+        InputError: No row fits `training.max_length` or the model's positions. Or, if `memory` is "refuse", a stage
+            needs more memory than the device has, or the run needs more disk space than is free. The message says what
+            would fit.
     """
     encoded = encode_prompts(tokenizer, [task.prompt for task in tasks.by_id.values()])
     tokens = {task_id: len(ids) for task_id, ids in zip(tasks.by_id, encoded, strict=True)}
@@ -59,11 +60,11 @@ def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -
 
 
 def check_memory(budget: Budget) -> None:
-    """Log what a run needs of its device's memory; refuse what can't fit, or warn, as `memory` says."""
+    """Log the device memory that a run needs. If it can't fit, raise an error or warn, depending on `memory`."""
     settings = budget.settings
     device, size = device_memory(settings.trainer)
     needs = budget.needs()
-    log.info("memory at the peak, of %s's %.1f GB\n%s", device, size / 1e9, table(needs))
+    log.info("peak memory, in GB; %s has %.1f GB\n%s", device, size / 1e9, table(needs))
     for need in needs:
         if need.least > size:
             problem = f"{need.work} needs {need.least / 1e9:.1f} GB at its peak, and {device} has {size / 1e9:.1f} GB"
@@ -71,44 +72,45 @@ def check_memory(budget: Budget) -> None:
 
 
 def check_disk(budget: Budget) -> None:
-    """Log what a run writes at the peak; refuse what can't fit, or warn, as `memory` says.
+    """Log the peak disk space of a run. If it can't fit, raise an error or warn, depending on `memory`.
 
-    Counted are model folders, adapters and checkpoints, as if no stage were finished. Where the store holds trainings
-    already, some of these may be this run's, which only their samples will show: then it is a warning.
+    The estimate counts model folders, adapters and checkpoints, as if no stage were finished. If the store already has
+    trainings, the run may reuse some of them, which only its samples will determine. In that case, it is only a
+    warning.
     """
     settings = budget.settings
     store, output = Path(settings.store.dir), Path(settings.output_dir)
     stored, copied = budget.disk()
     if not stored:
         return
-    places = [("store.dir", store, stored)]  # on one file system, the run's models are hard links to the store's
+    places = [("store.dir", store, stored)]  # on one file system, the run's models are hard links into the store
     if nearest(store).stat().st_dev != nearest(output).stat().st_dev:
         places.append(("output_dir", output, copied))
     for key, folder, size in places:
         free = shutil.disk_usage(nearest(folder)).free
-        log.info("disk at the peak: %s=%s needs %.3f GB of %.1f GB", key, folder, size / 1e9, free / 1e9)
+        log.info("peak disk space: %s=%s needs %.3f GB, and %.1f GB are free", key, folder, size / 1e9, free / 1e9)
         if size > free:
             problem = f"models and checkpoints need {size / 1e9:.3f} GB at the peak, and {free / 1e9:.3f} GB are free"
-            advice = f"Give {key}=FOLDER on a larger disk, or free space: mode=store store.prune_days=30 does."
+            advice = f"Choose {key}=FOLDER on a larger disk, or free space, such as by mode=store store.prune_days=30."
             if settings.save.dtype == "float32":
-                advice += " save.dtype=bfloat16 halves what models take."
+                advice += " save.dtype=bfloat16 halves the size of models."
             reusable = settings.store.reuse and any(store.glob("train_*/*"))
             _refuse(settings, key, str(folder), problem, advice, only_warn=reusable)
 
 
 def _refuse(settings: Settings, key: str, value: str, problem: str, advice: str, only_warn: bool = False) -> None:
-    """Raise InputError, or warn where that is all that `memory` asks for."""
-    advice = f"{advice} memory=warn goes on all the same."
+    """Raise InputError, or only warn if `only_warn` or `memory` says so."""
+    advice = f"{advice} memory=warn runs it anyway."
     if settings.memory == "refuse" and not only_warn:
         raise InputError(key, value, problem, advice)
     log.warning("%s=%s: %s. %s", key, value, problem, advice)
 
 
 def device_memory(trainer: Component) -> tuple[str, int]:
-    """Return the name of the device that one of a run's processes works on, and how many bytes it has.
+    """Return the name of the device of one of a run's processes, and its size in bytes.
 
-    Of a CPU that is what a container may use, divided among the run's processes on this machine. What others have taken
-    of it is not subtracted.
+    For a CPU, this is the memory limit of the container or machine, divided among the run's processes on this machine.
+    Memory that other programs use is not subtracted.
     """
     if trainer.get("accelerator", "auto") != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
@@ -116,14 +118,14 @@ def device_memory(trainer: Component) -> tuple[str, int]:
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             size = min(size, int(Path(file).read_text()))
-        except (OSError, ValueError):  # another system, or no limit: "max"
+        except (OSError, ValueError):  # another operating system, or the value "max", which is no limit
             pass
     processes = distributed.local_count()
     return "this machine" if processes == 1 else f"each of {processes} processes on this machine", size // processes
 
 
 def table(needs: Sequence[Need]) -> str:
-    """Return a line each need, in GB of 10^9 bytes."""
+    """Return a table with one line per need, in GB of 10^9 bytes."""
     columns = ("parameters", "gradients", "optimizer", "cache", "activations", "total")
     lines = [" ".join([f"{'':24}", *(f"{column:>11}" for column in columns)])]
     for need in needs:
@@ -132,12 +134,12 @@ def table(needs: Sequence[Need]) -> str:
 
 
 class Budget:
-    """What the stages of a run need.
+    """Estimates the memory and disk space that the stages of a run need.
 
     Args:
-        settings: Checked.
-        config: Of the policy, of transformers.
-        prompt: Tokens of the longest task prompt.
+        settings: Checked settings.
+        config: The policy's transformers configuration.
+        prompt: Number of tokens of the longest task prompt.
     """
 
     def __init__(self, settings: Settings, config: Any, prompt: int) -> None:
@@ -145,7 +147,7 @@ class Budget:
         self.device = training_device(settings.trainer).type
 
     def needs(self, only: str | None = None) -> list[Need]:
-        """Return a need for each kind of work among the requested stages, or for one kind only."""
+        """Return the need of each kind of work in the requested stages, or of one kind only."""
         settings, stages = self.settings, set(self.settings.stages)
         found = []
         drawing = stages & {"sample", "zero_shot", "refine", "evaluate"} and settings.sampler.local
@@ -154,7 +156,7 @@ class Budget:
             dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer), learns)
             found.append(self._sampling(dtype, settings.sampler.batch_size))
         phases = [(f"fine-tuning the {name}", phase) for name, phase in trainings(settings).items()]
-        done: dict[int, Need] = {}  # by rows a forward pass: the two fine-tunings differ in nothing else
+        done: dict[int, Need] = {}  # by rows per forward pass, the only difference between the two fine-tunings
         for work, phase in [pair for pair in phases if only in (None, pair[0])]:
             rows = min(settings.training.micro_batch_size, phase.batch_size)
             rows *= settings.objective.texts if work.endswith("policy") else 1
@@ -167,9 +169,10 @@ class Budget:
         return found
 
     def advice(self, work: str, size: int) -> str:
-        """Return which overrides would make one kind of work fit into so many bytes.
+        """Return the overrides with which one kind of work would fit into `size` bytes.
 
-        Each is tried on top of those before it that make a difference, from what changes results least.
+        The overrides are tried in order, from those that change results least. Each that lowers the need is kept for
+        the next.
         """
         fitting: list[str] = []
         tried: dict[str, str] = {}
@@ -186,11 +189,11 @@ class Budget:
             if fitting and work == "sampling":
                 break
         if not fitting:
-            return "Nothing that this plan knows of fits: choose a smaller model or a larger device."
+            return "No known setting makes it fit: choose a smaller model or a larger device."
         return f"These would fit: {'; '.join(fitting)}."
 
     def _steps(self, work: str) -> list[str]:
-        """Return overrides that lower what one kind of work needs, and that the other settings allow."""
+        """Return the overrides that lower the need of one kind of work and are compatible with the other settings."""
         settings = self.settings
         if work == "sampling":
             rows = settings.sampler.batch_size
@@ -198,7 +201,7 @@ class Budget:
             return [*halves, "model.dtype=bfloat16"]
         steps = ["training.validate_n=0", "training.gradient_checkpointing=true", "training.micro_batch_size=1"]
         in_bits = settings.optimizer.target.startswith("bitsandbytes.") or settings.training.quantize is not None
-        match settings.trainer.get("strategy"):  # bitsandbytes takes no model in parts
+        match settings.trainer.get("strategy"):  # bitsandbytes does not support sharded models
             case "fsdp":
                 return [*steps, "adapter=lora"]
             case "ddp" if not in_bits:
@@ -229,11 +232,11 @@ class Budget:
         return Budget(settings, self.config, self.prompt)
 
     def _sampling(self, dtype: torch.dtype, rows: int) -> Need:
-        """Return what drawing so many programs at once needs, from the longest prompts: the refiner's, if it writes."""
+        """Return the need of sampling `rows` programs at once from the longest prompts, including refine prompts."""
         settings, tokens = self.settings, self.prompt
         refining = set(settings.stages) & {"train_refiner", "refine"} and settings.refiner.reads_program
         if refining or settings.evaluate.turns:
-            # Old code, feedback and the task; people's annotations may be about longer programs than the policy's.
+            # The incorrect program, feedback and task. People may annotate longer programs than the policy samples.
             old = settings.refiner.old_code_tokens
             if settings.feedback.path is None:
                 old = min(old, self.prompt + settings.sampler.max_new_tokens)
@@ -242,13 +245,13 @@ class Budget:
         return sampling(self.config, drawing, dtype, tokens, settings.model.attention, self.device)
 
     def disk(self) -> tuple[int, int]:
-        """Return the bytes that the run puts into the store at the peak, and those of its own models."""
+        """Return the peak bytes that the run writes to the store, and the bytes of its own models."""
         settings, phases = self.settings, trainings(self.settings)
         if not phases:
             return 0, 0
         dtype = saving_dtype(settings.save.dtype, self.config)
         folder, checkpoint = written(self.config, self._how(1), dtype)
-        # The last training's checkpoint is there beside all models, or beside the one that it replaces.
+        # The last training's checkpoint exists beside all models, or beside the checkpoint that it replaces.
         several = any(phase.epochs > 1 for phase in phases.values())
         before = (settings.rounds * len(phases) - 1) * folder
         return before + checkpoint + max(folder, several * checkpoint), len(phases) * folder
@@ -267,17 +270,17 @@ class Budget:
         )
 
     def _training(self, rows: int) -> Need:
-        """Return what a fine-tuning needs, the programs that it samples after each epoch included."""
+        """Return the need of a fine-tuning, including that of the programs sampled after each epoch."""
         settings, training, how = self.settings, self.settings.training, self._how(rows)
         need = fine_tuning(self.config, how, self.device)
-        if settings.trainer.get("strategy") == "fsdp":  # what is trained is held in parts, but for the block that runs
+        if settings.trainer.get("strategy") == "fsdp":  # FSDP shards all that is trained, except the block that runs
             parameters, gradients, optimizer = (
                 -(-part // distributed.count()) for part in (need.parameters, need.gradients, need.optimizer)
             )
             need = replace(need, parameters=parameters, gradients=gradients, optimizer=optimizer)
         if not training.validate_n:
             return need
-        # On a GPU the sampler halves a batch that memory runs out for, and between epochs that costs little.
+        # On a GPU, the sampler halves a batch when memory runs out, which costs little between epochs.
         drawing = self._sampling(how.dtype, 1 if self.device == "cuda" else settings.sampler.batch_size)
         if drawing.cache + drawing.activations <= need.activations:
             return need

@@ -1,4 +1,4 @@
-"""A run's folder has one writer at a time, and holds the files of one configuration."""
+"""Lock a run's folder, so that it has one writer at a time and contains the files of one configuration only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ilf.settings import Settings
 from ilf.types import InputError
 
 _SETTINGS = "settings.json"
-# What another run in the same folder may have otherwise: it goes on with the same figures.
+# Settings in which another run in the same folder may differ, because they don't change the results.
 _FREE = {
     *("mode", "stages", "measure", "store", "extras", "logger", "group", "overrides", "output_dir"),
     *("pretrain", "annotate", "compare", "export", "run", "llm.parallel", "executor.workers", "executor.address"),
@@ -25,15 +25,15 @@ _ADVICE = "Choose another folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=
 
 
 class FolderTaken(InputError):
-    """A run's folder is another run's; nothing was written into it."""
+    """The folder belongs to another run. Nothing was written into it."""
 
 
 @contextmanager
 def claimed(settings: Settings) -> Iterator[None]:
-    """Hold the folder of a run for it alone, and leave its settings there as settings.json.
+    """Lock the folder of a run inside the context, and write the settings to settings.json in it.
 
     Raises:
-        FolderTaken: Another run is writing into the folder, or it holds the results of other settings.
+        FolderTaken: Another run is writing into the folder, or it has the results of other settings.
     """
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,10 @@ def claimed(settings: Settings) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise FolderTaken(
-            "output_dir", str(folder), "another run is writing into this folder", f"{_ADVICE}, or wait for its end."
+            "output_dir",
+            str(folder),
+            "another run is writing into this folder",
+            f"{_ADVICE}, or wait until that run is finished.",
         ) from None
     with lock:
         check_settled(settings)
@@ -52,7 +55,7 @@ def claimed(settings: Settings) -> Iterator[None]:
 
 
 def check_settled(settings: Settings) -> None:
-    """Raise FolderTaken where a run's folder holds the results of other settings."""
+    """Raise FolderTaken if a run's folder has the results of other settings."""
     file = Path(settings.output_dir) / _SETTINGS
     if not file.exists():
         return
@@ -66,7 +69,7 @@ def check_settled(settings: Settings) -> None:
 
 
 def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings by their whole names, but for those that are free."""
+    """Yield the settings by their full names, except those in `_FREE`."""
     if key in _FREE:
         return
     if isinstance(node, dict) and node:

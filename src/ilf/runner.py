@@ -1,4 +1,4 @@
-"""How one stage is done, or taken from the store."""
+"""Run one stage, or reuse its result from the store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ilf.types import Draw, InputError, Program, Task, derive_seed
 
 log = logging.getLogger(__name__)
 
-# The code that makes verdicts, besides the settings of the executor.
+# The code that verdicts depend on, in addition to the settings of the executor.
 _WORKER = sorted(Path(worker.__file__).parent.glob("*.py"))
 _JUDGING: tuple[Code, ...] = (
     scorer,
@@ -49,7 +49,7 @@ _JUDGING: tuple[Code, ...] = (
     packages,
     *_WORKER,
 )
-REPORTED = ("zero_shot", "evaluate")  # stages whose programs are those of the figures
+REPORTED = ("zero_shot", "evaluate")  # stages whose programs are reported
 _RUN_FILES = {
     "sample": "sample",
     "zero_shot": "zero_shot",
@@ -60,17 +60,17 @@ _RUN_FILES = {
 
 
 class NotRequested(Exception):
-    """A stage is needed that `stages` does not name and that is not finished in the store."""
+    """A required stage is not in `stages`, and its result is not in the store."""
 
 
 class Runner:
-    """Does stages through the store, and notes how long they took and what was reused.
+    """Runs stages, stores their results, and records their duration and which results were reused.
 
     Args:
-        settings: Checked by config.py.
-        tasks: By id.
-        model: Folder of the policy.
-        store: Finished stages.
+        settings: Settings that config.py has checked.
+        tasks: The tasks, by id.
+        model: Folder of the initial policy.
+        store: Store of finished stages.
         sandbox: Executes programs.
         tracker: W&B, TensorBoard and CSV.
     """
@@ -83,31 +83,31 @@ class Runner:
         self.folder = Path(settings.output_dir)
         self.tokenizer = load_tokenizer(model, settings.model.bos, settings.chat)
         self.scoring = settings.executor.rules
-        self.seconds: dict[str, float] = {}  # a stage, all its rounds together
-        self._fresh: dict[str, bool] = {}  # whether any part of a stage was done in this run
-        self.entries: dict[str, list[str]] = {}  # of the store, by stage: what the run is made of
-        self.fine_tuned: dict[str, dict[str, Any]] = {}  # steps and last metrics of the newest training, by stage
+        self.seconds: dict[str, float] = {}  # by stage, summed over rounds
+        self._fresh: dict[str, bool] = {}  # by stage, whether any part of it was computed in this run
+        self.entries: dict[str, list[str]] = {}  # by stage, the entries of the store that the run consists of
+        self.fine_tuned: dict[str, dict[str, Any]] = {}  # by stage, steps and last metrics of the newest training
         self.halvings = 0
-        self.rejected: list[str] = []  # a line on each row that could not be used
-        self.round = 1  # of the algorithm, counted from 1
+        self.rejected: list[str] = []  # one line per row that could not be used
+        self.round = 1  # round of the algorithm, counted from 1
 
     @property
     def seed(self) -> int:
-        """The run's seed; each round after the first has one of its own."""
+        """The seed of the current round: the run's seed in the first round, and a derived seed in later rounds."""
         own = self.settings.seed
         return own if self.round == 1 else derive_seed(own, "round", self.round)
 
     @property
     def suffix(self) -> str:
-        """What tells a round's files and metrics from those of the first."""
+        """The suffix of the current round's files and metrics; empty in the first round."""
         return f"_round{self.round}" if self.round > 1 else ""
 
     def do(
         self, stage: str, key: dict[str, Any], work: Callable[[Entry], dict[str, Any]], mark: str = "done.json"
     ) -> tuple[Path, dict[str, Any]]:
-        """Do a stage, or take it from the store; return its folder and what it was finished with."""
+        """Run a stage or reuse it from the store. Return its folder and the facts that were stored with it."""
         key = {"stage": stage, **key}
-        # Where settings are to be chosen, not even finished programs on Test are looked at.
+        # During a selection of settings, not even finished programs on Test may be read.
         finished = not self.settings.select and self.store.is_done(stage, key, mark)
         if not (self.requested(stage) or finished):
             raise NotRequested(stage)
@@ -120,47 +120,47 @@ class Runner:
                 facts = work(entry)
                 facts = entry.finish(facts | {"seconds": round(time.monotonic() - start, 2)})
                 gc.collect()
-            log.info("%s: %s", stage, "reused" if reused else f"done in {facts['seconds']:.1f} s")
+            log.info("%s: %s", stage, "reused" if reused else f"finished in {facts['seconds']:.1f} s")
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + facts["seconds"], 2)
         self._fresh[stage] = self._fresh.get(stage, False) or not reused
         self.entries.setdefault(stage, []).append(entry.path.name)
         return entry.path, facts
 
     def requested(self, stage: str) -> bool:
-        """Return whether `stages` names a stage; programs on Refine are drawn with the training that they validate."""
+        """Return whether `stages` includes a stage. Programs on Refine belong to the training that they validate."""
         return ("train_policy" if stage == "validate" else stage) in self.settings.stages
 
     @property
     def reused(self) -> list[str]:
-        """Stages that were taken from the store, all of them."""
+        """The stages that were reused from the store completely."""
         return [stage for stage, fresh in self._fresh.items() if not fresh]
 
     def measure(self, name: str, key: dict[str, Any], work: Callable[[], Any]) -> Any:
-        """Return what is measured on the results of stages, from the store where that was done before."""
+        """Return a measurement on the results of stages, from the store if it exists there."""
         code = code_sha256(policy_change, targets, load, onednn_linear, tokens, *DECODING)
         with self.store.entry("measure", {"measure": name, "code": code, **key}) as entry:
             done = entry.done or entry.finish({"found": work()})
         return done["found"]
 
     def scoring_of(self, stage: str) -> dict[str, Any]:
-        """Return the settings that a stage's verdicts depend on: only what is reported is scored as the paper does."""
+        """Return the settings that a stage's verdicts depend on. Only reported programs are scored as in the paper."""
         return self.scoring if stage in REPORTED else self.scoring | {"scoring": "as_written"}
 
     def sampler_of(self, stage: str) -> Sampler:
-        """Return what draws a stage's programs."""
+        """Return the sampler for a stage."""
         return self.settings.evaluation if stage in REPORTED else self.settings.sampler
 
     def dtype_of(self, stage: str, model: Path) -> torch.dtype:
         """Return the dtype of a model's weights while a stage samples it.
 
-        By default what was fine-tuned is sampled in float32, in which it is saved: bfloat16 rounds most of a small
-        update away. So are the programs that it is compared with. What the policy only learns from may be faster.
+        By default, fine-tuned models are sampled in float32, in which they are saved, because bfloat16 rounds away most
+        of a small update. So are the programs that they are compared with. Training samples may use a faster dtype.
         """
         learns = stage == "sample" and model == self.model
         return sampling_dtype(self.settings.model.dtype, training_device(self.settings.trainer), learns)
 
     def verdicts_of(self, stage: str, tasks: Iterable[Task]) -> str:
-        """Return in 12 characters all that verdicts depend on besides the programs: settings, and the tasks' tests."""
+        """Return 12 characters of a digest of what verdicts depend on besides programs: settings and tests."""
         tests = {
             t.task_id: (t.tests, t.setup, t.code, t.inputs, t.outputs, t.compare_output, t.challenge) for t in tasks
         }
@@ -175,15 +175,15 @@ class Runner:
         tasks: Mapping[int, Task] | None = None,
         k: Sequence[int] | None = None,
     ) -> list[Program]:
-        """Sample and execute planned programs by Lightning's test loop, and put them into the run's folder.
+        """Sample and execute planned programs in Lightning's test loop, and copy them to the run's folder.
 
         Args:
-            stage: Its name.
-            model: Folder of what is sampled from.
-            draws: Every program to sample.
-            label: The stage's name with what tells its rounds and data sets apart.
-            tasks: By id, where the draws are on other tasks than the run's.
-            k: Of the logged pass@k, where the draws are not so many for each task as `evaluate.k` needs.
+            stage: Name of the stage.
+            model: Folder of the model to sample.
+            draws: All programs to sample.
+            label: The stage's name, with affixes for the round and data set.
+            tasks: The tasks by id, if they are not the run's own tasks.
+            k: Values of k of the logged pass@k, if there are fewer programs per task than `evaluate.k` needs.
         """
         if not draws:
             raise self._nothing_to_draw(stage)
@@ -225,7 +225,7 @@ class Runner:
         return programs
 
     def _nothing_to_draw(self, stage: str) -> Exception:
-        """Return why: only `refine` comes to this, as the checks found tasks for the other stages."""
+        """Return the error for no tasks. Only `refine` gets here, because checks found tasks for the other stages."""
         if not self.requested(stage):
             return NotRequested(stage)
         limit = self.settings.data.limit.train
@@ -233,14 +233,14 @@ class Runner:
         return InputError(
             "data.limit.train" if cut else "feedback",
             limit if cut else self.settings.option("feedback"),
-            f"leaves {stage} no task: the policy solves those of Train, or what was said of them was rejected",
+            f"leaves {stage} no task: the policy solves all Train tasks, or the feedback on them was rejected",
             f"See `rejected` in results.json. {'Raise the limit' if cut else 'Add tasks'}, or add annotations.",
         )
 
     def _take_from_earlier(self, stage: str, draws: Sequence[Draw], entry: Entry) -> None:
-        """Copy what finished stages have drawn: with more tasks or samples than they had, only new ones are drawn."""
+        """Copy the samples of finished stages, so that only additional tasks or samples have to be sampled."""
         taken = JsonLines(entry.path / TAKEN)
-        if any(entry.path.glob("samples*.jsonl")):  # a killed run goes on with what it had planned
+        if any(entry.path.glob("samples*.jsonl")):  # a killed run resumes with its own plan
             return
         wanted = {(d.task_id, d.sample, d.seed, d.prompt) for d in draws}
         found = {}
@@ -251,16 +251,16 @@ class Runner:
                         found[which] = row
         if found:
             taken.append(found.values())
-            log.info("%s: %d of %d programs were drawn by earlier runs and are taken", stage, len(found), len(draws))
+            log.info("%s: reusing %d of %d programs, which earlier runs sampled", stage, len(found), len(draws))
 
     def fine_tune(self, name: str, base: Path, teacher: Path | None = None, **what: Sequence[Any]) -> Path:
-        """Fine-tune a folder's model; return the result's folder, also put into the run's as `name`.
+        """Fine-tune a model, and return the folder of the result, which is also copied to the run's folder as `name`.
 
         Args:
             name: "refiner" or "policy".
-            base: The folder.
-            teacher: That of a model to learn from, where the objective has one.
-            what: `examples`, `validation` and `draws`; see `FineTuning`.
+            base: Folder of the model.
+            teacher: Folder of the teacher model, if the objective has one.
+            what: Arguments `examples`, `validation` and `draws`; see `FineTuning`.
         """
         job = FineTuning.of(self.settings, name, self._model(base), teacher=teacher and self._model(teacher), **what)
         stage = f"train_{name}"
@@ -278,12 +278,12 @@ class Runner:
         return path / "model"
 
     def _judge(self, stage: str, tasks: Mapping[int, Task]) -> Component:
-        """Return what makes the callback that executes the programs of a stage."""
+        """Return the component of the callback that executes a stage's programs."""
         own = {"sandbox": self.sandbox, "tests": self.settings.executor.tests, "tasks": tasks, "stage": stage}
         return self.settings.callbacks[JUDGE].having(**own)
 
     def _model(self, folder: Path) -> Model:
-        """Return how the model of a folder is loaded; a local refiner may have a tokenizer of its own."""
+        """Return the model of a folder with its loading options. A local refiner may have its own tokenizer."""
         settings = self.settings
         local = folder == settings.refiner.folder
         bos, key = (None, "refiner.path") if local else (settings.model.bos, "model.path")

@@ -1,4 +1,4 @@
-"""The one scorer of every arm, stage and split: programs and their tasks -> verdicts."""
+"""The scorer that all arms, stages and splits share: programs and their tasks -> verdicts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ilf.types import Task, Verdict
 
 
 def score(programs: Sequence[tuple[str, Task]], sandbox: Judge, tests: str, as_paper: bool = False) -> list[Verdict]:
-    """Return the verdict of each program on its task: the one scorer of every arm, stage and split.
+    """Return the verdict of each program on its task. All arms, stages and splits share this scorer.
 
     Args:
-        programs: Whole programs with their tasks.
-        sandbox: Executes them.
-        tests: Which decide, see `ilf.tasks.data.job_of`: "all", "unseen" or "challenge".
-        as_paper: Whether what a program has after its task's prompt is changed first as the paper's evaluation does
-            (`as_paper_scores`). One that does not start with the prompt is executed as it stands.
+        programs: Complete programs with their tasks.
+        sandbox: Executes the programs.
+        tests: Which tests decide: "all", "unseen" or "challenge"; see `ilf.tasks.data.job_of`.
+        as_paper: Whether to first change what follows the task's prompt in a program as the paper's evaluation does
+            (`as_paper_scores`). A program that does not start with the prompt is executed unchanged.
     """
     jobs = []
     for text, task in programs:

@@ -1,9 +1,9 @@
-"""How a command ends: by itself, by an error that is one line, or by a signal.
+"""How a command exits: normally, with an error of one line, or by a signal.
 
-SIGTERM, SIGINT (Ctrl-C) and SIGHUP end a run within seconds: what is finished is in the store, the run's files are
-written from it, no child process is left, and the exit code is 128 + the signal's number, so that no supervisor takes
-the run for a success. In a Slurm job SIGUSR1 does the same and puts the job back into the queue
-(`#SBATCH --requeue --signal=USR1@120`); the same command then goes on from there.
+SIGTERM, SIGINT (Ctrl-C) and SIGHUP stop a run within seconds. Finished results are in the store, the run's files are
+written from them, and no child process is left. The exit code is 128 + the signal's number, so that no supervisor
+mistakes this for success. In a Slurm job, SIGUSR1 does the same and requeues the job
+(`#SBATCH --requeue --signal=USR1@120`). The same command then resumes the run.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _REQUEUES = signal.SIGUSR1
-_before: dict[int, Any] = {}  # the handlers that were there, while this module's are
-_pending: list[Interrupted] = []  # one at most
+_before: dict[int, Any] = {}  # the previous handlers, while this module's are installed
+_pending: list[Interrupted] = []  # at most one
 _PATIENCE = 8.0  # seconds for a run to write its files; Docker kills after 10, Slurm after 30
 
 
 class Interrupted(BaseException):
-    """A signal has asked this process to end. Not an `Exception`, so that nothing takes it for an error of a job."""
+    """A signal asks this process to exit. It is not an `Exception`, so that nothing treats it as an error of a job."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -43,23 +43,23 @@ class Interrupted(BaseException):
 
     @property
     def code(self) -> int:
-        """The exit code, as a shell gives it for a process that a signal has ended."""
+        """The exit code that a shell reports for a process killed by this signal."""
         return 128 + self.number
 
 
 def listen() -> None:
-    """Have signals raise `Interrupted` in the main thread, and end the process where that leads to nothing in time.
+    """Make signals raise `Interrupted` in the main thread, and exit if that does not stop the process in time.
 
-    A signal that is ignored stays so: `nohup` does that with SIGHUP, and a shell with SIGINT for background jobs. Does
-    nothing where it was called before, or in another thread than the main one.
+    A signal that is ignored stays ignored: `nohup` ignores SIGHUP, and a shell ignores SIGINT for background jobs. The
+    function does nothing if it was called before, or outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread() or listening():
         return
     for number in (*_ENDS, *([_REQUEUES] if "SLURM_JOB_ID" in os.environ else [])):
         if signal.getsignal(number) is not signal.SIG_IGN:
             _before[number] = signal.signal(number, _interrupt)
-    # The handler runs between two Python instructions. In a long call of a library, such as one that waits for other
-    # processes, it does not: there this thread hears of the signal.
+    # The handler runs between two Python instructions. It does not run during a long library call, such as one that
+    # waits for other processes. In that case, the thread started here receives the signal.
     hears, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
@@ -68,7 +68,7 @@ def listen() -> None:
 
 
 def _forget() -> None:
-    """Give signals back to whoever had them: after the command, and in a child, whose end must not be its parent's."""
+    """Restore the previous handlers: after the command, and in a child, which must not stop its parent."""
     if _before:
         signal.set_wakeup_fd(-1)
     for number, handler in _before.items():
@@ -84,37 +84,38 @@ def listening() -> bool:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "__del__" or code.co_filename == weakref.__file__:  # where Python drops every exception
+        # Python drops all exceptions in these functions.
+        if code.co_name == "__del__" or code.co_filename == weakref.__file__:
             main = threading.main_thread().ident
             assert main is not None
             threading.Timer(0.05, signal.pthread_kill, (main, number)).start()
             return
         frame = frame.f_back
-    for other in _before:  # one is enough: a second one would break off what the first has begun
+    for other in _before:  # a second signal must not interrupt the shutdown that the first has started
         signal.signal(other, _again)
     _pending.append(Interrupted(number))
     raise _pending[0]
 
 
 def pending() -> Interrupted | None:
-    """Return the signal that this process ends by, once it has come.
+    """Return the signal that stops this process, or None if there was none.
 
-    What it breaks off may be half done, and cleaning that up may raise an error in its place.
+    The signal may interrupt work halfway, and the cleanup may raise another error in its place.
     """
     return _pending[0] if _pending else None
 
 
 def dismiss() -> None:
-    """Take the signal that has come for the normal end of what it ended, as Ctrl-C is of a server."""
+    """Treat the received signal as a normal exit, such as Ctrl-C for a server."""
     _pending.clear()
 
 
 def _again(number: int, frame: FrameType | None) -> None:
-    """Do nothing: the end has begun. Not SIG_IGN, which children would inherit."""
+    """Do nothing, because the shutdown has started. SIG_IGN is not used, because children would inherit it."""
 
 
 def _insist(hears: int) -> None:
-    """End the process where a signal has not done so in time."""
+    """Exit the process if a signal has not stopped it in time."""
     while number := os.read(hears, 1)[0]:
         if number in _ENDS or (number == _REQUEUES and "SLURM_JOB_ID" in os.environ):
             time.sleep(_PATIENCE)
@@ -122,16 +123,16 @@ def _insist(hears: int) -> None:
 
 
 def command(program: Callable[[], object], explain: Callable[[Exception], str | None]) -> None:
-    """Run a program to its end, and exit with a code and a line where an error or a signal ends it.
+    """Run a program, and exit with an exit code and a short message if an error or a signal stops it.
 
     Args:
-        program: What to run; it may raise SystemExit.
-        explain: Says in a line or a few what an error means to a user, None where only a traceback tells.
+        program: The program, which may raise SystemExit.
+        explain: Returns a short message that explains an error to a user, or None if only the traceback helps.
     """
     try:
         listen()
         program()
-        if (stop := pending()) is not None:  # what the signal raised was dropped on the way
+        if (stop := pending()) is not None:  # something dropped the exception that the signal raised
             raise stop
     except BaseException as error:
         if (stop := pending()) is not None:
@@ -145,21 +146,21 @@ def command(program: Callable[[], object], explain: Callable[[Exception], str | 
 
 
 def explain(error: Exception) -> str | None:
-    """Return what an error of input, or of the system on a file, means to a user; None for others."""
+    """Return a message for the user about an input or file error, or None for other errors."""
     if isinstance(error, InputError | NoTrainingExamples):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}. What is finished is kept; the same command goes on from here."
+        return f"{error.filename}: {error.strerror}. Finished results are saved; run the same command again to resume."
     return None
 
 
 def _leave(stop: Interrupted) -> NoReturn:
-    """Exit at once, without waiting for threads, and leave no child process behind."""
+    """Exit immediately, without waiting for threads, and kill all child processes."""
     name = signal.Signals(stop.number).name
     try:
         sys.stdout.flush()
         print(
-            f"\nended by {name}: what is finished is kept, and the same command goes on from here",
+            f"\nstopped by {name}: finished results are saved; run the same command again to resume",
             file=sys.stderr,
             flush=True,
         )
@@ -183,7 +184,7 @@ def _end_children() -> None:
 
 
 def _requeue() -> None:
-    """Put this Slurm job back into the queue; of its processes the first does it."""
+    """Requeue this Slurm job. Only its first process does so."""
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
         job = os.environ.get("SLURM_ARRAY_JOB_ID")
         job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ["SLURM_JOB_ID"]

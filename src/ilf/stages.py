@@ -1,4 +1,4 @@
-"""Algorithm 1's lines as named, resumable stages: each collaborator of algorithm.run, wrapped with the store."""
+"""The lines of Algorithm 1 as named, resumable stages: each collaborator of `algorithm.run`, with the store."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ log = logging.getLogger(__name__)
 
 
 class Stages:
-    """The collaborators of `algorithm.run` (its protocol `Steps`) for one run.
+    """The collaborators of `algorithm.run` (the protocol `Steps`) for one run.
 
     Args:
-        settings: Checked by config.py.
-        inputs: The tasks, and the feedback that was there before the run.
-        model: Folder of the policy.
-        store: Finished stages.
+        settings: Settings that config.py has checked.
+        inputs: The tasks, and the feedback from before the run.
+        model: Folder of the initial policy.
+        store: Store of finished stages.
         sandbox: Executes programs.
         tracker: W&B, TensorBoard and CSV.
-        llm_folder: Of the model that writes feedback or refinements, where it is a local one.
+        llm_folder: Folder of the LLM that writes feedback or refinements, if it is a local model.
     """
 
     def __init__(
@@ -76,28 +76,28 @@ class Stages:
         self.folder, self.tracker, self.sandbox = self.runner.folder, tracker, sandbox
         self.tokenizer = self.runner.tokenizer
         self.policy_module: Any = settings.module.policy.resolve()  # the class that fine-tunes the policy
-        self.newest = model  # of the policies: each round samples it
-        self.refiner_folder: Path | None = None  # of the newest refiner
-        self.samples: list[list[Program]] = []  # of the policy on everything but Test, by round
-        self.validation: list[Program] | None = None  # on Refine, to choose settings by
+        self.newest = model  # folder of the newest policy, which the next round samples
+        self.refiner_folder: Path | None = None  # folder of the newest refiner
+        self.samples: list[list[Program]] = []  # the policy's programs on everything but Test, by round
+        self.validation: list[Program] | None = None  # programs on Refine for the selection of settings
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
     def run(self) -> Results:
-        """Run the algorithm as far as `stages` asks, write the run's files, and return results.json.
+        """Run the algorithm as far as `stages` requests, write the run's files, and return results.json.
 
         Raises:
-            NoTrainingExamples: After everything was written.
-            InputError: A requested stage needs one that is neither requested nor finished.
+            NoTrainingExamples: No training examples are left. Everything else was written before.
+            InputError: A requested stage needs another stage that is neither requested nor finished.
         """
         log.info("executor: %s", self.sandbox.isolation)
         if self.settings.sampler.local:
             name, device = self.settings.model.dtype, training_device(self.settings.trainer)
             dtypes = (self.runner.dtype_of(stage, self.model) for stage in ("sample", "evaluate"))
             learned, reported = (str(dtype).removeprefix("torch.") for dtype in dtypes)
-            said = "sampling on the %s: programs to learn from in %s, reported ones in %s (model.dtype=%s)"
+            said = "sampling on the %s: training programs in %s, reported programs in %s (model.dtype=%s)"
             log.info(said, device.type, learned, reported, name)
-        for pattern in ("*_round*.jsonl", "programs/*_round*.jsonl", "plots/*.png"):  # of an earlier run in this folder
+        for pattern in ("*_round*.jsonl", "programs/*_round*.jsonl", "plots/*.png"):  # files of an earlier run here
             for file in self.folder.glob(pattern):
                 file.unlink()
         outcome, status, missing = Outcome(), "failed", None
@@ -126,82 +126,78 @@ class Stages:
         undone = [s for s in settings.stages if s not in self.runner.seconds]
         undone = [s for s in undone if missing and order.index(s) > order.index(missing)]
         if missing and undone:
-            raise InputError(
-                "stages",
-                self.settings.stages,
-                f"{undone[0]} needs {missing}, which is not finished in {self.runner.store.root}",
-                f"Add {missing} to stages.",
-            )
+            allowed = f"{undone[0]} needs {missing}, which is not finished in {self.runner.store.root}"
+            raise InputError("stages", settings.stages, allowed, f"Add {missing} to stages.")
         if status == "no_training_examples":
             rejected = found["counts"]["rejected"]
-            said = f"{rejected} rows were left out, and `rejected` in results.json says why"
+            said = f"{rejected} rows were rejected, and `rejected` in results.json has the reasons"
             why = said if rejected else "no refinement passes its tests"
             raise NoTrainingExamples(
                 f"no program is left to fine-tune on (refinements={settings.option('refinements')}): {why}. More "
-                "programs a task (sampler.n), more tasks or a better refiner may give some; "
-                f"{self.folder} has what was drawn."
+                "programs per task (sampler.n), more tasks or a better refiner may provide some; "
+                f"{self.folder} has the sampled programs."
             )
         return found
 
     # ---- sampling stages ---------------------------------------------------------------------------------------
 
     def begin_round(self, number: int) -> None:
-        """Give what follows to a round: its draws have seeds of their own, and its files a suffix."""
+        """Start a round, which samples with its own seeds and writes files with a suffix."""
         self.runner.round = number
 
     def zero_shot(self, tasks: Sequence[Task]) -> list[Program] | None:
-        """Draw the policy's programs on tasks to report; None where this is not asked for and not at hand."""
+        """Sample the initial policy on reported tasks. Return None if the stage is neither requested nor stored."""
         try:
             return self._draw("zero_shot", self.model, self._prompts(tasks))
         except NotRequested:
             return None
 
     def to_annotate(self) -> dict[int, list[Program]]:
-        """Return the wrong programs of each task that fails, for people to write feedback on."""
+        """Return the incorrect programs of each task that fails, for people to write feedback on."""
         tasks = self.tasks
         samples = self.sample(None, [*tasks.prompt, *tasks.refine, *tasks.train])
         return self._with_own_targets(self.failing(samples))
 
     def sample(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
-        """Draw the policy's programs on everything but Test."""
+        """Sample the policy on everything but Test."""
         self.newest = policy or self.model
         self.samples.append(self._draw("sample", self.newest, self._prompts(tasks, base=policy is None)))
         return self.samples[-1]
 
     def refine(self, refiner: Path, feedback: Sequence[Feedback]) -> list[Program]:
-        """Draw the refiner's programs, each given what the refiner makes of x0 and f."""
+        """Sample the refiner, with the prompts that it makes from x0 and f."""
         run, made = self._refining(), self.settings.refiner
         tasks = [self.tasks.by_id[f.task_id] for f in feedback]
         pairs = [(task, made.prompt(f, task, run)) for task, f in zip(tasks, feedback, strict=True)]
         for task, prompt in pairs:
             if not prompt.endswith(task.prompt):
-                allowed = f"must give prompts that end with the task's, which that of task {task.task_id} does not"
-                raise InputError("refiner", self.settings.option("refiner"), allowed, "Mend its `prompt`.")
+                allowed = f"must return prompts that end with the task's prompt; that of task {task.task_id} does not"
+                raise InputError("refiner", self.settings.option("refiner"), allowed, "Fix its `prompt`.")
         return self._draw("refine", refiner, pairs)
 
     def evaluate(self, policy: Path | None, tasks: Sequence[Task]) -> list[Program]:
-        """Draw the fine-tuned policy's programs on tasks to report; None is the policy as it was."""
+        """Sample the fine-tuned policy on reported tasks. None stands for the initial policy."""
         return self._draw("evaluate", policy or self.model, self._prompts(tasks, base=policy is None))
 
     def take_turns(self, part: str, policy: Path | None, programs: Sequence[Program]) -> Turns | None:
-        """Have failing programs on Test written anew with feedback, and drawn anew without; None where not asked to."""
+        """Have failing programs on Test rewritten with feedback, and resampled without; None if not requested."""
         evaluate = self.settings.evaluate
         if not evaluate.turns:
             return None
         stage, folder = ("evaluate" if part == "finetuned" else part), policy or self.model
         reviser = folder if evaluate.reviser == "policy" else self.refiner_folder
-        if reviser is None:  # the run ended before it had one
+        if reviser is None:  # the run stopped before it had a refiner
             return None
         prompt, refining = functools.partial(self._prompt, base=policy is None), self._refining()
         try:
             return take_turns(self.runner, self.annotators, refining, stage, folder, reviser, prompt, list(programs))
-        except NotRequested:  # the programs were at hand, and no turn of them is
+        except NotRequested:  # the store has the programs, but not their turns
             return None
 
     def _draw(
         self, stage: str, model: Path, prompts: Sequence[tuple[Task, str]], n: int | None = None
     ) -> list[Program]:
-        """Draw `n` programs for each prompt; those of another data set have seeds and files of their own."""
+        """Sample `n` programs per prompt. Those of another data set have their own seeds and files."""
         label = "transfer_" * (bool(prompts) and prompts[0][0] in self.tasks.transfer) + stage
         draws = plan_draws(prompts, label, n or self.runner.sampler_of(stage).n, self.runner.seed)
         tasks = {task.task_id: task for task, _ in prompts}
@@ -210,7 +206,7 @@ class Stages:
     # ---- feedback ----------------------------------------------------------------------------------------------
 
     def failing(self, samples: Sequence[Program]) -> dict[int, list[Program]]:
-        """Return the wrong programs of each task that fails: none of its samples is correct, or not all are."""
+        """Return the incorrect programs of each task that fails: no sample passes, or not all, as `failing` says."""
         fails = algorithm.unsolved if self.settings.failing == "all" else algorithm.not_always_solved
         return fails(samples)
 
@@ -219,25 +215,25 @@ class Stages:
         return self.annotators.annotate(self._with_own_targets(failing))
 
     def _with_own_targets(self, failing: dict[int, list[Program]]) -> dict[int, list[Program]]:
-        """Return what to give feedback on: on Refine, tasks with correct programs where the refiner learns these."""
+        """Return the programs for feedback. On Refine, use sometimes solved tasks if the refiner learns from these."""
         if not (self.settings.refines and self.settings.refiner.learns == "own"):
             return failing
         others = {i: found for i, found in failing.items() if self.tasks.by_id[i].split != "refine"}
         return others | algorithm.sometimes_solved(p for p in self.samples[-1] if p.split == "refine")
 
     def ask_llm(self, feedback: Sequence[Feedback]) -> list[Program]:
-        """Have the other model refine wrong programs, or take its stored answers, and execute what it wrote."""
+        """Have the LLM refine incorrect programs, or reuse its stored answers, and execute its programs."""
         shots = worked_examples("llm.shots", self.settings.llm.shots, self.annotators.shots)
         return self.other.refine(feedback, shots)
 
     # ---- fine-tuning stages ------------------------------------------------------------------------------------
 
     def express(self, candidates: Sequence[Candidate]) -> list[Refinement | None]:
-        """Return programs as training examples, None where one is rejected, which is noted."""
+        """Return programs as training examples. Rejected ones are None and are recorded."""
         return training_set.express(self.runner, self.policy_module, candidates)
 
     def train_refiner(self, feedback: Sequence[Feedback]) -> Path:
-        """Return the folder of pi_Refine."""
+        """Train the refiner, and return the folder of pi_Refine."""
         folder = self.settings.refiner.train(feedback, self._refining())
         check_model_folder("refiner", str(folder))
         self.refiner_folder = folder
@@ -264,17 +260,14 @@ class Stages:
         if not training and not self.runner.requested("train_refiner"):
             raise NotRequested("train_refiner")
         if not training:
-            raise InputError(
-                "feedback",
-                self.settings.option("feedback"),
-                "gives no example on the Refine split",
-                "Give annotations of that split (MBPP: ids 111 to 310), or raise data.limit.refine where it is set.",
-            )
+            advice = "Add annotations on that split (MBPP: ids 111 to 310), or raise data.limit.refine if it is set."
+            allowed = "provides no example on the Refine split"
+            raise InputError("feedback", self.settings.option("feedback"), allowed, advice)
         draws = plan_draws(prompts, "validate_refiner", self.settings.training.validate_n, self.runner.seed)
         return self.runner.fine_tune("refiner", self.model, examples=training, validation=held_out, draws=draws)
 
     def train_policy(self, policy: Path | None, examples: Sequence[Refinement], rounds: Sequence[Round]) -> Path:
-        """Return the folder of pi_theta*, validated on Refine."""
+        """Fine-tune the policy, validate it on Refine, and return the folder of pi_theta*."""
         rows = JsonLines(self.folder / f"training{self.runner.suffix}.jsonl")
         rows.path.unlink(missing_ok=True)
         rows.append(asdict(example) for example in examples)
@@ -300,5 +293,5 @@ class Stages:
         return [(task, self._prompt(task, base)) for task in tasks]
 
     def _prompt(self, task: Task, base: bool) -> str:
-        """Return what a policy is given for a task: as it was before the run, or fine-tuned."""
+        """Return the prompt of the initial policy (`base`) or of a fine-tuned policy for a task."""
         return task.prompt if base else self.settings.objective.prompt(task)

@@ -1,8 +1,8 @@
-"""Results on disk, keyed by what made them: a stage that was finished once, anywhere, is not repeated.
+"""Results on disk, keyed by their inputs. A stage that was finished once, in any run, is not repeated.
 
-A stage's folder is `STORE/STAGE/HASH`, where HASH is of the canonical JSON of everything the stage read; the JSON lies
-in it as key.json. `done.json` marks it as finished. Work inside is append-only or replaced atomically, so that a killed
-stage goes on where it stopped.
+A stage's folder is `STORE/STAGE/HASH`, where HASH is the hash of the canonical JSON of everything the stage read. The
+folder has this JSON as key.json. `done.json` marks it as finished. Files are only appended to or replaced
+atomically, so that a killed stage resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ from ilf.types import InputError
 
 log = logging.getLogger(__name__)
 
-_ABOUT = re.compile(r"(.*/)?\..*|key\.json|done.*\.json|verdicts.*")  # no results: of the entry itself, of work so far
-_OF_A_PART = re.compile(r"programs(-.*)\.jsonl")  # the verdicts of one way of scoring
-_DRAWN = ("samples*.jsonl", "answers.jsonl")  # what cost most, and depends on no other file of its entry
+# Files that are not results: metadata of the entry, and unfinished work.
+_ABOUT = re.compile(r"(.*/)?\..*|key\.json|done.*\.json|verdicts.*")
+_OF_A_PART = re.compile(r"programs(-.*)\.jsonl")  # the verdicts of one scoring
+_DRAWN = ("samples*.jsonl", "answers.jsonl")  # the most expensive files, which depend on no other file of the entry
 _HIDDEN = shutil.ignore_patterns(".*")
 
 
 @dataclass
 class Entry:
-    """One stage's folder, held by its only writer."""
+    """The folder of one stage, locked by its only writer."""
 
     path: Path
-    mark: str  # name of the file that marks it as finished
-    cache: Path  # of the digests of files
+    mark: str  # name of the file that marks the stage as finished
+    cache: Path  # file that caches the digests of files
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """What `finish` was given, None while the stage is unfinished."""
+        """The facts that were passed to `finish`, or None while the stage is unfinished."""
         file = self.path / self.mark
         return {k: v for k, v in read_json(file).items() if k != "files"} if file.exists() else None
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Mark the stage as finished and keep `facts` with it, and the digests of its files."""
+        """Mark the stage as finished, and save `facts` and the digests of its files."""
         files = {
             file.relative_to(self.path).as_posix(): one for file, one in digests(self._files(), self.cache).items()
         }
@@ -54,7 +55,7 @@ class Entry:
         return facts
 
     def _files(self) -> Iterator[Path]:
-        """Yield what this part of the stage was finished with; other parts may still be at work on theirs."""
+        """Yield the files of this part of the stage. Other parts may still be writing theirs."""
         own = self.mark.removeprefix("done").removesuffix(".json")
         for file in self.path.rglob("*"):
             name = file.relative_to(self.path).as_posix()
@@ -63,10 +64,10 @@ class Entry:
                 yield file
 
     def finished_with(self) -> dict[Path, str]:
-        """Return the digest of each file with which the stage, or a part of it, was finished.
+        """Return the digests of the files that the stage had when it, or a part of it, was finished.
 
         Raises:
-            InputError: A mark is damaged.
+            InputError: A file that marks the stage as finished is damaged.
         """
         found: dict[Path, str] = {}
         for mark in self.path.glob("done*.json"):
@@ -77,9 +78,10 @@ class Entry:
         return found
 
     def problem(self) -> str | None:
-        """Return what is damaged, None where nothing is: finished parts have the files that they were finished with.
+        """Return what is damaged, or None if the entry is intact.
 
-        Of an unfinished one, the rows so far must be readable.
+        Finished parts must have the same files as when they were finished. In an unfinished part, all rows must be
+        readable.
         """
         try:
             expected = self.finished_with()
@@ -93,15 +95,15 @@ class Entry:
 
 
 class Store:
-    """The folder of all stages.
+    """The folder of the results of all stages.
 
-    A finished stage is taken only with the files that it was finished with. One that is damaged is named, moved to
-    `damaged/`, and done again from the samples and answers in it that are whole.
+    A finished stage is reused only if its files are unchanged. If it is damaged, the damage is reported, the entry is
+    moved to `damaged/`, and the stage runs again from those of its samples and answers that are intact.
 
     Args:
-        root: The folder; made when first written.
-        reuse: False removes what a key has and does the stage again.
-        ignore_code_changes: True reuses results of an earlier version of the code, where all else is the same.
+        root: The folder, which is created on the first write.
+        reuse: False removes the stored result of a key and runs the stage again.
+        ignore_code_changes: True reuses results of another version of the code, if everything else is the same.
     """
 
     def __init__(self, root: Path, reuse: bool = True, ignore_code_changes: bool = False) -> None:
@@ -112,7 +114,7 @@ class Store:
         return self.root / stage / sha256(key)[:24]
 
     def is_done(self, stage: str, key: dict[str, Any], mark: str = "done.json") -> bool:
-        """Return whether a finished result lies under `key`, whole, and may be used."""
+        """Return whether the store has a finished and intact result for `key` that may be reused."""
         if not self.reuse:
             return False
         entry = Entry(self._path(stage, key), mark, self.cache)
@@ -120,12 +122,12 @@ class Store:
 
     @contextlib.contextmanager
     def entry(self, stage: str, key: dict[str, Any], mark: str = "done.json") -> Iterator[Entry]:
-        """Hold the only writer's lock on a stage's folder. The system frees the lock of a process that dies.
+        """Lock a stage's folder for one writer. The system releases the lock if the process dies.
 
         Args:
-            stage: Its name.
-            key: Everything that decides its result; `code` in it is the digest of the code.
-            mark: Name of the file that `finish` writes. A stage that finishes in parts has one for each.
+            stage: Name of the stage.
+            key: Everything that the result depends on. Its item `code` is the digest of the code.
+            mark: Name of the file that `finish` writes. A stage that finishes in parts has one per part.
         """
         path = self._path(stage, key)
         path.mkdir(parents=True, exist_ok=True)
@@ -152,9 +154,9 @@ class Store:
         return None
 
     def _set_aside(self, entry: Entry, problem: str) -> None:
-        """Move a damaged result away, all but samples and answers that are whole: nothing else can replace them."""
+        """Move a damaged result away, except intact samples and answers, which nothing else can replace."""
         target = self.root / "damaged" / f"{entry.path.parent.name}-{entry.path.name}-{time.time_ns()}"
-        log.warning("%s. The entry is damaged: it is kept in %s, and computed anew", problem, target)
+        log.warning("%s. The entry is damaged: it is moved to %s and computed again", problem, target)
         drawn = [file for pattern in _DRAWN for file in entry.path.glob(pattern)]
         try:
             expected = entry.finished_with()
@@ -167,17 +169,17 @@ class Store:
                 item.rename(target / item.name)
 
     def like(self, entry: Entry, but: str) -> Iterator[Path]:
-        """Yield the folders of other finished results, whole ones, whose key differs only in the part `but`."""
+        """Yield the folders of other finished, intact results whose key differs only in the item `but`."""
         key = read_json(entry.path / "key.json")
         for other in self._like(entry.path, key, but) if self.reuse else ():
             if any(_is_whole(Entry(other, mark.name, self.cache)) for mark in other.glob("done*.json")):
                 yield other
 
     def _like(self, path: Path, key: dict[str, Any], but: str) -> Iterator[Path]:
-        """Yield the folders of other results whose key differs only in the part `but`, the newest first."""
+        """Yield the folders of other results whose key differs only in the item `but`, newest first."""
 
         def rest(key: Any, top: bool = True) -> Any:
-            """Return a key without the part; the code of parts within it goes with the code."""
+            """Return a key without the item. Without `code`, the code of components in it is left out, too."""
             if not isinstance(key, dict):
                 return key
             left_out = but if top or (but == "code" and "target" in key) else None
@@ -189,10 +191,10 @@ class Store:
                 if file.parent != path and rest(read_json(file)) == own:
                     yield file.parent
             except (InputError, AttributeError) as error:
-                log.warning("%s: %s; it is left out", file.parent, error)
+                log.warning("%s: %s; this entry is ignored", file.parent, error)
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return stage, folder, MiB, days since last use and whether finished, for every entry."""
+        """Return stage, folder, MiB, days since the last use, and whether it is finished, for every entry."""
         rows = []
         for key in sorted(self.root.glob("*/*/key.json")):
             size = sum(f.stat().st_size for f in key.parent.rglob("*") if f.is_file())
@@ -208,7 +210,7 @@ class Store:
         return rows
 
     def prune(self, days: float) -> int:
-        """Remove entries that were not used for `days`; return how many. An entry in use is left."""
+        """Remove entries that were not used for `days`, except those in use now, and return how many."""
         removed = 0
         for key in sorted(self.root.glob("*/*/key.json")):
             with contextlib.suppress(TimeoutError, FileNotFoundError), FileLock(key.parent / ".lock", timeout=0):
@@ -219,9 +221,9 @@ class Store:
 
 
 def _is_whole(entry: Entry) -> bool:
-    """Return whether a result is finished and undamaged; says what is wrong where it is not."""
+    """Return whether a result is finished and intact. Damage is logged."""
     if not (entry.path / entry.mark).exists():
         return False
     if problem := entry.problem():
-        log.warning("%s. It is not used", problem)
+        log.warning("%s. This entry is not used", problem)
     return problem is None

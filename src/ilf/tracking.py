@@ -1,4 +1,4 @@
-"""Weights & Biases, TensorBoard and CSV: a view of a run. The files in the run's folder are the truth."""
+"""Log a run to Weights & Biases, TensorBoard and CSV. The files in the run's folder remain the source of truth."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from ilf.components import Component
 from ilf.types import InputError, Program
 
-# What is attached of a run's folder: each file's artifact, its type, and the artifacts that it was made of.
+# The files of a run's folder that become artifacts: artifact name, type, and the artifacts from which each was made.
 _ARTIFACTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "zero_shot.jsonl": ("zero-shot", "samples", ()),
-    "sample.jsonl": ("samples", "samples", ("policy",)),  # of the round before, where there was one
+    "sample.jsonl": ("samples", "samples", ("policy",)),  # the policy of the previous round, if any
     "refiner": ("refiner", "model", ("samples",)),
     "refinements.jsonl": ("refinements", "refinements", ("samples", "refiner")),
     "llm.jsonl": ("llm-refinements", "refinements", ("samples",)),
@@ -25,19 +25,19 @@ _ARTIFACTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "finetuned.jsonl": ("finetuned", "samples", ("policy",)),
     "results.json": ("results", "results", ("zero-shot", "refinements", "finetuned")),
 }
-# Of these files, by data set, turn of feedback at test time, and round.
+# A file name's parts: data set, base name, turn of feedback at test time, and round.
 _NAME = re.compile(r"(transfer_)?(\w+?)(_turn\d+(?:_fresh)?)?(_round\d+)?(?:\.\w+)?")
 
-_FOLDERS = {  # that W&B writes to, in a home folder or the working one unless its variable names another
+_FOLDERS = {  # where W&B writes, in the home or working directory unless the variable names another folder
     "WANDB_ARTIFACT_DIR": "artifacts",
     "WANDB_CACHE_DIR": "cache",
     "WANDB_DATA_DIR": "data",
 }
-_LONGEST = "transfer-llm-refinements-round-99"  # name of an artifact, to which the run's id is added
+_LONGEST = "transfer-llm-refinements-round-99"  # longest artifact name, to which the run's id is appended
 
 
 def is_wandb(logger: Component) -> bool:
-    """Return whether a logger is Lightning's for W&B, or derives from it."""
+    """Return whether a logger is Lightning's WandbLogger or a subclass of it."""
     from pytorch_lightning.loggers import WandbLogger
 
     target = logger.resolve()
@@ -45,14 +45,14 @@ def is_wandb(logger: Component) -> bool:
 
 
 def check_wandb(loggers: Mapping[str, Component], sweep: bool) -> None:
-    """Check what W&B takes only later, or for another run: the project's name, and its variables.
+    """Check values that W&B would refuse or misuse only later: the project's name and the environment variables.
 
     Args:
-        loggers: By name.
-        sweep: Whether there are several jobs.
+        loggers: The loggers, by name.
+        sweep: Whether the command runs several jobs.
 
     Raises:
-        InputError: W&B refuses a value by its own rules, or the jobs of a sweep would all be one run.
+        InputError: W&B refuses a value by its own rules, or all jobs of a sweep would log to the same run.
     """
     for name, logger in loggers.items():
         if is_wandb(logger):
@@ -63,7 +63,7 @@ def _check_wandb(key: str, project: str, sweep: bool) -> None:
     given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     if sweep and "WANDB_RUN_ID" in given:
         allowed = "all jobs of the sweep would be this one run of Weights & Biases"
-        raise InputError("WANDB_RUN_ID", given["WANDB_RUN_ID"], allowed, "Unset it: each job gets an id of its own.")
+        raise InputError("WANDB_RUN_ID", given["WANDB_RUN_ID"], allowed, "Unset it, so that each job gets its own id.")
     import wandb
 
     for name, value in [(key, project), *given.items()]:
@@ -76,32 +76,32 @@ def _check_wandb(key: str, project: str, sweep: bool) -> None:
         except (wandb.errors.UsageError, ValueError) as error:
             reason = "; ".join(one["msg"] for one in error.errors()) if hasattr(error, "errors") else str(error)
             allowed = "Weights & Biases refuses it" + ("" if secret else f": {reason.rstrip('.')}")
-            advice = "Give another one." if name == key else "Set it to something else, or unset it."
+            advice = "Choose another one." if name == key else "Set it to something else, or unset it."
             raise InputError(name, "(not shown)" if secret else value, allowed, advice) from None
 
 
 class Tracker:
-    """One run's loggers: any of Lightning's. W&B also gets tables of programs, artifacts and plots, TensorBoard plots.
+    """The Lightning loggers of a run. W&B also gets program tables, artifacts and plots; TensorBoard also gets plots.
 
     Args:
-        loggers: What makes each, by name.
+        loggers: The component of each logger, by name.
         folder: The run's folder.
         config: The resolved configuration.
-        arm: The run's job type.
-        group: The sweep or study that the run belongs to.
+        arm: The run's arm, which is its job type in W&B.
+        group: The sweep or study to which the run belongs.
     """
 
     def __init__(
         self, loggers: Mapping[str, Component], folder: Path, config: dict[str, Any], arm: str, group: str | None
     ) -> None:
         self.loggers: list[Any] = []
-        self.upload: str | None = None  # the command, after `close`
+        self.upload: str | None = None  # the upload command, set by `close`
         self._run: Any = None
-        self._tensorboard: list[Any] = []  # writers
+        self._tensorboard: list[Any] = []  # TensorBoard writers
         self._attached: dict[str, Any] = {}  # artifacts by name
-        self._variables: list[str] = []  # of the environment, set while the run goes on
+        self._variables: list[str] = []  # environment variables that are set during the run
         self._identity = {"arm": arm, "seed": config["seed"], "study": config["study"]}
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow wants to be told that files are meant
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow requires consent to store files
         for name, part in loggers.items():
             wandb = is_wandb(part)
             if wandb and part.get("mode") == "disabled":
@@ -112,9 +112,9 @@ class Tracker:
                 self._tensorboard.append(logger.experiment)
 
     def _wandb(self, name: str, part: Component, folder: Path, config: dict[str, Any], group: str | None) -> Any:
-        """Begin a run of Weights & Biases; group and job type are filled in where the configuration has none."""
+        """Start a W&B run. Fill in group and job type if the configuration sets none."""
         mode = part.get("mode") or "online"
-        if mode != "online":  # its client would tell W&B's server how long things took and what failed
+        if mode != "online":  # the client would report timings and errors to W&B's server
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         own = {name: str(folder.absolute() / "wandb" / one) for name, one in _FOLDERS.items()}
         self._variables = [name for name in own if name not in os.environ]
@@ -126,22 +126,22 @@ class Tracker:
         return logger
 
     def programs(self, stage: str, programs: Sequence[Program]) -> None:
-        """Show a stage's programs and verdicts as a table."""
+        """Log a stage's programs and verdicts as a table."""
         if self._run is not None:
             import wandb
 
             columns: list[str | int] = ["task_id", "sample", "verdict", "detail", "program"]
-            # Given its rows at once, it would import pandas to see whether they are a frame.
+            # If all rows were passed at once, W&B would import pandas to check for a data frame.
             table = wandb.Table(columns=columns)
             for p in programs:
                 table.add_data(p.task_id, p.sample, p.verdict.verdict, p.verdict.detail, p.program)
             self._run.log({f"{stage}/programs": table})
 
     def artifact(self, path: Path) -> None:
-        """Attach a file or model folder of the run, with the names and digests of what it was made of.
+        """Log a file or model folder of the run as an artifact, with the names and digests of its parent artifacts.
 
-        The lineage is metadata, because W&B takes `use_artifact` only online. A folder is attached by reference:
-        gigabytes of weights are neither copied nor uploaded.
+        The lineage is stored as metadata, because W&B accepts `use_artifact` only online. A folder is attached by
+        reference, so that gigabytes of weights are neither copied nor uploaded.
         """
         if self._run is None:
             return
@@ -153,7 +153,7 @@ class Tracker:
             name, parents = name + turn.replace("_", "-"), (name, *parents, "refiner")
         own = (end or "").replace("_", "-")
         made_of = []
-        for parent in parents:  # of the same round, else the newest
+        for parent in parents:  # of the same round if there is one, or else the newest
             rounds = [one for one in self._attached if one == parent or one.startswith(f"{parent}-round")]
             made_of += [self._attached[parent + own if parent + own in rounds else rounds[-1]]] if rounds else []
         name = (prefix or "").replace("_", "-") + name + own
@@ -169,7 +169,7 @@ class Tracker:
         self._attached[name] = self._run.log_artifact(artifact)
 
     def summary(self, figures: dict[str, float], plots: Sequence[Path]) -> None:
-        """Keep a run's final figures and plots, whether they were measured now or taken from the store."""
+        """Log a run's final metrics and plots, whether they were computed now or reused from the store."""
         if self._run is not None:
             import wandb
 
@@ -182,20 +182,20 @@ class Tracker:
                 writer.add_image(f"plots/{file.stem}", imread(file), dataformats="HWC")
         for logger in self.loggers:
             logger.log_metrics(figures)
-            logger.finalize("success")  # writes what is held back; each Trainer has done so before
+            logger.finalize("success")  # flushes buffered metrics; each Trainer has done so before
 
     def replay(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Show the metrics of a fine-tuning that the store had: `step`, and `metrics` by name."""
+        """Log the metrics of a fine-tuning that was reused from the store: rows with `step`, and `metrics` by name."""
         for row in rows:
             for logger in self.loggers:
                 logger.log_metrics(row["metrics"], step=row["step"])
 
     def close(self) -> None:
-        """End the run, and note the command that uploads it where there is something to upload."""
+        """Finish the W&B run, and set `upload` to the upload command if there is something to upload."""
         if self._run is None:
             return
         folder, offline = Path(self._run.dir).parent, self._run.settings.mode == "offline"
         self._run.finish()
-        for name in self._variables:  # another run of this process has a folder of its own
+        for name in self._variables:  # the next run of this process needs its own folders
             os.environ.pop(name, None)
         self.upload = shlex.join(["wandb", "sync", str(folder)]) if offline else None

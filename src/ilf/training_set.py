@@ -1,4 +1,4 @@
-"""The policy's training set: programs as rows that pass their tests, and what else an objective makes of a run."""
+"""Build the policy's training set: rows whose programs pass their tests, and the data that objectives use."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ilf.types import Candidate, Feedback, Program, Refinement, Round
 
 
 def express(runner: Runner, module: Any, candidates: Sequence[Candidate]) -> list[Refinement | None]:
-    """Return programs as rows of a training set, None where one is rejected, which is noted.
+    """Return programs as rows of a training set. Rejected ones are None, and the reasons are recorded.
 
     Args:
-        runner: Of the run.
+        runner: Runner of the run.
         module: The class that fine-tunes the policy.
-        candidates: The programs.
+        candidates: Candidate programs.
     """
     settings = runner.settings
     rows: list[Refinement | None] = []
@@ -30,9 +30,8 @@ def express(runner: Runner, module: Any, candidates: Sequence[Candidate]) -> lis
         parent, text, source, wrong = (f.parent, f.text, f.source, f.program) if f else (None,) * 4
         try:
             if c.program is None:
-                raise ValueError(
-                    "nobody wrote one, as for other tasks; refinements.tasks=annotated needs no such match"
-                )
+                reason = "this source has no program for this task, only for others"
+                raise ValueError(f"{reason}; refinements.tasks=annotated needs no match")
             target = completion_of(c.task.prompt, c.program, c.task.entry_point)
             row = Refinement(c.task.task_id, c.task.prompt, target, c.source, parent, text, source, wrong)
             module.example(runner.tokenizer, row, settings.training.max_length)
@@ -53,14 +52,14 @@ def express(runner: Runner, module: Any, candidates: Sequence[Candidate]) -> lis
 def training_data(
     runner: Runner, module: Any, refining: Refining, rows: Sequence[Refinement], rounds: Sequence[Round]
 ) -> TrainingData:
-    """Return what an objective makes its examples of.
+    """Return the data from which an objective makes its examples.
 
     Args:
-        runner: Of the run.
+        runner: Runner of the run.
         module: The class that fine-tunes the policy.
-        refining: What the refiner's prompts are made with.
+        refining: The run's state, with which the refiner's prompts are made.
         rows: The training set.
-        rounds: What was sampled.
+        rounds: The rounds, with all sampled programs.
     """
     settings, tokenizer, ids = runner.settings, runner.tokenizer, {row.task_id for row in rows}
     length, refiner = settings.training.max_length, settings.refiner

@@ -1,8 +1,8 @@
-"""Feedback at test time: a program that fails is written anew with words on it, beside as many fresh draws.
+"""Feedback at test time: failing programs are rewritten with feedback. As a control, as many are resampled without.
 
-In each turn, every program that still fails gets feedback, and the policy, or the refiner, is given task, program and
-words and writes it again; one that passes stays. The control goes the same way without a word: what fails is drawn
-anew from the policy, given the task alone. Both take one more draw of each program that fails.
+In each turn, every program that still fails gets feedback. The policy or the refiner gets the task, the program and the
+feedback, and rewrites the program. Programs that pass stay unchanged. The control does the same without feedback: the
+policy resamples failing programs, given only the task. Both sample one more program for each one that fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ilf.types import Draw, Feedback, Program, Task, Turns, derive_seed
 
 log = logging.getLogger(__name__)
 
-_Chain = tuple[int, int]  # a task and the number of a sample
+_Chain = tuple[int, int]  # a task's id and a sample's index
 
 
 def take_turns(
@@ -33,17 +33,17 @@ def take_turns(
     prompt: Callable[[Task], str],
     programs: Sequence[Program],
 ) -> Turns:
-    """Return the programs after each turn: with feedback, and freshly drawn.
+    """Return the programs after each turn, both rewritten with feedback and resampled.
 
     Args:
-        runner: Does stages through the store.
-        annotators: Have feedback written.
-        refining: What refine prompts are made with.
-        stage: The stage that sampled the programs.
+        runner: Runs stages and stores their results.
+        annotators: The feedback sources.
+        refining: The run's state, with which refine prompts are made.
+        stage: Name of the stage that sampled the programs.
         policy: Folder of the policy that sampled them.
-        reviser: Folder of the model that writes them anew.
-        prompt: What the policy is given for a task.
-        programs: n of each task, with their verdicts.
+        reviser: Folder of the model that rewrites them.
+        prompt: Returns the policy's prompt for a task.
+        programs: The n programs of each task, with their verdicts.
     """
     found = Turns([list(programs)], [list(programs)])
     for number in range(1, runner.settings.evaluate.turns + 1):
@@ -79,9 +79,10 @@ def _draw(runner: Runner, label: str, at: _Chain, prompt: str) -> Draw:
 def _feedback(
     runner: Runner, annotators: Annotators, failing: Sequence[Program], label: str
 ) -> Mapping[_Chain, Feedback]:
-    """Return feedback on each failing program; where the source has nothing to say there is none.
+    """Return feedback on each failing program. Programs on which the source has nothing to say get none.
 
-    Sources write on one program of a task: here each program is put to them as one of a task of its own.
+    Sources write feedback on one program per task. Therefore, each program is presented as the only one of its own
+    task.
     """
     ids = {_at(p): number for number, p in enumerate(failing, 1 + max(runner.tasks))}
     tasks = {i: replace(runner.tasks[at[0]], task_id=i) for at, i in ids.items()}
