@@ -39,7 +39,7 @@ def forks():
 class Isolation:
     """The isolation mechanisms in force, and what they leave open."""
 
-    mechanisms: tuple[str, ...]  # in the order in which they take effect: "user", "network", ..., "seccomp"
+    mechanisms: tuple[str, ...]  # in the order in which they were entered: "user", "network", ..., "seccomp"
     refused: dict[str, str]  # mechanism: the reason why this machine refuses it
     open: tuple[str, ...]  # what programs can do although they should not: "network", "reading", ...
 

@@ -88,9 +88,7 @@ class Reward:
         self._given = limits, program, partial, undecided, name
         self._limits, self._program, self._partial, self._undecided = limits, program, partial, undecided
         self.__name__ = name
-        self._started: dict[
-            int, tuple[Sandbox, threading.Lock]
-        ] = {}  # by process ID: a forked process must not use its parent's
+        self._started: dict[int, tuple[Sandbox, threading.Lock]] = {}  # by process ID, since a fork needs its own
 
     def __reduce__(self) -> tuple[type[Reward], tuple[Any, ...]]:
         """Pickle the reward function so that another process starts its own sandbox."""
