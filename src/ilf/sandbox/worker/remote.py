@@ -119,7 +119,7 @@ class Remote:
                 raise TypeError(f"unhashable type: '{self._name}'")
             try:
                 return hash((kind, tuple(values)))
-            except TypeError:  # the program could hash some of the values
+            except TypeError:  # some of the values can be hashed only in the program
                 return hash(kind)
         if self._how == "member":
             return hash(self._extra[1])
