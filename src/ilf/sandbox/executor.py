@@ -101,7 +101,7 @@ class Sandbox:
                     if answer is None:
                         attempts[i] += 1
                         spent[i] += took
-                        # A job that ends its worker late is not retried again and again.
+                        # A job that hangs a worker, or kills workers only after its time is up, is not retried.
                         if not hung and attempts[i] < _ATTEMPTS and spent[i] < turn.limit * WALL:
                             slow.append(turn._replace(first=False))
                             continue

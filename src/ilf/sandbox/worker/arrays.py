@@ -50,19 +50,19 @@ def put_together(kind: Any, shape: Any, data: Any) -> Any:
     """
     known = _TYPE.fullmatch(kind) if type(kind) is str else None
     if not known or type(shape) is not tuple or type(data) is not str:
-        raise serialization.NotPlain("an array of no type, shape or bytes")
+        raise serialization.NotPlain("an array without a valid type, shape or bytes")
     if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape):
-        raise serialization.NotPlain("an array of no shape")
+        raise serialization.NotPlain("an array without a valid shape")
     found, content = np.dtype(kind), binascii.a2b_base64(data, strict_mode=True)
     if found.str != kind or not found.itemsize or len(content) != found.itemsize * math.prod(shape):
-        raise serialization.NotPlain("an array of another size than its bytes have")
+        raise serialization.NotPlain("an array whose size differs from the size of its bytes")
     if not content:
         return np.zeros(shape, found)  # takes no memory, whatever the shape
     array: Any = np.frombuffer(content, found)
     if known[1] == "b":
         array = np.frombuffer(content, np.uint8) != 0  # a byte other than 0 and 1 is not a valid bool
     elif known[1] == "U" and np.frombuffer(content, f"{kind[0]}u4").max() > _LONGEST_TEXT:
-        raise serialization.NotPlain("text of what is no character")
+        raise serialization.NotPlain("text with an invalid character")
     return array.reshape(shape).copy()
 
 
@@ -96,7 +96,7 @@ def made(tag: str, parts: Any) -> Any:
 def _fill(array: Any, parts: list[Any]) -> None:
     found = put_together(*parts)
     if found.dtype != array.dtype or found.size != array.size:
-        raise serialization.NotPlain("another array than before")
+        raise serialization.NotPlain("an array of another type or size than before")
     if found.shape != array.shape:
         array.shape = found.shape
     array[...] = found

@@ -142,7 +142,7 @@ class Channel:
             kind, values, frozen = extra
             return Remote(self.ask, number, how, name, [kind, values, frozen])
         if how not in ("data", "member", "is", "own", "class"):
-            raise serialization.NotPlain(f"an object that is {how}")
+            raise serialization.NotPlain(f"an object of an unknown kind: {how}")
         return Remote(self.ask, number, how, name, extra[0] if how == "data" else extra)
 
     def _like(self, number: int, data: Any) -> Any:
@@ -156,7 +156,7 @@ class Channel:
 
     def _error_type(self, number: int, name: str, bases: tuple[Any, ...]) -> Any:
         if not bases or not all(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
-            raise serialization.NotPlain("a type of exceptions that is derived from none")
+            raise serialization.NotPlain("a type of exceptions without a base")
         module, _, last = name.rpartition(".")
         ours = getattr(sys.modules.get(module), last, None) if library.has(module) else None
         if not isinstance(ours, type) or not issubclass(ours, BaseException):
@@ -167,7 +167,7 @@ class Channel:
     def _error(self, remote: Remote, kind: Any, text: str, args: tuple[Any, ...]) -> BaseException:
         """Return a local exception that stands for one of the program."""
         if not isinstance(kind, type) or not issubclass(kind, BaseException) or type(text) is not str:
-            raise serialization.NotPlain("an exception of no type")
+            raise serialization.NotPlain("an exception without a valid type")
         if issubclass(kind, StopIteration | StopAsyncIteration | GeneratorExit | BaseExceptionGroup):
             found: BaseException = ProgramError(text)
         else:

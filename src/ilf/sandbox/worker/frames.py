@@ -128,12 +128,12 @@ def _column_of(parts: Any) -> Any:
     if how == "listed":
         name, items = rest
         if name not in _LISTED:
-            raise serialization.NotPlain("a column of no type")
+            raise serialization.NotPlain("a column of an unknown type")
         return pd.array([_of(item, *_ITEMS) for item in _of(items, tuple)], dtype=name)
     if how == "numbers":
         return arrays.put_together(*rest[0])
     if how != "objects":
-        raise serialization.NotPlain("a column of no kind")
+        raise serialization.NotPlain("a column of an unknown kind")
     found = np.empty(len(_of(rest[0], tuple)), dtype=object)
     for n, item in enumerate(rest[0]):
         found[n] = item if isinstance(item, np.generic) else _of(item, *_ITEMS)
@@ -169,7 +169,7 @@ def _index_of(parts: Any) -> Any:
         made_of = [_index_of(level) for level in levels], [arrays.put_together(*one) for one in codes]
         return pd.MultiIndex(*made_of, names=[_of(name, *_NAMES) for name in names])
     if how != "values":
-        raise serialization.NotPlain("an index of no kind")
+        raise serialization.NotPlain("an index of an unknown kind")
     column, name, frequency = rest
     array = _column_of(column)
     found = pd.Index(array, name=_of(name, *_NAMES), dtype=array.dtype)

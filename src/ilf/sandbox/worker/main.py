@@ -27,7 +27,7 @@ def main(settings: dict[str, Any]) -> None:
     while not hello.endswith(b"\n"):
         part = control.recv(4096)
         if not part:
-            sys.exit("the zygote ended before it began")
+            sys.exit("the zygote exited before it reported its isolation")
         hello += part
     report = json.loads(hello)
     if "error" in report:
@@ -51,7 +51,7 @@ def main(settings: dict[str, Any]) -> None:
                 guard.on = not reads  # with inputs, no test runs and the judge itself creates files
             _write(answers, outputs.judge(judge, job) if reads else judge.judge(job))
     except EOFError:
-        sys.exit("the zygote ended")
+        sys.exit("the zygote has exited")
     finally:
         if guard:
             guard.on = False
