@@ -56,8 +56,8 @@ def continued(prompt: Any, completion: str) -> str:
     """
     if isinstance(prompt, str):
         return prompt + completion
-    advice = "Leave `program=continued` out for conversations, or give prompts as texts (strings)."
-    raise InputError("prompts", prompt, "must be texts (strings) that the completion continues", advice)
+    advice = "Leave `program=continued` out for conversations, or give prompts as strings."
+    raise InputError("prompts", prompt, "must be strings that the completion continues", advice)
 
 
 class Reward:
@@ -191,9 +191,9 @@ def _job(program: str, row: Mapping[str, Any]) -> Job | None:
     for name, value in lists.items():
         if value is not None and not (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)):
             advice = 'Give each row a list, as in ["assert f(1) == 2"].'
-            raise InputError(name, value, "must be a list of texts (strings)", advice)
+            raise InputError(name, value, "must be a list of strings", advice)
     if not isinstance(setup, str):
-        raise InputError("setup_code", setup, "must be a text (string)", "Give code that runs after the program.")
+        raise InputError("setup_code", setup, "must be a string", "Give code that runs after the program.")
     if not is_time_limit(limit):
         raise InputError("time_limit", limit, "must be more than 0 and at most 3600 seconds", "Correct that row.")
     tests, inputs, outputs = (tuple(value or ()) for value in lists.values())
