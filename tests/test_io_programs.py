@@ -376,7 +376,7 @@ def test_many_runs_leave_no_trace(sandbox):
     ("given", "said"),
     [
         ({}, "tests="),
-        ({"inputs": ("1",)}, r"outputs=\(\): must be as many as inputs, and are 0 for 1"),
+        ({"inputs": ("1",)}, r"outputs=\(\): must be as many as inputs, but there are 0 for 1"),
         ({"outputs": ("1",)}, r"outputs=\('1',\): must be as many"),
         ({"inputs": ("1", "2"), "outputs": ("1",)}, "1 for 2"),
         ({"tests": ("assert f()",), "inputs": ("1",), "outputs": ("1",)}, "inputs=.*beside tests"),

@@ -127,11 +127,11 @@ def test_rows_may_have_inputs_and_outputs_in_place_of_tests():
         ({}, r"tests=null.*columns \['level'\].*[Rr]ename"),
         ({"tests": "assert f(1) == 1"}, r"tests=.*must have 2 values"),
         ({"tests": [TESTS]}, r"tests=.*must have 2 values"),
-        ({"tests": ["assert f(1) == 1"] * 2}, r"tests='assert.*list of texts"),
-        ({"tests": [[1], [2]]}, r"tests=\[1\].*list of texts"),
-        ({"tests": [3, 4]}, r"tests=3.*list of texts"),
+        ({"tests": ["assert f(1) == 1"] * 2}, r"tests='assert.*list of strings"),
+        ({"tests": [[1], [2]]}, r"tests=\[1\].*list of strings"),
+        ({"tests": [3, 4]}, r"tests=3.*list of strings"),
         ({"tests": [TESTS, []]}, r"tests=.*one test at least"),
-        ({"tests": [TESTS] * 2, "setup_code": [1, 2]}, r"setup_code=1.*text"),
+        ({"tests": [TESTS] * 2, "setup_code": [1, 2]}, r"setup_code=1.*string"),
         ({"tests": [TESTS] * 2, "setup_code": ["x = 1"]}, r"setup_code=.*must have 2 values"),
         ({"tests": [TESTS] * 2, "time_limit": [1, 0]}, r"time_limit=0.*3600"),
         ({"tests": [TESTS] * 2, "time_limit": ["1", "1"]}, r"time_limit='1'.*3600"),
@@ -147,7 +147,7 @@ def test_wrong_columns_are_named_before_anything_runs(columns, message):
 
 
 def test_a_conversation_is_not_continued():
-    with pytest.raises(InputError, match=r"prompts=.*texts.*program=continued"):
+    with pytest.raises(InputError, match=r"prompts=.*strings.*program=continued"):
         Reward(program=continued)(completions=[GOOD], prompts=[[{"role": "user", "content": "f"}]], tests=[TESTS])
     assert continued("def f(x):\n", "    return x\n") == GOOD and answered("def f(x):\n", GOOD) == GOOD
 

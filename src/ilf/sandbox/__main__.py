@@ -1,11 +1,12 @@
-"""Judge programs from a file: python -m ilf.sandbox FILE.
+"""Judge the programs of a file: python -m ilf.sandbox FILE.
 
-FILE (- for standard input) has one JSON object a line: program and tests (a list of one or more assert statements, or
-of functions and classes as pytest finds them); or, for a program that reads standard input and writes standard output,
-program, inputs and outputs (lists of as many texts) and optionally compare_output (tokens, the default, or exact).
-Optional, too: id, setup_code (with tests) and time_limit (seconds of processor time, of each input's run). Out comes
-one line for each, in the same order: id, verdict, detail, tests (true or false for each test or input) and seconds
-(processor time; with inputs, of the longest run).
+FILE (- for standard input) has one JSON object per line. Each object has program and tests (a list of one or more
+assert statements, or of functions and classes as pytest collects them). For a program that reads standard input and
+writes standard output, it has program, inputs and outputs (lists of strings of equal length) and optionally
+compare_output (tokens, the default, or exact). These fields are optional: id, setup_code (only with tests) and
+time_limit (seconds of processor time, for each run if there are inputs). The command prints one JSON object per line,
+in the same order, with id, verdict, detail, tests (true or false for each test or input) and seconds (processor time;
+with inputs, of the longest run).
 """
 
 import argparse
@@ -21,9 +22,9 @@ from ilf.sandbox.jobs import is_time_limit
 from ilf.types import InputError
 
 _COLUMNS = (
-    "a JSON object with program (a string) and tests (a list of one or more strings), or in place of tests inputs and "
-    "outputs (lists of as many strings) and optionally compare_output; and optionally id, setup_code (a string) and "
-    "time_limit (seconds, at most 3600)"
+    "must be a JSON object with program (a string) and tests (a list of one or more strings), or in place of tests "
+    "inputs and outputs (lists of as many strings) and optionally compare_output. The fields id, setup_code (a string) "
+    "and time_limit (seconds, at most 3600) are optional"
 )
 
 
@@ -42,7 +43,7 @@ def _job(line: str, place: str) -> tuple[Any, Job]:
         try:
             ast.parse(test)
         except (SyntaxError, ValueError) as error:
-            raise InputError(f"{place}: tests", test[:80], f"must parse ({error})", "Mend that test.") from None
+            raise InputError(f"{place}: tests", test[:80], f"must be Python ({error})", "Correct it.") from None
     how: dict[str, Any] = {name: tuple(found) for name, found in lists.items()}
     if row.get("compare_output") is not None:
         how["compare_output"] = row["compare_output"]
@@ -63,8 +64,8 @@ def main() -> int:
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--compare", choices=("exact", "approx"), default=defaults.compare)
     parser.add_argument("--isolation", choices=("require", "best", "off"), default=defaults.isolation)
-    parser.add_argument("--trust-eq", action="store_true", help="let objects of a program say what they equal")
-    names = "what programs may import, such as numpy,pandas"
+    parser.add_argument("--trust-eq", action="store_true", help="let objects of a program define equality")
+    names = "packages that programs may import, such as numpy,pandas"
     parser.add_argument("--packages", type=lambda text: tuple(filter(None, text.split(","))), default=(), help=names)
     for name in ("time_limit", "memory_mb", "output_mb", "disk_mb", "workers"):
         default = getattr(defaults, name)

@@ -1,4 +1,4 @@
-"""Executes jobs in workers (worker/), several at once, and keeps the workers between batches."""
+"""Executes jobs in worker processes (worker/), several at once, and reuses the workers between batches."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ilf.sandbox.probe import Isolation, probe
 from ilf.sandbox.processes import WALL, Turn, Worker
 from ilf.types import InputError, Verdict
 
-_ATTEMPTS = 3  # workers that a job may cost
-_GOLD = 5.0  # a program may take this many times as long as its task's gold program
+_ATTEMPTS = 3  # number of workers that a job may bring down before it gets a verdict
+_GOLD = 5.0  # a program may take this many times as long as the gold program of its task
 
 
 class Sandbox:
-    """Executes jobs. Usable from one thread at a time; its workers end with it.
+    """Executes jobs in worker processes, which stop when the sandbox is deleted. Only one thread may use it at a time.
 
     Args:
         limits: What each program may use.
 
     Raises:
-        InputError: If isolation is required and this machine leaves something open, or a package is not installed or
-            can't be imported.
+        InputError: Isolation is required and this machine leaves something open, or a package is not installed or
+            cannot be imported.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -37,22 +37,22 @@ class Sandbox:
         self._workers: list[Worker] = []
         weakref.finalize(self, _end, self._workers)
         if find(limits.packages).imported:
-            self._start(1)  # which imports them
+            self._start(1)  # the worker imports the packages, so errors appear here
         if limits.isolation == "require" and self.isolation.open:
             raise InputError(
                 "executor.isolation",
                 "require",
-                f"this machine leaves something open: {self.isolation}",
-                "Use best, which goes on and says what is open, or a machine whose kernel gives what is missing.",
+                f"this machine cannot isolate programs completely: {self.isolation}",
+                "Use best, which continues and reports what is open, or a machine whose kernel has what is missing.",
             )
 
     def __reduce__(self) -> tuple[type[Sandbox], tuple[Limits]]:
-        """Give another process a sandbox of its own."""
+        """Pickle the sandbox so that another process starts its own with the same limits."""
         return Sandbox, (self.limits,)
 
     @functools.cached_property
     def isolation(self) -> Isolation:
-        """How programs are kept from this machine: tried, not assumed."""
+        """How programs are isolated from this machine, found by trying to break out."""
         self._start(1)
         return probe(self.run, self._workers[0].report)
 
@@ -71,7 +71,7 @@ class Sandbox:
         return [verdicts[job] for job in jobs]
 
     def close(self) -> None:
-        """End the workers. A later `run` starts others."""
+        """Stop the workers. A later `run` starts new ones."""
         _end(self._workers)
 
     def _distinct(self, jobs: Sequence[Job]) -> dict[Job, Verdict]:
@@ -80,10 +80,10 @@ class Sandbox:
         return {job: verdicts[i] for i, job in enumerate(distinct)}
 
     def _execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdict]]:
-        """Yield each job's place and verdict as they come."""
+        """Yield the index and the verdict of each job as soon as there is a verdict."""
         limits = [job.time_limit or self.limits.time_limit for job in jobs]
         turns = (Turn(i, job, limit) for i, (job, limit) in enumerate(zip(jobs, limits, strict=True)))
-        waiting, slow = deque(turns), deque[Turn]()  # the latter need more than a first turn
+        waiting, slow = deque(turns), deque[Turn]()  # slow jobs need more than the short first turn
         attempts, spent = [0] * len(jobs), [0.0] * len(jobs)
         try:
             while waiting or slow or self._busy:
@@ -101,7 +101,7 @@ class Sandbox:
                     if answer is None:
                         attempts[i] += 1
                         spent[i] += took
-                        # Not again and again for one that ends its worker late.
+                        # A job that hangs a worker, or kills workers only after its time is up, is not retried.
                         if not hung and attempts[i] < _ATTEMPTS and spent[i] < turn.limit * WALL:
                             slow.append(turn._replace(first=False))
                             continue
@@ -112,7 +112,7 @@ class Sandbox:
                         continue
                     yield i, Verdict(answer["verdict"], answer["detail"], tuple(answer["tests"]), answer["seconds"])
         finally:
-            for worker in self._busy:  # an interrupt: what it would answer is about a job of this batch
+            for worker in self._busy:  # after an interrupt: their answers would be about jobs of this batch
                 worker.end()
                 self._workers.remove(worker)
 
@@ -121,11 +121,11 @@ class Sandbox:
         return [worker for worker in self._workers if worker.turns]
 
     def _hand_out(self, waiting: deque[Turn], slow: deque[Turn]) -> None:
-        """Give each idle worker a job, and while many wait each one more that it goes on with at once."""
+        """Give each idle worker a job. While many jobs wait, also queue a second, short job for each worker."""
         for worker in self._workers:
             if worker.turns or not (waiting or slow):
                 continue
-            # All but one worker may be on slow ones while there are others.
+            # While first turns wait, at most all workers but one may execute slow jobs.
             on_slow = sum(not other.turns[0].first for other in self._busy)
             first = bool(waiting) and not (slow and on_slow < self.limits.workers - 1)
             turn = waiting.popleft() if first else slow.popleft()
@@ -138,7 +138,7 @@ class Sandbox:
     def _start(self, n: int) -> None:
         for _ in range(_ATTEMPTS):
             started = [Worker(self.limits) for _ in range(n - len(self._workers))]
-            self._workers += started  # at once, so that an interrupt ends them too
+            self._workers += started  # before they are ready, so that an interrupt stops them too
             try:
                 reasons = {worker: worker.greet() for worker in started}
             except InputError:
@@ -148,11 +148,11 @@ class Sandbox:
             if len(self._workers) >= n:
                 return
         raise RuntimeError(
-            f"a worker of the sandbox did not start: {next(filter(None, reasons.values()), 'it was killed')}"
+            f"a worker process of the sandbox did not start: {next(filter(None, reasons.values()), 'it was killed')}"
         )
 
     def _answers(self) -> Iterator[tuple[Worker, dict[str, Any] | None]]:
-        """Wait for one answer or more; None stands for a worker that has ended or hangs."""
+        """Wait for at least one answer; yield None for a worker that has exited or hangs."""
         poll, workers = select.poll(), self._busy
         by_descriptor = {worker.descriptor: worker for worker in workers}
         for descriptor in by_descriptor:
@@ -169,7 +169,7 @@ class Sandbox:
 
 
 def _lost(job: Job, hung: bool) -> Verdict:
-    """Return the verdict on a job that hung its worker, as endless tests do, or ended all that it was given to."""
+    """Return the verdict on a job that hung its worker, as endless tests do, or that brought down all its workers."""
     verdict, detail = (
         ("timed_out", "gave no verdict in time") if hung else ("crashed", "ended each worker that it ran in")
     )

@@ -1,4 +1,4 @@
-"""Which files of this environment programs may import from: some packages, and what these need."""
+"""Finds the files of the packages that programs may import, and of their dependencies, in this environment."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ _KEY = "executor.packages"
 _SUFFIXES = importlib.machinery.all_suffixes()
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 _OF_AN_EXTRA = re.compile(r";.*\bextra\s*==")
-# Values of these cross between programs and tests: they are there wherever programs can import them.
+# Values of these packages cross between programs and tests. They are imported wherever programs may import them.
 _WITH_VALUES = ("numpy", "pandas")
 
 
 @dataclass(frozen=True)
 class Packages:
-    """What programs may import."""
+    """The packages that programs may import, and their files."""
 
-    imported: tuple[str, ...]  # modules that each program finds imported
-    modules: dict[str, str]  # all that can be imported besides the standard library: name, and file or folder
-    files: tuple[str, ...]  # files and folders that programs may read for it
-    versions: tuple[str, ...]  # "name version" of each distribution, in order
+    imported: tuple[str, ...]  # modules that are already imported when a program starts
+    modules: dict[str, str]  # name, and file or folder, of each module besides those of the standard library
+    files: tuple[str, ...]  # files and folders that programs may read for these modules
+    versions: tuple[str, ...]  # "name version" of each distribution, sorted
 
 
 @functools.lru_cache(maxsize=16)
 def find(names: tuple[str, ...]) -> Packages:
-    """Return where packages lie, and all that their metadata say they need, where it is installed.
+    """Find packages, and the installed dependencies that their metadata name.
 
     Args:
-        names: What one imports (sklearn), or what one installs (scikit-learn).
+        names: Names of modules (sklearn) or distributions (scikit-learn).
 
     Raises:
-        InputError: One is not installed in the environment that runs us, or its files can't be told.
+        InputError: A package is not installed in this environment, or its metadata do not list its files.
     """
     if isinstance(names, str):
         raise InputError(_KEY, names, "must be a list of packages", f"Give [{names}].")
@@ -50,11 +50,11 @@ def find(names: tuple[str, ...]) -> Packages:
     imported: list[str] = []
     for name in names:
         if name in sys.stdlib_module_names:
-            raise InputError(_KEY, name, "is of the standard library, which programs have anyway", "Leave it out.")
+            raise InputError(_KEY, name, "is in the standard library, which programs have anyway", "Leave it out.")
         found = [_add(_distribution(one), wanted) for one in dict.fromkeys(owners.get(name) or [name])]
         modules = [name] if name in owners else [one for own in found for one in own.modules if not one.startswith("_")]
         if not all(any(module in own.modules for own in found) for module in modules) or not modules:
-            allowed = "says not which files it has, as what is installed with pip's -e"
+            allowed = "does not list its files, for example because it was installed with pip install -e"
             raise InputError(_KEY, name, allowed, "Install it as a wheel: pip install NAME.")
         imported += modules
     all_modules = {name: path for one in wanted.values() for name, path in one.modules.items()}
@@ -65,23 +65,23 @@ def find(names: tuple[str, ...]) -> Packages:
 
 
 class _Installed(NamedTuple):
-    """A distribution."""
+    """An installed distribution."""
 
     version: str
-    files: list[str]  # files and folders, shared libraries among them
-    modules: dict[str, str]  # those that can be imported, by name
+    files: list[str]  # files and folders, including shared libraries
+    modules: dict[str, str]  # name, and file or folder, of each module that can be imported
 
 
 def _distribution(name: str) -> metadata.Distribution:
     try:
         return metadata.distribution(name)
     except (metadata.PackageNotFoundError, ValueError):
-        allowed = "must be packages that are installed beside ilf, by the name that one imports or installs"
+        allowed = "must be a package that is installed in the environment of ilf, by its module or distribution name"
         raise InputError(_KEY, name, allowed, f"Run pip install {name}, or leave it out.") from None
 
 
 def _add(one: metadata.Distribution, wanted: dict[str, _Installed]) -> _Installed:
-    """Add a distribution with what it needs, but for what it needs only with an extra or has not got."""
+    """Add a distribution and its dependencies, except those of extras and those that are not installed."""
     name = re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower()
     if name in wanted:
         return wanted[name]
@@ -98,7 +98,7 @@ def _add(one: metadata.Distribution, wanted: dict[str, _Installed]) -> _Installe
 
 
 def _module(path: str) -> str | None:
-    """Return the name by which a file or folder is imported, None if by none."""
+    """Return the name by which a file or folder is imported, or None if it cannot be imported."""
     name = os.path.basename(path)
     if os.path.isdir(path):
         return name if name.isidentifier() else None
@@ -106,9 +106,9 @@ def _module(path: str) -> str | None:
 
 
 def _files(one: metadata.Distribution) -> Iterator[str]:
-    """Yield the files and folders that a distribution has beside those of others, shared libraries among them."""
+    """Yield the top-level files and folders of a distribution, including its shared libraries."""
     root = os.path.realpath(str(one.locate_file("")))
-    if one.files is None:  # installed by another than pip
+    if one.files is None:  # not installed by pip
         names = set((one.read_text("top_level.txt") or "").split())
         names |= {f"{name}.py" for name in names}
     else:

@@ -1,4 +1,4 @@
-"""What keeps programs from this machine, found by trying to get out."""
+"""Finds out how well programs are isolated from this machine, by trying to break out."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def forks():
 
 @dataclass(frozen=True)
 class Isolation:
-    """What is in force, and what it leaves open."""
+    """The isolation mechanisms in force, and what they leave open."""
 
-    mechanisms: tuple[str, ...]  # as they were entered: "user", "network", ..., "landlock", "seccomp"
-    refused: dict[str, str]  # mechanism: why this machine does not give it
-    open: tuple[str, ...]  # what programs can do that they should not: "network", "reading", ...
+    mechanisms: tuple[str, ...]  # in the order in which they were entered: "user", "network", ..., "seccomp"
+    refused: dict[str, str]  # mechanism: the reason why this machine refuses it
+    open: tuple[str, ...]  # what programs can do although they should not: "network", "reading", ...
 
     def __str__(self) -> str:
         text = f"isolation by {', '.join(self.mechanisms) or 'limits only'}"
@@ -52,11 +52,11 @@ class Isolation:
 
 
 def probe(run: Callable[[Sequence[Job]], list[Verdict]], report: dict[str, Any]) -> Isolation:
-    """Return how a sandbox isolates, by running a program that tries what programs should not do.
+    """Return the isolation of a sandbox, by running a program that tries what programs should not do.
 
     Args:
-        run: The sandbox's.
-        report: What its worker said of the mechanisms it entered.
+        run: The sandbox's method `run`.
+        report: The report of the sandbox's worker on the mechanisms that it entered.
     """
     places = [Path(place) / f".ilf-probe-{os.getpid()}" for place in (os.getcwd(), os.path.expanduser("~"), "/var/tmp")]
     tests = {
@@ -65,17 +65,17 @@ def probe(run: Callable[[Sequence[Job]], list[Verdict]], report: dict[str, Any])
         "signals": f"assert signals({os.getpid()}) == False",
         "processes": "assert forks() == False",
     }
-    # Whether it wrote is seen from here: what the program calls by such a name may be its own.
+    # This process checks whether the files were written: inside the sandbox, the same path may be another folder.
     writing = f"for path in {[str(place) for place in places]}:\n    tried(lambda: open(path, 'w').close())\n"
     verdict = run([Job(_PROGRAM + writing, tuple(tests.values()))])[0]
     found = [name for name, stopped in zip(tests, verdict.tests, strict=True) if not stopped]
-    written = [place for place in places if os.path.exists(place)]  # False, too, where we may not look
+    written = [place for place in places if os.path.exists(place)]  # also False for a folder that we may not read
     for place in written:
         place.unlink()
     if written:
         found.append("writing")
     if "processes" in found and report["own_processes"]:
-        found.remove("processes")  # those that a program starts die with it
+        found.remove("processes")  # processes that a program starts die with it
     if "RLIMIT_AS" in report["refused"]:
         found.append("memory")
     return Isolation(tuple(report["entered"]), dict(report["refused"]), tuple(found))

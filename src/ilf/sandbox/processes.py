@@ -1,4 +1,4 @@
-"""Worker processes, as the executor sees them: started, given jobs, asked for verdicts, ended."""
+"""Worker processes, as the executor sees them: it starts them, sends jobs, reads verdicts and kills them."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from ilf.sandbox.packages import find
 from ilf.sandbox.worker.isolation import remove
 from ilf.types import InputError
 
-WALL = 2.0  # wall limit as a multiple of the processor limit: a loaded machine must not fail an honest program
-_FIRST = 0.5  # seconds that a program has while others wait; one that needs more runs again, beside or after them
-_GRACE = 5.0  # seconds that a worker has beyond the wall limit to answer
-_FLAGS = ("-S", "-s", "-P", "-W", "ignore", "-X", "utf8")  # the standard library only
+WALL = 2.0  # wall limit as a multiple of the processor limit: an honest program must not fail on a loaded machine
+_FIRST = 0.5  # seconds of a first turn while other jobs wait; a program that needs more is run again later
+_GRACE = 5.0  # seconds beyond the wall limit within which a worker must answer
+_FLAGS = ("-S", "-s", "-P", "-W", "ignore", "-X", "utf8")  # only the standard library can be imported
 _START = "import json, sys; sys.path.insert(0, sys.argv[1]); import worker.main as w; w.main(json.loads(sys.argv[2]))"
 
 
 class Turn(NamedTuple):
-    """A worker's work on one job."""
+    """One execution of a job by a worker."""
 
-    place: int  # of the job
+    place: int  # index of the job
     job: Job
     limit: float  # seconds of processor time
-    first: bool = True  # whether it is for a short time only
+    first: bool = True  # whether this is the short first turn
 
     @property
     def wall(self) -> float:
-        """Seconds that the program has, on each of its inputs."""
+        """The wall time limit of the program in seconds, for each of its inputs."""
         return _FIRST if self.first else self.limit * WALL
 
     @property
     def is_short(self) -> bool:
-        """Whether a pipe takes the job at once, whatever its reader does."""
+        """Whether the job fits into a pipe's buffer, so that writing it never blocks."""
         job = self.job
         return sum(map(len, (job.program, job.setup, *job.tests, *job.inputs, *job.outputs))) < 1300  # of 16 KiB
 
 
 class Worker:
-    """A worker process.
+    """A worker process that judges jobs one after the other.
 
     Args:
-        limits: See `Sandbox`.
+        limits: What each program may use.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -66,7 +66,8 @@ class Worker:
         packages = find(limits.packages)
         if packages.imported:
             settings["packages"] = {name: getattr(packages, name) for name in ("imported", "modules", "files")}
-        # A fixed hash seed: the order of a set must not decide a verdict. Arenas: threads must not use up memory.
+        # The hash seed is fixed because the order of a set must not decide a verdict. The number of malloc arenas is
+        # limited because the arenas of threads would use up the address space.
         self._process = subprocess.Popen(
             [sys.executable, *_FLAGS, "-c", _START, str(Path(__file__).parent), json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -78,27 +79,27 @@ class Worker:
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in, self._out, self._errors = self._process.stdin, self._process.stdout, self._process.stderr
         self.descriptor = self._out.fileno()
-        self._received = bytearray()  # of its answers
-        self.turns = deque[Turn]()  # what it has to do
-        self.started = self.deadline = 0.0  # of the first of these
+        self._received = bytearray()  # the part of its answers that is not yet parsed
+        self.turns = deque[Turn]()  # the turns that it has been given
+        self.started = self.deadline = 0.0  # of the current turn, the first of these
         self.report: dict[str, Any] = {}
 
     def greet(self) -> str | None:
-        """Wait until the worker says how it isolates; return why where it ends instead."""
+        """Wait for the worker's report on isolation; return None, or the reason if the worker exits instead."""
         line = self._line()
         if line:
             self.report = json.loads(line)
             if "package" in self.report:
                 self.end()
-                allowed = f"can't be imported here: {self.report['reason']}"
-                raise InputError("executor.packages", self.report["package"], allowed, "Mend it, or leave it out.")
+                allowed = f"cannot be imported: {self.report['reason']}"
+                raise InputError("executor.packages", self.report["package"], allowed, "Repair it, or leave it out.")
             return None
         reason = self._errors.read().decode(errors="replace")[-2000:]
         self.end()
         return reason
 
     def give(self, turn: Turn) -> None:
-        """Have the worker judge a job, after the one that it has."""
+        """Send a job to the worker, which judges it after the job that it already has."""
         self.turns.append(turn)
         if len(self.turns) == 1:
             self._begin()
@@ -108,7 +109,7 @@ class Worker:
             message |= {"inputs": job.inputs, "outputs": job.outputs, "compare_output": job.compare_output}
         else:
             message |= {"setup": job.setup, "tests": job.tests}
-        with contextlib.suppress(OSError):  # it has ended: there will be no answer
+        with contextlib.suppress(OSError):  # it has exited, and `answer` will return None
             self._in.write(json.dumps(message).encode() + b"\n")
             self._in.flush()
 
@@ -118,7 +119,7 @@ class Worker:
         self.deadline = self.started + turn.wall * max(1, len(turn.job.inputs)) + _GRACE
 
     def done(self) -> Turn:
-        """Return the turn that is over; the next begins."""
+        """Return the turn that is finished, and start the clock of the next one."""
         turn = self.turns.popleft()
         if self.turns:
             self._begin()
@@ -126,11 +127,11 @@ class Worker:
 
     @property
     def has_answered(self) -> bool:
-        """Whether an answer is here already, which its descriptor no longer shows."""
+        """Whether a complete answer is already buffered, so that polling the descriptor would miss it."""
         return b"\n" in self._received
 
     def answer(self) -> dict[str, Any] | None:
-        """Return the verdict on the job, None if the worker has ended."""
+        """Return the verdict on the current job, or None if the worker has exited."""
         try:
             answer: dict[str, Any] = json.loads(self._line())
         except ValueError:
@@ -138,7 +139,7 @@ class Worker:
         return answer
 
     def _line(self) -> bytes:
-        """Return the next line that it has written, an empty one if it has ended."""
+        """Return the next line that the worker has written, or an empty line if it has exited."""
         while not self.has_answered:
             part = os.read(self.descriptor, 1 << 16)
             if not part:

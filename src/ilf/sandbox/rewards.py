@@ -1,10 +1,10 @@
-"""Verdicts as rewards: functions as TRL's GRPOTrainer and its relatives take them for `reward_funcs`.
+"""Verdicts as rewards: functions for the argument `reward_funcs` of TRL's GRPOTrainer and similar trainers.
 
     from ilf.sandbox import reward
 
-    GRPOTrainer(model, reward_funcs=reward, train_dataset=dataset)  # with the columns prompt and tests
+    GRPOTrainer(model, reward_funcs=reward, train_dataset=dataset)  # has the columns prompt and tests
 
-Needs no TRL itself.
+This module does not need TRL itself.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from ilf.sandbox.executor import Sandbox
 from ilf.sandbox.jobs import Job, Limits, is_time_limit
 from ilf.types import InputError, Verdict
 
-# A fenced block of Markdown: the fence, the language, the code. One that was cut off goes to the end.
+# A fenced code block in Markdown: the fence, the language, the code. A block that was cut off reaches to the end.
 _BLOCK = re.compile(r"(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*\r?$|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON = ("python", "python3", "py")
-_COLUMNS = ("tests", "inputs", "outputs", "compare_output", "setup_code", "time_limit")  # what a job is made of
+_COLUMNS = ("tests", "inputs", "outputs", "compare_output", "setup_code", "time_limit")  # the columns that make a job
 _log = logging.getLogger(__name__)
 
 
 def answered(prompt: Any, completion: str) -> str:
-    """Return the program in an answer: its last fenced block of Python, else all of it. What is thought is no answer.
+    """Return the program in a completion: the last fenced block of Python, or all of the text if there is none.
+
+    Text inside <think> tags is ignored.
 
     Args:
-        prompt: As TRL has it; not used.
-        completion: What the model wrote.
+        prompt: The prompt in TRL's format; not used.
+        completion: The text that the model wrote.
     """
     answer = completion.rpartition("</think>")[2].partition("<think>")[0]
     blocks = [(language.lower(), code) for _, language, code in _BLOCK.findall(answer)]
@@ -43,36 +45,36 @@ def answered(prompt: Any, completion: str) -> str:
 
 
 def continued(prompt: Any, completion: str) -> str:
-    """Return prompt and completion as one program: for models that go on where the prompt ends.
+    """Return prompt and completion as one program, for models that continue the prompt.
 
     Args:
         prompt: The beginning of the program.
-        completion: The rest.
+        completion: The rest of the program.
 
     Raises:
         InputError: The prompt is a conversation.
     """
     if isinstance(prompt, str):
         return prompt + completion
-    advice = "Leave `program=continued` out for conversations, or give prompts as texts."
-    raise InputError("prompts", prompt, "must be texts where the completion continues them", advice)
+    advice = "Leave `program=continued` out for conversations, or give prompts as strings."
+    raise InputError("prompts", prompt, "must be strings that the completion continues", advice)
 
 
 class Reward:
-    """A reward function: 1.0 for a completion whose program passes its tests, else 0.0.
+    """A reward function that returns 1.0 for a completion whose program passes its tests, and 0.0 otherwise.
 
-    None, which TRL leaves out of the reward, for a row without tests. A sandbox starts at the first call and is kept;
-    each process of a launch has its own.
+    It returns None, which TRL leaves out of the reward, for a row without tests. The first call starts a sandbox, which
+    later calls reuse. Each process of a launch has its own sandbox.
 
     Args:
-        limits: What each program may use; None: the usual, with all of the machine's processors, divided among the
-            processes of a launch.
-        program: Makes the program of a prompt, as TRL has it, and the text of a completion: `answered`, `continued` or
-            your own.
-        partial: Whether to give the share of tests that hold rather than all or nothing.
-        undecided: What to give where the verdict is "unsupported_test". A program can bring that about by what it
-            returns: 0.0 leaves it nothing to gain, None says nothing of the rows whose tests are at fault.
-        name: What TRL logs the rewards under. Each reward function of a trainer needs one of its own.
+        limits: What each program may use. With None, the defaults, with the processors of the machine divided among
+            the local processes of a launch.
+        program: Function that returns the program, given a prompt in TRL's format and the text of a completion:
+            `answered`, `continued` or your own.
+        partial: Whether to return the fraction of tests that pass rather than 1.0 or 0.0.
+        undecided: Reward for the verdict "unsupported_test". A program can cause this verdict by what it returns: with
+            0.0 it gains nothing by that, with None rows whose tests cannot be decided get no reward.
+        name: Name under which TRL logs the rewards. The reward functions of a trainer need different names.
     """
 
     def __init__(
@@ -86,10 +88,10 @@ class Reward:
         self._given = limits, program, partial, undecided, name
         self._limits, self._program, self._partial, self._undecided = limits, program, partial, undecided
         self.__name__ = name
-        self._started: dict[int, tuple[Sandbox, threading.Lock]] = {}  # by process: a fork leaves its parent's alone
+        self._started: dict[int, tuple[Sandbox, threading.Lock]] = {}  # by process ID, since a fork needs its own
 
     def __reduce__(self) -> tuple[type[Reward], tuple[Any, ...]]:
-        """Give another process a sandbox of its own."""
+        """Pickle the reward function so that another process starts its own sandbox."""
         return type(self), self._given
 
     def __call__(
@@ -102,26 +104,26 @@ class Reward:
         """Return a reward for each completion.
 
         Args:
-            completions: Texts, or conversations, of which the assistant's last message counts.
-            prompts: As many, for a `program` that looks at them.
-            log_extra: TRL's; gets verdict and detail of each, for its table of completions.
-            columns: Lists, as many long: tests (each a list of statements that raise where the program is wrong), or
-                inputs and outputs (each a list of texts) and optionally compare_output, of programs that read and
-                write; a row has the one, the other, or None. Optionally setup_code (a text) and time_limit (seconds of
-                processor time). Others are the trainer's or of other reward functions.
+            completions: Strings, or conversations, of which the assistant's last message is used.
+            prompts: One prompt per completion, for a `program` that uses them.
+            log_extra: TRL's function that logs columns; receives the verdict and the detail of each completion.
+            columns: Lists with one value per completion: tests (each a list of statements that raise if the program is
+                incorrect), or, for programs that read and write, inputs and outputs (each a list of strings) and
+                optionally compare_output. A row may have tests, inputs with outputs, or None. Also optional: setup_code
+                (a string) and time_limit (seconds of processor time). Other columns are ignored.
 
         Raises:
-            InputError: A column is missing or holds something else.
+            InputError: A column is missing or holds values of another type.
         """
         found = {name: columns[name] for name in _COLUMNS if columns.get(name) is not None}
         if "tests" not in found and "inputs" not in found:
-            advice = "Rename the column of the data set that holds lists of asserts to tests."
-            allowed = f"needs to be one of the columns {sorted(columns)}, or inputs and outputs"
+            advice = "Rename the column of the dataset that holds lists of asserts to tests."
+            allowed = f"must be one of the columns {sorted(columns)}, unless there are inputs and outputs"
             raise InputError("tests", None, allowed, advice)
         for name, values in {"prompts": prompts, **found}.items():
             if values is not None and (isinstance(values, str) or len(values) != len(completions)):
                 raise InputError(
-                    name, values, f"must have {len(completions)} values, one a completion", "Give as many."
+                    name, values, f"must have {len(completions)} values, one per completion", "Give as many."
                 )
         jobs = []
         for i, completion in enumerate(completions):
@@ -135,7 +137,7 @@ class Reward:
         return [self._worth(one) for one in judged]
 
     def close(self) -> None:
-        """End this process's sandbox. A later call starts another."""
+        """Stop the sandbox of this process. A later call starts a new one."""
         sandbox, _ = self._started.pop(os.getpid(), (None, None))
         if sandbox is not None:
             sandbox.close()
@@ -149,7 +151,7 @@ class Reward:
             isolation = sandbox.isolation
             if first:
                 level = logging.WARNING if isolation.open else logging.INFO
-                _log.log(level, "%s: programs run in %s", self.__name__, isolation)
+                _log.log(level, "%s: programs run with %s", self.__name__, isolation)
             return sandbox.run(jobs)
 
     def _worth(self, verdict: Verdict | None) -> float | None:
@@ -161,12 +163,12 @@ class Reward:
 
 
 def _usual() -> Limits:
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # on this machine, as torchrun and accelerate say
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine; torchrun and accelerate set it
     return Limits(workers=max(1, (os.cpu_count() or 1) // processes))
 
 
 def _text(completion: Any) -> str:
-    """Return what a model wrote in a completion: the text of the assistant's last message."""
+    """Return the text of a completion; of a conversation, the text of the assistant's last message."""
     if isinstance(completion, str):
         return completion
     try:
@@ -176,12 +178,12 @@ def _text(completion: Any) -> str:
             return content
         return "".join(part["text"] for part in content if part["type"] == "text")
     except (TypeError, KeyError, AttributeError):
-        allowed = "must be a text, or a list of messages, each with role and content"
-        raise InputError("completions", completion, allowed, "Give them as TRL does.") from None
+        allowed = "must be a string, or a list of messages, each with role and content"
+        raise InputError("completions", completion, allowed, "Give completions in TRL's format.") from None
 
 
 def _job(program: str, row: Mapping[str, Any]) -> Job | None:
-    """Return what the sandbox is to run, None for a row without tests and inputs."""
+    """Return the job for a row, or None for a row without tests, inputs and outputs."""
     lists = {name: row.get(name) for name in ("tests", "inputs", "outputs")}
     setup, limit = row.get("setup_code") or "", row.get("time_limit")
     if all(value is None for value in lists.values()):
@@ -189,9 +191,9 @@ def _job(program: str, row: Mapping[str, Any]) -> Job | None:
     for name, value in lists.items():
         if value is not None and not (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)):
             advice = 'Give each row a list, as in ["assert f(1) == 2"].'
-            raise InputError(name, value, "must be a list of texts", advice)
+            raise InputError(name, value, "must be a list of strings", advice)
     if not isinstance(setup, str):
-        raise InputError("setup_code", setup, "must be a text", "Give code that runs after the program.")
+        raise InputError("setup_code", setup, "must be a string", "Give code that runs after the program.")
     if not is_time_limit(limit):
         raise InputError("time_limit", limit, "must be more than 0 and at most 3600 seconds", "Correct that row.")
     tests, inputs, outputs = (tuple(value or ()) for value in lists.values())

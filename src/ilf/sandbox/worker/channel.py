@@ -1,4 +1,4 @@
-"""The judge's side of the channel to a program: questions out, answers in, until the program's time is up."""
+"""The judge's side of the channel to a program: sends questions and receives answers until the time is up."""
 
 import builtins
 import marshal
@@ -17,29 +17,29 @@ from .paths import Path
 from .reading import globals_of
 from .remote import Remote, Unsupported, error_type, like, number_of, refuse
 
-# By these numpy would be told where in our memory an array lies, or have the program do the comparing.
+# With these attributes a program could give numpy an address in the judge's memory, or do the comparison itself.
 _NUMPYS = ("__array", "__cuda_array", "__dlpack")
-_LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exception can name
-_PATIENCE = 0.05  # seconds until unread answers are read, and between looks at a folder that has no limit of its own
+_LIMITS = {"memory", "processes", "output", "disk"}  # verdicts that an exception can cause
+_PATIENCE = 0.05  # seconds until unread answers are read, and between size checks of a folder without its own limit
 
 
 class Ended(BaseException):
-    """The program's process gives no more answers, and why: "time", "closed", "garbage" or "disk"."""
+    """The program's process gives no more answers. The reason is "time", "closed", "garbage" or "disk"."""
 
 
 class ProgramError(Exception):
-    """An exception of the program that would end a loop of the test, or that can't be made here."""
+    """Stands for an exception of the program that would end a loop of the test or that cannot be made here."""
 
 
 class Channel:
-    """Messages to and from the program's process.
+    """Exchanges messages with the program's process.
 
     Args:
         ours: A socket whose other end the process has.
-        wall_limit: Seconds until no answer is waited for.
-        folder: The program's folder where nothing but this looks at its size, else None.
-        disk: Bytes that may be in it.
-        trust: Whether objects of the program say themselves what they equal.
+        wall_limit: Seconds after which the channel waits for no more answers.
+        folder: The program's folder if nothing else limits its size, else None.
+        disk: Maximum bytes in the folder.
+        trust: Whether objects of the program may themselves decide what they are equal to.
     """
 
     def __init__(self, ours: socket.socket, wall_limit: float, folder: str | None, disk: int, trust: bool) -> None:
@@ -51,21 +51,21 @@ class Channel:
         self._reader = serialization.Reader(self._resolve, self._shared, _lost)
         self._lock = threading.RLock()  # a test may have threads
         self._error_types: dict[int, Any] = {}
-        self.patient = False  # whether all answers were asked for at once, and none is waited for alone
+        self.patient = False  # whether all questions were sent at once, so that no single answer is urgent
         self.ended: Ended | None = None
-        self.over = False  # whether nothing is asked any more
-        self.defined: Collection[str] = ()  # the names that the program has of those that its tests use
-        self.objects = False  # whether a test was given an object that stands for one of the program
+        self.over = False  # whether no more questions may be asked
+        self.defined: Collection[str] = ()  # the names that tests use and the program defines
+        self.objects = False  # whether a test has received an object that stands for one of the program
 
     def close(self) -> None:
         """Close the judge's end."""
         self._socket.close()
 
     def ask(self, kind: str, *arguments: Any) -> Any:
-        """Have the program do something, and return the result or raise the exception that came instead.
+        """Ask the program to do something, and return the result or raise the exception that it sent.
 
         Raises:
-            Unsupported: What is asked would let the program say that a test holds.
+            Unsupported: The answer would let the program decide that a test holds.
         """
         if kind == "attribute" and arguments[1].startswith(_NUMPYS):
             raise AttributeError(arguments[1])
@@ -91,11 +91,11 @@ class Channel:
         raise content
 
     def _question(self, arguments: Sequence[Any]) -> bytes:
-        """Return arguments as text, after all that was done here to what both sides hold."""
+        """Return arguments as text, preceded by the changes that were made here to shared containers."""
         kept = self._shared.kept()
         try:
             changes = self._writer.changes()
-            unused = self._shared.unused(sys.getrefcount)  # only then: the last that was done to one counts
+            unused = self._shared.unused(sys.getrefcount)  # after `changes`, which may include an unused container
             return serialization.as_text([changes, unused, [self._writer.pack(argument) for argument in arguments]])
         except serialization.TooLong as error:
             self._shared.restore(kept)
@@ -105,7 +105,7 @@ class Channel:
             raise
 
     def _refer(self, value: Any, depth: int) -> Any:
-        """Return what stands for an object of the program, a function of the tests, or a name of the library."""
+        """Return a reference to an object of the program, a function of the tests, or a library function or type."""
         number = number_of(value)
         if number is not None:
             return {"object": number}
@@ -126,7 +126,7 @@ class Channel:
         raise Unsupported(f"gives the program a {type(value).__name__}")
 
     def _resolve(self, content: Any) -> Any:
-        """Return what stands here for an object of the program."""
+        """Return the local stand-in for an object of the program."""
         number, how, name, *extra = content
         if type(number) is not int or type(name) is not str:
             raise serialization.NotPlain("an object without a number or name")
@@ -142,7 +142,7 @@ class Channel:
             kind, values, frozen = extra
             return Remote(self.ask, number, how, name, [kind, values, frozen])
         if how not in ("data", "member", "is", "own", "class"):
-            raise serialization.NotPlain(f"an object that is {how}")
+            raise serialization.NotPlain(f"an object of an unknown kind: {how}")
         return Remote(self.ask, number, how, name, extra[0] if how == "data" else extra)
 
     def _like(self, number: int, data: Any) -> Any:
@@ -156,7 +156,7 @@ class Channel:
 
     def _error_type(self, number: int, name: str, bases: tuple[Any, ...]) -> Any:
         if not bases or not all(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
-            raise serialization.NotPlain("a type of exceptions that is derived from none")
+            raise serialization.NotPlain("a type of exceptions without a base")
         module, _, last = name.rpartition(".")
         ours = getattr(sys.modules.get(module), last, None) if library.has(module) else None
         if not isinstance(ours, type) or not issubclass(ours, BaseException):
@@ -165,9 +165,9 @@ class Channel:
         return ours
 
     def _error(self, remote: Remote, kind: Any, text: str, args: tuple[Any, ...]) -> BaseException:
-        """Return an exception of the program."""
+        """Return a local exception that stands for one of the program."""
         if not isinstance(kind, type) or not issubclass(kind, BaseException) or type(text) is not str:
-            raise serialization.NotPlain("an exception of no type")
+            raise serialization.NotPlain("an exception without a valid type")
         if issubclass(kind, StopIteration | StopAsyncIteration | GeneratorExit | BaseExceptionGroup):
             found: BaseException = ProgramError(text)
         else:
@@ -181,12 +181,12 @@ class Channel:
         return found
 
     def send(self, message: Any) -> None:
-        """Send what the program's process is to do.
+        """Send a message to the program's process.
 
         Raises:
-            Ended: If it reads no more.
+            Ended: The process no longer reads.
         """
-        data = marshal.dumps(message)  # which the program's side may read: it trusts us
+        data = marshal.dumps(message)  # safe in this direction: the program's process trusts the judge
         self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
         try:
             self._socket.sendall(serialization.LENGTH.pack(len(data)) + data)
@@ -196,10 +196,10 @@ class Channel:
             raise Ended("closed") from None
 
     def receive(self) -> tuple[str, Any]:
-        """Return "value" and a value, or "error" and an exception, with `line` and `limit`.
+        """Return "value" and a value, or "error" and an exception with the attributes `line` and `limit`.
 
         Raises:
-            Ended: If the program's process gives no more answers, or another one than these.
+            Ended: The program's process gives no more answers, or an invalid one.
         """
         message = self._message()
         Remote.reading = True
@@ -222,13 +222,13 @@ class Channel:
             error.line = f"{report} (line {int(line)})" if line else str(report)  # type: ignore[attr-defined]
             error.limit = limit if limit in _LIMITS else None  # type: ignore[attr-defined]
             return kind, error
-        except (Exception, Unsupported):  # another message than program.py sends
+        except (Exception, Unsupported):  # not a message of program.py
             raise Ended("garbage") from None
         finally:
             Remote.reading = False
 
     def _message(self) -> bytes:
-        """Return the next message; what has come with it is kept."""
+        """Return the next message; bytes after it stay in the buffer."""
         received = self._received
         while True:
             if len(received) >= serialization.LENGTH.size:
@@ -249,15 +249,15 @@ class Channel:
             received += part
 
     def _wait(self) -> None:
-        """Wait for the program; meanwhile see that somebody waits for its verdict, and that its folder is small."""
+        """Wait for the program, and meanwhile check that the executor is still there and the folder is small."""
         poll = select.poll()
-        poll.register(0, 0)  # standard input: its end is always reported
-        # To be woken for each answer costs more than they do: at first only for the end of the process.
+        poll.register(0, 0)  # standard input: poll always reports its end
+        # Waking up for each answer costs more than the answers: at first, wake up only if the process ends.
         poll.register(self._socket, 0 if self.patient else select.POLLIN)
         while (left := self._deadline - time.monotonic()) > 0:
             ready = dict(poll.poll(1000 * min(left, _PATIENCE if self.patient or self._folder else left)))
             if 0 in ready:
-                sys.exit("nobody waits for the verdict")
+                sys.exit("the executor has closed the worker's standard input: no verdict is needed")
             if ready:
                 return
             if self._folder and _size(self._folder) > self._disk:
@@ -268,13 +268,13 @@ class Channel:
 
 
 def _lost(tag: str) -> Remote:
-    """Return what stands for a value that can't be made here."""
+    """Return the stand-in for a value that cannot be made here."""
     name = str(tag)[:40]
     return Remote(refuse(f"looks at a {name} that the judge can't make"), -1, "own", name, None)
 
 
 def _print(printed: Any) -> None:
-    """Print what the program has printed: a test may look at it."""
+    """Print what the program has printed, because a test may read it."""
     for stream, text in zip((sys.stdout, sys.stderr), printed or (), strict=False):
         stream.write(text)
 
@@ -284,7 +284,7 @@ def _types(*values: Any) -> str:
 
 
 def _size(folder: str) -> int:
-    """Return the bytes in a folder's files, each counted as one block at least."""
+    """Return the total bytes of the files in a folder, counting at least one block per file."""
     total, hidden = 0, list[OSError]()
     for place, folders, files in os.walk(folder, onerror=hidden.append):
         for name in (*folders, *files):
@@ -293,5 +293,5 @@ def _size(folder: str) -> int:
                 total += max(4096, found.st_size, 512 * found.st_blocks)
             except OSError:
                 pass
-    # A folder that may not be read could hold anything; one that has just gone holds nothing.
+    # A folder that may not be read could hold anything; a folder that was just removed holds nothing.
     return total if not any(isinstance(error, PermissionError) for error in hidden) else sys.maxsize

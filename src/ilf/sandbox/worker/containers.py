@@ -1,6 +1,6 @@
-"""The types whose values can be changed: how each is taken into items, and filled with them again.
+"""Mutable types: how to split each value into items, and how to fill a value with items again.
 
-By the type's own methods, whatever a derived class says.
+The methods of the type itself are used, even if a derived class overrides them.
 """
 
 from array import array
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 
 class Container(NamedTuple):
-    """One of these types."""
+    """How values of one mutable type are read and filled."""
 
     tag: str
-    items: Callable[[Any], Iterable[Any]]  # what is in one; of a mapping each key and then its value
-    made: Callable[[list[Any]], Any]  # an empty one for these items
-    fill: Callable[[Any, list[Any]], object]  # give one these items in place of its own
-    seen: Callable[[Any], bytes] | None = None  # what is in one as bytes, where that is not its items
-    crosses: Callable[[Any], bool] | None = None  # whether one crosses; None: each does
+    items: Callable[[Any], Iterable[Any]]  # returns the items of a value; of a mapping, each key and then its value
+    made: Callable[[list[Any]], Any]  # returns an empty value that fits these items
+    fill: Callable[[Any, list[Any]], object]  # replaces the items of a value
+    seen: Callable[[Any], bytes] | None = None  # returns the content as bytes; None: the items are the content
+    crosses: Callable[[Any], bool] | None = None  # returns whether a value can cross; None: each value can
 
 
 def _fill_mapping(mapping: Any, items: list[Any]) -> None:
@@ -51,13 +51,13 @@ CONTAINERS: dict[type, Container] = {
     list: Container("list", list.__iter__, lambda items: [], _fill_list),
     dict: Container("dict", lambda v: chain.from_iterable(dict.items(v)), lambda items: {}, _fill_mapping),
     set: Container("set", set.__iter__, lambda items: set(), _fill_set),
-    OrderedDict: Container(  # its order decides whether two are equal
+    OrderedDict: Container(  # the order of its items matters for equality
         "OrderedDict",
         lambda v: chain.from_iterable(OrderedDict.items(v)),
         lambda items: OrderedDict(),
         _fill_mapping,
     ),
-    Counter: Container(  # what it counts 0 times does not
+    Counter: Container(  # a key that is counted 0 times does not matter for equality
         "Counter", lambda v: chain.from_iterable(dict.items(v)), lambda items: Counter(), _fill_mapping
     ),
     defaultdict: Container(
@@ -90,12 +90,12 @@ CONTAINERS: dict[type, Container] = {
 
 
 def base_of(container: Any) -> type:
-    """Return which of `CONTAINERS` a value is one of, or derived from. Raises StopIteration where it is none."""
+    """Return the type in `CONTAINERS` that a value has or is derived from. Raises StopIteration if there is none."""
     kind = type(container)
     return kind if kind in CONTAINERS else next(base for base in kind.__mro__ if base in CONTAINERS)
 
 
 def seen(container: Any) -> Any:
-    """Return what is in a container: objects, to be compared by identity, or bytes."""
+    """Return the content of a container: a tuple of objects, to be compared by identity, or bytes."""
     kind = CONTAINERS[base_of(container)]
     return kind.seen(container) if kind.seen else tuple(kind.items(container))

@@ -1,7 +1,7 @@
-"""pandas's values as plain data: tables, columns, indexes, times and what is missing.
+"""Values of pandas as plain data: tables, columns, indexes, times and missing values.
 
-A column crosses as the bytes of its numbers and times, or as a list of other values. What has anything else in it, or
-is of a derived type, stays where it is.
+A column crosses as the bytes of its numbers and times, or as a list of other values. A value that contains anything
+else, or that is of a derived type, stays in the program.
 """
 
 import datetime
@@ -20,10 +20,10 @@ from .containers import Container
 _ZONES = (type(None), datetime.timezone, zoneinfo.ZoneInfo)
 _NAMES = {type(None), bool, int, float, str, bytes, tuple, datetime.date, datetime.datetime}
 _NAMES |= {pd.Timestamp, pd.Timedelta, type(pd.NaT), type(pd.NA), pd.Period, pd.Interval}
-# What a column of objects may hold, and still cross.
+# The types of items with which a column of objects can cross.
 _ITEMS = _NAMES | {complex, list, dict, set, frozenset, datetime.time, datetime.timedelta}
 _ITEMS |= {decimal.Decimal, fractions.Fraction}
-_LISTED = {f"{kind}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)}  # types of columns
+_LISTED = {f"{kind}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)}  # data types of columns
 _LISTED |= {"Float32", "Float64", "boolean", "string", "str"}
 _INDEXES = {pd.Index, pd.DatetimeIndex, pd.TimedeltaIndex, pd.CategoricalIndex, pd.PeriodIndex, pd.IntervalIndex}
 
@@ -31,11 +31,11 @@ _OF_NUMPY = {pd.arrays.NumpyExtensionArray, pd.arrays.DatetimeArray, pd.arrays.T
 
 
 class _Stays(Exception):
-    """A value does not cross."""
+    """A value cannot cross and stays where it is."""
 
 
 def use() -> None:
-    """Have pandas's values cross."""
+    """Register the types of pandas, so that their values cross."""
     library.more.append((apart, made))
     for kind, tag, taken, put_together in (
         (pd.Series, "pandas.Series", _series, _series_of),
@@ -90,7 +90,7 @@ def _frame_of(names: Any, index: Any, columns: Any) -> Any:
 
 
 def _column(array: Any) -> tuple[Any, ...]:
-    """Return what an array of pandas holds. Raises _Stays where it does not cross."""
+    """Return the content of an array of pandas. Raises _Stays if it cannot cross."""
     kind, dtype = type(array), array.dtype
     if kind is pd.Categorical:
         return "category", arrays.taken(np.asarray(array.codes)), _index(array.categories), bool(array.ordered)
@@ -128,12 +128,12 @@ def _column_of(parts: Any) -> Any:
     if how == "listed":
         name, items = rest
         if name not in _LISTED:
-            raise serialization.NotPlain("a column of no type")
+            raise serialization.NotPlain("a column of an unknown type")
         return pd.array([_of(item, *_ITEMS) for item in _of(items, tuple)], dtype=name)
     if how == "numbers":
         return arrays.put_together(*rest[0])
     if how != "objects":
-        raise serialization.NotPlain("a column of no kind")
+        raise serialization.NotPlain("a column of an unknown kind")
     found = np.empty(len(_of(rest[0], tuple)), dtype=object)
     for n, item in enumerate(rest[0]):
         found[n] = item if isinstance(item, np.generic) else _of(item, *_ITEMS)
@@ -169,7 +169,7 @@ def _index_of(parts: Any) -> Any:
         made_of = [_index_of(level) for level in levels], [arrays.put_together(*one) for one in codes]
         return pd.MultiIndex(*made_of, names=[_of(name, *_NAMES) for name in names])
     if how != "values":
-        raise serialization.NotPlain("an index of no kind")
+        raise serialization.NotPlain("an index of an unknown kind")
     column, name, frequency = rest
     array = _column_of(column)
     found = pd.Index(array, name=_of(name, *_NAMES), dtype=array.dtype)
@@ -203,7 +203,7 @@ def _of(value: Any, *kinds: Any) -> Any:
     return value
 
 
-# Values of one type: tag, parts, and what makes it again.
+# Single values by type: tag, function that returns the parts, function that makes the value from the parts.
 _SINGLE: dict[Any, tuple[str, Callable[[Any], Any], Callable[..., Any]]] = {
     pd.Timestamp: ("Timestamp", lambda v: (v.asm8, _zone(v.tzinfo)), lambda time, zone: _timestamp(time, zone)),
     pd.Timedelta: ("Timedelta", lambda v: (v.asm8,), lambda time: pd.Timedelta(_of(time, np.timedelta64))),
@@ -226,7 +226,7 @@ _MAKES = {f"pandas.{tag}": make for tag, _, make in _SINGLE.values()}
 
 
 def apart(value: Any, kind: type) -> tuple[str, Any] | None:
-    """Return a tag and the parts of a single value, an index or an array of pandas, None for any other."""
+    """Return a tag and the parts of a single value, an index or an array of pandas, or None for any other value."""
     if kind not in _SINGLE:
         own = kind.__module__.partition(".")[0] == "pandas"
         bases = (pd.Index, pd.api.extensions.ExtensionArray)
@@ -241,10 +241,10 @@ def apart(value: Any, kind: type) -> tuple[str, Any] | None:
 
 
 def made(tag: str, parts: Any) -> Any:
-    """Return the value that `apart` took apart, None for another tag.
+    """Return the value whose tag and parts `apart` returned, or None for an unknown tag.
 
     Raises:
-        Exception: These are no parts of such a value.
+        Exception: The parts do not make such a value.
     """
     return _MAKES[tag](*parts) if tag in _MAKES else None
 

@@ -1,7 +1,7 @@
-"""What the zygote enters once, and its programs inherit: namespaces, a root of its own, Landlock, limits, seccomp.
+"""The isolation that the zygote enters once and programs inherit: namespaces, a new root, Landlock, limits, seccomp.
 
-Each mechanism is tried, and what the machine refuses is left out and named with its reason. None needs root. Entered by
-root, programs run as user 65534. Linux only; elsewhere only the limits hold.
+Each mechanism is tried. A mechanism that the machine refuses is left out and reported with the reason. None needs root.
+If root enters them, programs run as user 65534. The mechanisms need Linux; on other systems, only the limits hold.
 """
 
 import ctypes
@@ -16,45 +16,45 @@ from typing import Any
 from . import seccomp
 
 NOBODY = 65534
-FILES = 128  # descriptors open at once
-PROCESSES = 64  # the program and its threads
-INODES = 4096  # files in a program's folder
+FILES = 128  # maximum open descriptors
+PROCESSES = 64  # maximum threads, including the program itself
+INODES = 4096  # maximum files in a program's folder
 _NEW_USER = 0x10000000
 _OTHER_NAMESPACES = {"network": 0x40000000, "mount": 0x20000, "pid": 0x20000000, "ipc": 0x8000000}
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE, _DETACH = 2, 4, 4096, 16384, 1 << 18, 2
 _AT_FDCWD, _AT_RECURSIVE, _READ_ONLY_NOSUID = -100, 0x8000, 1 | 2
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # the other calls used here have the same number everywhere
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # the other calls used here have the same number on both
 _MOUNT_SETATTR, _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 442, 444, 445, 446
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _CAPABILITY_VERSION = 1, 38, 0x20080522
-# Landlock's rights by version: 13 in the first, then one each; reading a file, reading a folder.
+# Number of Landlock's rights by version, and the bits of those that are used here.
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _READ_FILE, _READ_FOLDER, _WRITE_FILE, _TRUNCATE = 1 << 2, 1 << 3, 1 << 1, 1 << 14
-# Where others than the interpreter install packages among its libraries.
+# Folders among the interpreter's libraries in which packages are installed.
 _INSTALLED = [os.path.join(os.path.dirname(os.__file__), f"{name}-packages") for name in ("site", "dist")]
 _INSTALLED += ["/usr/lib/python3/dist-packages"]
-_TCP, _SCOPES = 1 | 2, 1 | 2  # bind and connect; abstract sockets and signals to the outside
+_TCP, _SCOPES = 1 | 2, 1 | 2  # TCP bind and connect; abstract sockets and signals to the outside
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Isolation:
-    """The mechanisms in force, as they are entered.
+    """Enters isolation mechanisms, and records which are in force and which the machine refuses.
 
     Args:
-        wanted: Whether to enter any.
-        disk: Bytes that a program may have in its folder.
+        wanted: Whether to enter any mechanism.
+        disk: Maximum bytes in a program's folder.
         files: Files and folders that programs may read besides the interpreter's libraries.
     """
 
     def __init__(self, wanted: bool, disk: int, files: Sequence[str] = ()) -> None:
         self._disk, self._files = disk, files
         self._wanted = wanted and sys.platform == "linux"
-        self.entered: list[str] = []  # names of mechanisms
-        self.refused: dict[str, str] = {}  # name: reason
-        self.folder = ""  # the program's folder, once there is one
+        self.entered: list[str] = []  # names of the mechanisms in force
+        self.refused: dict[str, str] = {}  # name of a mechanism: the reason
+        self.folder = ""  # the program's folder, once it has been created
 
     def leave_namespaces(self) -> None:
-        """Enter new namespaces; that of processes holds from the next fork on."""
+        """Enter new namespaces. The process namespace takes effect at the next fork."""
         if not self._wanted:
             return
         user, group = os.geteuid(), os.getegid()
@@ -65,24 +65,24 @@ class Isolation:
             self._try(name, functools.partial(_unshare, flag))
 
     def confine(self, memory: int, file: int) -> None:
-        """In the process that forks programs: a root of its own, limits, no privileges, no system calls but some.
+        """Isolate the process that forks programs: new root, limits, no privileges, and only allowed system calls.
 
         Args:
-            memory: Bytes of address space.
-            file: Bytes in any one file.
+            memory: Maximum bytes of address space.
+            file: Maximum bytes in any one file.
         """
-        others = 0 if "user" in self.entered else _tasks()  # the limit counts what our user has outside, too
+        others = 0 if "user" in self.entered else _tasks()  # the limit also counts the user's processes outside
         if "mount" not in self.entered or not self._try("root", self._new_root):
             import tempfile
 
             self.folder = tempfile.mkdtemp(prefix="ilf-")
-            tempfile.tempdir = None  # a program's own is to be looked for by the program
+            tempfile.tempdir = None  # each program must look for its own temporary folder
         os.chdir(self.folder)
         if self._wanted:
             self._drop_privileges()
             self._try("landlock", self._landlock)
         limits = {"RLIMIT_AS": memory, "RLIMIT_FSIZE": file, "RLIMIT_NOFILE": FILES, "RLIMIT_CORE": 0}
-        if "root" not in self.entered:  # a file that is open and has no name is in no folder that the judge could watch
+        if "root" not in self.entered:  # the judge watches the folder, but cannot see open files without a name
             limits |= {"RLIMIT_FSIZE": min(file, self._disk // 8), "RLIMIT_NOFILE": FILES // 4}
         limits["RLIMIT_NPROC"] = others + PROCESSES
         for name, value in limits.items():
@@ -103,7 +103,7 @@ class Isolation:
         return True
 
     def _map(self, user: int, group: int) -> None:
-        """Keep our own user and group; root also gets nobody's, to become it."""
+        """Map our own user and group; for root, also map the user and group nobody, which programs run as."""
         lines = [f"{{0}} {{0}} 1\n{NOBODY} {NOBODY} 1" if user == 0 else "{0} {0} 1", "{0} {0} 1"]
         for line in lines:
             try:
@@ -117,8 +117,8 @@ class Isolation:
                     raise
 
     def _new_root(self) -> None:
-        """Make a root of the interpreter's libraries, read-only, a few devices and an empty folder, and enter it."""
-        os.umask(0o022)  # whoever programs run as must be able to pass
+        """Create and enter a root with the interpreter's libraries, read-only, a few devices and an empty folder."""
+        os.umask(0o022)  # the user that programs run as must be able to traverse the folders
         ours = libraries()
         shown = [*ours, *self._files]
         place = next(p for p in ("/tmp", "/mnt", "/run", "/srv", "/opt") if os.path.isdir(p) and not _holds(p, shown))
@@ -128,13 +128,13 @@ class Isolation:
         try:
             for path in (*ours, "/dev/null", "/dev/zero", "/dev/urandom"):
                 _show(path, place)
-            for path in filter(os.path.isdir, _INSTALLED):  # of what lies among the libraries, only our files
+            for path in filter(os.path.isdir, _INSTALLED):  # hide installed packages, except `self._files`
                 if any(path.startswith(one + "/") for one in ours):
                     _mount("ilf", place + path, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,nr_inodes=1k,mode=755")
             for path in self._files:
                 _show(path, place)
             os.makedirs(place + folder)
-            os.symlink(folder, place + "/dev/shm")  # locks of multiprocessing
+            os.symlink(folder, place + "/dev/shm")  # for the locks of multiprocessing
             _make_read_only(place)
             options = f"size={self._disk},nr_inodes={INODES},mode=700"
             _mount("ilf", place + folder, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
@@ -186,13 +186,13 @@ class Isolation:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends."""
+    """Make the kernel kill this process when its parent exits."""
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
 
 
 def empty(folder: str) -> bool:
-    """Remove all that a program left in its folder; return whether all of it could be removed."""
+    """Remove everything that a program left in its folder; return whether this succeeded."""
     try:
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
@@ -207,7 +207,7 @@ def empty(folder: str) -> bool:
 
 
 def remove(folder: str) -> None:
-    """Remove a program's folder, whatever it did to it."""
+    """Remove a program's folder, even if the program changed permissions in it."""
     import shutil
 
     def unlock(function: Callable[[str], object], path: str, error: object) -> None:
@@ -224,7 +224,7 @@ def remove(folder: str) -> None:
 
 
 def libraries(files: Sequence[str] = ()) -> list[str]:
-    """Return the folders, and links to folders, that the interpreter reads its libraries from, and other files."""
+    """Return the folders, and links to folders, from which the interpreter reads its libraries, and `files`."""
     found = [os.path.dirname(os.__file__), os.path.join(sys.base_prefix, "lib")]
     found += ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo"]
     paths = dict.fromkeys([*(path for path in found if os.path.isdir(path)), *files])
@@ -232,7 +232,7 @@ def libraries(files: Sequence[str] = ()) -> list[str]:
 
 
 def _show(path: str, place: str) -> None:
-    """Have a file or folder in the new root that is being made at a place."""
+    """Make a file or folder visible in the new root, which is being built at `place`."""
     target = place + path
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.islink(path):
@@ -250,7 +250,7 @@ def _holds(folder: str, paths: Sequence[str]) -> bool:
 
 
 def _tasks() -> int:
-    """Return how many processes and threads our user has."""
+    """Return the number of threads in all processes of our user."""
     total = 0
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         try:
@@ -283,7 +283,7 @@ def _make_read_only(path: str) -> None:
 
 
 def _system(number: int, *arguments: Any) -> int:
-    """Make a system call that the C library has no function for, and return its result."""
+    """Make a system call for which the C library has no function, and return its result."""
     result = int(_libc.syscall(ctypes.c_long(number), *arguments))
     if result < 0:
         raise OSError(ctypes.get_errno(), f"system call {number}: {os.strerror(ctypes.get_errno())}")

@@ -1,8 +1,8 @@
-"""The judge: evaluates a program's tests in a process that the program is not in.
+"""The judge: evaluates a program's tests outside the program's process.
 
-Of MBPP's 2,922 asserts 2,901 are `f(literals) == literal`. Their left sides are sent to the program at once; what
-comes back is plain data and is compared here. Any other test runs here as it is written, with a `Remote` for each
-name that the program defines.
+Of MBPP's 2,922 asserts, 2,901 are `f(literals) == literal`. The judge sends the left sides of all of them to the
+program at once, and compares the plain data that comes back. Any other test runs in the judge's process as it is
+written, with a `Remote` for each name that the program defines.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from .remote import Remote, Unsupported
 from .scope import BUILTINS, Builtins, module, packages_named, program, same
 from .zygote import ENDED, START
 
-MEMORY = 768 << 20  # bytes of address space that the judge may use, whatever it is made to unfold
-_DETAIL = 500  # characters of detail kept
+MEMORY = 768 << 20  # maximum bytes of address space of the judge, even if a program's answers expand to more
+_DETAIL = 500  # maximum characters of a detail
 
-Outcome = tuple[str, str] | None  # of a test: None where it holds, else verdict and detail
+Outcome = tuple[str, str] | None  # of a test: None if it passes, else verdict and detail
 
 
 class Judge:
@@ -31,10 +31,10 @@ class Judge:
 
     Args:
         control: The zygote's socket.
-        approximately: Whether numbers are compared as in the paper's tests.
-        trust: Whether objects of the program say themselves what they equal.
-        folder: The programs' folder where nothing but this judge keeps it small, else None.
-        disk: Bytes that may be in it.
+        approximately: Whether to compare numbers as the paper's tests do.
+        trust: Whether objects of the program may themselves decide what they are equal to.
+        folder: The programs' folder if only this judge limits its size, else None.
+        disk: Maximum bytes in the folder.
     """
 
     def __init__(self, control: socket.socket, approximately: bool, trust: bool, folder: str | None, disk: int) -> None:
@@ -43,34 +43,36 @@ class Judge:
         self._forked: socket.socket | None = None  # of the process that waits for the next program
 
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Return verdict, detail, the outcome of each test (tests), processor seconds, and whether it is the last.
+        """Judge a job, and return verdict, detail, tests (an outcome for each), processor seconds and last.
+
+        `last` is true if the worker cannot judge another job.
 
         Args:
             job: program, setup, tests, time_limit (processor seconds), wall_limit (seconds).
 
         Raises:
-            EOFError: If the zygote has died.
+            EOFError: The zygote has died.
         """
         case = _Case(self, job)
         try:
             case.run()
         except Ended as end:
             case.end = str(end)
-        except (Exception, Unsupported):  # whatever a program answers must not end its judge
+        except (Exception, Unsupported):  # no answer of a program may stop the judge
             case.end = "garbage"
         finally:
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         return case.close()
 
     def start(self, job: dict[str, Any], *streams: int) -> Channel:
-        """Have a program's process begin, and return the channel to it.
+        """Start a program's process, and return the channel to it.
 
         Args:
             job: See `judge`.
             *streams: Descriptors of a script's standard input and output.
 
         Raises:
-            EOFError: If the zygote or its newest process has died.
+            EOFError: The zygote or its newest process has died.
         """
         ours, self._forked = self._forked or self._fork(), None
         channel = Channel(ours, job["wall_limit"], self.folder, self.disk, self.trust)
@@ -81,10 +83,10 @@ class Judge:
         return channel
 
     def stop(self, channel: Channel) -> tuple[int, float, bool]:
-        """End the program's process; return its exit status, processor seconds, and whether its folder is empty again.
+        """Stop the program's process; return its exit status, processor seconds, and whether its folder is empty again.
 
         Raises:
-            EOFError: If the zygote has died.
+            EOFError: The zygote has died.
         """
         channel.close()
         try:
@@ -92,14 +94,14 @@ class Judge:
             status, seconds, clean = ENDED.unpack(serialization.exactly(self.control.fileno(), ENDED.size))
         except OSError:
             raise EOFError from None
-        with contextlib.suppress(EOFError):  # the next program's affair: this one has its verdict
-            self._forked = self._fork() if clean else None  # else the zygote ends
+        with contextlib.suppress(EOFError):  # only concerns the next program: this one has its verdict
+            self._forked = self._fork() if clean else None  # the zygote exits if the folder is not empty
         return status, seconds, clean
 
     def _fork(self) -> socket.socket:
-        """Have the zygote fork the next process, and return our end of its socket.
+        """Ask the zygote to fork the next process, and return our end of its socket.
 
-        It is forked before there is a job for it: a processor has time for that while the last verdict is handed in.
+        The process is forked before there is a job for it, while the last verdict is delivered and a processor is idle.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -111,19 +113,19 @@ class Judge:
 
 
 def answer(verdict: str, detail: str, tests: list[bool], seconds: float, last: bool) -> dict[str, Any]:
-    """Return the verdict on a job as the worker answers it."""
+    """Return the worker's answer with the verdict on a job."""
     detail = detail.encode("utf-8", "backslashreplace").decode()  # a program may raise half of a surrogate pair
     return {"verdict": verdict, "detail": detail[:_DETAIL], "tests": tests, "seconds": round(seconds, 4), "last": last}
 
 
 def early(end: str, job: dict[str, Any], status: int, seconds: float) -> tuple[str, str]:
-    """Return verdict and detail for a program whose process gave no more answers.
+    """Return verdict and detail for a program whose process stopped answering.
 
     Args:
-        end: Why, see `Ended`.
+        end: The reason; see `Ended`.
         job: See `Judge.judge`.
-        status: Of its exit.
-        seconds: Of processor time that it used.
+        status: The exit status of the process.
+        seconds: The processor time in seconds that it used.
     """
     if end == "garbage":
         return "failed", "answered with what is not plain data"
@@ -137,25 +139,25 @@ def early(end: str, job: dict[str, Any], status: int, seconds: float) -> tuple[s
 
 
 class _Case:
-    """One program with its tests."""
+    """The evaluation of one program with its tests."""
 
     def __init__(self, judge: Judge, job: dict[str, Any]) -> None:
         self._judge, self._job = judge, job
         self._outcomes: list[Outcome] = []  # of each test so far
-        self._before: Outcome = None  # of the program itself
-        self._line = 0  # of a test, at which it failed
-        self.end = ""  # why no more answers came
+        self._before: Outcome = None  # of the program itself, before any test
+        self._line = 0  # the line of a test at which it failed
+        self.end = ""  # the reason why the program stopped answering
         self._channel = judge.start(job)
 
     def run(self) -> None:
         """Run the program and each test.
 
         Raises:
-            Ended: If the program's process gives no more answers.
+            Ended: The program's process gives no more answers.
         """
         job = self._job
         ways, names, called = prepare(tuple(job["tests"]), self._judge.approximately)
-        # Not where an object may be asked what it equals: all would be done before.
+        # Not if objects may be asked what they are equal to: all calls would be made before the first question.
         at_once = not self._judge.trust and all(isinstance(way, Call) for way in ways)
         calls = [way.call for way in ways if isinstance(way, Call)] if at_once else []
         self._channel.patient = self._channel.over = at_once
@@ -175,20 +177,20 @@ class _Case:
             else:
                 scope = self._scope(names, called) if scope is None else scope
                 outcome = self._executed(way, scope)
-            if self._channel.ended:  # whatever the test made of it
+            if self._channel.ended:  # even if the test has caught the exception
                 raise self._channel.ended
             self._outcomes.append(outcome and (outcome[0], f"{self._place(test)}: {outcome[1]}".removesuffix(": ")))
 
     def _place(self, test: str) -> str:
-        """Return a test, or of one of several lines that at which it failed."""
+        """Return a test, or the line at which it failed if the test has several lines."""
         lines = test.strip("\n").split("\n")
         return test if len(lines) == 1 else test.split("\n")[self._line - 1].strip() if self._line else lines[0]
 
     def close(self) -> dict[str, Any]:
-        """End the program's process and return the verdict on it.
+        """Stop the program's process and return the answer with the verdict on it.
 
         Raises:
-            EOFError: If the zygote has died.
+            EOFError: The zygote has died.
         """
         status, seconds, clean = self._judge.stop(self._channel)
         tests = [outcome is None for outcome in self._outcomes]
@@ -210,7 +212,7 @@ class _Case:
         try:
             equal = almost_equal(content, expected) if self._judge.approximately else content == expected
             if type(equal).__module__.partition(".")[0] in library.packages:
-                equal = bool(equal)  # numpy's own; that of an array has none
+                equal = bool(equal)  # converts numpy's bool; raises ValueError for an array
         except ValueError as error:
             return "failed", f"ValueError: {error}"
         except Unsupported as error:
@@ -218,7 +220,7 @@ class _Case:
         return None if equal is True else ("failed", f"the result is {_shown(content)}")
 
     def _executed(self, block: Block, scope: dict[str, Any]) -> Outcome:
-        """Run a test here."""
+        """Run a test in the judge's process."""
         Unsupported.last, self._line = None, 0
         outcome: Outcome = None
         try:
@@ -226,28 +228,28 @@ class _Case:
             pytest_like.run(scope, block.tests)
         except Ended:
             raise
-        except BaseException as error:  # SystemExit, too
+        except BaseException as error:  # including SystemExit
             frames = traceback.walk_tb(error.__traceback__)
             self._line = max([0, *(line for frame, line in frames if frame.f_code.co_filename == "<test>")][-1:])
             outcome = ("unsupported_test", str(error)) if isinstance(error, Unsupported) else self._failed(error)
-        if Unsupported.last is not None:  # whatever the test made of it
+        if Unsupported.last is not None:  # even if the test has caught it
             return "unsupported_test", Unsupported.last
         return outcome
 
     def _failed(self, error: BaseException) -> Outcome:
         line = getattr(error, "line", None)
-        if line:  # of the program
+        if line:  # an exception of the program
             return error.limit or "failed", line  # type: ignore[attr-defined]
         text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
         if isinstance(error, AssertionError) and f"{Remote}" not in text:
             return "failed", text
         said = f"{type(error).__name__}: {text}"
-        # The library takes an object that stands for another only where it asks no more than that does.
+        # A library function may refuse the stand-in for an object although it would accept the object itself.
         lacks = f"{Remote}" in text or (isinstance(error, TypeError) and (self._channel.objects or "Remote" in text))
         return "unsupported_test" if lacks else "failed", said
 
     def _scope(self, names: list[str], called: set[str]) -> dict[str, Any]:
-        """Return what tests see: our builtins and modules, and what the program defines of the names they use."""
+        """Return the names that tests see: our builtins and modules, and names of the program that the tests use."""
         answer = self._channel.ask("defined", tuple(names))
         if type(answer) is not tuple:
             raise Ended("garbage")
@@ -255,7 +257,8 @@ class _Case:
         own = [name for name in found if not is_ours(name)]
         scope: dict[str, Any] = {name: module(name) for name in names if name in MODULES}
         scope |= packages_named(names)
-        # A program may itself bear the name of one of ours: it is then what the tests call, and all that they call.
+        # A program's function may have the name of a builtin or module. It is used if the tests call it by that name
+        # (a module's), or if they use no other name of the program (a builtin's).
         taken = {
             name: value
             for name, value in found.items()
@@ -263,7 +266,7 @@ class _Case:
         }
         for name in taken:
             scope.pop(name, None)
-        # A function or class keeps its name; a number may be another after each call.
+        # A name of a function or class keeps its value; other values may change with each call.
         changing = {name for name, value in taken.items() if not _stays(value)}
         scope |= {name: value for name, value in taken.items() if name not in changing}
         self._channel.defined, self._channel.objects = set(found), False

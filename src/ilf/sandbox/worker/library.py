@@ -1,6 +1,6 @@
-"""Values of the standard library that cross as the parts that make them again. None of them can be changed.
+"""Immutable values of the standard library, which cross as the parts that make them.
 
-What is named here is made on both sides: types that do nothing but hold values.
+Both sides make values of the types that are listed here. These types do nothing but hold values.
 """
 
 import builtins
@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-_Parts = Callable[[Any], Any]  # of a value, None where this one does not cross
+_Parts = Callable[[Any], Any]  # returns the parts of a value, or None if the value cannot cross
 _Made = Callable[..., Any]
 
 
@@ -33,24 +33,24 @@ def _folded(name: str) -> _Made:
 def _holding(name: str) -> _Made:
     def make(data: Any) -> Any:
         found = getattr(collections, name)()
-        found.data = data  # the very one that both sides hold
+        found.data = data  # the same object that both sides hold, not a copy
         return found
 
     return make
 
 
-packages: set[str] = set()  # what programs and tests may import besides the standard library: see packages.py
-more: list[tuple[Callable[[Any, type], Any], Callable[[str, Any], Any]]] = []  # `apart` and `made` of their values
+packages: set[str] = set()  # packages that programs and tests may import: see packages.py
+more: list[tuple[Callable[[Any, type], Any], Callable[[str, Any], Any]]] = []  # `apart` and `made` of these packages
 
 
 def number(value: Any) -> Any:
-    """Return a number of a package as Python's own, any other value as it is."""
+    """Return a number of numpy as a Python number, and any other value unchanged."""
     if not packages or type(value).__module__ != "numpy" or value.shape != ():
         return value
     return value.item() if value.dtype.kind in "biufc" else value
 
 
-_RAW: dict[type, tuple[str, _Parts, _Made]] = {  # types without a name that leads to them
+_RAW: dict[type, tuple[str, _Parts, _Made]] = {  # types that cannot be looked up by name
     complex: ("complex", _attributes("real", "imag"), complex),
     range: ("range", _attributes("start", "stop", "step"), range),
     slice: ("slice", _attributes("start", "stop", "step"), slice),
@@ -67,7 +67,7 @@ for _mapping in ({}, collections.OrderedDict()):
     _RAW[type(_mapping.items())] = "items", list, lambda *pairs: dict(pairs).items()
     _RAW[type(_mapping.values())] = "values", list, lambda *values: dict(enumerate(values)).values()
 
-_NAMED: dict[str, tuple[_Parts, _Made | None]] = {  # None: the type itself makes it
+_NAMED: dict[str, tuple[_Parts, _Made | None]] = {  # None: the type itself makes the value
     "collections.ChainMap": (lambda v: list(v.maps), None),
     "collections.UserDict": (_attributes("data"), _holding("UserDict")),
     "collections.UserList": (_attributes("data"), _holding("UserList")),
@@ -83,7 +83,7 @@ _NAMED: dict[str, tuple[_Parts, _Made | None]] = {  # None: the type itself make
     "decimal.Decimal": (_text, None),
     "fractions.Fraction": (_attributes("numerator", "denominator"), None),
     **{f"ipaddress.IPv{n}{kind}": (_text, None) for n in "46" for kind in ("Address", "Network", "Interface")},
-    # Taken apart by `objects.py`; made as one that reads no files.
+    # `objects.py` takes these apart. They are made as pure paths, which cannot read files.
     "pathlib.PosixPath": (lambda v: None, lambda text: named("pathlib:PurePosixPath")(text)),
     "pathlib.PurePosixPath": (_text, None),
     "pathlib.PureWindowsPath": (_text, None),
@@ -98,12 +98,12 @@ _TYPES_OF |= {"numbers", "uuid"}
 
 
 def apart(value: Any, kind: type) -> tuple[str, Any] | None:
-    """Return a tag and the parts that make a value of the standard library, None for any other."""
+    """Return a tag and the parts that make a value of the standard library, or None for any other value."""
     if kind in _RAW:
         tag, parts, _ = _RAW[kind]
         found = parts(value)
         return None if found is None else (tag, found)
-    if not isinstance(kind.__module__, str):  # of what stands for an object of the program
+    if not isinstance(kind.__module__, str):  # the stand-in for an object of the program
         return None
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name in _NAMED and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind:
@@ -116,10 +116,10 @@ def apart(value: Any, kind: type) -> tuple[str, Any] | None:
 
 
 def made(tag: str, parts: Any) -> Any:
-    """Return the value that `apart` took apart.
+    """Return the value whose tag and parts `apart` returned.
 
     Raises:
-        Exception: These are no parts of such a value.
+        Exception: The parts do not make such a value.
     """
     for known, _, make in _RAW.values():
         if known == tag:
@@ -138,7 +138,7 @@ def made(tag: str, parts: Any) -> Any:
 
 
 def named(name: str) -> Any:
-    """Return what the standard library has by a dotted name, None if nothing."""
+    """Return the object with a name MODULE:PATH in the standard library or an allowed package, or None."""
     module, _, path = name.partition(":")
     if not has(module):
         return None
@@ -149,13 +149,13 @@ def named(name: str) -> Any:
 
 
 def has(module: str) -> bool:
-    """Return whether a module is of the standard library, or of a package that programs may import."""
+    """Return whether a module belongs to the standard library or to a package that programs may import."""
     root = module.partition(".")[0]
     return root in sys.stdlib_module_names or root in packages
 
 
 def name_of(value: Any) -> str | None:
-    """Return the dotted name by which the standard library has a function or type, None if it has it by none."""
+    """Return the name MODULE:PATH of a function or type of the library, or None if it has no such name."""
     module = getattr(getattr(value, "__objclass__", value), "__module__", "")
     for path in (getattr(value, "__qualname__", ""), getattr(value, "__name__", "")):
         found = named(f"{module}:{path}")

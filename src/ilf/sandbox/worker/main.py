@@ -1,6 +1,7 @@
-"""A worker's main loop: jobs in on standard input, verdicts out on standard output, one JSON line each.
+"""A worker's main loop: reads jobs from standard input and writes verdicts to standard output, one JSON line each.
 
-The first line out says how programs are isolated. A worker whose zygote has died ends; its starter starts another.
+The first line of output reports how programs are isolated. If the zygote dies, the worker exits, and the executor
+starts another worker.
 """
 
 import json
@@ -14,28 +15,28 @@ from .isolation import libraries, remove
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Serve until standard input ends.
+    """Judge jobs until standard input ends.
 
     Args:
-        settings: approximately (numbers compare as in the paper's tests), trust (objects say what they equal), and
-            those of `zygote.start`.
+        settings: approximately (compare numbers as the paper's tests do), trust (objects of the program decide what
+            they are equal to), and the settings of `zygote.start`.
     """
     more = _load(settings) if settings["packages"] else 0
-    control = zygote.start(settings)  # before anything is read: what is forked knows no tests
+    control = zygote.start(settings)  # before any job is read, so that forks hold no tests
     hello = b""
     while not hello.endswith(b"\n"):
         part = control.recv(4096)
         if not part:
-            sys.exit("the zygote ended before it began")
+            sys.exit("the zygote exited before it reported its isolation")
         hello += part
     report = json.loads(hello)
     if "error" in report:
         sys.exit(report["error"])
-    folder = None if "root" in report["entered"] else report["folder"]  # else it goes with the zygote
+    folder = None if "root" in report["entered"] else report["folder"]  # a folder in a new root ends with the zygote
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # tests may print
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what tests print must not mix with answers
     _write(answers, report)
-    from . import outputs  # what they need, no fork pays for
+    from . import outputs  # imported after the fork, which keeps programs' forks small
     from .judge import MEMORY, Judge
 
     if sys.platform == "linux":
@@ -47,10 +48,10 @@ def main(settings: dict[str, Any]) -> None:
             job = json.loads(line)
             reads = "inputs" in job
             if guard:
-                guard.on = not reads  # no test runs then, and the judge makes files
+                guard.on = not reads  # with inputs, no test runs and the judge itself creates files
             _write(answers, outputs.judge(judge, job) if reads else judge.judge(job))
     except EOFError:
-        sys.exit("the zygote ended")
+        sys.exit("the zygote has exited")
     finally:
         if guard:
             guard.on = False
@@ -59,7 +60,7 @@ def main(settings: dict[str, Any]) -> None:
 
 
 def _load(settings: dict[str, Any]) -> int:
-    """Import the packages that are allowed; return the bytes of address space that they take, of nobody's limit."""
+    """Import the allowed packages; return the bytes of address space that they take, which count against no limit."""
     from . import packages
 
     try:

@@ -1,4 +1,4 @@
-"""How the program's process describes an object that stays there: what it is, and how it compares."""
+"""Describes the objects that stay in the program's process: what they are, and how they compare."""
 
 import enum
 import sys
@@ -8,21 +8,21 @@ from typing import Any
 from .containers import CONTAINERS
 from .serialization import DEPTH, Writer
 
-# What a value can be compared as that is derived from it.
+# A value of a type derived from one of these can be compared as a value of this base.
 _BASES = (*CONTAINERS, tuple, frozenset, str, bytes, int, float)
-# What a derived class may have of its own and still be used as what it is derived from, where our side has a copy.
+# Methods that a derived class may override although the judge uses a copy of its values as values of the base.
 _ALLOWED = {"__new__", "__init__", "__repr__", "__str__", "__format__", "__doc__", "__dir__", "__sizeof__"}
 _ALLOWED |= {"__getattribute__", "__setattr__", "__delattr__", "__class_getitem__", "__init_subclass__", "__class__"}
-_TEXT = 10_000  # characters of an exception's text that are kept
+_TEXT = 10_000  # maximum characters of an exception's text
 _ALLOWED |= {"__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__", "__getstate__", "__subclasshook__"}
 
 
 class Objects:
-    """The objects that the judge has a number for: each keeps its own."""
+    """The objects that the judge knows by number. An object keeps its number."""
 
     def __init__(self) -> None:
         self._objects: list[object] = []
-        self._numbers: dict[int, int] = {}  # by id; none is ever collected
+        self._numbers: dict[int, int] = {}  # by id; no object is ever freed
 
     def __getitem__(self, number: int) -> object:
         return self._objects[number]
@@ -35,12 +35,12 @@ class Objects:
         return found
 
     def describe(self, writer: Writer, value: Any, depth: int) -> Any:
-        """Return what stands for an object: its number, how it compares, its type's name, and what that needs.
+        """Return the description of an object: its number, how it compares, its type's name, and further data.
 
-        `like`: as the plain data that it is derived from, which it can also be used as. `data`: as these, but it does
-        things its own way. `fields`: as a data class compares. `member`: of an enumeration. `is`: with itself alone.
-        `own`: by a method of its program. `class` and `error` are types, the latter of exceptions, of which one is
-        `raised`.
+        It compares like the plain data that its type is derived from (`like`, which can also be used as that data, or
+        `data`, if the type overrides methods), by the fields of a data class (`fields`), as a member of an enumeration
+        (`member`), by identity (`is`), or by a method of the program (`own`). `class` is a type, `error` a type of
+        exceptions, and `raised` an exception.
         """
         number, kind = self.number(value), type(value)
         name = getattr(kind, "__qualname__", "object")
@@ -79,12 +79,12 @@ class Objects:
         return object_of("is" if equal is object and _definer(kind, "__ne__") is object else "own")
 
     def fields(self, value: Any) -> tuple[Any, ...]:
-        """Return the fields by which a data class compares."""
+        """Return the values of the fields by which a data class compares."""
         names = _compared_fields(_definer(type(value), "__eq__"))
         return tuple(getattr(value, name) for name in names or ())
 
     def _type(self, writer: Writer, kind: type) -> Any:
-        """Return the name of a type of the standard library, the number of any other."""
+        """Return the name of a type of the standard library, or the number of any other type."""
         name = f"{kind.__module__}.{kind.__qualname__}"
         found = getattr(sys.modules.get(kind.__module__), kind.__qualname__, None)
         return name if found is kind and kind.__module__ != "program" else self.number(kind)
@@ -109,7 +109,7 @@ def _definer(kind: type, name: str) -> type:
 
 
 def _compared_fields(definer: type) -> list[str] | None:
-    """Return the fields that a data class's generated `__eq__` compares, None where a class has another."""
+    """Return the fields that a data class's generated `__eq__` compares, or None if the class has another `__eq__`."""
     fields = vars(definer).get("__dataclass_fields__")
     code = getattr(vars(definer)["__eq__"], "__code__", None)
     if fields is None or code is None or code.co_filename != "<string>":

@@ -1,7 +1,7 @@
-"""Judges programs that read and write: one run for each input, and what it wrote compared here.
+"""Judges programs that read and write: runs the program once for each input and compares its output.
 
-A run has a process, a folder, standard input and standard output of its own. The judge makes the last two, as files
-without a name, and reads what was written when the process has ended by itself, with exit status 0.
+Each run has its own process, folder, standard input and standard output. The judge creates the last two as files
+without a name, and reads the output after the process has exited by itself with status 0.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from .channel import Ended
 from .judge import Judge, Outcome, answer, early
 from .reading import almost_equal
 
-_SHORT = 200  # characters of an output that is shown as a whole
+_SHORT = 200  # maximum characters of an output that is shown completely
 _NUMBER = re.compile(rb"[+-]?(\d+|\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -26,14 +26,14 @@ class _Run(NamedTuple):
 
 
 def judge(judge: Judge, job: dict[str, Any]) -> dict[str, Any]:
-    """Return what `Judge.judge` does, with the outcome of each input in place of tests, and seconds of the longest run.
+    """Return an answer like `Judge.judge`, where `tests` has one outcome per input and `seconds` is of the longest run.
 
-    After a run that exceeds its time there is no other: a program that does not end would take the limit each time.
+    The first run that exceeds its time is the last: a program that does not end would take the full limit each time.
 
     Args:
-        judge: Has the zygote, and how to compare.
-        job: program, inputs and outputs (texts), compare_output ("tokens" or "exact"), time_limit (processor seconds)
-            and wall_limit (seconds), both of each run.
+        judge: The judge, which has the zygote and the settings for comparisons.
+        job: program, inputs and outputs (strings), compare_output ("tokens" or "exact"), time_limit (processor seconds
+            of each run) and wall_limit (seconds of each run).
 
     Raises:
         EOFError: If the zygote has died.
@@ -44,13 +44,13 @@ def judge(judge: Judge, job: dict[str, Any]) -> dict[str, Any]:
         if clean:
             run = _run(judge, job, given, expected)
             seconds, clean, outcome = max(seconds, run.seconds), run.clean, run.outcome
-        else:  # the zygote has ended
+        else:  # the zygote has exited
             outcome = "disk", "an earlier run left files that could not be removed"
         outcomes.append(outcome and (outcome[0], f"input {number}: {outcome[1]}"))
         if outcome and outcome[0] == "timed_out":
             break
     wrong = [outcome for outcome in outcomes if outcome]
-    wrong.sort(key=lambda outcome: outcome[0] != "timed_out")  # else the first
+    wrong.sort(key=lambda outcome: outcome[0] != "timed_out")  # a time-out, or else the first
     tests = [outcome is None for outcome in outcomes] + [False] * (len(job["inputs"]) - len(outcomes))
     return answer(*(wrong[0] if wrong else ("passed", "")), tests, seconds, not clean)
 
@@ -61,7 +61,7 @@ def _run(judge: Judge, job: dict[str, Any], given: str, expected: str) -> _Run:
     end = ""
     with _file(_bytes(given)) as source, _file() as target:
         channel = judge.start(job, source, target)
-        channel.patient = True  # there is no message but of an exception
+        channel.patient = True  # the only message that a script can send is about an exception
         try:
             channel.send(job["program"])
             kind, error = channel.receive()
@@ -71,7 +71,7 @@ def _run(judge: Judge, job: dict[str, Any], given: str, expected: str) -> _Run:
                 end = "garbage"
         except Ended as ended:
             end = str(ended)
-        except Exception:  # whatever a program answers must not end its judge
+        except Exception:  # no answer of a program may stop the judge
             end = "garbage"
         status, seconds, clean = judge.stop(channel)
         if end == "closed" and status == 0:
@@ -88,12 +88,12 @@ def _run(judge: Judge, job: dict[str, Any], given: str, expected: str) -> _Run:
 
 
 def _compared(written: bytes, expected: bytes, exactly: bool, approximately: bool) -> Outcome:
-    """Compare line by line, or by words, which ASCII's white space divides."""
+    """Compare an output line by line if `exactly`, else word by word; ASCII white space separates words."""
     if exactly:
         found, wanted = (text.rstrip(b"\n").split(b"\n") for text in (written, expected))
     else:
         wanted = expected.split()
-        found = written.split(None, len(wanted))  # what comes after is one more
+        found = written.split(None, len(wanted))  # all that follows is one more item
     if found == wanted:
         return None
     same = _near if approximately and not exactly else bytes.__eq__
@@ -107,7 +107,7 @@ def _compared(written: bytes, expected: bytes, exactly: bool, approximately: boo
 
 
 def _difference(found: Sequence[bytes], wanted: Sequence[bytes], place: int | None, unit: str) -> str:
-    """Say where a long output is another than the expected one."""
+    """Return a message that says where a long output differs from the expected one."""
     if place is not None:
         return f"{unit} {place + 1} of the output is {_text(found[place][: _SHORT // 2])!r}"
     if len(found) < len(wanted):
@@ -116,14 +116,14 @@ def _difference(found: Sequence[bytes], wanted: Sequence[bytes], place: int | No
 
 
 def _near(a: bytes, b: bytes) -> bool:
-    """Return whether two words are equal, as numbers where both are some."""
+    """Return whether two words are equal, or almost equal if both are numbers."""
     if a == b:
         return True
     if not (_NUMBER.fullmatch(a) and _NUMBER.fullmatch(b)):
         return False
     try:
         return almost_equal(*(float(word) if set(word) & set(b".eE") else int(word) for word in (a, b)))
-    except ValueError:  # an integer of too many digits
+    except ValueError:  # an integer with too many digits
         return False
 
 
@@ -137,7 +137,7 @@ def _text(written: bytes) -> str:
 
 @contextlib.contextmanager
 def _file(content: bytes = b"") -> Iterator[int]:
-    """Yield the descriptor of a file without a name, in memory where the system has such."""
+    """Yield the descriptor of a file without a name, which is in memory if the system supports it."""
     with open(os.memfd_create("ilf"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
         file.write(content)
         file.seek(0)

@@ -1,6 +1,6 @@
-"""Packages that programs and tests may import besides the standard library: found by name, and imported once.
+"""Finds and imports the packages that programs and tests may import besides the standard library.
 
-A worker imports them before it forks: its programs and its judge share what that takes.
+A worker imports them once, before it forks, so that its programs and its judge share their memory.
 """
 
 import functools
@@ -14,13 +14,14 @@ from typing import Any
 
 from . import library
 
-# One thread, whatever the machine has: what forks may have no other, and each thread of these takes up address space.
+# The packages use one thread, whatever the machine has: a process that forks may have no other threads, and each thread
+# of these libraries takes up address space.
 THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS")}
-# What programs and tests use and numpy itself imports late.
+# Submodules that programs and tests use and that numpy imports only when they are used.
 _LATE = {"numpy": ("numpy.linalg", "numpy.random", "numpy.ma", "numpy.fft", "numpy.polynomial", "numpy.testing")}
-# What takes data for code.
+# Functions that run data as code.
 _RUN = {"pandas": ("eval", "read_pickle", "DataFrame.eval", "DataFrame.query")}
-# What no test needs of them: processes, connections, code by its address, and code that comes as data.
+# Audit events that no test needs: processes, connections, code by its address, code from data, and changes of files.
 _REFUSED = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen"}
 _REFUSED |= {"socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "urllib.Request"}
 _REFUSED |= {"ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function", "pickle.find_class"}
@@ -28,18 +29,18 @@ _REFUSED |= {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "o
 
 
 class _Finder:
-    """Finds these packages, and nothing else of the folder that they lie in.
+    """An import finder for the allowed packages, which finds nothing else in their folders.
 
     Args:
-        modules: Name, and file or folder.
-        files: All that may be read, among them what says which versions they are.
+        modules: Name, and file or folder, of each module.
+        files: All files and folders that may be read, including the metadata of the packages.
     """
 
     def __init__(self, modules: dict[str, str], files: Sequence[str]) -> None:
         self.modules, self.files = modules, files
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """Return where a module is, None for a module of others."""
+        """Return the spec of a module, or None if it does not belong to these packages."""
         place = self.modules.get(name)
         if place is None:
             return None
@@ -68,10 +69,10 @@ class _Finder:
 
 
 def load(imported: Iterable[str], modules: dict[str, str], files: Sequence[str]) -> int:
-    """Import packages, and have their values cross; return the bytes of address space that this takes.
+    """Import packages and register their types; return the bytes of address space that this takes.
 
     Raises:
-        ImportError: One can't be imported, or leaves threads behind.
+        ImportError: A package cannot be imported, or starts threads when it is imported.
     """
     before = _space()
     os.environ.update(THREADS)
@@ -88,7 +89,7 @@ def load(imported: Iterable[str], modules: dict[str, str], files: Sequence[str])
     if "numpy" in sys.modules:
         from . import arrays
 
-        sys.modules["numpy"].random.seed(0)  # programs start with the same random numbers
+        sys.modules["numpy"].random.seed(0)  # all programs start with the same random numbers
         arrays.use()
     if "pandas" in sys.modules:
         from . import frames
@@ -98,19 +99,19 @@ def load(imported: Iterable[str], modules: dict[str, str], files: Sequence[str])
 
 
 class Guard:
-    """Whether the packages are kept from files and code: while tests run."""
+    """Switch that decides whether packages are kept from files and code; on while tests run."""
 
     on = True
 
 
 def guard(folders: Iterable[str]) -> Guard:
-    """In the judge: let tests compute with these packages, and not read or write files, or run code, by them.
+    """Let tests in the judge compute with packages, but not use them to read or write files or to run code.
 
     Args:
-        folders: Those that may be read: where there is something to import.
+        folders: Folders that may be read, because modules are imported from them.
 
     Returns:
-        What turns it off and on.
+        The switch that turns this off and on.
     """
     from .remote import Unsupported, refuse
 
@@ -143,7 +144,7 @@ def _threads() -> int:
 
 
 def _space() -> int:
-    """Return the bytes of our address space; 0 where nothing limits it."""
+    """Return the bytes of this process's address space; 0 on systems other than Linux, which do not limit it."""
     if sys.platform != "linux":
         return 0
     with open("/proc/self/statm") as file:

@@ -1,4 +1,4 @@
-"""Paths as tests see them: which files there are, and what is in them, only the program's process can say."""
+"""The `pathlib.Path` of tests, which has no access to files: files exist only in the program's process."""
 
 import pathlib
 from typing import Any
@@ -7,7 +7,7 @@ from .remote import Unsupported
 
 
 class Path(pathlib.PurePosixPath):
-    """What tests get as `pathlib.Path`."""
+    """Replacement for `pathlib.Path` in tests. Methods that access files raise Unsupported."""
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(pathlib.PosixPath, name) and not hasattr(type(self), name):

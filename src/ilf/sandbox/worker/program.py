@@ -1,7 +1,7 @@
-"""A program's own process: runs the program, then calls its functions as the judge asks, and answers with plain data.
+"""A program's own process: runs the program, calls its functions as the judge asks, and answers with plain data.
 
-Nothing here is trusted: the program may rewrite all of it. It can then answer only what a program could have answered
-anyway, since what is expected of the answers is known to the judge alone.
+Nothing in this process is trusted, because the program may rewrite all of it. Even then it can only give answers that a
+program could have given anyway, since only the judge knows the expected values.
 """
 
 import builtins
@@ -22,8 +22,8 @@ from . import library, serialization
 from .objects import Objects
 
 PROGRAM = "<program>"
-_DETAIL = 400  # characters of an exception's report that are kept
-_PRINTED = 1 << 20  # bytes of what is printed during one call that the judge is told
+_DETAIL = 400  # maximum characters of an exception's report
+_PRINTED = 1 << 20  # maximum bytes of the output of one call that are sent to the judge
 _BUILTINS = "str repr bool int float complex round abs hash format bytes divmod"
 _OPERATORS = "index neg pos invert add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift "
 _OPERATORS += "lt le gt ge eq ne contains"
@@ -57,13 +57,13 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def run(channel: int, full: int) -> None:
-    """Serve the judge until it ends this process, or until there is no more to answer.
+    """Answer the judge until it kills this process, or until all questions are answered.
 
     Args:
         channel: Descriptor of a socket to the judge.
-        full: Bytes of output at which an EFBIG is about the output rather than another file.
+        full: Bytes of output from which an EFBIG is attributed to the output rather than to another file.
     """
-    # The judge is to be trusted: what comes from it may be marshalled, with calls as code.
+    # The judge is trusted, so that its messages may use marshal and contain calls as code.
     text, setup, calls, more = marshal.loads(serialization.receive(channel))
     server = _Conversation(channel, full) if more else _Server(channel, full)
     if server.start(text, setup):
@@ -74,7 +74,7 @@ _STARTED = serialization.as_text(["value", None])
 
 
 class _Server:
-    """The program's namespace, in which calls are evaluated whose results are compared at once."""
+    """Holds the program's namespace and evaluates calls in it whose results are only compared."""
 
     def __init__(self, channel: int, full: int) -> None:
         self._channel, self._full = channel, full
@@ -87,7 +87,7 @@ class _Server:
         return Objects()
 
     def start(self, program: str, setup: str) -> bool:
-        """Run the program and its set-up code; return whether they came to their end."""
+        """Run the program and its set-up code; return whether they ran without an exception."""
         try:
             exec(compile(program, PROGRAM, "exec"), self._scope)
             if setup:
@@ -99,12 +99,12 @@ class _Server:
         return True
 
     def serve(self, calls: Sequence[types.CodeType]) -> None:
-        """Answer all that the judge has asked at once."""
+        """Answer all calls, which the judge has sent at once."""
         for call in calls:
             self.evaluate(call)
 
     def evaluate(self, call: types.CodeType) -> None:
-        """Send the result of a call, or the exception that came instead. Nothing of it is seen again."""
+        """Send the result of a call as a copy, or the exception that it raised."""
         try:
             self._send(["value", self._copying.pack(eval(call, self._scope))])
         except BaseException as error:
@@ -114,12 +114,12 @@ class _Server:
         serialization.send(self._channel, serialization.as_text(message))
 
     def _report(self, error: BaseException) -> None:
-        """Send an exception: the last line of its report, its line of the program, the limit that it names."""
+        """Send an exception: the last line of its report, its line in the program, and the limit that caused it."""
         self._send(["error", described(error, self._full)])
 
 
 class _Conversation(_Server):
-    """A server that the judge asks one thing after the other, and that holds some values together with it."""
+    """A server that answers the judge's questions one at a time, and shares mutable values with it."""
 
     def __init__(self, channel: int, full: int) -> None:
         super().__init__(channel, full)
@@ -128,16 +128,16 @@ class _Conversation(_Server):
             lambda value, depth: self._objects.describe(self._sharing, value, depth), self._shared
         )
         self._reader = serialization.Reader(self._resolve, self._shared)
-        self._printed = [0, 0]  # bytes of output and of errors that the judge was told
+        self._printed = [0, 0]  # bytes of standard output and standard error that were sent to the judge
         self._told_before = False
 
     def serve(self, calls: Sequence[types.CodeType]) -> None:
-        """Answer one question after the other, until the judge ends this process."""
+        """Answer one question after the other, until the judge kills this process."""
         while True:
             self.answer(*marshal.loads(serialization.receive(self._channel)))
 
     def answer(self, kind: str, payload: Any) -> None:
-        """Do what the judge asks and send it the result, or the exception that came instead."""
+        """Do what the judge asks, and send the result or the exception that was raised."""
         if kind == "evaluate":
             self.evaluate(payload)
             self._told()
@@ -148,15 +148,15 @@ class _Conversation(_Server):
             self._raised(error)
 
     def _raised(self, error: BaseException) -> None:
-        """Send an exception with its arguments, itself, and what was printed."""
+        """Send an exception, its description, and what was printed."""
         found = described(error, self._full)
         try:
             serialization.send(self._channel, self._answered("error", error, found))
-        except Exception:  # of the program's own methods
+        except Exception:  # raised by the program's own methods
             self._send(["error", found])
 
     def _answered(self, kind: str, result: Any, *more: Any) -> bytes:
-        """Return an answer as text, after all that was done here to what both sides hold."""
+        """Return an answer as text, preceded by the changes that were made here to shared containers."""
         kept, limit = self._shared.kept(), sys.getrecursionlimit()
         sys.setrecursionlimit(max(limit, 20 * serialization.DEPTH))
         try:
@@ -172,7 +172,7 @@ class _Conversation(_Server):
         _, unused, arguments = self._reader.read(payload)
         self._shared.forget(unused)
         if kind == "defined":
-            if not self._told_before:  # what was printed until here is of no test
+            if not self._told_before:  # what was printed so far belongs to no test
                 self._told()
                 self._told_before = True
             defined = [name for name in arguments[0] if name in self._scope]
@@ -198,10 +198,10 @@ class _Conversation(_Server):
         return made(*arguments)
 
     def _told(self) -> list[str] | None:
-        """Return what was printed since the last time, on standard output and standard errors."""
+        """Return what was printed to standard output and standard error since the last call, or None."""
         found = []
         for i, (stream, descriptor) in enumerate(((sys.stdout, 1), (sys.stderr, 2))):
-            with contextlib.suppress(Exception):  # whatever the program has put there
+            with contextlib.suppress(Exception):  # the program may have replaced the stream
                 stream.flush()
             size = os.fstat(descriptor).st_size
             text = os.pread(descriptor, min(size - self._printed[i], _PRINTED), self._printed[i])
@@ -211,11 +211,11 @@ class _Conversation(_Server):
 
 
 def described(error: BaseException, full: int) -> list[Any]:
-    """Return the last line of an exception's report, its line of the program, and the limit that it names.
+    """Return the last line of an exception's report, its line in the program, and the limit that caused it.
 
     Args:
         error: The exception.
-        full: Bytes of output at which an EFBIG is about the output rather than another file.
+        full: Bytes of output from which an EFBIG is attributed to the output rather than to another file.
     """
     report = "".join(traceback.format_exception_only(type(error), error)).strip().split("\n")[-1]
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == PROGRAM]
@@ -224,7 +224,7 @@ def described(error: BaseException, full: int) -> list[Any]:
 
 
 def _limit(error: BaseException, full: int) -> str | None:
-    """Return the verdict for an exception that one of our limits caused, None for any other."""
+    """Return the verdict for an exception that one of our limits caused, or None for any other exception."""
     if isinstance(error, MemoryError):
         return "memory"
     if isinstance(error, serialization.TooLong):
@@ -239,7 +239,7 @@ def _limit(error: BaseException, full: int) -> str | None:
 
 
 def _awaited(value: Any) -> Any:
-    """Return what an awaitable comes to."""
+    """Return the result of an awaitable."""
     import asyncio
 
     async def wait() -> Any:

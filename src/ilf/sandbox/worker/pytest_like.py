@@ -1,4 +1,4 @@
-"""What tests use of pytest, in the few lines that need none of it, and the running of what tests define."""
+"""The parts of pytest that tests use, implemented without pytest, and a runner for the tests that are defined."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from .remote import Unsupported
 
 
 class _Raises:
-    """The context of `raises`."""
+    """The context manager of `raises`."""
 
     value: BaseException
     type: Any
@@ -47,7 +47,7 @@ class _Raises:
 
 
 def raises(expected: Any, *args: Any, match: str | None = None, **keywords: Any) -> Any:
-    """Expect an exception, in a `with` statement or of a function with its arguments."""
+    """Expect an exception from a `with` block, or from a function that is called with the arguments."""
     found = _Raises(expected, match)
     if not args:
         return found
@@ -57,7 +57,7 @@ def raises(expected: Any, *args: Any, match: str | None = None, **keywords: Any)
 
 
 class approx:
-    """A number, or numbers in a list, tuple or dictionary, that others equal where they are near."""
+    """A number, or numbers in a list, tuple or dictionary, that is equal to any number close to it."""
 
     def __init__(self, expected: Any, rel: float | None = None, abs: float | None = None, nan_ok: bool = False) -> None:
         self._expected, self._nan = expected, nan_ok
@@ -71,7 +71,7 @@ class approx:
         if library.packages and "numpy" in {type(actual).__module__, type(expected).__module__}:
             several = getattr(actual, "shape", ()) != ()
             actual, expected = (v.tolist() if type(v).__module__ == "numpy" else v for v in (actual, expected))
-            if several and isinstance(expected, int | float | complex):  # each is to be near
+            if several and isinstance(expected, int | float | complex):  # each number of the array must be close
                 return all(self._near(one, expected) for one in actual)
         if isinstance(expected, dict):
             return (
@@ -95,14 +95,14 @@ class approx:
             return bool(actual == expected)
 
     __hash__ = None  # type: ignore[assignment]
-    __array_ufunc__ = None  # an array is compared by the method above, and not each of its numbers
+    __array_ufunc__ = None  # makes numpy call `__eq__` once per array rather than once per number
 
     def __repr__(self) -> str:
         return f"approx({self._expected!r})"
 
 
 class _Mark:
-    """pytest.mark: `parametrize`; others are taken and change nothing but what is run."""
+    """Replacement for pytest.mark: supports `parametrize`, refuses skip, skipif and xfail, and ignores other marks."""
 
     def __getattr__(self, name: str) -> Any:
         def mark(*args: Any, **keywords: Any) -> Any:
@@ -137,12 +137,12 @@ class _Param(NamedTuple):
 
 
 def param(*values: Any, id: str | None = None, marks: Any = ()) -> _Param:
-    """Return a row of `mark.parametrize`."""
+    """Return a row of values for `mark.parametrize`."""
     return _Param(_Row(values))
 
 
 def fixture(function: Any = None, **keywords: Any) -> Any:
-    """Mark a function whose value others take as an argument."""
+    """Mark a function as a fixture, whose value tests take as an argument."""
     if keywords.get("params") is not None:
         raise Unsupported("uses a pytest.fixture with parameters")
 
@@ -159,16 +159,16 @@ def fail(reason: str = "", pytrace: bool = True) -> None:
 
 
 def skip(reason: str = "", **keywords: Any) -> None:
-    """Skip a test: which says nothing of the program."""
+    """Refuse to skip: a skipped test says nothing about the program."""
     raise Unsupported("skips")
 
 
 def importorskip(name: str, **keywords: Any) -> None:
-    """Skip a test."""
+    """Refuse the import."""
     raise Unsupported(f"imports {name}")
 
 
-# ---- the running of what tests define ------------------------------------------------------------------------------
+# ---- run the tests that are defined --------------------------------------------------------------------------------
 
 
 class _Captured(NamedTuple):
@@ -177,7 +177,7 @@ class _Captured(NamedTuple):
 
 
 class _Capsys:
-    """The fixture of this name."""
+    """The value of the fixture `capsys`."""
 
     def __init__(self) -> None:
         self._streams = io.StringIO(), io.StringIO()
@@ -198,11 +198,11 @@ def _capsys() -> Iterator[_Capsys]:
 
 
 def run(scope: dict[str, Any], names: list[str]) -> None:
-    """Run the test functions and classes of tests that bear these names.
+    """Run the test functions and test classes with these names.
 
     Raises:
-        Exception: Of the first that fails.
-        Unsupported: One needs what there is not.
+        Exception: The exception of the first test that fails.
+        Unsupported: A test needs something that is not supported.
     """
     for name in names:
         found = scope.get(name)
@@ -259,7 +259,7 @@ def _fixture(name: str, scope: dict[str, Any], stack: contextlib.ExitStack) -> A
 
 
 class _Result(unittest.TestResult):
-    """A result that ends with the first failure."""
+    """A test result that raises the first failure."""
 
     def addError(self, test: Any, err: Any) -> None:
         raise err[1]

@@ -1,4 +1,4 @@
-"""How each test of a task is evaluated: read once, for all of its programs."""
+"""Parses the tests of a task and decides how each is evaluated, once for all programs of the task."""
 
 import ast
 import builtins
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from . import library
 
-# What tests may import, and may name without importing it. Ours, whatever the program calls by these names.
+# Modules that tests may import, or use without an import. Tests see these modules, even if the program uses the names.
 MODULES = {"bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "json"}
 MODULES |= {"itertools", "math", "numbers", "operator", "random", "re", "statistics", "string", "time", "typing"}
 
@@ -25,23 +25,23 @@ class Call(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Any other test: what is run, and which of the functions and classes that it defines are tests."""
+    """Any other test: its code, and the names of the test functions and test classes that it defines."""
 
     code: types.CodeType
     tests: list[str]
 
 
 class Prepared(NamedTuple):
-    """How a program's tests are evaluated."""
+    """How the tests of a task are evaluated."""
 
-    ways: list[Call | Block | Exception]
-    names: list[str]  # all that the code reads
-    called: set[str]  # those that it calls by their bare name
+    ways: list[Call | Block | Exception]  # one for each test; an Exception if the test cannot be parsed
+    names: list[str]  # all names that the code reads
+    called: set[str]  # the names that it calls directly
 
 
 @functools.lru_cache(maxsize=2048)
 def prepare(tests: tuple[str, ...], approximately: bool) -> Prepared:
-    """Read the tests of a task once for all of its programs."""
+    """Parse the tests of a task; the result is cached for all of its programs."""
     ways: list[Call | Block | Exception] = []
     names, called, does = set(), set(), False
     for test in tests:
@@ -72,7 +72,7 @@ _DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, as
 
 
 def _defined_tests(tree: ast.Module) -> Iterator[str]:
-    """Yield the names of the test functions and test classes, as pytest finds them."""
+    """Yield the names of the test functions and test classes, as pytest collects them."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             yield node.name
@@ -83,7 +83,7 @@ def _defined_tests(tree: ast.Module) -> Iterator[str]:
 
 
 class _Identity(ast.NodeTransformer):
-    """Replaces `a is b` and `a.__class__`: what stands for an object of the program is another, and of another type."""
+    """Replaces `a is b` and `a.__class__`, since the stand-in for an object differs in identity and type."""
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)
@@ -105,7 +105,7 @@ class _Identity(ast.NodeTransformer):
 
 
 def _call_and_value(body: Sequence[ast.stmt]) -> Call | None:
-    """Return the parts of `assert f(literals) == literal`, None for any other test."""
+    """Return the parts of `assert f(literals) == literal`, or None for any other test."""
     if len(body) != 1 or not isinstance(body[0], ast.Assert) or not isinstance(body[0].test, ast.Compare):
         return None
     compare = body[0].test
@@ -123,19 +123,19 @@ def _call_and_value(body: Sequence[ast.stmt]) -> Call | None:
 
 
 def globals_of(code: types.CodeType) -> set[str]:
-    """Return the names that code, and what is defined in it, looks up outside itself."""
+    """Return the global names that code, and code that is nested in it, looks up."""
     inner = [globals_of(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
     own = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return own.union(*inner)
 
 
 def is_ours(name: str) -> bool:
-    """Return whether a name is a builtin's or a module's that tests may use."""
+    """Return whether a name is that of a builtin or of a module that tests may use."""
     return name in MODULES or hasattr(builtins, name)
 
 
 def _with_approximate_equality(tree: ast.Module) -> ast.Module:
-    """Replace the `==` of each `assert a == b`."""
+    """Replace the `==` of each `assert a == b` by `almost_equal`."""
     for node in ast.walk(tree):
         test = node.test if isinstance(node, ast.Assert) else None
         if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
@@ -152,7 +152,7 @@ def almost_equal(a: Any, b: Any) -> bool:
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         try:
             return a == b or math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
-        except OverflowError:  # an integer that no float holds
+        except OverflowError:  # an integer too large for a float
             return False
     if any(isinstance(a, kind) and isinstance(b, kind) for kind in (list, tuple)):
         return len(a) == len(b) and all(map(almost_equal, a, b))

@@ -1,4 +1,4 @@
-"""Objects of the program as the judge's tests see them."""
+"""Stand-ins through which tests in the judge's process use objects of the program."""
 
 import enum
 import functools
@@ -7,13 +7,13 @@ from typing import Any, ClassVar, NoReturn
 
 from .containers import CONTAINERS, base_of
 
-Ask = Callable[..., Any]  # the program: what to do, and with what
+Ask = Callable[..., Any]  # asks the program: takes the operation and its arguments
 
 
 class Unsupported(BaseException):
-    """A test asks what cannot be answered with plain data. No Exception: tests may catch those."""
+    """A test asks for something that plain data cannot answer. Not an Exception, which tests may catch."""
 
-    last: ClassVar[str | None] = None  # what was asked, for where a test has caught it nevertheless
+    last: ClassVar[str | None] = None  # what was asked for last, in case a test has caught it nevertheless
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -21,7 +21,7 @@ class Unsupported(BaseException):
 
 
 def refuse(what: str) -> Callable[..., NoReturn]:
-    """Return a function that does nothing but say that `what` can't be done."""
+    """Return a function that raises Unsupported with the message `what`."""
 
     def refuse(*args: object, **keywords: object) -> NoReturn:
         raise Unsupported(what)
@@ -30,19 +30,19 @@ def refuse(what: str) -> Callable[..., NoReturn]:
 
 
 class Remote:
-    """An object of the program that is not plain data.
+    """Stands for an object of the program that is not plain data.
 
     Args:
-        ask: Has the program do something.
-        number: What the program knows it by.
+        ask: Asks the program to do something.
+        number: The number by which the program knows the object.
         how: How it compares: see `objects.Objects.describe`.
-        name: Of its type.
-        extra: What it is compared by: plain data, or a type and the fields or a member's name.
+        name: The name of its type.
+        extra: The data by which it compares: plain data, or a type with the fields or with a member's name.
     """
 
-    reading: ClassVar[bool] = False  # whether sets and dictionaries are made of what the program has sent
+    reading: ClassVar[bool] = False  # whether sets and dictionaries are being made from a message of the program
     __slots__ = ("_ask", "_extra", "_how", "_name", "_number")
-    __array_ufunc__ = None  # numpy compares by our methods, and not with each item of this
+    __array_ufunc__ = None  # makes numpy call our methods, rather than compare item by item
 
     def __init__(self, ask: Ask, number: int, how: str, name: str, extra: Any) -> None:
         for slot, value in zip(Remote.__slots__, (ask, extra, how, name, number), strict=True):
@@ -50,7 +50,7 @@ class Remote:
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        """What `isinstance` takes this for."""
+        """The type that `isinstance` sees."""
         return type(self._extra) if self._how == "data" else Remote
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
@@ -77,7 +77,7 @@ class Remote:
         if self._how == "data" and not own:
             return item in self._extra
         if not own or self._ask("has", self, "__iter__"):
-            listed = item in self._ask("list", self)  # compared here: not as the program says
+            listed = item in self._ask("list", self)  # compared here, so that the program cannot decide
             if not own or self._ask("contains", self, item) is listed:
                 return listed
         return bool(self._ask("operator", "contains", self, item))
@@ -119,7 +119,7 @@ class Remote:
                 raise TypeError(f"unhashable type: '{self._name}'")
             try:
                 return hash((kind, tuple(values)))
-            except TypeError:  # the program takes that of some of them
+            except TypeError:  # some of the values can be hashed only in the program
                 return hash(kind)
         if self._how == "member":
             return hash(self._extra[1])
@@ -137,7 +137,7 @@ def _asking(name: str) -> Callable[..., Any]:
 
 
 def _between(name: str, reflected: bool = False) -> Callable[[Any, Any], Any]:
-    """Return an operator between two objects of the program: one of ours may be what a test expects."""
+    """Return a binary operator, which needs trust if an operand is a value of the test, since it may be expected."""
 
     def operate(self: Any, other: Any) -> Any:
         pair = (other, self) if reflected else (self, other)
@@ -163,13 +163,13 @@ for _name in ("lt", "le", "gt", "ge"):
 
 
 class Like:
-    """A value derived from plain data: of that it has a copy here, anything else is asked of the program."""
+    """Mix-in for a value derived from plain data: the data are copied here, the program is asked for all else."""
 
     _ask: Ask
     _number: int
 
     def __getattr__(self, name: str) -> Any:
-        if hasattr(type(self), name):  # one that is not set yet
+        if hasattr(type(self), name):  # an attribute that is not set yet
             raise AttributeError(name)
         return self._ask("attribute", self, name)
 
@@ -202,7 +202,7 @@ _LIKE: dict[type, Any] = {}
 
 
 def like(ask: Ask, number: int, data: Any) -> Any:
-    """Return a value that can be used as `data`, and is an object of the program."""
+    """Return a stand-in for an object of the program that can be used as `data`."""
     base: Any = base_of(data) if type(data) in CONTAINERS else type(data)
     if base not in _LIKE:
         _LIKE[base] = type(f"Like{base.__name__}", (Like, base), {})
@@ -218,7 +218,7 @@ def like(ask: Ask, number: int, data: Any) -> Any:
 
 
 class ErrorType(type):
-    """The type of the program's types of exceptions."""
+    """The metaclass of types that stand for the program's types of exceptions."""
 
     _ask: Ask
     _number: int
@@ -231,7 +231,7 @@ class ErrorType(type):
 
 
 def error_type(ask: Ask, number: int, name: str, bases: tuple[type, ...]) -> Any:
-    """Return a type of exceptions that stands for one of the program."""
+    """Return a type of exceptions that stands for a type of the program."""
     own = {
         "_ask": staticmethod(ask),
         "_number": number,
@@ -240,12 +240,12 @@ def error_type(ask: Ask, number: int, name: str, bases: tuple[type, ...]) -> Any
     }
     try:
         return ErrorType(name, bases, own)
-    except TypeError:  # bases that only the program's interpreter could join
+    except TypeError:  # only the program's interpreter can combine these bases
         return ErrorType(name, (Exception,), own)
 
 
 def number_of(value: Any) -> int | None:
-    """Return the number of an object of the program, None for what is ours."""
+    """Return the number of an object of the program, or None for a value of the judge's process."""
     if type(value) is Remote or isinstance(value, ErrorType | Like):
         number: int = value._number
         return number if number >= 0 else None

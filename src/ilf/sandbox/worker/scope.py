@@ -1,6 +1,6 @@
-"""What tests see: Python's own functions, and the modules of the library that do nothing but compute.
+"""The builtins and modules that tests see: Python's own functions, and the modules that do nothing but compute.
 
-Tests are trusted, but run outside the programs' isolation and on what programs return.
+Tests are trusted, but they run outside the programs' isolation and on values that programs return.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ struct textwrap threading time token traceback types typing unicodedata unicoded
 urllib.parse uuid warnings weakref zlib zoneinfo
 """
 PURE = frozenset(_PURE.split())
-_SHORT = {"np": "numpy", "pd": "pandas"}  # as everybody imports them
+_SHORT = {"np": "numpy", "pd": "pandas"}  # the usual names
 _REFUSED = {"breakpoint", "compile", "eval", "exec", "exit", "help", "input", "open", "quit"}
 _SIZES = "getsizeof maxsize float_info maxunicode version version_info byteorder hash_info int_info getrecursionlimit "
 _SIZES += "intern implementation platform"
 _STREAMS = ("stdout", "stderr")
-program: list[Ask] = []  # how that is asked which is judged now
+program: list[Ask] = []  # holds the function that asks the program that is judged now
 
 
 class _Sys:
-    """Of `sys` the sizes and limits, and the streams that programs' output goes to."""
+    """Replacement for `sys`: its sizes and limits, and the streams that receive the programs' output."""
 
     def __getattr__(self, name: str) -> Any:
         if name in _SIZES.split() or name.strip("_") in _STREAMS:
@@ -55,13 +55,13 @@ class _Sys:
 
 
 def _seed(*args: Any, **keywords: Any) -> None:
-    """Seed the program's random numbers with the test's."""
+    """Seed the random numbers of the test and of the program."""
     random.seed(*args, **keywords)
     program[-1]("call", random.seed, args, tuple(keywords.items()))
 
 
 class _Pytest:
-    """What there is of `pytest`."""
+    """Replacement for `pytest` with the functions of `pytest_like`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -72,7 +72,7 @@ class _Pytest:
 
 
 def _without(name: str, **instead: Any) -> types.ModuleType:
-    """Return a module with something in place of its own."""
+    """Return a copy of a module in which `instead` replaces some of its names."""
     found = types.ModuleType(name)
     vars(found).update(vars(importlib.import_module(name)) | instead)
     return found
@@ -86,7 +86,7 @@ def _run(awaitable: Any, **keywords: Any) -> Any:
 
 
 class _TestCase(unittest.TestCase):
-    """A test case that knows which objects are one in the program, and of which type they are."""
+    """A TestCase whose assertions on identity and type also work for objects of the program."""
 
     def assertIs(self, first: Any, second: Any, msg: Any = None) -> None:
         assert same(first, second), msg or f"{first!r} is not {second!r}"
@@ -134,7 +134,7 @@ class _Refused:
 
 
 def module(name: str) -> Any:
-    """Return a module for tests. Raises Unsupported where they may not have it."""
+    """Return a module for tests. Raises Unsupported if tests may not import it."""
     if name in _INSTEAD:
         if name not in _made:
             _made[name] = _INSTEAD[name]()
@@ -145,7 +145,7 @@ def module(name: str) -> Any:
 
 
 def packages_named(names: list[str]) -> dict[str, Any]:
-    """Return those of the allowed packages that tests may name without importing them, by these names."""
+    """Return the allowed packages among `names` (such as np), which tests may use without importing them."""
     full = {name: _SHORT.get(name, name) for name in names} if library.packages else {}
     return {name: module(package) for name, package in full.items() if package in library.packages & set(sys.modules)}
 
@@ -167,7 +167,7 @@ def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = 
 
 
 class _TypeOfType(type):
-    """`type`, which of an object of the program is what the program says."""
+    """Metaclass of the replacement for `type`, which asks the program for the types of the program's objects."""
 
     def __call__(cls, *args: Any, **keywords: Any) -> Any:
         if len(args) != 1 or keywords:
@@ -199,7 +199,7 @@ class _Type(type, metaclass=_TypeOfType):
 
 
 def isinstance_(value: Any, kind: Any) -> Any:
-    """Return what `isinstance` does, of an object of the program what its program says."""
+    """Return what `isinstance` returns; for an object of the program, ask the program."""
     if isinstance(kind, tuple):
         return any(isinstance_(value, one) for one in kind)
     if type(value) is Remote and kind is not object:
@@ -236,10 +236,10 @@ def _vars(*values: Any) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two values are one object: `a is b`.
+    """Return whether two values are the same object: `a is b`.
 
     Raises:
-        Unsupported: They are equal, and nothing says whether they are one in the program.
+        Unsupported: The values are equal, and it is unknown whether they are the same object in the program.
     """
     if a is b or (a is type and b is _Type) or (a is _Type and b is type):
         return True
@@ -261,11 +261,11 @@ BUILTINS |= {"id": _id, "vars": _vars}
 
 
 class Builtins(dict[str, Any]):
-    """Python's own names, and those that the program has and gives new values to, each looked up when it is read.
+    """Python's builtins, and the program's names whose values may change, which are looked up at each access.
 
     Args:
-        read: Returns the value that a name has in the program.
-        names: Those names.
+        read: Returns the value of a name in the program.
+        names: The program's names whose values may change.
     """
 
     def __init__(self, read: Callable[[str], Any], names: collections.abc.Collection[str]) -> None:

@@ -1,7 +1,7 @@
-"""The process of a program that reads and writes: a whole script, run to its end as the interpreter runs one.
+"""The process of a program that reads and writes: runs a whole script as the interpreter does.
 
-What it wrote is read by the judge once the process has ended. So nothing in here says that it came to a good end: the
-exit status does, which only the kernel writes.
+The judge reads the script's output after the process has exited. This process does not report success itself, because
+a program could forge the report. The exit status, which only the kernel writes, shows success.
 """
 
 import atexit
@@ -16,13 +16,13 @@ from .program import PROGRAM, described
 
 
 def run(channel: int, full: int, given: int, written: int) -> None:
-    """Run the program and end this process: with 0, or after an exception, which is sent to the judge, with 1.
+    """Run the program and exit with status 0, or send its exception to the judge and exit with status 1.
 
     Args:
         channel: Descriptor of a socket to the judge.
-        full: Bytes of output at which an EFBIG is about the output rather than another file.
-        given: Descriptor of what is to be read on standard input.
-        written: Descriptor of what becomes standard output.
+        full: Bytes of output from which an EFBIG is attributed to the output rather than to another file.
+        given: Descriptor of the file that becomes standard input.
+        written: Descriptor of the file that becomes standard output.
     """
     status = 1
     try:
@@ -30,10 +30,10 @@ def run(channel: int, full: int, given: int, written: int) -> None:
         for descriptor, place in ((given, 0), (written, 1)):
             os.dup2(descriptor, place)
             os.close(descriptor)
-        # Not the stream that was opened on another file, which could not seek.
+        # The existing sys.stdin was opened on another file and cannot seek, so a new stream is opened.
         source = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
         vars(sys).update(stdin=source, __stdin__=source)
-        vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as `site` has them
+        vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as the module `site` defines them
         try:
             _run(text)
             status = 0
@@ -44,10 +44,10 @@ def run(channel: int, full: int, given: int, written: int) -> None:
 
 
 def _run(text: str) -> None:
-    """Run a program as the interpreter does, with all that comes at its end.
+    """Run a program as the interpreter does, including the steps of the interpreter's exit.
 
     Raises:
-        BaseException: Any that the program does not catch, but for an exit that says that all is well.
+        BaseException: Any exception that the program does not catch, except an exit with status 0.
     """
     module = sys.modules["__main__"] = type(sys)("__main__")
     failure: BaseException | None = None
@@ -60,10 +60,10 @@ def _run(text: str) -> None:
     if failure is not None:
         raise failure
     if threads := sys.modules.get("threading"):  # not imported here: every fork would run its hook
-        threads._shutdown()  # waits for them
+        threads._shutdown()  # waits for the program's threads
     atexit._run_exitfuncs()
     _flush()
-    module.__dict__.clear()  # a file that was opened on standard output writes what it holds when it goes
+    module.__dict__.clear()  # a file object that is open on standard output flushes its buffer when it is freed
     gc.collect()
     _flush()
 

@@ -1,8 +1,8 @@
-"""The system calls that programs may make, as seccomp filters (Linux, x86_64 and aarch64).
+"""Seccomp filters for the system calls that programs may make (Linux, x86_64 and aarch64).
 
-An allow-list: what is not on it fails with EPERM. The zygote installs it once and its programs inherit it; the zygote
-must fork, so each program adds a second, short filter that leaves it no process but itself and its threads.
-Numbers: Linux, arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
+The first filter is an allow-list: any other call fails with EPERM. The zygote installs it once and its programs inherit
+it. Because the zygote must fork, each program adds a second, short filter that permits threads but no processes.
+The numbers are from Linux, arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 """
 
 import ctypes
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 _MACHINE = {"x86_64": 0, "aarch64": 1}.get(platform.machine(), -1)
 _ARCHITECTURE = (0xC000003E, 0xC00000B7)  # AUDIT_ARCH_*, little-endian
 
-# Name, number on x86_64, on aarch64; - where the architecture lacks it.
+# Name, number on x86_64, number on aarch64; - if the architecture does not have the call.
 _ALLOWED = """
-# files: what may be opened is Landlock's and the mounts' affair
+# files: Landlock and the mounts decide which may be opened
 read 0 63  write 1 64  readv 19 65  writev 20 66  pread64 17 67  pwrite64 18 68  preadv 295 69  pwritev 296 70
 open 2 -  openat 257 56  creat 85 -  close 3 57  close_range 436 436  lseek 8 62  dup 32 23  dup2 33 -
 dup3 292 24  flock 73 32  fsync 74 82  fdatasync 75 83  truncate 76 45  ftruncate 77 46
@@ -29,7 +29,7 @@ symlink 88 -  symlinkat 266 36  link 86 -  linkat 265 37  umask 95 166  readlink
 pipe 22 -  pipe2 293 59  select 23 -  pselect6 270 72  poll 7 -  ppoll 271 73  epoll_create 213 -
 epoll_create1 291 20  epoll_ctl 233 21  epoll_wait 232 -  epoll_pwait 281 22  epoll_pwait2 441 441
 eventfd 284 -  eventfd2 290 19  timerfd_create 283 85  timerfd_settime 286 86  timerfd_gettime 287 87
-# sockets that are open already, and pairs of them (below); no sendmsg: descriptors on their way outlive their program
+# open sockets, and new pairs of sockets (below); not sendmsg, since descriptors in transit outlive their program
 sendto 44 206  recvfrom 45 207  recvmsg 47 212  shutdown 48 210  getsockopt 55 209
 setsockopt 54 208  getsockname 51 204  getpeername 52 205
 # memory
@@ -45,25 +45,26 @@ clone 56 220  futex 202 98  set_robust_list 273 99  get_robust_list 274 100  set
 rseq 334 293  arch_prctl 158 -  exit 60 93  exit_group 231 94  wait4 61 260  waitid 247 95  sched_yield 24 124
 setsid 112 157  sched_getaffinity 204 123  sched_getparam 143 121  sched_getscheduler 145 120
 sched_get_priority_max 146 125  sched_get_priority_min 147 126  getpriority 140 141
-# who and where am I
+# identity of the process and the machine
 getpid 39 172  gettid 186 178  getppid 110 173  getpgrp 111 -  getpgid 121 155  getsid 124 156  getuid 102 174
 geteuid 107 175  getgid 104 176  getegid 108 177  getgroups 115 158  getresuid 118 148  getresgid 120 150
 capget 125 90  uname 63 160  sysinfo 99 179  getrusage 98 165  getrlimit 97 163  setrlimit 160 164
 getcpu 309 168  getrandom 318 278  seccomp 317 277
 """
-# Neither Landlock nor seccomp can tell whose file it is; that these do nothing is what an honest copy of a file bears.
+# These calls succeed and do nothing: neither Landlock nor seccomp can tell whose file it is, and programs that honestly
+# copy a file can do without their effect.
 _IGNORED = """
 chmod 90 -  fchmod 91 52  fchmodat 268 53  fchmodat2 452 452  utime 132 -  utimes 235 -  futimesat 261 -
 utimensat 280 88
 """
-# What an honest program can do without, as some file systems lack it: extended attributes, and space kept in advance,
-# which no limit counts.
+# Honest programs can do without these calls, because some file systems lack them: extended attributes, and space that
+# is reserved in advance, which no limit counts.
 _WITHOUT = """
 fallocate 285 47
 setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7  getxattr 191 8  lgetxattr 192 9  fgetxattr 193 10
 listxattr 194 11  llistxattr 195 12  flistxattr 196 13
 """
-# Commands that have the kernel signal another process.
+# Commands that make the kernel signal another process.
 _FCNTL, _FCNTL_REFUSED = (72, 25), (8, 10, 15, 1024, 1026)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
 _IOCTL, _IOCTL_REFUSED = (16, 29), (0x5452, 0x8901, 0x8902)  # FIOASYNC, FIOSETOWN, SIOCSPGRP
 _PRCTL, _PRLIMIT, _SOCKETPAIR, _CLONE3 = (157, 167), (302, 261), (53, 199), (435, 435)
@@ -77,12 +78,12 @@ _SET_MODE_FILTER = 1
 
 
 def available() -> bool:
-    """Return whether there is a table for this machine."""
+    """Return whether the tables support the architecture of this machine."""
     return _MACHINE >= 0
 
 
 class Filter:
-    """A program for the kernel's packet filter, written one call at a time; every path but the last returns."""
+    """Builds a filter program for the kernel (BPF), one rule at a time. Calls without a rule get the action `rest`."""
 
     def __init__(self, rest: int) -> None:
         self._code: list[bytes] = []
@@ -93,16 +94,16 @@ class Filter:
         self._load(_NUMBER)
 
     def on(self, calls: Iterable[Sequence[int | None]], action: int) -> None:
-        """Give `action` to each of the calls, as (x86_64, aarch64), that this machine has."""
+        """Apply `action` to each of the calls, given as (x86_64, aarch64), that this machine has."""
         numbers = [number for call in calls if (number := call[_MACHINE]) is not None]
-        for i in range(0, len(numbers), 200):  # a jump is at most 255 long
+        for i in range(0, len(numbers), 200):  # a jump can skip at most 255 instructions
             part = numbers[i : i + 200]
             for left, number in zip(range(len(part) - 1, -1, -1), part, strict=True):
                 self._jump(0x15, number, left, left == 0)
             self._return(action)
 
     def when(self, call: Sequence[int], *conditions: tuple[int, int, int], otherwise: int) -> None:
-        """Allow `call` where each (argument, mask, value) holds, and give it `otherwise` where one does not."""
+        """Allow `call` if every (argument, mask, value) holds, and apply `otherwise` to it if one does not."""
         self._jump(0x15, call[_MACHINE], 0, 3 * len(conditions) + 2)
         for left, (argument, mask, value) in zip(range(len(conditions) - 1, -1, -1), conditions, strict=True):
             self._load(_ARGUMENT + 8 * argument)
@@ -112,7 +113,7 @@ class Filter:
         self._return(otherwise)
 
     def unless(self, call: Sequence[int], commands: Sequence[int], refuse: int) -> None:
-        """Allow `call` unless its second argument is one of `commands`."""
+        """Allow `call` unless its second argument is one of `commands`; apply `refuse` to it then."""
         self._jump(0x15, call[_MACHINE], 0, len(commands) + 3)
         self._load(_ARGUMENT + 8)
         for left, command in zip(range(len(commands) - 1, -1, -1), commands, strict=True):
@@ -121,7 +122,7 @@ class Filter:
         self._return(refuse)
 
     def compiled(self) -> "Compiled":
-        """Return the filter as the kernel takes it."""
+        """Return the filter in the format of the kernel."""
         return Compiled([*self._code, struct.pack("<HBBI", 0x06, 0, 0, self._rest)])
 
     def _load(self, offset: int) -> None:
@@ -135,14 +136,14 @@ class Filter:
 
 
 class Compiled:
-    """A filter as the kernel takes it."""
+    """A filter in the format of the kernel."""
 
     def __init__(self, code: Sequence[bytes]) -> None:
         self._instructions = ctypes.create_string_buffer(b"".join(code))
         self._program = struct.pack("<HxxxxxxQ", len(code), ctypes.addressof(self._instructions))
 
     def install(self) -> None:
-        """Put the filter on this thread and all that it starts. The kernel asks for no_new_privs first."""
+        """Install the filter on this thread and all that it starts. The kernel requires no_new_privs before."""
         if _libc.syscall(_SECCOMP[_MACHINE], _SET_MODE_FILTER, 0, self._program):
             raise OSError(ctypes.get_errno(), "seccomp")
 
@@ -157,18 +158,18 @@ def _calls(table: str) -> list[tuple[int | None, int | None]]:
 
 
 def _error(number: int) -> int:
-    """Return the action that makes a call fail with `number`; with 0 it succeeds and does nothing."""
+    """Return the action that makes a call fail with errno `number`; with 0, the call succeeds and does nothing."""
     return _ERROR | number
 
 
 def for_zygote() -> Compiled:
-    """Return the filter that all share."""
+    """Return the filter that the zygote installs and all programs inherit."""
     refuse = _error(errno.EPERM)
     rules = Filter(refuse)
     rules.on(_calls(_ALLOWED), _ALLOW)
     rules.on(_calls(_IGNORED), _error(0))
     rules.on(_calls(_WITHOUT), _error(errno.EOPNOTSUPP))
-    rules.on([_CLONE3], _error(errno.ENOSYS))  # the C library then uses clone, whose flags a filter can read
+    rules.on([_CLONE3], _error(errno.ENOSYS))  # the C library falls back to clone, whose flags a filter can read
     rules.unless(_FCNTL, _FCNTL_REFUSED, refuse)
     rules.unless(_IOCTL, _IOCTL_REFUSED, refuse)
     rules.when(_PRCTL, (0, 0xFFFFFFFF, _PR_SET_PDEATHSIG), (1, 0xFFFFFFFF, 9), otherwise=refuse)
@@ -178,7 +179,11 @@ def for_zygote() -> Compiled:
 
 
 def for_program(process: int | None) -> Compiled:
-    """Return the filter that a program adds: threads but no processes, and signals to `process` only, if given."""
+    """Return the filter that a program adds: it permits threads but no processes.
+
+    Args:
+        process: The only process that the program may signal; None: any.
+    """
     refuse = _error(errno.EPERM)
     rules = Filter(_ALLOW)
     rules.when(_CLONE, (0, _CLONE_THREAD, _CLONE_THREAD), otherwise=refuse)

@@ -1,11 +1,11 @@
-"""Plain data as text: all that crosses between a program's process and the judge. Never pickle: reading runs no code.
+"""Writes and reads plain data as text. Only such text crosses between a program's process and the judge.
 
-JSON, in which what JSON lacks is an object of one key, the tag: {"tuple": [1, 2]}. Values of the standard library
-cross as the parts that make them again (`library.py`). An object of any other type stays where it is, and crosses as
-{"object": [n, ...]}, with a number that only its own side can look up.
+Pickle is not used, so that reading runs no code. The text is JSON. A type that JSON does not have is an object with one
+key, the tag: {"tuple": [1, 2]}. Values of the standard library cross as the parts that make them (`library.py`). An
+object of any other type stays where it is and crosses as {"object": [n, ...]}, where only its own side can look up n.
 
-Where a test may look at a list, or at another value that can be changed, more than once, both sides hold it
-(`Shared`): it crosses as {"shared": [n, tag, content]}, and n stands for the same one each time.
+If a test may access a list or another mutable value more than once, both sides hold it (`Shared`). It crosses as
+{"shared": [n, tag, content]}, and n always stands for the same value.
 """
 
 import json
@@ -18,39 +18,39 @@ from typing import Any
 from . import library
 from .containers import CONTAINERS, Container, base_of, seen
 
-LONGEST = 4 << 20  # bytes in a message
-LENGTH = struct.Struct("<I")  # of a message, before it
-DEPTH = 400  # containers within containers; deeper ones stay where they are
+LONGEST = 4 << 20  # maximum bytes of a message
+LENGTH = struct.Struct("<I")  # length of a message, which precedes it
+DEPTH = 400  # maximum nesting of containers; values that lie deeper stay where they are
 _SCALARS = {type(None), bool, str, float}
 _LONG = 1 << 63  # larger integers cross in hexadecimal: decimal is quadratic, and limited to 4,300 digits
 
 
 class NotPlain(ValueError):
-    """A message that `Writer` did not write."""
+    """A message is not in the format that `Writer` writes."""
 
 
 class TooLong(ValueError):
-    """A message of more bytes than cross."""
+    """A message has more bytes than may cross."""
 
 
 class Shared:
-    """The containers that both sides hold: what one side does to one, the other finds at the next message.
+    """The containers that both sides hold. Each message carries one side's changes to the other.
 
     Args:
-        first: 0 on one side, 1 on the other, so that no number is given twice.
+        first: 0 on one side and 1 on the other, so that the sides never assign the same number.
     """
 
     def __init__(self, first: int) -> None:
         self._next = first
-        self._known: dict[int, list[Any]] = {}  # by number, a container and what the other side has seen of it
+        self._known: dict[int, list[Any]] = {}  # number: a container, and its content as the other side knows it
         self._numbers: dict[int, int] = {}  # by id
 
     def get(self, number: int) -> Any:
-        """Return the container of a number, None if there is none."""
+        """Return the container with a number, or None if there is none."""
         return self._known.get(number, (None,))[0]
 
     def number(self, container: Any) -> tuple[int, bool]:
-        """Return a container's number, and whether it had one."""
+        """Return a container's number, assigning one if needed, and whether it already had one."""
         number = self._numbers.get(id(container))
         if number is not None:
             return number, True
@@ -59,26 +59,26 @@ class Shared:
         return number, False
 
     def held(self, container: Any) -> int | None:
-        """Return the number of a container, None if it has none."""
+        """Return the number of a container, or None if it has none."""
         return self._numbers.get(id(container))
 
     def put(self, number: int, container: Any) -> None:
-        """Note a container as the other side has it now."""
+        """Register a container, whose current content the other side knows."""
         if number in self._known:
             self._numbers.pop(id(self._known[number][0]), None)
         self._known[number] = [container, seen(container)]
         self._numbers[id(container)] = number
 
     def kept(self) -> tuple[Any, ...]:
-        """Return what `restore` takes, for where a message is not sent that was begun."""
+        """Return a snapshot for `restore`, to be used if a message that was begun is not sent."""
         return self._next, {number: list(entry) for number, entry in self._known.items()}, dict(self._numbers)
 
     def restore(self, kept: tuple[Any, ...]) -> None:
-        """Know again what was known then."""
+        """Return to the state of a snapshot."""
         self._next, self._known, self._numbers = kept
 
     def changed(self) -> Iterator[tuple[int, Any]]:
-        """Yield what has changed since the other side saw it, and take it as seen."""
+        """Yield the containers that have changed since the other side saw them, and mark them as seen."""
         for number, entry in list(self._known.items()):
             container, before = entry
             now = seen(container)
@@ -88,36 +88,36 @@ class Shared:
                 yield number, container
 
     def forget(self, numbers: list[int]) -> None:
-        """Forget containers that the other side has no more."""
+        """Forget containers that the other side no longer holds."""
         for number in numbers:
             container, _ = self._known.pop(number, (None, None))
             self._numbers.pop(id(container), None)
 
     def unused(self, count: Callable[[Any], int]) -> list[int]:
-        """Forget the containers that nobody else here has, and return their numbers. `count` counts references."""
-        found = [number for number, entry in self._known.items() if count(entry[0]) <= 2]  # ours, and its argument
+        """Forget containers to which nothing else refers, and return their numbers. `count` counts references."""
+        found = [number for number, entry in self._known.items() if count(entry[0]) <= 2]  # the entry, and the argument
         self.forget(found)
         return found
 
 
 class Writer:
-    """Writes values as text.
+    """Converts values to JSON-compatible data.
 
     Args:
-        refer: Returns what stands for an object that is no plain data, or lies too deep.
-        shared: The containers that both sides hold; None: each crosses as a copy.
+        refer: Returns the reference to an object that is not plain data or that lies too deep.
+        shared: The containers that both sides hold; None: each container crosses as a copy.
     """
 
     def __init__(self, refer: Callable[[Any, int], Any], shared: Shared | None = None) -> None:
         self._refer, self._shared = refer, shared
 
     def changes(self) -> list[Any]:
-        """Return, packed, all that has changed since the other side saw it."""
+        """Return the packed containers that have changed since the other side saw them."""
         found = self._shared.changed() if self._shared else ()
         return [self._new(number, container, 0) for number, container in found]
 
     def pack(self, value: Any, depth: int = 0) -> Any:
-        """Return a value as what JSON has."""
+        """Return a value as JSON-compatible data."""
         kind = type(value)
         if kind in _SCALARS:
             return value
@@ -140,7 +140,7 @@ class Writer:
         return self._refer(value, depth)
 
     def container(self, value: Any, depth: int) -> Any:
-        """Return one of the `CONTAINERS`, or one derived from it, as one."""
+        """Return a packed container, also if its type is derived from one of the `CONTAINERS`."""
         if self._shared is not None:
             number, known = self._shared.number(value)
             return {"shared": [number, CONTAINERS[base_of(value)].tag]} if known else self._new(number, value, depth)
@@ -153,14 +153,14 @@ class Writer:
         return {"shared": [number, container.tag, [self.pack(item, depth + 1) for item in container.items(value)]]}
 
 
-_as_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode  # made once: each program needs it
+_as_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode  # made once, before programs are forked
 
 
 def as_text(packed: Any) -> bytes:
-    """Return what `Writer.pack` returned as text, in UTF-8.
+    """Return the text, in UTF-8, of what `Writer.pack` returned.
 
     Raises:
-        TooLong: If it has more bytes than cross.
+        TooLong: The text has more bytes than may cross.
     """
     text = _as_json(packed).encode("utf-8", "surrogatepass")
     if len(text) > LONGEST - 100:
@@ -169,22 +169,22 @@ def as_text(packed: Any) -> bytes:
 
 
 class Reader:
-    """Reads what `Writer` wrote.
+    """Reads the text of what `Writer` packed.
 
     Args:
-        resolve: Returns what stands for an object, given what `Writer.refer` returned.
+        resolve: Returns the object for a reference that the `refer` of the other side's `Writer` made.
         shared: The containers that both sides hold.
-        lost: Returns what stands for a value that can't be made on this side, given its tag.
+        lost: Returns the stand-in for a value that cannot be made on this side, given its tag.
     """
 
     def __init__(self, resolve: Callable[[Any], Any], shared: Shared, lost: Callable[[str], Any] | None = None) -> None:
         self._resolve, self._shared, self._lost = resolve, shared, lost
 
     def read(self, text: bytes) -> Any:
-        """Return the value that a text stands for.
+        """Return the value of a text.
 
         Raises:
-            NotPlain: If the text is not what `Writer` writes.
+            NotPlain: The text is not in the format that `Writer` writes.
         """
         try:
             return json.loads(text.decode("utf-8", "surrogatepass"), object_hook=self._unpack)
@@ -201,13 +201,13 @@ class Reader:
             return _MADE[tag](content)
         try:
             return library.made(tag, content)
-        except Exception:  # a time in a zone of the program's own, a type that only the program has
+        except Exception:  # for example a type that only the program has, or a time in such a time zone
             if self._lost is None:
                 raise
             return self._lost(tag)
 
     def _from_both(self, number: int, tag: str, items: list[Any] | None = None) -> Any:
-        """Return the container of a number, with these items where they are given."""
+        """Return the container with a number, filled with `items` if they are given."""
         kind = _TAGGED[tag]
         if type(number) is not int:
             raise NotPlain("a container without a number")
@@ -246,7 +246,7 @@ _MADE: dict[str, Callable[[Any], Any]] = {
 
 
 def add(kind: type, container: Container) -> None:
-    """Have another type cross that both sides can change."""
+    """Register another mutable type, so that its values cross."""
     CONTAINERS[kind] = container
     _TAGGED[container.tag] = kind
     _MADE[container.tag] = _filled(kind)
@@ -263,17 +263,17 @@ def receive(channel: int) -> bytes:
     """Read one message from the socket of a descriptor.
 
     Raises:
-        EOFError: If the other side closed it.
+        EOFError: The other side has closed the socket.
     """
     (length,) = LENGTH.unpack(exactly(channel, LENGTH.size))
     return exactly(channel, length)
 
 
 def exactly(channel: int, n: int) -> bytes:
-    """Read `n` bytes from a descriptor.
+    """Read exactly `n` bytes from a descriptor.
 
     Raises:
-        EOFError: If the other side closed it before.
+        EOFError: The other side has closed it before.
     """
     data = os.read(channel, n)
     if len(data) == n:

@@ -1,7 +1,7 @@
-"""The process that programs are forked from: warm, isolated once, and without a test in its memory.
+"""The zygote, from which programs are forked: it is warm, enters isolation once, and holds no tests in its memory.
 
-What can be done once is done here rather than in each program; a program's fork costs by the memory that it finds, so
-little is loaded.
+It does the work that is needed only once, so that programs need not. It loads little, because the cost of a fork grows
+with the memory of the process.
 """
 
 import array
@@ -23,21 +23,21 @@ from typing import Any
 from . import program, script, seccomp, serialization
 from .isolation import Isolation, die_with_parent, empty
 
-START = struct.Struct("<I")  # seconds of processor time; with it come a script's standard input and output
+START = struct.Struct("<I")  # seconds of processor time; sent with the standard input and output of a script
 ENDED = struct.Struct("<id?")  # exit status, seconds used, whether the next program finds an empty folder
-# What programs import most, at no cost to each.
+# The modules that programs import most; imported here, they cost each program nothing.
 _PRELOADED = "bisect cmath collections copy datetime functools heapq itertools math operator random re string typing"
-_OUTPUTS = (1, 2)  # descriptors of standard output and errors
-_CONTROL = 3  # descriptor; 0 is empty, 1 and 2 are the program's output
-_ROUNDS = 40  # of warming up; the interpreter specialises code that has run often
+_OUTPUTS = (1, 2)  # descriptors of standard output and standard error
+_CONTROL = 3  # descriptor of the control socket; 0 is empty, 1 and 2 are the program's output
+_ROUNDS = 40  # warm-up rounds: the interpreter specializes code that has run often
 
 
 def start(settings: dict[str, Any]) -> socket.socket:
-    """Fork a zygote and return our end of its socket; its first message says how it is isolated.
+    """Fork a zygote and return our end of its socket. Its first message reports how it is isolated.
 
     Args:
         settings: isolate, memory (bytes), output (bytes in one file), disk (bytes), packages (None, or what
-            `packages.load` takes), environment (variables that programs have).
+            `packages.load` takes), environment (environment variables of programs).
     """
     ours, control = socket.socketpair()
     if os.fork() == 0:
@@ -51,7 +51,7 @@ def start(settings: dict[str, Any]) -> socket.socket:
 
 
 def _launch(control: socket.socket, settings: dict[str, Any]) -> None:
-    """Enter namespaces, of which that of processes begins with a fork, and stay as the zygote's parent."""
+    """Enter namespaces and fork the zygote, since a process namespace begins with a fork; then wait for the zygote."""
     die_with_parent()
     files = settings["packages"]["files"] if settings["packages"] else ()
     isolation = Isolation(settings["isolate"], settings["disk"], files)
@@ -68,8 +68,8 @@ def _launch(control: socket.socket, settings: dict[str, Any]) -> None:
 
 def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any]) -> None:
     die_with_parent()
-    os.setsid()  # a signal to the group must not reach the judge
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the first process of a namespace does not get from inside
+    os.setsid()  # a program's signal to its process group must not reach the judge
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process of a namespace does not get it from inside
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)
@@ -85,7 +85,7 @@ def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any
     except Exception:
         control.sendall(json.dumps({"error": traceback.format_exc()}).encode() + b"\n")
         raise
-    alone = os.getpid() == 1  # all other processes here are the program's
+    alone = os.getpid() == 1  # all other processes of this namespace belong to the program
     report = {
         "entered": isolation.entered,
         "refused": isolation.refused,
@@ -95,7 +95,7 @@ def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any
     control.sendall(json.dumps(report).encode() + b"\n")
     _warm_up()
     _look_ordinary(settings["environment"])
-    # In a namespace of its own a program finds nobody else to signal.
+    # In a process namespace of their own, programs have no other process to signal.
     prepared = seccomp.for_program(None) if alone and "seccomp" in isolation.entered else None
     while True:
         request, given = _receive(control)
@@ -108,7 +108,7 @@ def _serve(control: socket.socket, isolation: Isolation, settings: dict[str, Any
                 (prepared or seccomp.for_program(os.getpid())).install()
             _become_program(channel, alone, settings["output"])
         os.close(channel)
-        control.recv(1)  # the judge is done with it, or has died
+        control.recv(1)  # the judge has finished with the program, or has died
         status, seconds = _end(child, alone)
         clean = empty(".")
         _rewind_output()
@@ -126,10 +126,10 @@ def _preload() -> None:
 
 @contextlib.contextmanager
 def without_hooks() -> Iterator[None]:
-    """Import without what would be done at each fork.
+    """Import modules without registering their hooks for forks.
 
-    Programs start with the same random numbers, and no fork pays for new ones: the hook that would draw them is kept
-    from being registered.
+    The hook of `random` would seed the random numbers anew at each fork. Without it, all programs start with the same
+    random numbers, and forks cost less.
     """
     register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
     try:
@@ -139,7 +139,7 @@ def without_hooks() -> Iterator[None]:
 
 
 def _warm_up() -> None:
-    """Run what each program runs of ours: code that is warm is not rewritten, and so not copied, in each of them."""
+    """Run our code that each program runs: warm code is not rewritten in a program, so its memory is not copied."""
     call = compile("f(1)", "<test>", "eval")
     request = marshal.dumps(("def f(x):\n    return [x, 'x']\n", "", [call] * 3, False))
     for _ in range(_ROUNDS):
@@ -151,7 +151,7 @@ def _warm_up() -> None:
 
 
 def _open_output() -> None:
-    """Send standard output and errors to files without a name, which the programs share one after the other."""
+    """Redirect standard output and standard error to files without a name, which all programs use in turn."""
     for descriptor in _OUTPUTS:
         output = os.open(".output", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         os.unlink(".output")
@@ -167,15 +167,15 @@ def _rewind_output() -> None:
 
 
 def _look_ordinary(environment: dict[str, str]) -> None:
-    """Leave programs the interpreter that they would have anywhere."""
+    """Make the interpreter look to programs like an ordinary one."""
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[:] = [""]
-    del sys.path[0]  # where this package lies
+    del sys.path[0]  # the folder of this package
     for name in [name for name in sys.modules if name.partition(".")[0] == "worker"]:
         del sys.modules[name]
     gc.collect()
-    gc.freeze()  # a collection in a program must not copy our pages
+    gc.freeze()  # a garbage collection in a program must not copy our memory pages
 
 
 def _receive(source: socket.socket) -> tuple[bytes, Sequence[int]]:
@@ -188,7 +188,7 @@ _SPACE = socket.CMSG_SPACE(2 * array.array("i").itemsize)
 
 
 def _become_program(channel: int, alone: bool, full: int) -> None:
-    """Wait for a job, and be its program."""
+    """Wait for a job and run its program in this process."""
     try:
         if not alone:
             os.setsid()
@@ -197,7 +197,7 @@ def _become_program(channel: int, alone: bool, full: int) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel) as source:
             request, streams = _receive(source)
             source.detach()
-        if not request:  # the judge has ended
+        if not request:  # the judge has exited
             return
         (seconds,) = START.unpack(request)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
@@ -209,7 +209,7 @@ def _become_program(channel: int, alone: bool, full: int) -> None:
 
 
 def _end(child: int, alone: bool) -> tuple[int, float]:
-    """Kill the program with all that it started, and return its exit status and processor time."""
+    """Kill the program and all processes that it started; return its exit status and processor time."""
     for kill, process in ((os.kill, -1),) if alone else ((os.killpg, child), (os.kill, child)):
         try:
             kill(process, signal.SIGKILL)
