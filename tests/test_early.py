@@ -155,7 +155,7 @@ def test_what_a_library_refuses_is_tried_and_named(key, value, optimizer):
 def test_where_no_setting_alone_is_guilty_the_group_is_named():
     settings = compose_settings()
     settings.optimizer = settings.optimizer.having(eps=-1.0, weight_decay=-1.0)
-    with pytest.raises(InputError, match=r"^optimizer=\{.*'eps': -1\.0.*is refused"):
+    with pytest.raises(InputError, match=r"^optimizer=\{.*'eps': -1\.0.*is rejected"):
         check_training(settings, MINI_CONFIG, TASKS)
 
 
@@ -219,8 +219,8 @@ def short(tmp_path):
 
 
 TOO_LONG = [
-    ([], r"training\.max_length=1024: passes the model's 256 positions.*training\.max_length=256"),
-    (["sampler.max_new_tokens=220"], r"max_new_tokens=220: with the prompt of task \d+, of \d+ tokens passes.*at most"),
+    ([], r"training\.max_length=1024: exceeds the model's 256 positions.*training\.max_length=256"),
+    (["sampler.max_new_tokens=220"], r"max_new_tokens=220: with the prompt of task \d+, of \d+ tokens exceeds.*at most"),
     (["sampler.max_new_tokens=60", "refiner=few_shot", "refiner.shots=2"], r"a refine prompt of task \d+, which is"),
 ]
 
