@@ -268,7 +268,7 @@ def check_room(config: Any, prompt: int, new: int, name: str = "a prompt") -> No
     """
     places = positions(config)
     if places is not None and prompt + new > places:
-        allowed = f"with {name} of {prompt} tokens exceeds the model's {places} positions"
+        allowed = f"together with the {prompt} tokens of {name} exceeds the model's {places} positions"
         fits = f"Use at most {places - prompt}, or" if prompt < places else "Choose"
         advice = f"{fits} shorter prompts (the refiner's: refiner.old_code_tokens, refiner.shots), or another model."
         raise InputError("sampler.max_new_tokens", new, allowed, advice)

@@ -177,13 +177,13 @@ def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapp
     if "sample" in stages:
         sampled += [*tasks.prompt, *tasks.refine, *tasks.train]
     for task in sampled:
-        check_room(config, tokens[task.task_id], new, f"the prompt of task {task.task_id},")
+        check_room(config, tokens[task.task_id], new, f"the prompt of task {task.task_id}")
     refiner = settings.refiner
     if "refine" in stages and refiner.reads_program and refiner.folder is None:
         example = template + min((tokens[task.task_id] for task in tasks.prompt), default=0)
         for task in tasks.train:
             prompt = refiner.worked_examples * example + template + tokens[task.task_id]
-            check_room(config, prompt, new, f"a refine prompt of task {task.task_id}, which is at least")
+            check_room(config, prompt, new, f"the shortest possible refine prompt of task {task.task_id}")
 
 
 def check_lengths(settings: Settings, tasks: Splits, tokens: Mapping[int, int]) -> None:
