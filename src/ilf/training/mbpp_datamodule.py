@@ -171,7 +171,7 @@ class MBPPDataModule(pl.LightningDataModule):
         self.contents = Contents(training, validation_draws=draws["validate"], test_draws=draws["test"])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return each epoch's optimizer steps. The seed and the epoch decide the step of each example."""
+        """Return each epoch's optimizer steps. Each example occurs once, in a step that seed and epoch decide."""
         return DataLoader(_Steps(self), batch_size=None)
 
     def step(self, number: int) -> list[dict[str, torch.Tensor]]:
