@@ -118,7 +118,10 @@ def _forward(
 
 @dataclass
 class OwnBatch(Batch):
-    """Continuations of one prompt in the cache that the model itself creates, or without any: each step reads all."""
+    """Continuations of one prompt, in the cache that the model itself creates.
+
+    Without a cache, each step reads the whole texts.
+    """
 
     ids: torch.Tensor  # (B, T)
 

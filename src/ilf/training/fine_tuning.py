@@ -248,7 +248,7 @@ class FineTuningModule(pl.LightningModule):
         self._on_drawn = take
 
     def raise_together(self) -> None:
-        """Raise one process's error in every process: the others would wait for it forever."""
+        """Raise one process's error in every process, because the others would wait for it."""
         errors = distributed.gather([self._raised] if self._raised else [])
         self._raised = None
         if errors:

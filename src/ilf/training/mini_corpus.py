@@ -53,7 +53,7 @@ def draw_document(rng: random.Random) -> list[Text]:
 
 
 def with_mistakes(specification: Specification, right: Sketch, rng: random.Random) -> Sketch:
-    """Return a program with the mistakes that people make who know what it has to do."""
+    """Return a program with the typical mistakes of somebody who knows what it has to do."""
     written = right
     for part, wrong in specification.mistakes(right):
         if rng.random() < part.habit:

@@ -152,9 +152,8 @@ def _quieten() -> None:
     # The batches are ready-made lists: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
-    warnings.filterwarnings(
-        "ignore", message=".*recommended to use .self.log.*sync_dist=True.*"
-    )  # all ranks log the same value
+    # All ranks log the same value.
+    warnings.filterwarnings("ignore", message=".*recommended to use .self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # `ranks` looks for it
