@@ -149,11 +149,11 @@ DAMAGE = {
     "a tokenizer without EOS": (lambda f: edit(f / "tokenizer_config.json", eos_token=None), "EOS.*eos_token"),
     "the tokenizer of a larger model": (
         lambda f: edit(f / "tokenizer_config.json", eos_token="<|another|>"),
-        "EOS is token 1280.*another model's",
+        "EOS is token 1280.*belongs to another model",
     ),
     "a tokenizer with words of a larger model": (
         lambda f: add_token(f, "wordless", special=False),
-        "tokenizer has a token 1280.*another model's",
+        "tokenizer has a token 1280.*belongs to another model",
     ),
 }
 SETTINGS = {
