@@ -282,7 +282,7 @@ def test_a_slurm_job_that_is_told_to_make_room_goes_on_when_it_is_its_turn_again
     subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)  # else in two minutes
     wait_until(lambda: "COMPLETED" in state(job), 300)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "complete"
-    assert "zero_shot: reused" in log.read_text() and "samples were drawn before and are kept" in log.read_text()
+    assert "zero_shot: reused" in log.read_text() and "stored samples are reused" in log.read_text()
 
 
 def state(job: str) -> str:

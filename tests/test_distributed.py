@@ -126,7 +126,7 @@ def test_a_run_that_loses_a_process_ends_and_goes_on_as_one_that_did_not(alone, 
     # The next time, nobody has started processes: the first starts the other.
     done = warm.run(ROOT / "run.py", [*arguments[:-1], "trainer.devices=2", "hydra.run.dir=out"], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "samples were drawn before and are kept" in (tmp_path / "out" / "run.log").read_text()
+    assert "stored samples are reused" in (tmp_path / "out" / "run.log").read_text()
     assert programs(tmp_path / "out") == programs(alone / "out")
     for rows in programs(tmp_path / "out").values():
         assert len({row[:2] for row in rows}) == len(rows) > 0

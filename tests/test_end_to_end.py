@@ -430,7 +430,7 @@ def ends_as(unbroken: Path, cli, folder: Path) -> None:
     assert figures(unbroken) == figures(folder / "resumed")
     assert read_jsonl(unbroken / "training.jsonl") == read_jsonl(folder / "resumed" / "training.jsonl")
     log = "".join(file.read_text() for file in folder.glob("*/run.log"))
-    assert log.count("samples were drawn before and are kept") >= 4
+    assert log.count("stored samples are reused") >= 4
     assert log.count("resuming from") >= 2
     for name in ("policy", "refiner"):
         weights = [(run / name / "model.safetensors").read_bytes() for run in (unbroken, folder / "resumed")]

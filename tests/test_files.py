@@ -312,8 +312,8 @@ def test_a_path_that_is_no_file_says_what_it_is(key, tmp_path):
 @pytest.mark.parametrize("key", FOLDERS)
 def test_a_path_that_is_no_folder_says_what_it_is(key, tmp_path):
     (tmp_path / "file").write_text("x")
-    assert "is a file, and must be a folder" in refused(key, tmp_path / "file", FOLDERS[key])
-    assert "is a file, and must be a folder" in refused(key, MINI / "config.json", FOLDERS[key])
+    assert "is a file, but must be a folder" in refused(key, tmp_path / "file", FOLDERS[key])
+    assert "is a file, but must be a folder" in refused(key, MINI / "config.json", FOLDERS[key])
     assert "no such folder" in refused(key, tmp_path / "none", FOLDERS[key])
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert key == "llm.model" or "can't be read (" in refused(key, tmp_path / "loop", FOLDERS[key])

@@ -97,7 +97,7 @@ DAMAGE = {
     "nothing": (shutil.rmtree, "folder"),
     "no config": (lambda f: (f / "config.json").unlink(), "config"),
     "an empty config": (lambda f: (f / "config.json").write_text(""), r"config\.json is empty"),
-    "a config that is no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json is no JSON"),
+    "a config that is no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json is not JSON"),
     "a config that is no object": (lambda f: (f / "config.json").write_text("[]"), "model_type"),
     "a config of nothing": (lambda f: (f / "config.json").write_text("{}"), "model_type"),
     "a config in Git LFS": (lambda f: (f / "config.json").write_text(LFS), "git lfs pull"),
@@ -138,7 +138,7 @@ DAMAGE = {
         lambda f: (in_shards(f), truncate(f / "part1.safetensors")),
         r"part1\.safetensors is damaged",
     ),
-    "a bad index": (bad_index, r"index\.json is no index"),
+    "a bad index": (bad_index, r"index\.json is not an index"),
     "a truncated .bin": (lambda f: (as_bin(f), truncate(f / "pytorch_model.bin")), r"pytorch_model\.bin is damaged"),
     "a .bin of text": (lambda f: (as_bin(f), (f / "pytorch_model.bin").write_text("x")), r"pytorch_model\.bin"),
     "no tokenizer": (
@@ -149,11 +149,11 @@ DAMAGE = {
     "a tokenizer without EOS": (lambda f: edit(f / "tokenizer_config.json", eos_token=None), "EOS.*eos_token"),
     "the tokenizer of a larger model": (
         lambda f: edit(f / "tokenizer_config.json", eos_token="<|another|>"),
-        "EOS is token 1280.*another model's",
+        "EOS is token 1280.*belongs to another model",
     ),
     "a tokenizer with words of a larger model": (
         lambda f: add_token(f, "wordless", special=False),
-        "tokenizer has a token 1280.*another model's",
+        "tokenizer has a token 1280.*belongs to another model",
     ),
 }
 SETTINGS = {

@@ -96,7 +96,7 @@ def test_the_trainer_clips_gradients():
 
 
 def test_a_schedule_that_needs_an_end_is_refused_without_one():
-    with pytest.raises(InputError, match="has no end"):
+    with pytest.raises(InputError, match="sets no end to the training"):
         fit({"max_epochs": -1}, scheduler=Component("ilf.training.schedules.linear"))
 
 

@@ -199,7 +199,7 @@ def test_the_checks_of_a_gpu_run_and_say_what_failed(small_stages, tmp_path, cli
         line for name, line in lines.items() if name in (f"{w}: memory as planned" for w in ("sampling", "qlora"))
     ]
     assert len(planned) == 2 and all("plan GB" in line and "tokens/s" in line for line in planned)
-    assert "passed" in lines["a checkpoint is taken up"] and "passed" in lines["a study on mini"]
+    assert "passed" in lines["resume from a checkpoint"] and "passed" in lines["a study on mini"]
     assert f"{ran[0]['finetuned']['pass@1']:.3g}" in lines["a study on mini"]
     if not torch.cuda.is_available():
         done = cli("experiment=gpu/checks", f"hydra.run.dir={tmp_path / 'run'}")

@@ -210,5 +210,5 @@ def test_the_command_that_pretrains_the_model_writes_its_card(cli, tmp_path):
 def test_the_shipped_model_is_what_the_project_says():
     assert sum(f.stat().st_size for f in MINI.iterdir() if f.suffix == ".safetensors") <= 8_000_000
     card = (MINI / "README.md").read_text()
-    for words in ("Command", "Data", "Training", "Figures", "nats a learnt token", "no evidence"):
+    for words in ("Command", "Data", "Training", "Results", "nats per target token", "no evidence"):
         assert words in card

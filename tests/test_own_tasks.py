@@ -321,7 +321,7 @@ def test_an_edited_test_scores_the_same_programs_anew(again, tutorial, caplog):
     found = again({}, {}, "stages=[sample,zero_shot]", edit=edit)
     assert found["zero_shot"]["pass@1"] == 0 < before["pass@1"]
     assert "sample" in found["seconds"]["reused"] and "zero_shot" not in found["seconds"]["reused"]
-    assert "were drawn before and are kept" in caplog.text
+    assert "stored samples are reused" in caplog.text
 
 
 def test_own_tasks_to_evaluate_another_policy_on(small_stages):

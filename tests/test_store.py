@@ -100,7 +100,7 @@ def test_samples_that_are_whole_outlive_the_damage_of_their_verdicts(whole, stor
     caplog.set_level("INFO")
     small_stages(*FEW).run()
     assert (file.parent / "samples.jsonl").read_bytes() == before
-    assert "evaluate: 12 samples were drawn before and are kept" in caplog.text
+    assert "evaluate: 12 stored samples are reused" in caplog.text
 
 
 def test_rows_of_a_damaged_unfinished_stage_are_set_aside(whole, store, small_stages, caplog):

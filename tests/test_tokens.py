@@ -120,7 +120,7 @@ def test_a_tokenizer_that_loses_spaces_is_refused(kind, tmp_path):
         check_code(tokenizer)
     LlamaForCausalLM(tiny(len(tokenizer))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="keeps no code as it is"):
+    with pytest.raises(InputError, match="its tokenizer changes code"):
         check_model("model.path", tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Loading, adapting and sampling from code models."""
+"""Loads, adapts and samples from code models."""

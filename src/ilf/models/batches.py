@@ -1,4 +1,4 @@
-"""What a model has seen of several texts: batches that rows leave and join, and, slower, such as rows can't join."""
+"""A model's state after several texts: batches whose rows leave and join, and slower ones whose rows can't join."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ilf.models.cuda_graphs import FixedStep
 from ilf.models.kv_cache import ROOM, RoomyLayer, joined
 from ilf.models.shared_prefix import Prompts, Step, bias_of, reading, regrouped
 
-_CACHED = 500_000  # scores, of 4 bytes
+_CACHED = 500_000  # logits, of 4 bytes each
 
 
 @dataclass
 class Batch:
-    """What a model has seen of several texts: left-padded, so that all of them end in the last column."""
+    """A model's state after several texts. They are left-padded, so that all end in the last column."""
 
-    cache: Any  # a DynamicCache: keys and values of each layer, (B, heads, T, size of a head)
-    mask: torch.Tensor  # (B, T), 1 where a text is
-    logits: torch.Tensor  # of what comes next, (B, V)
+    cache: Any  # a DynamicCache: keys and values of each layer, (B, heads, T, head size)
+    mask: torch.Tensor  # (B, T), 1 at the tokens of a text
+    logits: torch.Tensor  # of the next token, (B, V)
     lengths: list[int]  # of the texts, in tokens
 
     def step(self, model: Any, tokens: torch.Tensor, going: torch.Tensor) -> None:
-        """Go on by one token a row, (B,), where `going`, (B,): the others stay, and come to no later position."""
+        """Append a token to each row, (B,), where `going`, (B,); other rows keep their text and position."""
         self.lengths = [length + 1 for length in self.lengths]
         self.logits = self.go_on(model, tokens[:, None], going[:, None].to(self.mask.dtype))[:, -1]
 
     def go_on(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Read on, tokens and where they are real (B, T), and return the logits of what comes after each, (B, T, V)."""
+        """Append tokens, (B, T), with their mask, (B, T), and return the logits after each token, (B, T, V)."""
         self.mask = torch.cat([self.mask, mask], dim=1)
         logits: torch.Tensor = model(
             input_ids=ids,
@@ -47,10 +47,10 @@ class Batch:
         return logits
 
     def settle(self) -> None:
-        """Have `cache` and `mask` be all that was read, so that rows can be taken out of them."""
+        """Update `cache` and `mask` with all tokens read, so that rows can be taken out of them."""
 
     def row(self, i: int) -> Batch:
-        """Return one row as a batch of its own."""
+        """Return one row as a separate batch."""
         self.settle()
         cache: Any = DynamicCache()
         own = slice(i, i + 1)
@@ -61,14 +61,14 @@ class Batch:
 
 @dataclass
 class SharedBatch(Batch):
-    """Samples whose prompts' keys and values are held once: the cache and the mask are of their own tokens."""
+    """Samples whose prompts' KV cache is stored once: cache and mask cover only the samples' own tokens."""
 
     prompts: Prompts
     capture: bool  # whether steps are captured as CUDA graphs
     _fixed: FixedStep | None = None
 
     def step(self, model: Any, tokens: torch.Tensor, going: torch.Tensor) -> None:
-        """Go on by one token a row, (B,), where `going`, (B,): the others stay, and come to no later position."""
+        """Append a token to each row, (B,), where `going`, (B,); other rows keep their text and position."""
         if not self.capture:
             super().step(model, tokens, going)
             return
@@ -83,23 +83,23 @@ class SharedBatch(Batch):
         self.logits = self._fixed(tokens, going)
 
     def go_on(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Read on, tokens and where they are real (B, T), and return the logits of what comes after each, (B, T, V)."""
+        """Append tokens, (B, T), with their mask, (B, T), and return the logits after each token, (B, T, V)."""
         self.settle()
         self.mask = torch.cat([self.mask, mask], dim=1)
         columns = torch.arange(self.mask.shape[1], device=ids.device)
         own = columns[-ids.shape[1] :, None]
-        # A token that is not real sees itself: a sum over nothing is no number.
+        # A padding token sees itself, because a softmax over no keys is not a number.
         seen = (self.mask[:, None] > 0) & (columns <= own) | (columns == own)
         positions = (self._starts()[:, None] + counted(self.mask))[:, -ids.shape[1] :]
         return _forward(model, self.prompts, ids, positions, seen, self.cache)
 
     def settle(self) -> None:
-        """Have `cache` and `mask` be all that was read, so that rows can be taken out of them."""
+        """Update `cache` and `mask` with all tokens read, so that rows can be taken out of them."""
         if self._fixed is not None:
             self.mask, self._fixed = self._fixed.settle(), None
 
     def row(self, i: int) -> SharedBatch:
-        """Return one row as a batch of its own."""
+        """Return one row as a separate batch."""
         own, prompts = super().row(i), regrouped([(self.prompts, [i])])
         return SharedBatch(own.cache, own.mask, own.logits, own.lengths, prompts, self.capture)
 
@@ -110,7 +110,7 @@ class SharedBatch(Batch):
 def _forward(
     model: Any, prompts: Prompts, ids: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor, cache: Any
 ) -> torch.Tensor:
-    """Return the logits of what comes after each token, (B, T, V), where queries see (B, T, S) columns of their own."""
+    """Return the logits after each token, (B, T, V); queries see the given (B, T, S) columns of their own."""
     with reading(model, Step(prompts, bias_of(seen)[:, None])):
         logits: torch.Tensor = model(input_ids=ids, position_ids=positions, cache=cache, use_cache=True).logits
     return logits
@@ -118,22 +118,25 @@ def _forward(
 
 @dataclass
 class OwnBatch(Batch):
-    """Continuations of one prompt, in the cache that the model makes itself, or without one: each step reads all."""
+    """Continuations of one prompt, in the cache that the model itself creates.
+
+    Without a cache, each step reads the whole texts.
+    """
 
     ids: torch.Tensor  # (B, T)
 
     def step(self, model: Any, tokens: torch.Tensor, going: torch.Tensor) -> None:
-        """Go on by one token a row, (B,); rows that don't go on are read on too, and decide nothing."""
+        """Append a token to each row, (B,). Finished rows are also continued, without any effect on the others."""
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
         self.lengths = [length + 1 for length in self.lengths]
         self.logits = self.read(model, self.ids if self.cache is None else tokens[:, None])
 
     def read(self, model: Any, new: torch.Tensor) -> torch.Tensor:
-        """Return the logits of what comes after `new`, (B, T), the newest of `ids`: (B, V)."""
+        """Return the logits after `new`, (B, T), the newest tokens of `ids`: (B, V)."""
         options: dict[str, Any] = {"use_cache": False}
         if self.cache is not None:
             options = {"cache": self.cache, "use_cache": True}
-            if takes(model, "position_ids"):  # a model without attention can't count them by its cache
+            if takes(model, "position_ids"):  # a model without attention can't infer them from its cache
                 end = self.ids.shape[1]
                 options["position_ids"] = torch.arange(end - new.shape[1], end, device=new.device).expand_as(new)
         if takes(model, "logits_to_keep"):
@@ -142,7 +145,7 @@ class OwnBatch(Batch):
         return logits[:, -1]
 
     def only(self, index: Sequence[int]) -> OwnBatch:
-        """Return the named rows, perhaps one several times."""
+        """Return the given rows, which may repeat."""
         rows = torch.tensor(index, device=self.ids.device)
         if self.cache is not None:
             self.cache.reorder_cache(rows)
@@ -151,19 +154,19 @@ class OwnBatch(Batch):
 
 
 def takes(model: Any, name: str) -> bool:
-    """Return whether a model reads an argument of this name, behind an adapter or not."""
+    """Return whether a model's forward has an argument of this name, with or without an adapter."""
     return name in inspect.signature(base(model).forward).parameters
 
 
 def base(model: Any) -> Any:
-    """Return the model itself, which may be behind an adapter."""
+    """Return the base model of a model that may have an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def join(parts: Sequence[tuple[Batch, list[int]]]) -> Batch:
-    """Return a batch of the named rows of several, no wider than its longest text.
+    """Return a batch of the given rows of several batches, no wider than its longest text.
 
-    They are taken apart: only one layer's keys and values are there twice at a time.
+    The source batches are consumed: only one layer's KV cache exists twice at a time.
     """
     first = parts[0][0]
     if isinstance(first, OwnBatch):
@@ -191,17 +194,18 @@ def join(parts: Sequence[tuple[Batch, list[int]]]) -> Batch:
 
 
 def counted(mask: torch.Tensor) -> torch.Tensor:
-    """Return position ids (B, T) that count from 0 at each row's first real token."""
+    """Return position ids, (B, T), that count from 0 at each row's first real token."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int = 0) -> torch.Tensor:
-    """Return a token id for each row of `logits` (B, V), drawn with the numbers of `uniform` (B,) in [0, 1).
+    """Return a token id for each row of `logits` (B, V), sampled with the numbers of `uniform` (B,) in [0, 1).
 
-    It is -1 where the logits are no numbers. At temperature 0 it is the most likely token, of equals the first. With
-    `top_k` above 0, only so many of the most likely tokens are drawn from, and those as likely as the last of them.
+    The id is -1 if the logits are not numbers. At temperature 0, it is the most likely token, and the first of
+    equals. With `top_k` above 0, only that many of the most likely tokens can be sampled, and tokens as likely as the
+    last of them.
     """
-    # A processor takes a few rows at a time, which stay in its cache: 7 times faster for 120 rows of 150,000.
+    # On a CPU, process a few rows at a time, which stay in its cache: 7 times faster for 120 rows of 150,000.
     rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     both = zip(logits.split(rows), uniform.split(rows), strict=True)
     return torch.cat([_inverted(some, numbers, temperature, top_k) for some, numbers in both])
@@ -213,7 +217,7 @@ def _inverted(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, t
     if 0 < top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
     cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
-    # Scaled by the total, which rounding leaves a little off 1, so that no token past the last is chosen.
+    # Scale by the total, which rounding leaves a little off 1, so that no token past the last is chosen.
     target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
     return chosen.masked_fill(cumulative[:, -1].isnan(), -1)

@@ -1,4 +1,4 @@
-"""Answers of a local chat model of transformers."""
+"""Generates the answers of a local transformers chat model."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def answers(
     max_tokens: int,
     device: torch.device,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the answers to each batch of conversations, with why each ended and the tokens that it took.
+    """Yield the answers to each batch of conversations, with the finish reason and the token usage of each.
 
-    They are drawn from the model's own distribution: what its folder says of sampling is left aside. The plan of a
-    run's memory does not know of this model, which is there only while it answers.
+    Answers are sampled from the model's own distribution; the sampling settings in its folder are ignored. The run's
+    memory plan doesn't include this model, which is loaded only while it answers.
 
     Args:
-        folder: In Hugging Face's layout. Its tokenizer's chat template makes a conversation a text; without one, the
-            turns stand one after the other.
-        batches: Conversations to answer together, and the seed of all their random numbers.
-        temperature: Of sampling.
-        max_tokens: A bound on each answer.
-        device: Where to compute.
+        folder: A folder in Hugging Face's layout. Its tokenizer's chat template converts a conversation to text;
+            without a template, the turns follow one another.
+        batches: Conversations to answer together, and the seed of their random numbers.
+        temperature: The sampling temperature.
+        max_tokens: The largest number of tokens of an answer.
+        device: The device to compute on.
     """
     if not batches:
         return

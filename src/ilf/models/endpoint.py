@@ -1,4 +1,4 @@
-"""Many requests at once to an OpenAI-compatible server, with retries."""
+"""Sends concurrent requests to an OpenAI-compatible server, with retries."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from ilf.types import InputError
 
-KEY = "OPENAI_API_KEY"  # read from the environment only, so that it stands in no configuration and no log
+KEY = "OPENAI_API_KEY"  # read only from the environment, to keep it out of configurations and logs
 RETRIES = 5
 
-for _name in ("httpx", "httpx2"):  # they log a line a request
+for _name in ("httpx", "httpx2"):  # they log a line per request
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 Request = TypeVar("Request")
@@ -30,32 +30,33 @@ def answers(
     advice: str,
     retries: int = RETRIES,
 ) -> Iterator[tuple[Request, Reply]]:
-    """Yield each request with its reply, in the order in which they come.
+    """Yield each request with its reply, in the order of the replies.
 
     Args:
         key: The setting that holds the address.
         url: The server's address, such as http://localhost:8000/v1.
-        model: Named in the error.
-        requests: What to ask.
-        ask: Asks for one, given a client; it may be asked again where the connection breaks off.
-        parallel: Requests at once.
-        advice: What to do where the server does not answer.
-        retries: Of a request that fails.
+        model: The model's name, for the error message.
+        requests: The requests to send.
+        ask: Sends one request with a given client. It may be called again if the connection breaks.
+        parallel: The number of concurrent requests.
+        advice: What to do if the server doesn't answer.
+        retries: The number of retries of a failed request.
 
     Raises:
-        InputError: The server can't be reached or refuses, after all that had been asked has been yielded.
+        InputError: The server can't be reached, or rejects a request. All replies to requests already sent are
+            yielded first.
     """
     import httpx
     import openai
 
-    secret = os.environ.get(KEY, "").strip()  # a line's end, as of a file, would show it in an error
+    secret = os.environ.get(KEY, "").strip()  # an error would show it if it ended with a newline, as from a file
     client = openai.OpenAI(base_url=url, api_key=secret or "none", max_retries=retries)
 
     def ask_again(request: Request) -> Reply:
         for _ in range(retries - 1):
             try:
                 return ask(client, request)
-            except httpx.TransportError:  # in the middle of a stream, which the client does not repeat
+            except httpx.TransportError:  # the client does not retry after a stream has begun
                 continue
         return ask(client, request)
 
@@ -66,16 +67,16 @@ def answers(
         for one in (one for one in as_completed(asked) if not one.cancelled()):
             try:
                 reply = one.result()
-            except (openai.OpenAIError, httpx.TransportError) as error:  # what is on its way is still taken
+            except (openai.OpenAIError, httpx.TransportError) as error:  # replies under way are still yielded
                 failure = failure or error
                 for other in asked:
                     other.cancel()
                 continue
             yield asked[one], reply
-    finally:  # also where nobody takes the rest, or a signal ends the run, which must not wait for the server
+    finally:  # runs also if the caller stops early or a signal stops the run; neither may wait for the server
         pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
-        text = str(failure).replace(secret or "\0", f"${KEY}")  # a server may echo what it was sent
+        text = str(failure).replace(secret or "\0", f"${KEY}")  # a server may echo the key
         raise InputError(
             key, url, f"the endpoint does not answer for model {model!r} ({type(failure).__name__}: {text})", advice
         )

@@ -1,4 +1,4 @@
-"""Keys and values of several texts: layers with room for more tokens, and rows of several put together."""
+"""The KV cache of several texts: layers with room for more tokens, and functions that join rows of several layers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ROOM = 64  # tokens by which the cache grows
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of the cache with room for more tokens: a step writes its token instead of copying all before it.
+    """A KV cache layer with room for more tokens: a step writes its token without copying the earlier ones.
 
     Args:
-        keys: (B, heads, T with room, size of a head).
-        values: Likewise.
-        length: How much of T is filled.
+        keys: (B, heads, T with room, head size).
+        values: Of the same shape.
+        length: The filled part of T.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
@@ -33,27 +33,27 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     @property
     def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values with their room, (B, heads, columns, size of a head)."""
+        """Keys and values with their room, (B, heads, columns, head size)."""
         return self._parts
 
     @property
     def columns(self) -> int:
-        """How many tokens there is room for, filled or not."""
+        """The number of tokens that there is room for, filled or not."""
         return int(self._parts[0].shape[2])
 
     def fill(self, length: int) -> None:
-        """Count as filled what has been written to `whole`."""
+        """Mark the first `length` columns of `whole` as filled."""
         self._keep(*self._parts, length)
 
     def grow(self, columns: int) -> None:
-        """Have room for so many more tokens."""
+        """Add room for this many more tokens."""
         keys, values = (functional.pad(part, (0, 0, 0, columns)) for part in self._parts)
         self._keep(keys, values, self._length)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add new tokens and return all."""
+        """Append new tokens and return all tokens."""
         end = self._length + key_states.shape[2]
         if (missing := end - self.columns) > 0:
             self.grow(missing + ROOM)
@@ -64,27 +64,27 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def stacked(tensors: Sequence[torch.Tensor], indices: Sequence[torch.Tensor], width: int, room: int) -> torch.Tensor:
-    """Return the named rows of several tensors, (B, heads, T, size) each, one after the other.
+    """Return the given rows of several tensors, (B, heads, T, size) each, concatenated.
 
     Args:
-        tensors: Filled to their last column, whatever is on their left.
-        indices: The rows of each.
-        width: Columns that are kept, the last ones.
-        room: Columns that are added on the right, unfilled.
+        tensors: Filled up to their last column; the left may be padding.
+        indices: The rows of each tensor.
+        width: The number of last columns to keep.
+        room: The number of unfilled columns to add on the right.
     """
     counts = [len(index) for index in indices]
     _, heads, _, size = tensors[0].shape
     whole = tensors[0].new_empty(sum(counts), heads, width + room, size)
     for rows, tensor, index in zip(whole.split(counts), tensors, indices, strict=True):
         used = min(width, tensor.shape[2])
-        rows[:, :, : width - used] = 0  # masked, but what is masked must be a number
+        rows[:, :, : width - used] = 0  # masked values must be finite, too
         if used:
             torch.index_select(tensor[:, :, tensor.shape[2] - used :], 0, index, out=rows[:, :, width - used : width])
     return whole
 
 
 def joined(layers: Sequence[RoomyLayer], indices: Sequence[torch.Tensor], width: int) -> RoomyLayer:
-    """Return a layer of the named rows of several."""
+    """Return a layer of the given rows of several layers."""
     keys, values = (
         stacked(parts, indices, width, ROOM) for parts in zip(*((one.keys, one.values) for one in layers), strict=True)
     )

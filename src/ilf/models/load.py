@@ -1,4 +1,4 @@
-"""From a name or folder to a model and its tokenizer, and back to a folder."""
+"""Loads a model and its tokenizer from a name or folder, and saves them to a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ilf.disk import naming
 from ilf.models.tokens import end_ids, token_ids
 from ilf.types import InputError
 
-# What users can do nothing about: bitsandbytes misses kernels that no run uses, peft asks transformers by an old name.
+# Users can't act on these: bitsandbytes lacks kernels that no run uses, and peft uses an outdated transformers name.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
@@ -31,16 +31,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve(path: str | None, hub: str | None, revision: str | None, key: str = "model.hub") -> Path:
-    """Return the model's local folder, fetched from the Hub where only a name is given.
+    """Return the model's local folder; download it from the Hub if only a name is given.
 
     Args:
-        path: The folder, where it is known.
+        path: The folder, if it is known.
         hub: The model's name on the Hub.
         revision: Commit on the Hub.
         key: The setting that names the model.
 
     Raises:
-        InputError: The Hub can't be reached and has nothing in its local cache.
+        InputError: The Hub can't be reached, and the model is not in the local cache.
     """
     if path is not None:
         return Path(path)
@@ -51,7 +51,7 @@ def resolve(path: str | None, hub: str | None, revision: str | None, key: str = 
         return Path(
             snapshot_download(hub, revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5"])
         )
-    except Exception as error:  # each layer of the client raises its own class
+    except Exception as error:  # the client's layers raise different exception classes
         raise InputError(
             key,
             hub,
@@ -61,17 +61,18 @@ def resolve(path: str | None, hub: str | None, revision: str | None, key: str = 
 
 
 def has_bfloat16(device: torch.device | None) -> bool:
-    """Return whether a device is a GPU that computes in bfloat16: older ones only emulate it."""
+    """Return whether a device is a GPU with native bfloat16; older GPUs only emulate it."""
     return device is not None and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def sampling_dtype(name: str, device: torch.device, learns: bool = True) -> torch.dtype:
-    """Return the dtype of weights while sampling.
+    """Return the dtype of the weights during sampling.
 
     Args:
-        name: float32 | bfloat16 | auto: bfloat16 where the device computes in it, for what is only learned from.
-        device: What samples.
-        learns: Whether the programs are only learned from, rather than a fine-tuned model's or those of the figures.
+        name: float32 | bfloat16 | auto. auto is bfloat16 if the device supports it natively and `learns` is true.
+        device: The device that samples.
+        learns: Whether the programs are only training data, rather than a fine-tuned model's or used for the reported
+            results.
     """
     if name != "auto":
         return _DTYPES[name]
@@ -80,22 +81,22 @@ def sampling_dtype(name: str, device: torch.device, learns: bool = True) -> torc
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Return whether the processor multiplies in bfloat16, as x86 does by AVX512-BF16 or AMX."""
+    """Return whether the CPU multiplies in bfloat16 natively, as x86 does with AVX512-BF16 or AMX."""
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def load_tokenizer(folder: Path, bos: bool | None = None, chat: bool = False) -> Any:
-    """Return the tokenizer of a model folder, padding with EOS where it has no padding token.
+    """Return a model folder's tokenizer; it pads with EOS if it has no padding token.
 
     Args:
-        folder: In Hugging Face's layout.
-        bos: Whether texts begin with BOS; None does as the folder says. It is saved with the tokenizer, and of
-            transformers' classes only Code Llama's does otherwise when it is loaded again.
-        chat: Whether prompts are put into the turns of its chat template; see `tokens.encode_prompts`.
+        folder: A folder in Hugging Face's layout.
+        bos: Whether texts begin with BOS; None follows the folder. The choice is saved with the tokenizer. Of
+            transformers' classes, only Code Llama's ignores it when it is loaded again.
+        chat: Whether prompts are put into the turns of the chat template; see `tokens.encode_prompts`.
 
     Raises:
-        InputError: There is no BOS to begin with, or no chat template.
+        InputError: The tokenizer has no BOS token, or no chat template.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     if bos is not None:
@@ -114,22 +115,22 @@ def load_tokenizer(folder: Path, bos: bool | None = None, chat: bool = False) ->
 
 @dataclass(frozen=True)
 class Model:
-    """A model's folder, and how it is loaded."""
+    """A model's folder and how to load it."""
 
     folder: Path
     weights: str  # hash of the folder
     attention: str
     bos: bool | None
     key: str = "model.path"  # the setting that names it
-    chat: bool = False  # whether it is asked in the turns of its chat template
+    chat: bool = False  # whether prompts are put into the turns of its chat template
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What decides how texts become its tokens, and the logits that it gives for them."""
+        """The values that decide a text's tokens and the logits of the model."""
         return {"weights": self.weights, "attention": self.attention, "bos": self.bos, "chat": self.chat}
 
     def tokenizer(self) -> Any:
-        """Return its tokenizer."""
+        """Return the model's tokenizer."""
         return load_tokenizer(self.folder, self.bos, self.chat)
 
 
@@ -141,20 +142,20 @@ def load_model(
     device: torch.device | None = None,
     key: str = "model.path",
 ) -> Any:
-    """Return the causal language model of a folder, without the generation settings that it came with but for its ends.
+    """Return a folder's causal language model. Of its generation settings, only the end-of-text tokens are kept.
 
     Args:
-        folder: In Hugging Face's layout.
-        dtype: Of its weights; "auto" as they are stored.
-        attention: Which implementation of attention; "auto" is transformers' choice.
-        quantize: How its linear layers keep their weights, all but the output layer: "nf4", "int8" or None.
-        device: Where it will be used. Only quantised weights are put there at once, as bitsandbytes' int8 weights do
-            not survive being moved.
+        folder: A folder in Hugging Face's layout.
+        dtype: The dtype of the weights; "auto" as stored.
+        attention: The attention implementation; "auto" is transformers' choice.
+        quantize: How the linear layers store their weights, except the output layer: "nf4", "int8" or None.
+        device: Where the model will be used. Only quantized weights are moved there at once, because bitsandbytes'
+            int8 weights can't be moved later.
         key: The setting that names the folder.
 
     Raises:
-        InputError: Weights are missing or of another shape than config.json says; names them. Or the model has no
-            such implementation of attention.
+        InputError: Weights are missing or don't have the shapes of config.json (the error names them), or the model
+            doesn't support the attention implementation.
     """
     options: dict[str, Any] = {}
     if attention != "auto":
@@ -165,7 +166,7 @@ def load_model(
             "device_map": {"": device or "cpu"},
         }
     try:
-        # transformers fills what is missing with random numbers, and only warns.
+        # transformers fills missing weights with random numbers, and only warns.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -179,15 +180,15 @@ def load_model(
     if wrong:
         raise wrong_weights(key, folder, wrong)
     for module in model.modules() if quantize == "nf4" else ():
-        # In evaluation mode on a CPU with AVX512-BF16, bitsandbytes would repack and round the weights that training
-        # goes on with.
+        # In evaluation mode on a CPU with AVX512-BF16, bitsandbytes would repack and round the weights, which training
+        # still needs.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if getattr(model.config, "rescale_every", 0):
-        # RWKV would divide its weights while it is evaluated, for 16 bits that no run uses, and be saved divided.
+        # RWKV would rescale its weights in evaluation, for 16 bits that no run uses, and be saved rescaled.
         model.config.rescale_every = 0
-    # A publisher's top-k or repetition penalty would change the distribution that is sampled. What ends a text stays:
-    # a chat model ends its turns by other tokens than its texts, and a saved policy is to end in a server too.
+    # A publisher's top-k or repetition penalty would change the sampled distribution. End-of-text tokens are kept: a
+    # chat model ends turns and texts with different tokens, and a saved policy must also stop in a server.
     ends = token_ids(
         model.generation_config.eos_token_id, getattr(model.config.get_text_config(), "eos_token_id", None)
     )
@@ -196,23 +197,23 @@ def load_model(
 
 
 def wrong_weights(key: str, folder: Path, wrong: Collection[str]) -> InputError:
-    """Return the error that a folder lacks weights."""
+    """Return the error for a folder with missing or wrongly shaped weights."""
     names = ", ".join(sorted(wrong)[:10])
     return InputError(
         key,
         str(folder),
-        f"its weights must be those of its config.json, and {len(wrong)} are missing or of another shape: {names}",
-        "Copy or fetch the folder again, whole.",
+        f"its weights must match its config.json, but {len(wrong)} are missing or of another shape: {names}",
+        "Copy or download the complete folder again.",
     )
 
 
 def compute_dtype(device: torch.device | None) -> torch.dtype:
-    """Return the dtype that NF4 weights are multiplied in: bfloat16 on a GPU that has it, else float32."""
+    """Return the dtype for products with NF4 weights: bfloat16 on a GPU that supports it, else float32."""
     return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def _quantization(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
-    # It says at every pass that it casts what it multiplies with int8 weights to float16.
+    # bitsandbytes warns at every pass that it casts inputs of int8 weights to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -222,9 +223,9 @@ def _quantization(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
 
 
 def adapt(model: Any, adapter: Component | None) -> Any:
-    """Return `model` ready to train: whole, or behind an adapter of peft's.
+    """Return `model` ready to train: the whole model, or with a peft adapter.
 
-    LoRA on all linear layers leaves out routers, unless the adapter says itself what to leave out.
+    LoRA on all linear layers excludes routers, unless the adapter sets its own exclusions.
     """
     if adapter is None:
         return model
@@ -238,7 +239,7 @@ def adapt(model: Any, adapter: Component | None) -> Any:
 
 
 def _routers(model: Any) -> set[type]:
-    """Return the kinds of linear layers that give more than a product, as Llama 4's router: LoRA can't add to that."""
+    """Return the linear layer classes that return more than a product, as Llama 4's router; LoRA can't adapt them."""
     linear = {type(module): module for module in model.modules() if isinstance(module, torch.nn.Linear)}
     found = set()
     for kind, module in linear.items():
@@ -252,22 +253,22 @@ def _routers(model: Any) -> set[type]:
 
 
 def saving_dtype(name: str, base: Any) -> torch.dtype:
-    """Return what `save.dtype` names, where `base` is the configuration of the model that was fine-tuned."""
+    """Return the dtype that `save.dtype` names; `base` is the configuration of the model that was fine-tuned."""
     return (base.dtype or torch.float32) if name == "base" else _DTYPES[name]
 
 
 def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a whole Hugging Face folder, LoRA merged and also kept apart in `adapter/`; complete or absent.
+    """Write a complete Hugging Face folder, or none. LoRA is merged, and also saved separately in `adapter/`.
 
-    LoRA that was trained on a quantised model is merged into the weights that this was made of, read again from its
-    folder, in float32: most changes are smaller than the step between two values of a quantised weight, which would
-    round them away.
+    LoRA that was trained on a quantized model is merged in float32 into the original weights, which are loaded again
+    from their folder. Most changes are smaller than the step between two quantized values, so merging into quantized
+    weights would round them away.
 
     Args:
-        model: It is merged and cast in place.
+        model: The model, which is merged and cast in place.
         tokenizer: Its tokenizer.
         folder: Where to write.
-        dtype: Of the weights, which are merged before they are cast; None as they are. An adapter stays as it is.
+        dtype: The dtype of the weights, which are cast after merging; None keeps it. An adapter keeps its dtype.
 
     Raises:
         InputError: A weight is too large for the dtype.
@@ -294,6 +295,6 @@ def _save(model: Any, tokenizer: Any, scratch: Path, dtype: torch.dtype | None) 
         if large := [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]:
             name = str(dtype).removeprefix("torch.")
             raise InputError("save.dtype", name, f"can't hold {large[0]}: a weight is too large", "Use bfloat16.")
-    model.generation_config.eos_token_id = sorted(end_ids(model, tokenizer))  # what it has learnt to end by, too
+    model.generation_config.eos_token_id = sorted(end_ids(model, tokenizer))  # plus the learned end token
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)

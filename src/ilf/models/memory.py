@@ -1,9 +1,9 @@
-"""What a run needs of its device's memory at its peak, from the model's config.json alone: no weights are read.
+"""Plans the peak memory of a run's device from the model's config.json alone, without reading weights.
 
-Parameters, gradients and optimizer states are counted on the whole model without storage. What comes and goes is
-measured: one layer of the model does a real step on tensors without storage while every allocation is counted, and
-what a layer keeps is multiplied by the number of layers. Allocators round up and fragment; libraries and CUDA's own
-context (about 0.5 GB) come on top.
+Parameters, gradients and optimizer states are counted on the whole model without storage. Temporary tensors are
+measured: a model with one layer does a real step on tensors without storage while every allocation is counted, and
+the memory that the layer keeps is multiplied by the number of layers. The plan leaves out rounding and fragmentation
+by allocators, libraries, and CUDA's own context (about 0.5 GB).
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ class Need:
     parameters: int
     gradients: int = 0
     optimizer: int = 0
-    cache: int = 0  # keys and values
-    activations: int = 0  # and everything else that comes and goes
-    pageable: int = 0  # of the optimizer's: what a paged optimizer can move to the system's memory
+    cache: int = 0  # the KV cache
+    activations: int = 0  # and all other temporary tensors
+    pageable: int = 0  # the part of the optimizer's states that a paged optimizer can move to system memory
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All bytes."""
         return self.parameters + self.gradients + self.optimizer + self.cache + self.activations
 
     @property
     def least(self) -> int:
-        """What can't leave the device."""
+        """The bytes that can't leave the device."""
         return self.total - self.pageable
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What decides the memory of a fine-tuning."""
+    """The settings that decide the memory of a fine-tuning."""
 
     adapter: Component | None
     optimizer: Component
     precision: str  # Lightning's: 32-true | bf16-mixed | bf16-true
-    rows: int  # examples a forward pass
+    rows: int  # examples per forward pass
     tokens: int  # of the longest example
-    checkpointing: bool  # whether activations are computed again on the way back
+    checkpointing: bool  # whether activations are recomputed in the backward pass
     attention: str = "auto"  # auto | eager | sdpa | flash_attention_2
-    quantize: str | None = None  # how the frozen base's weights are kept: nf4 | int8
+    quantize: str | None = None  # how the frozen base model's weights are stored: nf4 | int8
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights that are not quantised, and of gradients."""
+        """The dtype of gradients and of weights that are not quantized."""
         true = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
         return true.get(self.precision, torch.float32)
 
@@ -78,13 +78,13 @@ class FineTuning:
 def sampling(
     config: Any, settings: Sampler, dtype: torch.dtype, tokens: int, attention: str = "auto", device: str = "cpu"
 ) -> Need:
-    """Return what sampling needs: the weights, every program's keys and values, and one layer's work on them.
+    """Return the memory of sampling: the weights, the KV cache of every program, and one layer's temporary tensors.
 
     Args:
-        config: The model's, of transformers.
-        settings: Programs at once, programs a task, new tokens.
-        dtype: Of the weights.
-        tokens: Of the longest prompt.
+        config: The model's transformers configuration.
+        settings: Sets the programs sampled at once, the programs per task, and the new tokens.
+        dtype: The dtype of the weights.
+        tokens: The length of the longest prompt, in tokens.
         attention: As in `FineTuning`.
         device: "cuda" or "cpu", whose operations are counted.
     """
@@ -93,7 +93,7 @@ def sampling(
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     if tied and packs(model, torch.device(device), dtype):
-        parameters += _bytes(head.weight)  # packed, besides the embeddings
+        parameters += _bytes(head.weight)  # a packed copy, in addition to the tied embeddings
     with _where_it_can(config, "it is sampled"):
         cache, activations = _sampling_step(config, settings, dtype, tokens, attention, device)
         return Need("sampling", parameters, cache=cache, activations=activations)
@@ -102,14 +102,14 @@ def sampling(
 
 @contextmanager
 def _where_it_can(config: Any, work: str) -> Iterator[None]:
-    """Log that a kind of work can't be counted whole where something goes wrong: only a plan stands on it."""
+    """Log a warning if a kind of work can't be fully counted: only the memory plan depends on it."""
     try:
         yield
-    except Exception as error:  # each model raises its own
+    except Exception as error:  # models raise different exception classes
         reason = " ".join(str(error).split())[:200]
         log.warning(
-            "the memory plan can't count what %s keeps and computes while %s (%s): weights, gradients and the "
-            "optimizer's state are all that it knows of",
+            "the memory plan can't count the cache and activations of %s while %s (%s): it includes only weights, "
+            "gradients and the optimizer's state",
             config.model_type,
             work,
             reason,
@@ -117,23 +117,23 @@ def _where_it_can(config: Any, work: str) -> Iterator[None]:
 
 
 def _one_for_all(config: Any) -> Any:
-    """Return the configuration with one layer in place of all.
+    """Return the configuration with one layer that represents all layers.
 
     Raises:
-        ValueError: One can't stand for all.
+        ValueError: No single layer can represent all.
     """
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     if len(kinds) > 1 and not all(issubclass(kind, DynamicLayer) for kind in kinds):
-        raise ValueError("its layers are of several kinds")
+        raise ValueError("its layers are of different kinds")
     return with_one_layer(config)
 
 
 def _sampling_step(
     config: Any, settings: Sampler, dtype: torch.dtype, tokens: int, attention: str, device: str
 ) -> tuple[int, int]:
-    """Return the bytes of every program's keys and values, and of what comes and goes beside them."""
+    """Return the bytes of every program's KV cache, and of temporary tensors beside it."""
     layers, rows = config.get_text_config().num_hidden_layers, settings.batch_size
-    # A batch holds programs of one task after another.
+    # A batch holds programs of consecutive tasks.
     prompts, last = min(rows, -(-rows // settings.n) + 1), tokens + settings.max_new_tokens
     model = empty_model(_one_for_all(config), dtype, attention)
     if not joinable(model):
@@ -144,7 +144,7 @@ def _sampling_step(
             batch = join([(prefill(model, [[1] * tokens] * prompts, 1), [0] * rows)])
             choose(batch.logits, torch.rand(rows), settings.temperature)
             starting = (_kept(batch), meter.most())
-            # The last step, in which each layer's room is used up and grows, and all rows are put together anew.
+            # The last step, in which each layer runs out of room and grows, and all rows are joined again.
             (layer,), room = batch.cache.layers, (0, 0, 0, last - 1 - tokens)
             width = batch.mask.shape[1] + last - 1 - tokens
             layer = RoomyLayer(functional.pad(layer.keys, room), functional.pad(layer.values, room), width)
@@ -161,11 +161,11 @@ def _sampling_step(
 
 
 def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
-    """Return what a fine-tuning needs: in its backward pass, or in the optimizer's step where that is more.
+    """Return the memory of a fine-tuning: the peak of the backward pass or of the optimizer step, if that is higher.
 
     Args:
-        config: The model's, of transformers.
-        how: What decides it.
+        config: The model's transformers configuration.
+        how: The settings that decide it.
         device: "cuda" or "cpu", whose operations are counted.
     """
     model = adapt(empty_model(config, torch.float32, how.attention), how.adapter).to(how.dtype)
@@ -181,7 +181,7 @@ def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
     with _where_it_can(config, "it is fine-tuned"):
         kept, most = _training_step(config, how, device)
         activations = max(most + (config.get_text_config().num_hidden_layers - 1) * kept, activations)
-    if quantised:  # each weight is written out in full for its own product
+    if quantised:  # each weight is dequantized for its own product
         activations += max(weight.numel() for weight in quantised) * _compute_dtype(how).itemsize
     return Need(
         "fine-tuning", parameters, sum(map(_bytes, trained)), optimizer, activations=activations, pageable=pageable
@@ -189,12 +189,12 @@ def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
 
 
 def written(config: Any, how: FineTuning, dtype: torch.dtype) -> tuple[int, int]:
-    """Return the bytes that a fine-tuning writes: its model folder, an adapter included, and a checkpoint.
+    """Return the bytes that a fine-tuning writes: its model folder, including an adapter, and a checkpoint.
 
     Args:
-        config: The model's, of transformers.
-        how: What decides it.
-        dtype: Of the weights in the folder.
+        config: The model's transformers configuration.
+        how: The settings that decide it.
+        dtype: The dtype of the weights in the folder.
     """
     model = adapt(empty_model(config, torch.float32, how.attention), how.adapter)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -206,25 +206,25 @@ def written(config: Any, how: FineTuning, dtype: torch.dtype) -> tuple[int, int]
 
 
 def quantised_bytes(shape: torch.Size, kind: str) -> int:
-    """Return the bytes of one linear layer's weight, (out, in), as bitsandbytes keeps it, its scales included."""
+    """Return the bytes of a linear layer's weight, (out, in), in bitsandbytes' format, including its scales."""
     if kind == "int8":
         return shape.numel() + 4 * shape[0]
     blocks = -(-shape.numel() // 64)
-    # nf4's 16 values; scales in 8 bits, with scales and 256 values of their own, and their mean
+    # nf4's 16 values; scales in 8 bits, which have their own scales, 256 values and mean
     return -(-shape.numel() // 2) + 4 * 16 + blocks + 4 * -(-blocks // 256) + 4 * 256 + 4
 
 
 def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]:
-    """Return what one layer keeps for the way back, and the most that a model of one layer needs beside its weights."""
+    """Return the bytes that one layer keeps for the backward pass, and a one-layer model's peak beside its weights."""
     live: list[int] = []
     model = adapt(empty_model(_one_for_all(config), how.dtype, how.attention), how.adapter).train()
-    if how.quantize:  # a product with such a weight keeps no copy of it
+    if how.quantize:  # a product with a quantized weight keeps no copy of it
         for linear in _quantised(model):
             weight = torch.empty_like(linear.weight, dtype=_compute_dtype(how))
             linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     with pretended(model, device):
         for p in model.parameters():
-            p.grad = torch.empty_like(p) if p.requires_grad else None  # of the micro-batches before
+            p.grad = torch.empty_like(p) if p.requires_grad else None  # gradients of earlier micro-batches
         if how.checkpointing:
             model.activation_checkpointing_enable()
         meter = Meter([*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -242,8 +242,8 @@ def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]
 
 
 def _optimizer_step(how: FineTuning, trained: Sequence[torch.Tensor], device: str) -> int:
-    """Return the bytes that come and go while an optimizer takes a step."""
-    if device == "cuda":  # torch's take all square roots at once, bitsandbytes' kernels need nothing
+    """Return the bytes of temporary tensors in an optimizer step."""
+    if device == "cuda":  # torch takes all square roots at once; bitsandbytes' kernels need no memory
         return 0 if how.optimizer.target.startswith("bitsandbytes.") else sum(map(_bytes, trained))
     largest = max(trained, key=torch.Tensor.numel)
     return round(state_of(how.optimizer, how.dtype).scratch * largest.numel())
@@ -254,7 +254,7 @@ def _layers(model: Any) -> Any:
 
 
 def _quantised(model: Any) -> list[torch.nn.Linear]:
-    """Return the linear maps whose weights are quantised: all but the head."""
+    """Return the linear layers whose weights are quantized: all frozen ones but the head."""
     head = model.get_output_embeddings()
     linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head)
     return [one for one in linear if not one.weight.requires_grad]
@@ -265,7 +265,7 @@ def _compute_dtype(how: FineTuning) -> torch.dtype:
 
 
 def _kept(batch: Batch) -> int:
-    """Return the bytes of the first layer's keys and values, their room and those of the prompts included."""
+    """Return the bytes of the first layer's KV cache, including its room for new tokens and the prompts."""
     (layer,) = batch.cache.layers
     prompts = (
         [part for group in batch.prompts.groups for part in group.layers[0]] if isinstance(batch, SharedBatch) else []

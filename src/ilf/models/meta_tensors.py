@@ -1,4 +1,4 @@
-"""A model on tensors without storage: it computes nothing, and every allocation of what it would do is counted."""
+"""Runs a model on tensors without storage, to count the memory of every allocation without computing anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made while it is on and are still there.
+    """Counts the bytes of all live tensors that were created while it is active.
 
     Args:
         known: Tensors that are not counted.
@@ -43,16 +43,16 @@ class Meter(TorchDispatchMode):
         self.live -= size
 
     def most(self) -> int:
-        """Return the most bytes at a time."""
+        """Return the peak number of bytes."""
         return self._most
 
     def forget(self) -> None:
-        """Start again to look for the most."""
+        """Reset the peak to the current number of bytes."""
         self._most = self.live
 
 
 def with_one_layer(config: Any) -> Any:
-    """Return a model's config with one layer in place of all."""
+    """Return a copy of a model's config with a single layer."""
     config = copy.deepcopy(config)
     config.get_text_config().num_hidden_layers = 1
     return config
@@ -60,7 +60,7 @@ def with_one_layer(config: Any) -> Any:
 
 def empty_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
     """Return the model on the meta device."""
-    # FlashAttention needs not be installed here; what it keeps is what sdpa's kernels keep.
+    # FlashAttention need not be installed here: sdpa's kernels keep the same tensors.
     named = {"auto": None, "flash_attention_2": "sdpa"}.get(attention, attention)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=named).eval()
@@ -70,10 +70,10 @@ def empty_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
 
 
 def _experts(experts: Any, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Compute as a layer's experts do, on tensors of the sizes that theirs have, whichever are chosen.
+    """Compute like a layer's experts, on tensors of the same sizes, whichever experts are chosen.
 
-    Of transformers' own ways, one needs 16 bits here, one needs to know what was chosen, and one copies weights for
-    each token.
+    Of transformers' own implementations, one requires 16 bits here, one requires the choice of experts, and one
+    copies weights for each token.
     """
     up, down = (experts.gate_up_proj if experts.has_gate else experts.up_proj)[0], experts.down_proj[0]
     rows = states.repeat_interleave(chosen.shape[-1], dim=0) @ (up if experts.is_transposed else up.T)
@@ -88,7 +88,7 @@ ALL_EXPERTS_FUNCTIONS["ilf_meta"] = _experts
 
 @contextmanager
 def pretended(model: Any, device: str) -> Iterator[None]:
-    """Let a model of the meta device compute as if it lay on `device`: nothing has storage, but kernels are chosen."""
+    """Let a model on the meta device compute as if it were on `device`: kernels are chosen, but nothing has storage."""
     with FakeTensorMode(), torch.device(device):
         made: dict[int, torch.Tensor] = {}  # tied weights stay tied
         for module in model.modules():

@@ -1,4 +1,4 @@
-"""What an optimizer keeps of the parameters that it trains, whichever it is: measured by its steps on small tensors."""
+"""Measures the memory of any optimizer's states by taking steps on small tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ilf.models.meta_tensors import Meter
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimizer keeps and takes, as measured by its steps on small tensors on the CPU."""
+    """The memory of an optimizer's states and steps, measured on small tensors on the CPU."""
 
-    small: tuple[float, float]  # bytes a number of a tensor of under 4,096 numbers, and bytes besides
-    large: tuple[float, float]  # of a larger one, of which some optimizers keep less
-    scratch: float  # bytes a number that come and go in a step
-    paged: bool  # whether large states can move to the system's memory
+    small: tuple[float, float]  # bytes per element, and fixed bytes, of a tensor under 4,096 elements
+    large: tuple[float, float]  # the same of a larger tensor, for which some optimizers keep less
+    scratch: float  # temporary bytes per element in a step
+    paged: bool  # whether large states can move to system memory
 
     def of(self, numbers: int) -> int:
-        """Return the bytes that are kept of a tensor."""
+        """Return the bytes of the states of a tensor with this many elements."""
         each, besides = self.small if numbers < 4096 else self.large
         return round(each * numbers + besides)
 
@@ -34,7 +34,7 @@ def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState
     part = Component(target, json.loads(arguments))
 
     def steps(count: int, *shape: int) -> tuple[int, int, Any]:
-        """Return what is kept of `count` tensors, what a step takes at most, and the optimizer."""
+        """Return the bytes of the states of `count` tensors, the peak of a step, and the optimizer."""
         trained = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for _ in range(count)]
         gradients = [torch.ones_like(parameter) for parameter in trained]
         for parameter, gradient in zip(trained, gradients, strict=True):
@@ -47,7 +47,7 @@ def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState
         return sum(kept.values()), meter.most(), optimizer
 
     def step(*shape: int) -> tuple[int, int, Any]:
-        """Return what is kept of one tensor, without what all share, what a step takes at most, and the optimizer."""
+        """Return one tensor's states in bytes, without shared ones, the peak of a step, and the optimizer."""
         (one, most, optimizer), (two, _, _) = steps(1, *shape), steps(2, *shape)
         return two - one, most - one, optimizer
 
@@ -61,10 +61,10 @@ def _state_of(target: str, arguments: str, dtype: torch.dtype) -> OptimizerState
 
 
 def state_of(optimizer: Component, dtype: torch.dtype) -> OptimizerState:
-    """Return what an optimizer keeps of the tensors of a type, and takes for a step."""
+    """Return the memory of an optimizer's states and steps for tensors of a dtype."""
     return _state_of(optimizer.target, json.dumps(optimizer.arguments, default=repr), dtype)
 
 
 def optimizer_bytes(optimizer: Component, trained: Iterable[torch.Tensor]) -> int:
-    """Return the bytes of an optimizer's states."""
+    """Return the bytes of an optimizer's states for the trained tensors."""
     return sum(state_of(optimizer, p.dtype).of(p.numel()) for p in trained)

@@ -1,4 +1,4 @@
-"""How far fine-tuning has moved a policy: in its weights, in what it samples, and on given programs."""
+"""Measures how far fine-tuning has moved a policy: in its weights, in its samples, and on given programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ilf.models.targets import encode
 from ilf.types import Example, InputError, Program
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
-_OUTSIDE = {  # tensors outside the blocks, by what their names start with behind `model.` or `transformer.`
+_OUTSIDE = {  # tensors outside the blocks, by the beginning of their names after `model.` or `transformer.`
     "embeddings": ("embed_tokens.", "wte.", "wpe."),
     "norm": ("norm.", "ln_f."),
     "head": ("lm_head.",),
@@ -29,47 +29,44 @@ _OUTSIDE = {  # tensors outside the blocks, by what their names start with behin
 
 
 class Parted(NamedTuple):
-    """A figure of programs: of their tokens, and of the token that ends them, which a base model may hardly know."""
+    """A metric of programs, for their tokens and for the token that ends them, which a base model may hardly know."""
 
     body: float
     end: float
 
 
 def weight_change(base: Path, tuned: Path, dtype: torch.dtype = torch.float32) -> tuple[dict[str, float], float]:
-    """Return how far the weights moved, by group, as they are sampled, and how much of the update that keeps.
+    """Return how far the weights moved, by group, and how much of the update is left after rounding to `dtype`.
 
-    The first is ||tuned - base|| / ||base||, the Frobenius norm over all parameters of a group, after both were rounded
-    to `dtype`. The second is the share of the update that is left by rounding: the rounded update projected on the
-    exact one, over its length. It is 1 where nothing is lost.
+    The first result is ||tuned - base|| / ||base||, the Frobenius norm over all parameters of a group, after both
+    were rounded to `dtype`. The second is the share of the update that rounding leaves: the projection of the rounded
+    update on the exact one, divided by the length of the exact one. It is 1 if nothing is lost.
 
-    The groups are "all", "embeddings", "head" where it has weights of its own, "layer 00" and so on for each
-    transformer block, "norm" for the final one, and "other" for what bears no name that Llama, Qwen, GPT or CodeGen
-    use.
+    The groups are "all", "embeddings", "head" if it has its own weights, "layer 00" and so on for each transformer
+    block, "norm" for the final norm, and "other" for tensors without a name that Llama, Qwen, GPT or CodeGen use.
 
     Args:
         base: A Hugging Face folder.
-        tuned: Another, of the same architecture; the types of their numbers may differ.
-        dtype: Of the weights while they are sampled.
+        tuned: Another folder of the same architecture; the dtypes may differ.
+        dtype: The dtype of the weights during sampling.
 
     Raises:
-        InputError: The two have different parameters; names them.
+        InputError: The two have different parameters. The error names them.
     """
-    # Through the model classes: folders on the Hub differ in files, in names and in whether tied weights are stored.
+    # Load through the model classes: Hub folders differ in files, in names and in whether they store tied weights.
     before, after = (dict(load_model(folder, "auto").named_parameters()) for folder in (base, tuned))
     shapes, others = ({name: tuple(p.shape) for name, p in one.items()} for one in (before, after))
     if different := [name for name in {**shapes, **others} if shapes.get(name) != others.get(name)]:
-        allowed = f"must have the parameters of {base}, and differs in {', '.join(different[:10])}"
-        raise InputError(
-            "tuned", str(tuned), allowed, "Give the folder that was fine-tuned and the one that came of it."
-        )
-    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # of the rounded change, of the base
-    along, exact = 0.0, 0.0  # the product of the rounded update with the exact one, and the exact one's square
+        allowed = f"must have the parameters of {base}, but differs in {', '.join(different[:10])}"
+        raise InputError("tuned", str(tuned), allowed, "Give a base model and the model that was fine-tuned from it.")
+    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # squared norms of rounded change and base
+    along, exact = 0.0, 0.0  # <rounded, exact> and <exact, exact> of the update
     for name in before:
         old, new = before[name].detach().float(), after[name].detach().float()
         rounded = new.to(dtype).float() - old.to(dtype).float()
         along += float((rounded * (new - old)).sum())
         exact += float((new - old).square().sum())
-        # Not by vector_norm: in float32 it loses a hundredth and more on tensors of the size of an embedding.
+        # Not vector_norm: in float32 its error is a hundredth and more on tensors of an embedding's size.
         found = [float(tensor.square().sum()) for tensor in (rounded, old)]
         for group in (_group(name), "all"):
             squares[group] = [total + one for total, one in zip(squares[group], found, strict=True)]
@@ -87,21 +84,22 @@ def _group(name: str) -> str:
 def divergence(
     base: Any, tuned: Any, tokenizer: Any, programs: Sequence[Program], temperature: float, tokens: int
 ) -> dict[int, Parted]:
-    """Return KL(tuned || base), in nats, of what the two policies sample from, by task.
+    """Return KL(tuned || base), in nats, between the two policies' sampling distributions, by task.
 
     At each token of a program that `tuned` has sampled, the divergence of the two distributions over the whole
-    vocabulary is exact; `body` is its mean over all tokens of a task's programs, `end` over the places behind them,
-    where a program's end is decided.
+    vocabulary is exact. `body` is its mean over all tokens of a task's programs, `end` its mean over the positions
+    after them, where a program's end is decided.
 
     Args:
-        base: The policy before, in eval mode.
-        tuned: The policy after, in eval mode, on the same device.
-        tokenizer: Of both.
-        programs: Samples of `tuned`: on those of another policy the average is not this divergence.
-        temperature: At which they were sampled. The distributions are whole, also where few tokens were drawn from.
-        tokens: Of the programs of a forward pass, with their padding, at most; a longer program goes alone.
+        base: The policy before fine-tuning, in eval mode.
+        tuned: The policy after fine-tuning, in eval mode, on the same device.
+        tokenizer: The tokenizer of both.
+        programs: Samples of `tuned`: on another policy's samples the average is not this divergence.
+        temperature: The sampling temperature. The distributions are complete, also if sampling was limited to few
+            tokens (top-k).
+        tokens: The largest number of target tokens of a forward pass, with padding; a longer program goes alone.
     """
-    times = Counter((p.task_id, p.prompt, p.completion) for p in programs)  # one that was sampled twice is read once
+    times = Counter((p.task_id, p.prompt, p.completion) for p in programs)  # repeated samples are read once
     examples = [encode(tokenizer, *one, sys.maxsize) for one in times]
     counts = list(times.values())
     body: dict[int, float] = defaultdict(float)
@@ -121,10 +119,10 @@ def target_logps(model: Any, tokenizer: Any, examples: Sequence[Example], tokens
     """Return the log-probability of each target token of each example, in nats.
 
     Args:
-        model: A causal language model of transformers, in eval mode.
+        model: A causal transformers model, in eval mode.
         tokenizer: Its tokenizer.
-        examples: The texts.
-        tokens: Of the targets of a forward pass, with their padding, at most; a longer target goes alone.
+        examples: The examples.
+        tokens: The largest number of target tokens of a forward pass, with padding; a longer target goes alone.
     """
     found: list[list[float]] = [[] for _ in examples]
     for i, (logits,) in _target_logits([model], tokenizer, examples, tokens):
@@ -134,16 +132,16 @@ def target_logps(model: Any, tokenizer: Any, examples: Sequence[Example], tokens
 
 
 def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], tokens: int) -> list[Parted]:
-    """Return how likely a model finds each target, given its prompt.
+    """Return the perplexity of each target given its prompt.
 
-    `body` is exp of the mean negative log-likelihood of the target's tokens, `end` the negative log-likelihood, in
+    `body` is exp of the mean negative log-likelihood of the target's tokens; `end` is the negative log-likelihood, in
     nats, of the token that ends it.
 
     Args:
-        model: A causal language model of transformers, in eval mode.
+        model: A causal transformers model, in eval mode.
         tokenizer: Its tokenizer.
-        texts: (prompt, target) for each.
-        tokens: Of the targets of a forward pass, with their padding, at most; a longer target goes alone.
+        texts: (prompt, target) pairs.
+        tokens: The largest number of target tokens of a forward pass, with padding; a longer target goes alone.
     """
     examples = [encode(tokenizer, 0, prompt, target, sys.maxsize) for prompt, target in texts]
     found = target_logps(model, tokenizer, examples, tokens)
@@ -154,9 +152,10 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], tok
 def _target_logits(
     models: Sequence[Any], tokenizer: Any, examples: Sequence[Example], tokens: int
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    """Yield each example's place, and the logits that each model predicts its target with, (T, V).
+    """Yield each example's index, and each model's logits for its target tokens, (T, V).
 
-    A prompt is read once for the targets of it that go together. The longest prompts come first: memory fails early.
+    A prompt is read once for all of its targets in a batch. The longest prompts come first, so that memory fails
+    early.
     """
     order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt_ids), examples[i].prompt_ids))
     batches: list[list[int]] = []
@@ -172,7 +171,7 @@ def _target_logits(
         targets = [torch.tensor(examples[i].target_ids) for i in batch]
         ids = pad_sequence(targets, batch_first=True, padding_value=tokenizer.pad_token_id)  # right-padded
         mask = pad_sequence([torch.ones_like(target) for target in targets], batch_first=True)
-        first, others = [], []  # logits of the target's first token, and of what comes after each
+        first, others = [], []  # logits of the target's first token, and after each of its tokens
         for model in models:
             if not joinable(model):
                 one, rest = _uncached(model, [examples[i] for i in batch], tokenizer.pad_token_id)
@@ -183,15 +182,15 @@ def _target_logits(
             first.append(seen.logits)
             others.append(seen.go_on(model, ids.to(model.device), mask.to(model.device)))
         for row, i in enumerate(batch):
-            last = len(targets[row]) - 1  # after it nothing is predicted
+            last = len(targets[row]) - 1  # nothing is predicted after it
             pairs = zip(first, others, strict=True)
             yield i, [torch.cat([one[row : row + 1], rest[row, :last]]) for one, rest in pairs]
 
 
 def _uncached(model: Any, examples: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of each target's first token, (B, V), and of what comes after each of its tokens, (B, T, V).
+    """Return the logits of each target's first token, (B, V), and after each of its tokens, (B, T, V).
 
-    The texts are read whole, padded on their right, which no causal model sees.
+    The texts are read without a cache and padded on the right, where causal models don't look.
     """
     texts = [torch.tensor([*e.prompt_ids, *e.target_ids]) for e in examples]
     ids = pad_sequence(texts, batch_first=True, padding_value=pad).to(model.device)

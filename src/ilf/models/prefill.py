@@ -1,8 +1,8 @@
-"""Which kind of batch a model takes, and prompts read into one.
+"""Decides which kind of batch a model supports, and reads prompts into one.
 
-Rows of several batches are put together where a model caches keys and values and nothing else, and takes positions and
-a mask, so that a text may be padded on its left. Any other model (recurrent, state-space and hybrid ones; positions
-that are counted from the first column) reads one prompt at a time, without padding, in the cache that it makes itself.
+Rows of several batches can be joined if a model caches only keys and values, and takes positions and a mask, so that
+a text may be padded on the left. Any other model (recurrent, state-space and hybrid models; positions that count from
+the first column) reads one prompt at a time, without padding, in the cache that it creates itself.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ilf.models.shared_prefix import Group, Prompts, attending
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_tried: dict[str, tuple[bool, bool]] = {}  # of each kind of model in this process
+_tried: dict[str, tuple[bool, bool]] = {}  # by kind of model: the results of `tried`
 
-# Layers of a cache that hold keys and values, or nothing.
+# Cache layers that hold only keys and values, or nothing.
 _PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
-    """Return a batch of prompts.
+    """Read prompts into a new batch.
 
     Args:
-        model: A causal language model of transformers.
-        prompts: Token ids of each; a single one where rows are not `joinable`.
-        pad: The token to pad with.
+        model: A causal transformers model.
+        prompts: Token ids of each prompt; a single prompt if rows are not `joinable`.
+        pad: The padding token.
     """
     if not joinable(model):
         (prompt,) = prompts
@@ -46,7 +46,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
 
 
 def _once(found: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Have what is found out about a model be kept with it."""
+    """Cache a function's result on the model itself."""
 
     @functools.wraps(found)
     def known(model: Any) -> T:
@@ -61,13 +61,13 @@ def _once(found: Callable[[Any], T]) -> Callable[[Any], T]:
 
 @_once
 def joinable(model: Any) -> bool:
-    """Return whether rows of several texts of a model can be put together, padded on their left."""
+    """Return whether rows of several texts can be joined for a model, padded on the left."""
     if not (takes(model, "cache") and takes(model, "attention_mask")) or model._is_stateful:
         return False
     modules = dict(model.named_modules())
-    # Alibi's distances come from the mask, or are the same for all columns.
+    # ALiBi's distances come from the mask, or are the same for all columns.
     placed = takes(model, "position_ids") or any("alibi" in name for m in modules.values() for name in dir(type(m)))
-    # RoBERTa and its relatives count positions from behind the padding token's.
+    # RoBERTa and its relatives count positions from after the padding token's id.
     odd = any("position" in name and getattr(m, "padding_idx", None) is not None for name, m in modules.items())
     cache = _own_cache(model)
     return placed and not odd and cache is not None and all(type(layer) in _PLAIN for layer in cache.layers)
@@ -75,10 +75,10 @@ def joinable(model: Any) -> bool:
 
 @_once
 def tried(model: Any) -> tuple[bool, bool]:
-    """Return whether samples can share their prompt's keys and values, and whether steps can then be CUDA graphs.
+    """Return whether samples can share their prompt's KV cache, and whether steps can then be CUDA graphs.
 
-    Both are tried, not assumed. A model's attention must be one of transformers' own, without windows, by nothing but
-    the products of queries and keys.
+    Both are tested rather than assumed. The model must use transformers' own attention, without windows, based only
+    on the products of queries and keys.
     """
     if not joinable(model) or not takes(model, "position_ids") or not model._supports_attention_backend:
         return False, False
@@ -92,7 +92,7 @@ def tried(model: Any) -> tuple[bool, bool]:
 
 
 def kind_of(model: Any) -> str:
-    """Return what models have in common that differ by their weights alone: class, configuration, dtype and device."""
+    """Return a key that is equal for models that differ only in weights: class, configuration, dtype and device."""
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
     first = next(model.parameters())
     fake = isinstance(first, FakeTensor)
@@ -101,31 +101,31 @@ def kind_of(model: Any) -> str:
 
 @torch.inference_mode()
 def _agrees(model: Any, capture: bool) -> bool:
-    """Return whether a model gives the same logits with prompts in common and without.
+    """Return whether a model gives the same logits with and without shared prompts.
 
-    In 16 bits they can't be equal: they may be as far apart as those of two implementations of attention.
+    In 16 bits, they can't be equal. They may differ as much as the logits of two attention implementations.
     """
     other = "sdpa" if model.config._attn_implementation == "eager" else "eager"
     try:
         own = _few_logits(model)
         together = _few_logits(model, share=True, capture=capture)
-        if isinstance(own, FakeTensor):  # only a plan of the memory
+        if isinstance(own, FakeTensor):  # only the memory is planned
             return True
         with attending(model, other):
             rounding = apart(_few_logits(model), own)
-    except Exception as error:  # whatever a model's own attention lacks
+    except Exception as error:  # such as a feature that the model's attention lacks
         log.debug("prompts are not shared%s", " by CUDA graphs" if capture else "", exc_info=error)
         return False
     return apart(together, own) <= max(1e-3, 8 * torch.finfo(model.dtype).eps, rounding)
 
 
 def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return how far logits are from others, (..., V), as a share of the latter's own spread."""
+    """Return the distance of logits, (..., V), from expected ones, as a share of the expected logits' own spread."""
     return float((found - expected).norm() / (expected - expected.mean(dim=-1, keepdim=True)).norm())
 
 
 def _few_logits(model: Any, share: bool = False, capture: bool = False) -> torch.Tensor:
-    """Return the logits of what follows a few tokens, (3, V)."""
+    """Return the logits after a few tokens, (3, V)."""
     tokens = [i % model.config.get_text_config().vocab_size for i in range(0, 70, 7)]
     going = torch.ones(3, dtype=torch.bool, device=model.device)
     batch = join([(_prefill_joined(model, [tokens[:3], tokens[:7]], 0, share, capture), [0, 1, 1])])
@@ -135,21 +135,21 @@ def _few_logits(model: Any, share: bool = False, capture: bool = False) -> torch
 
 
 def _own_cache(model: Any) -> Any:
-    """Return an empty cache of the kinds of layers that a model has; None where transformers knows of none for it."""
+    """Return an empty cache with a model's kinds of layers; None if transformers can't build it."""
     if not takes(model, "cache") or not model._supports_default_dynamic_cache():
         return None
-    if any(hasattr(module, "_setup_cache") for module in model.modules()):  # states that it keeps outside of its cache
+    if any(hasattr(module, "_setup_cache") for module in model.modules()):  # it keeps states outside of the cache
         return None
     try:
         return DynamicCache(config=model.config)
-    except (KeyError, TypeError, ValueError, AttributeError):  # kinds of layers that only the model itself knows
+    except (KeyError, TypeError, ValueError, AttributeError):  # kinds of layers that only the model knows
         return None
 
 
 def _prefill_own(model: Any, prompt: Sequence[int]) -> OwnBatch:
     cache = _own_cache(base(model))
     if cache is not None and all(type(layer) in _PLAIN for layer in cache.layers):
-        cache = None  # it is the positions that don't fit: such models are read whole
+        cache = None  # not joinable because of its positions: read the whole text at each step
     ids = torch.tensor([list(prompt)], device=model.device)
     batch = OwnBatch(cache, torch.ones_like(ids), torch.empty(0), [len(prompt)], ids)
     batch.logits = batch.read(model, ids)
@@ -161,7 +161,7 @@ def _prefill_joined(model: Any, prompts: Sequence[Sequence[int]], pad: int, shar
     width = max(lengths)
     ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=model.device)
-    # Not the cache that the model would make: one with a sliding window forgets, and can't be put together.
+    # Not the model's own cache: one with a sliding window drops tokens, and can't be joined.
     cache = DynamicCache()
     output = model(
         input_ids=ids,

@@ -1,4 +1,4 @@
-"""A model in parts, one a process: FSDP, in the form that torch calls fully_shard."""
+"""Shards a model among processes with FSDP2 (torch's fully_shard)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 def shard(model: Any, mesh: DeviceMesh) -> None:
-    """Divide the parameters of a model of transformers, in place, block by block: one is whole only while it runs."""
+    """Shard a transformers model's parameters in place, block by block. A block is whole only while it runs."""
     blocks = set(model._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in blocks:
@@ -19,7 +19,7 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
 
 
 def hold_whole(model: Any, whole: bool) -> None:
-    """Have each process hold the whole model, so that it needs none of the others; or its part again."""
+    """Give each process the whole model, so that it needs no other process, or only its shard again."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(not whole, recurse=False)
@@ -30,9 +30,9 @@ def hold_whole(model: Any, whole: bool) -> None:
 
 
 def gathered(model: Any) -> dict[str, Any] | None:
-    """Return the weights of a model in parts in the first process, on the CPU; None where the model is whole.
+    """Return a sharded model's weights on rank 0, on the CPU; None if the model is not sharded.
 
-    All processes have to come here; the others' are empty.
+    All processes must call this. Other ranks get an empty result.
     """
     if not any(isinstance(module, FSDPModule) for module in model.modules()):
         return None

@@ -1,11 +1,11 @@
-"""Attention of many samples to the prompt that they have in common: its keys and values are held, and read, once.
+"""Attention of many samples to a shared prompt, whose KV cache is stored, and read, only once.
 
-A query attends to its prompt and to its own tokens apart. With o_1, o_2 the two outputs and a_1, a_2 the logarithms of
-the sums of their exponentiated scores, attention to both is
+A query attends separately to its prompt and to its own tokens. With o_1, o_2 the two outputs and a_1, a_2 the
+logarithms of the sums of their exponentiated scores, attention to both is
 
     o = (exp(a_1) o_1 + exp(a_2) o_2) / (exp(a_1) + exp(a_2)),
 
-which is exact. All samples of a prompt ask it in one product, (samples x queries) by (keys).
+which is exact. All samples of a prompt attend to it in one product, (samples x queries) by (keys).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ilf.models.kv_cache import stacked
 
-_NAME = "ilf_shared"  # of the attention, among transformers'
-_CHEAP = 2_000_000  # multiplications that take no longer than the operations of one more group
-_UNREAD = ("softcap", "position_bias", "s_aux")  # what attention may be given that changes it, and this does not read
+_NAME = "ilf_shared"  # name under which this attention is registered in transformers
+_CHEAP = 2_000_000  # multiplications that cost no more than the overhead of another group
+_UNREAD = ("softcap", "position_bias", "s_aux")  # options that change attention and are not supported here
 
 
-_Place = tuple[int, int, int]  # of a prompt: batch, group, and place there
+_Place = tuple[int, int, int]  # a prompt's location: batch, group, and index in the group
 
 
 @dataclass
 class Group:
-    """Prompts of about as many rows each, left-padded.
+    """Left-padded prompts with about the same number of rows each.
 
     Args:
-        layers: Keys and values of each layer, (N, key/value heads, P, size of a head).
-        lengths: Of the prompts, in tokens.
-        rows: Which rows of the batch have each, (N, G); where one has fewer than G, its last row again.
+        layers: Keys and values of each layer, (N, key/value heads, P, head size).
+        lengths: The prompts' lengths in tokens.
+        rows: The batch rows of each prompt, (N, G). If a prompt has fewer than G rows, its last row is repeated.
     """
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
@@ -48,13 +48,13 @@ class Group:
         width = keys.shape[2]
         starts = width - torch.tensor(self.lengths, device=keys.device)[:, None]
         seen = torch.arange(width, device=keys.device) >= starts
-        self.work = keys[0].numel()  # multiplications of a row with a prompt
-        # What is added to scores, (N, 1, 1, P): -inf where a prompt has only padding.
+        self.work = keys[0].numel()  # multiplications of one row with one prompt
+        # Added to the scores, (N, 1, 1, P): -inf at padding.
         self.bias = None if min(self.lengths) == width else bias_of(seen)[:, None, None]
 
 
 def bias_of(seen: torch.Tensor) -> torch.Tensor:
-    """Return what is added to scores: 0 where a key is seen, else -inf; of the same shape."""
+    """Return the bias to add to scores: 0 where a key is visible, else -inf; of the same shape."""
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
 
 
@@ -63,9 +63,9 @@ class Prompts:
     """The prompts of a batch.
 
     Args:
-        groups: All of them.
-        owners: The group of each row's prompt, and the prompt's place there.
-        order: Each row's place among all rows of the groups, (B,).
+        groups: All groups of prompts.
+        owners: For each row, the group of its prompt and the prompt's index there.
+        order: Each row's index among all rows of the groups, (B,).
     """
 
     groups: list[Group]
@@ -79,7 +79,7 @@ class Prompts:
 
 
 def regrouped(parts: Sequence[tuple[Prompts, Sequence[int]]]) -> Prompts:
-    """Return the prompts of the named rows of several batches, those of one after those of the other."""
+    """Return the prompts of the given rows of several batches, in the order of the batches."""
     rows_of: dict[_Place, list[int]] = {}
     for row, (part, i) in enumerate((part, i) for part, (_, index) in enumerate(parts) for i in index):
         rows_of.setdefault((part, *parts[part][0].owners[i]), []).append(row)
@@ -103,7 +103,7 @@ def regrouped(parts: Sequence[tuple[Prompts, Sequence[int]]]) -> Prompts:
 
 
 def _alike(rows_of: dict[_Place, list[int]], work: dict[_Place, int]) -> Iterator[list[_Place]]:
-    """Yield prompts that go into one group, as they have about as many rows, or the rows that fill up cost little."""
+    """Yield prompts for one group: they have about as many rows, or padding them with repeated rows costs little."""
     group: list[_Place] = []
     most, spent = 0, 0
     for prompt in sorted(rows_of, key=lambda prompt: (-len(rows_of[prompt]), prompt)):
@@ -118,14 +118,14 @@ def _alike(rows_of: dict[_Place, list[int]], work: dict[_Place, int]) -> Iterato
 
 
 def _group(parts: Sequence[tuple[Prompts, Sequence[int]]], prompts: Sequence[_Place], rows: list[list[int]]) -> Group:
-    """Return a group of the named prompts, each by batch, group and place."""
+    """Return a group of the given prompts, each located by batch, group and index."""
     places: dict[tuple[int, int], list[int]] = {}
     for part, group, place in prompts:
         places.setdefault((part, group), []).append(place)
     sources = [parts[part][0].groups[group] for part, group in places]
     device = sources[0].rows.device
     lengths = [source.lengths[i] for source, index in zip(sources, places.values(), strict=True) for i in index]
-    if lengths == sources[0].lengths and len(sources) == 1:  # all that was there
+    if lengths == sources[0].lengths and len(sources) == 1:  # the whole group is reused
         layers = sources[0].layers
     else:
         index = [torch.tensor(index, device=device) for index in places.values()]
@@ -138,23 +138,23 @@ def _group(parts: Sequence[tuple[Prompts, Sequence[int]]], prompts: Sequence[_Pl
 
 @dataclass
 class Step:
-    """What a batch reads on.
+    """The prompts and the bias for a forward pass of a batch.
 
     Args:
-        prompts: Which its rows have.
-        bias: What is added to the scores of their own tokens, (B, 1, T, S): -inf where a query does not see one.
+        prompts: The prompts of its rows.
+        bias: Added to the scores of the rows' own tokens, (B, 1, T, S): -inf where a key is not visible to a query.
     """
 
     prompts: Prompts
     bias: torch.Tensor
 
 
-_step: Step | None = None  # the one that models are in
+_step: Step | None = None  # the step of the current forward pass
 
 
 @contextmanager
 def reading(model: Any, step: Step) -> Iterator[None]:
-    """Have a model attend to the prompts of a step besides what its cache has."""
+    """Let a model attend to the prompts of a step in addition to its cache."""
     global _step
     try:
         _step = step
@@ -166,8 +166,8 @@ def reading(model: Any, step: Step) -> Iterator[None]:
 
 @contextmanager
 def attending(model: Any, name: str) -> Iterator[None]:
-    """Have a model attend by another implementation of attention, of transformers' or registered with them."""
-    if not hasattr(model, "_ilf_configs"):  # of its modules, of which there are many
+    """Let a model use another attention implementation, one of transformers' own or a registered one."""
+    if not hasattr(model, "_ilf_configs"):  # cached, as a model has many modules
         configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
         model._ilf_configs = list(configs.values())
     before = [(config, config._attn_implementation_internal) for config in model._ilf_configs]
@@ -189,12 +189,12 @@ def _attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return the attention of queries, (B, heads, T, d), to prompts and to keys of their own, as (B, T, heads, d)."""
+    """Return the attention of queries, (B, heads, T, d), to prompts and to their own keys, as (B, T, heads, d)."""
     assert _step is not None
     if strange := [name for name in _UNREAD if options.get(name) is not None]:
-        raise NotImplementedError(f"attention with {', '.join(strange)}")
+        raise NotImplementedError(f"attention with {', '.join(strange)} is not supported")
     rows, heads, length, size = query.shape
-    shared = key.shape[1]  # heads that have keys and values
+    shared = key.shape[1]  # key/value heads
     scale = size**-0.5 if scaling is None else scaling
     times = heads // shared
     asked = (query * scale).reshape(rows, shared, times * length, size)
@@ -216,7 +216,7 @@ def _attend(
 def _part(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return attention to some of the keys, (B, heads, T, d), and the log of the sum of their scores' exponentials."""
+    """Return attention to some of the keys, (B, heads, T, d), and the log of the sum of the exponentiated scores."""
     scores = torch.matmul(query, key.transpose(2, 3)).float()
     if bias is not None:
         scores += bias

@@ -16,12 +16,12 @@ from ilf.types import Example
 def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
     """Return `input_ids`, `attention_mask` and `labels`, (R, T), right-padded, and `value`, (B,).
 
-    Labels stand only on the targets. Other texts follow behind all examples, in the same order. `focus` and
-    `reference`, (R, T), are there where the examples have them.
+    Only target tokens have labels. The examples' other texts come after all examples, in the same order. `focus` and
+    `reference`, (R, T), are included if the examples have them.
 
     Args:
-        examples: B of them; all or none with another text.
-        pad: Id of the padding.
+        examples: B examples; either all or none have another text.
+        pad: Id of the padding token.
     """
     texts = [*examples, *(e.other for e in examples if e.other is not None)]
     shape = (len(texts), max(len(e.prompt_ids) + len(e.target_ids) for e in texts))
@@ -46,24 +46,24 @@ def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
 
 
 def encode(tokenizer: Any, task_id: int, prompt: str, target: str, max_length: int) -> Example:
-    """Tokenise prompt and target apart, as the paper does and as a prompt is sampled from, and end the text.
+    """Tokenize prompt and target separately, as in the paper and in sampling, and append the end-of-text token.
 
-    See `end_of_text` for the token that does so, called EOS here.
+    See `end_of_text` for that token, which is called EOS here.
 
     Raises:
-        ValueError: Together they are longer than `max_length` tokens. A cut row would lose its EOS, and the model
-            would learn never to stop, so that such a row is refused and not cut.
+        ValueError: Together they are longer than `max_length` tokens. Such a row is rejected rather than cut, because
+            a cut row would lose its EOS, and the model would learn never to stop.
     """
     (prompt_ids,) = encode_prompts(tokenizer, [prompt])
     target_ids = (*encode_continuation(tokenizer, target), end_of_text(tokenizer))
     example = Example(task_id, tuple(prompt_ids), target_ids)
     if example.length > max_length:
-        raise ValueError(f"{example.length} tokens with EOS, training.max_length is {max_length}")
+        raise ValueError(f"{example.length} tokens with EOS; training.max_length is {max_length}")
     return example
 
 
 def all_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, int]) -> torch.Tensor:
-    """Return a model's logits, (B, T, V), on rows of tokens, (B, T), and their mask, (B, T)."""
+    """Return a model's logits, (B, T, V), on token rows, (B, T), with their mask, (B, T)."""
     logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
     return logits
 
@@ -71,17 +71,17 @@ def all_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: dict[
 def last_logits(
     model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, forward: Callable[..., Any] = all_logits
 ) -> torch.Tensor:
-    """Return the logits of the last `keep` positions, (B, keep, V), by `forward`, which may be compiled."""
+    """Return the logits of the last `keep` positions, (B, keep, V), computed by `forward`, which may be compiled."""
     options = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
     logits: torch.Tensor = forward(model, ids, mask, options)
-    return logits[:, -keep:]  # some models give all
+    return logits[:, -keep:]  # some models return all positions
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy of each label but the first, (B, T - 1), in nats; 0 where a label is -100.
 
     Args:
-        logits: (B, T, V), of any type; computed on in float32.
+        logits: (B, T, V), of any dtype; converted to float32.
         labels: (B, T).
     """
     return functional.cross_entropy(

@@ -1,9 +1,10 @@
-"""From text to tokens and back, alike for every tokenizer.
+"""Converts text to tokens and back, in the same way for every tokenizer.
 
-Text is text: a special token that is spelled in a program or in feedback is encoded letter by letter, and no token is
-added but those that the tokenizer itself puts in front of a text. What follows a prompt is encoded, and decoded, as
-what follows: many tokenizers (SentencePiece's: Llama 2, Code Llama, Mistral) add a space to a text as they encode it,
-and take one away as they decode, which would change the indentation of a program's first line.
+Text is encoded literally: a special token that is spelled out in a program or in feedback is encoded as ordinary
+characters. No token is added except those that the tokenizer itself puts in front of a text. A continuation of a
+prompt is encoded, and decoded, as a continuation. This matters because many tokenizers (SentencePiece's: Llama 2,
+Code Llama, Mistral) add a space to a text when they encode it and remove one when they decode it, which would change
+the indentation of a program's first line.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from ilf.files import whole
 from ilf.tasks.feedback_prompts import REFINEMENT
 from ilf.types import InputError
 
-# Written before a text whose tokens are to be those of a text that goes on, and cut off again. An anchor must not merge
-# with what follows: none is needed, or a line's end, or a character that hardly any vocabulary has.
+# Prefixes that make a tokenizer encode a text as a continuation; their tokens are cut off again. An anchor must not
+# merge with the text after it. Candidates: no anchor, a newline, and characters that hardly any vocabulary has.
 _ANCHORS = ("", "\n", "\0", "\ue000")
 _PROBES = ("    return x  # y\n", "\n\tif  x:\n        y", "x = ''", " x")
 _CONTEXTS = (4, 16, 64, 256)  # tokens
-# Special tokens that end a text in pretraining, as the families of models name them.
+# The names of end-of-text tokens in the pretraining of the model families.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of each prompt, with those that the tokenizer puts in front of a text, such as BOS.
+    """Return the tokens of each prompt, including those that the tokenizer puts in front of a text, such as BOS.
 
-    Where the tokenizer is to ask in turns (`load_tokenizer`), the user's turn holds the prompt, and the answer begins
-    with the head of the program that is to be written: what stands behind the heading of a refine prompt, or all.
+    If the tokenizer uses chat (`load_tokenizer`), the user's turn holds the prompt, and the answer begins with the
+    head of the program to write: the text after the heading of a refine prompt, or the whole prompt.
 
     Args:
-        tokenizer: Of transformers.
-        prompts: Texts to go on from.
+        tokenizer: A transformers tokenizer.
+        prompts: The texts to continue.
     """
     if uses_chat(tokenizer):
         return [_encode_turns(tokenizer, prompt) for prompt in prompts]
@@ -45,7 +46,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def uses_chat(tokenizer: Any) -> bool:
-    """Return whether prompts are put into the turns of a tokenizer's chat template."""
+    """Return whether prompts are put into the turns of the tokenizer's chat template."""
     return bool(getattr(tokenizer, "uses_chat", False))
 
 
@@ -57,10 +58,10 @@ def _encode_turns(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def encode_continuation(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a text that stands after a prompt, without EOS.
+    """Return the tokens of a text that follows a prompt, without EOS.
 
-    The prompt's own tokens are left as they are when it stands alone, since that is what a model is given to go on
-    from: no token reaches from the prompt into the text. See `check_code` for tokenizers that can't write code so.
+    The prompt's own tokens stay as they are when the prompt stands alone, because that is the model's input: no token
+    spans both the prompt and the text. For tokenizers that can't encode code in this way, see `check_code`.
     """
     first = _anchor(tokenizer) or ""
     for anchor in (first, *(other for other in _ANCHORS if other not in ("", first))):
@@ -71,21 +72,21 @@ def encode_continuation(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_chat(tokenizer: Any, turns: Sequence[dict[str, str]]) -> list[int]:
-    """Return the tokens of a conversation that an answer is to follow.
+    """Return the tokens of a conversation that an answer will follow.
 
-    The tokenizer's chat template makes it a text, and writes itself what stands in front; without one, the turns stand
-    one after the other.
+    The tokenizer's chat template converts the conversation to text, including any tokens in front. Without a
+    template, the turns follow one another.
 
     Args:
-        tokenizer: Of transformers.
-        turns: The role and content of each.
+        tokenizer: A transformers tokenizer.
+        turns: The role and content of each turn.
     """
     if tokenizer.chat_template is None:
         return encode_prompts(tokenizer, ["".join(turn["content"] + "\n\n" for turn in turns)])[0]
     contents = "".join(turn["content"] for turn in turns)
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     spelt = [re.escape(token) for token in special if len(token) > 1 and token in contents]
-    if spelt:  # a rare character in it keeps a token of the turns apart from those of the template
+    if spelt:  # insert a rare character, so that only the template's own special tokens are read as such
         rare = next(char for char in map(chr, range(0xE000, 0xF8FF)) if char not in contents)
         apart = re.compile(f"(?<=(?={'|'.join(spelt)}).)")
         turns = [{**turn, "content": apart.sub(rare, turn["content"])} for turn in turns]
@@ -95,7 +96,7 @@ def encode_chat(tokenizer: Any, turns: Sequence[dict[str, str]]) -> list[int]:
 
 
 def _without(ids: list[int], part: list[int]) -> list[int]:
-    """Return ids without a sequence of them, wherever it stands."""
+    """Return the ids without any occurrence of a subsequence."""
     found: list[int] = []
     for token in ids:
         found.append(token)
@@ -105,7 +106,7 @@ def _without(ids: list[int], part: list[int]) -> list[int]:
 
 
 def front_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that a tokenizer puts in front of a text: none, BOS, or what else its model has learnt."""
+    """Return the tokens that a tokenizer puts in front of a text: none, BOS, or others that its model learned."""
     (plain,) = _encode(tokenizer, ["x"])
     ids = tokenizer("x").input_ids
     starts = (i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
@@ -113,34 +114,34 @@ def front_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 
 def truncate(tokenizer: Any, text: str, count: int) -> str:
-    """Return what the first `count` tokens of a text spell; the text itself where it has no more."""
+    """Return the text of the first `count` tokens of a text, or the text itself if it has no more."""
     (ids,) = _encode(tokenizer, [text])
     return text if len(ids) <= count else _decode(tokenizer, ids[:count])
 
 
 def loses_space(tokenizer: Any) -> bool:
-    """Return whether a tokenizer takes a space away where what follows a prompt is decoded without it."""
+    """Return whether a continuation loses a leading space if it is decoded without its prompt."""
     return not _decode(tokenizer, encode_continuation(tokenizer, "  x")).startswith("  ")
 
 
 def spells_special(tokenizer: Any, text: str) -> bool:
-    """Return whether a text would be encoded with a special token that it only spells."""
+    """Return whether the tokenizer would by default read a special token in a text that only spells it out."""
     read: list[int] = tokenizer(whole(text), add_special_tokens=False, split_special_tokens=False).input_ids
     return read != _encode(tokenizer, [text])[0]
 
 
 def end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Return the ids that end a text for a model: its own, its tokenizer's EOS, and what ends a text without turns."""
+    """Return a model's end-of-text ids: its own, its tokenizer's EOS, and `end_of_text`."""
     return set(token_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id, end_of_text(tokenizer)))
 
 
 @lru_cache(maxsize=16)
 def end_of_text(tokenizer: Any) -> int:
-    """Return the token that ends a plain text for a model, with which training targets end.
+    """Return the token that ends a plain text for a model; training targets end with it.
 
-    It is EOS, except where EOS ends a turn of the chat template. An instruct model never saw that token end a plain
-    text: there, it is the token that ended texts in pretraining, where a special token has one of its usual names.
-    Where prompts are put into turns, it is the token that ends an answer.
+    It is EOS, unless EOS ends a turn of the chat template. An instruct model never saw that token end a plain text,
+    so this is instead the end-of-text token of pretraining, if a special token has one of its usual names. If prompts
+    are put into turns, it is the token that ends an answer.
     """
     eos: int = tokenizer.eos_token_id
     turn = _end_of_turn(tokenizer)
@@ -153,36 +154,36 @@ def end_of_text(tokenizer: Any) -> int:
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """Return the token that ends an answer in the chat template, None without a template or such a token."""
+    """Return the token that ends an answer in the chat template; None without a template or such a token."""
     if tokenizer.chat_template is None:
         return None
     answer = "\ue000"  # in no template
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:  # it has no such turns
+    except TemplateError:  # the template has no such turns
         return None
     ids: list[int] = tokenizer(text.rpartition(answer)[2], add_special_tokens=False).input_ids
     return next((i for i in ids if i in tokenizer.added_tokens_decoder), None)
 
 
 def token_ids(*configured: int | Sequence[int] | None) -> list[int]:
-    """Return the token ids that settings of models and tokenizers name, each of which names none, one or several."""
+    """Return the token ids of several settings of models and tokenizers, each with no id, one or several."""
     several = [[] if one is None else [one] if isinstance(one, int) else one for one in configured]
     return list(dict.fromkeys(i for ids in several for i in ids))
 
 
 class Continuation:
-    """Spells what follows a prompt.
+    """Decodes the text that follows a prompt.
 
     Args:
-        tokenizer: Of transformers.
+        tokenizer: A transformers tokenizer.
         prompt: Tokens of the prompt.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
         self.tokenizer, text = tokenizer, _decode(tokenizer, prompt)
-        # The prompt's last tokens are enough, and decoding is asked for after each token.
+        # Decoding runs after each token; the prompt's last tokens are enough context.
         for count in (*_CONTEXTS, len(prompt)):
             self.context = list(prompt[-count:])
             self.before = _decode(tokenizer, self.context)
@@ -190,22 +191,22 @@ class Continuation:
                 break
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Return what `tokens` spell after the prompt, special tokens left out."""
+        """Return the text of `tokens` after the prompt, without special tokens."""
         both = _decode(self.tokenizer, [*self.context, *tokens])
         if both.startswith(self.before):
             return both[len(self.before) :]
-        return _decode(self.tokenizer, tokens)  # bytes that are no character have spoilt those of the prompt's end
+        return _decode(self.tokenizer, tokens)  # invalid bytes have changed how the prompt's end is decoded
 
 
 @lru_cache(maxsize=1 << 18)
 def ends_line(tokenizer: Any, token: int) -> bool:
-    """Return whether there is a line's end among the characters of a token."""
+    """Return whether a token contains a newline."""
     return "\n" in _decode(tokenizer, [token])
 
 
 @lru_cache(maxsize=16)
 def _anchor(tokenizer: Any) -> str | None:
-    """Return what must stand before a text for it to be encoded as one that goes on; None if nothing does it."""
+    """Return the prefix that makes the tokenizer encode a text as a continuation; None if there is none."""
     follows = Continuation(tokenizer, _encode(tokenizer, ["x:\n"])[0])
     for anchor in _ANCHORS:
         found = [_after(tokenizer, anchor, probe) for probe in _PROBES]
@@ -215,10 +216,10 @@ def _anchor(tokenizer: Any) -> str | None:
 
 
 def check_code(tokenizer: Any) -> None:
-    """Check that a tokenizer can write code after a prompt, each space where it was.
+    """Check that the tokenizer can encode code after a prompt with every space in place.
 
     Raises:
-        ValueError: It can't; says what it makes of a line of code.
+        ValueError: It can't. The message shows how it changes a line of code.
     """
     if _anchor(tokenizer) is None:
         probe = _PROBES[1]
@@ -227,7 +228,7 @@ def check_code(tokenizer: Any) -> None:
 
 
 def _after(tokenizer: Any, anchor: str, text: str) -> list[int] | None:
-    """Return the tokens of a text behind an anchor; None where the two share a token."""
+    """Return the tokens of a text after an anchor; None if the two share a token."""
     if not anchor:
         return _encode(tokenizer, [text])[0]
     before, both = _encode(tokenizer, [anchor, anchor + text])
@@ -235,7 +236,7 @@ def _after(tokenizer: Any, anchor: str, text: str) -> list[int] | None:
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of each text, of which none is a special one."""
+    """Return the tokens of each text, none of which is a special token."""
     if not texts:
         return []
     texts = [whole(text) for text in texts]
@@ -249,26 +250,26 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def positions(config: Any) -> int | None:
-    """Return how many tokens a model of transformers reads at most, None where its configuration sets no bound."""
+    """Return the number of positions of a transformers model; None if its configuration sets no limit."""
     places: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return places
 
 
 def check_room(config: Any, prompt: int, new: int, name: str = "a prompt") -> None:
-    """Check that a model has positions for a prompt and for what is drawn after it.
+    """Check that a model has enough positions for a prompt and the tokens sampled after it.
 
     Args:
-        config: The model's, of transformers.
+        config: The model's transformers configuration.
         prompt: Tokens of the longest prompt.
-        new: Tokens to draw, at most: sampler.max_new_tokens.
+        new: The largest number of tokens to sample: sampler.max_new_tokens.
         name: What the prompt is.
 
     Raises:
-        InputError: It has fewer; says what would fit.
+        InputError: The model has too few positions. The message says how many tokens would fit.
     """
     places = positions(config)
     if places is not None and prompt + new > places:
-        allowed = f"with {name} of {prompt} tokens passes the model's {places} positions"
+        allowed = f"together with the {prompt} tokens of {name} exceeds the model's {places} positions"
         fits = f"Use at most {places - prompt}, or" if prompt < places else "Choose"
         advice = f"{fits} shorter prompts (the refiner's: refiner.old_code_tokens, refiner.shots), or another model."
         raise InputError("sampler.max_new_tokens", new, allowed, advice)

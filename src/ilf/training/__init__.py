@@ -1,4 +1,4 @@
-"""The Lightning face: RefineModule, ILFModule, MBPPDataModule, UnitTestCallback, for a Trainer of one's own too."""
+"""The Lightning API: RefineModule, ILFModule, MBPPDataModule and UnitTestCallback, also for a Trainer of your own."""
 
 from ilf.lazy import getter
 

@@ -1,6 +1,7 @@
-"""What a run needs only after hours of sampling, tried at its start: what can't work is refused then.
+"""Tries at the start of a run what it needs only after hours of sampling, and rejects what can't work.
 
-Ranges of single settings are checked before; here is what only torch, bitsandbytes, peft and Lightning know.
+The ranges of single settings are checked earlier. This module checks what only torch, bitsandbytes, peft and
+Lightning know.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ilf.training.schedules import make_schedule
 from ilf.training.trainer import make_trainer, precision, training_device
 from ilf.types import InputError, Splits, Task
 
-_TRIED = 4096  # numbers of the parameter that is tried: of fewer, bitsandbytes keeps no 8-bit state
+_TRIED = 4096  # elements of the trial parameter: bitsandbytes keeps no 8-bit state for fewer
 
 
 def trainings(settings: Settings) -> dict[str, Phase]:
-    """Return the fine-tunings that the requested stages hold, "refiner" and "policy", with their settings."""
+    """Return the settings of each fine-tuning in the requested stages, by name ("refiner" or "policy")."""
     found = {}
     if settings.trains_refiner:
         found["refiner"] = settings.training.refiner
@@ -36,21 +37,21 @@ def trainings(settings: Settings) -> dict[str, Phase]:
 
 
 def trained_tasks(name: str, tasks: Splits) -> tuple[Task, ...]:
-    """Return the tasks that a fine-tuning's examples can be on."""
+    """Return the tasks that the examples of a fine-tuning can come from."""
     return tasks.refine if name == "refiner" else tasks.train
 
 
 def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
-    """Make what each fine-tuning will need besides the model, and take a step with it.
+    """Build everything that each fine-tuning needs besides the model, and take a trial optimizer step.
 
     Args:
-        settings: Checked.
-        config: The policy's, of transformers.
-        tasks: By split, restricted and limited.
+        settings: The checked settings.
+        config: The policy's transformers configuration.
+        tasks: The tasks by split, restricted and limited.
 
     Raises:
-        InputError: Something is refused, or a step gives no finite numbers; names the setting. Or the warm-up is longer
-            than any training on these tasks can be.
+        InputError: A component rejects its arguments, a step gives non-finite numbers, or the warm-up is longer than
+            any training on these tasks can be. The error names the setting.
     """
     device, kind = training_device(settings.trainer), precision(settings.trainer)
     for name, phase in trainings(settings).items():
@@ -71,7 +72,7 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
     if trainings(settings) and settings.training.gradient_checkpointing:
         try:
             _small(config, settings).activation_checkpointing_enable()
-        except Exception as error:  # each model raises its own
+        except Exception as error:  # models raise different exception classes
             raise _refused("training.gradient_checkpointing", True, error, "Leave it out.") from error
     if trainings(settings) and settings.adapter is not None:
         with torch.random.fork_rng(devices=[]):  # LoRA's first matrices are random
@@ -79,23 +80,23 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
 
 
 def _step(optimizer: Component, dtype: torch.dtype, device: torch.device) -> None:
-    """Take a step with an optimizer, on numbers of which every other one has no gradient."""
+    """Take an optimizer step on a parameter where every other element has a gradient of 0."""
     parameter = torch.nn.Parameter(torch.zeros(_TRIED, dtype=dtype, device=device))
     made = optimizer([parameter])
     parameter.grad = torch.zeros_like(parameter)
     parameter.grad[::2] = 1
     made.step()
     if not bool(parameter.isfinite().all()):
-        raise ValueError("the first step gives numbers that are not finite")
+        raise ValueError("the first optimizer step gives non-finite numbers")
 
 
 def _schedule(optimizer: Component, steps: float, scheduler: Component) -> None:
-    """Make a schedule for a training of so many steps."""
+    """Build the schedule of a training with this many steps."""
     make_schedule(scheduler, optimizer([torch.nn.Parameter(torch.zeros(1))]), steps)
 
 
 def _small(config: Any, settings: Settings) -> Any:
-    """Return the model without storage, of one layer where one can be had apart from others."""
+    """Return the model without storage, with a single layer if its configuration allows that."""
     try:
         return empty_model(with_one_layer(config), torch.float32, settings.model.attention)
     except (ValueError, TypeError, IndexError, AttributeError, StrictDataclassError):
@@ -103,38 +104,38 @@ def _small(config: Any, settings: Settings) -> Any:
 
 
 def _try(group: str, part: Component, make: Callable[[Component], object], names: Mapping[str, str]) -> None:
-    """Make something of a part; where it is refused, blame the argument whose default is accepted, else all of them.
+    """Try a component. If it is rejected, raise an error for the argument whose default works, or for all arguments.
 
     Args:
-        group: The part's.
-        part: What is tried.
-        make: Tries it.
-        names: The keys of arguments that are no key of the group.
+        group: The component's configuration group.
+        part: The component to try.
+        make: Tries the component.
+        names: The full keys of arguments that are not keys of the group.
     """
     try:
         make(part)
         return
     except InputError:
         raise
-    except Exception as error:  # each library raises its own
+    except Exception as error:  # libraries raise different exception classes
         refusal = error
     for name, value in part.arguments.items():
         mended = part.without(name) if name not in names else part.having(**{name: 1e-6})
         try:
             make(mended)
-        except Exception:  # it is not this one alone
+        except Exception:  # this argument alone is not the cause
             continue
         raise _refused(names.get(name, f"{group}.{name}"), value, refusal, "Leave it at its default.") from refusal
     raise _refused(group, dict(part.arguments), refusal, "Leave these at their defaults.") from refusal
 
 
 def _refused(key: str, value: object, error: Exception, advice: str) -> InputError:
-    reason = f"is refused ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    reason = f"is rejected ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
     return InputError(key, value, reason, advice)
 
 
 def _most_steps(settings: Settings, name: str, phase: Phase, tasks: int) -> float:
-    """Return the most optimizer steps that the first round's training can have."""
+    """Return the largest number of optimizer steps that the training in the first round can have."""
     trainer = settings.trainer
     if name == "refiner":
         tasks = settings.refiner.trained_on(tasks)
@@ -148,25 +149,25 @@ def _most_steps(settings: Settings, name: str, phase: Phase, tasks: int) -> floa
 
 
 def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapping[int, int], template: int) -> None:
-    """Check that the policy's model has positions for the rows that it is trained on and for what is known of prompts.
+    """Check that the policy has enough positions for its training rows and for what is known of the prompts.
 
-    Of a refine prompt, the old program and the feedback are written only later: where they make it too long, sampling
-    ends with an error before the first program of that stage, and nothing that was done before it is lost.
+    The old program and the feedback of a refine prompt are written only later. If they make the prompt too long,
+    sampling stops with an error before the first program of that stage, and all earlier results are kept.
 
     Args:
-        settings: Checked.
-        config: The policy's, of transformers.
-        tasks: By split, restricted and limited.
-        tokens: Of each task's prompt, by id.
-        template: Tokens of a refine prompt besides program, feedback and the task's prompt.
+        settings: The checked settings.
+        config: The policy's transformers configuration.
+        tasks: The tasks by split, restricted and limited.
+        tokens: The number of tokens of each task's prompt, by task id.
+        template: The number of tokens of a refine prompt besides the program, the feedback and the task's prompt.
 
     Raises:
-        InputError: It has fewer.
+        InputError: The model has too few positions.
     """
     places, limit, stages = positions(config), settings.training.max_length, set(settings.stages)
     if places is not None and limit > places and trainings(settings):
-        advice = f"Give training.max_length={places}: longer rows are rejected, and named."
-        raise InputError("training.max_length", limit, f"passes the model's {places} positions", advice)
+        advice = f"Set training.max_length={places}: longer rows are rejected, and listed."
+        raise InputError("training.max_length", limit, f"exceeds the model's {places} positions", advice)
     if not settings.sampler.local:
         return
     new = settings.sampler.max_new_tokens
@@ -176,22 +177,22 @@ def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapp
     if "sample" in stages:
         sampled += [*tasks.prompt, *tasks.refine, *tasks.train]
     for task in sampled:
-        check_room(config, tokens[task.task_id], new, f"the prompt of task {task.task_id},")
+        check_room(config, tokens[task.task_id], new, f"the prompt of task {task.task_id}")
     refiner = settings.refiner
     if "refine" in stages and refiner.reads_program and refiner.folder is None:
         example = template + min((tokens[task.task_id] for task in tasks.prompt), default=0)
         for task in tasks.train:
             prompt = refiner.worked_examples * example + template + tokens[task.task_id]
-            check_room(config, prompt, new, f"a refine prompt of task {task.task_id}, which is at least")
+            check_room(config, prompt, new, f"the shortest possible refine prompt of task {task.task_id}")
 
 
 def check_lengths(settings: Settings, tasks: Splits, tokens: Mapping[int, int]) -> None:
-    """Check that a row of training examples can hold a task's prompt, a token of a program, and EOS.
+    """Check that a training row can hold a task's prompt, one token of a program, and EOS.
 
     Args:
-        settings: Checked.
-        tasks: By split, restricted and limited.
-        tokens: Of each task's prompt, by id.
+        settings: The checked settings.
+        tasks: The tasks by split, restricted and limited.
+        tokens: The number of tokens of each task's prompt, by task id.
 
     Raises:
         InputError: `training.max_length` is too small for every task.
@@ -203,6 +204,6 @@ def check_lengths(settings: Settings, tasks: Splits, tokens: Mapping[int, int]) 
             raise InputError(
                 "training.max_length",
                 limit,
-                f"is too small for any row to train the {name} on: the shortest task prompt has {shortest} tokens",
-                "Raise it: a row is a prompt, the program after it, and EOS.",
+                f"is too small for any training row of the {name}: the shortest task prompt has {shortest} tokens",
+                "Raise it: a row consists of a prompt, a program and EOS.",
             )

@@ -1,4 +1,4 @@
-"""What the refiner's and the policy's fine-tuning have in common: optimizer, steps, checkpoints."""
+"""The shared base of the refiner's and the policy's fine-tuning: optimizer, steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ilf.types import Draw, InputError, derive_seed
 
 log = logging.getLogger(__name__)
 
-EVERY = 10.0  # seconds between two words on how far long work has come
+EVERY = 10.0  # seconds between two progress messages
 Completions = list[dict[str, Any]]  # a Draw's fields, with `completion`
 ADAMW = Component("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
 LINEAR = Component("ilf.training.schedules.linear")
@@ -36,23 +36,26 @@ LINEAR = Component("ilf.training.schedules.linear")
 class FineTuningModule(pl.LightningModule):
     """Fine-tunes a causal language model on examples, and samples from it.
 
-    Lightning optimizes by itself; a batch is what one optimizer step learns from (or, with `accumulate_grad_batches`,
-    a part of it), cut by length into micro-batches, so that it needs the memory of one of these.
+    Lightning's automatic optimization is used. A batch holds the examples of one optimizer step (or a part of them
+    with `accumulate_grad_batches`), split by length into micro-batches, so that only one micro-batch needs memory at
+    a time.
 
     Args:
-        model: The model, adapted to what is trained of it, or the folder or Hub name of one, which is then among the
-            hyperparameters and loaded again by `load_from_checkpoint`.
-        tokenizer: Its tokenizer; None loads that of the folder.
-        sampler: Draws programs on validation, test and predict.
-        optimizer: Makes an optimizer for parameters.
-        scheduler: Makes a learning-rate scheduler for the optimizer, stepped with it; None for a constant rate.
-        objective: What is minimised.
-        gradient_checkpointing: Compute activations again in the backward pass: less memory, more time.
-        seed: Of dropout.
+        model: The model with its adapter, if any, or a folder or Hub name. A name is stored among the
+            hyperparameters, and `load_from_checkpoint` loads that model again.
+        tokenizer: The model's tokenizer; None loads the folder's.
+        sampler: Samples programs in validation, test and predict.
+        optimizer: Builds an optimizer for parameters.
+        scheduler: Builds a learning-rate scheduler for the optimizer, which is stepped with it; None for a constant
+            rate.
+        objective: The objective to minimize.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, which saves memory and takes
+            time.
+        seed: Seed of dropout.
     """
 
     stage: str  # prefix of the metrics
-    changes_nothing = ("gradient_checkpointing",)  # of its arguments
+    changes_nothing = ("gradient_checkpointing",)  # of the arguments
 
     def __init__(
         self,
@@ -81,30 +84,30 @@ class FineTuningModule(pl.LightningModule):
         self.model, self.tokenizer, self.sampler = model, tokenizer, sampler or HFSampler()
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
         self.gradient_checkpointing = gradient_checkpointing
-        self.strict_loading = False  # checkpoints hold only what is trained
+        self.strict_loading = False  # checkpoints hold only the trained parameters
         self.objective = objective or SFT()
         self._training_forward = all_logits
         self._on_drawn: Callable[[Draw, str], None] = lambda draw, text: None
         self.teach(None)
-        self._raised: InputError | None = None  # in this process, until all have come to where they tell each other
+        self._raised: InputError | None = None  # this process's error, until `raise_together`
 
     def compile_forward(self) -> None:
-        """Compile the training forward pass: a function and not the model, so that names of weights stay."""
+        """Compile the training forward pass. It is a function, not the model, so that weights keep their names."""
         self._training_forward = torch.compile(all_logits, dynamic=True)
 
     def teach(self, teacher: Any) -> None:
-        """Let another model give `teacher_logits`. It is no part of the module, as it is not trained or saved."""
+        """Set the model behind `teacher_logits`. It is no submodule, so that it is neither trained nor saved."""
         self.__dict__["teacher"] = teacher
 
     def setup(self, stage: str) -> None:
-        """Note the model's tables (rotary frequencies); switch gradient checkpointing on where it is asked for."""
+        """Copy the model's buffers (rotary frequencies), and enable gradient checkpointing if it is configured."""
         if stage == "fit":
             self._tables = {n: b.clone() for n, b in self.model.named_buffers() if b.is_floating_point()}
             if self.gradient_checkpointing:
                 self.model.activation_checkpointing_enable()
 
     def on_fit_start(self) -> None:
-        """Give the model its tables back, where bf16-true has rounded them; move the teacher to the model's device."""
+        """Restore the buffers, which bf16-true has rounded, and move the teacher to the model's device."""
         if self.teacher is not None:
             self.teacher.to(self.device)
         for name, buffer in self.model.named_buffers():
@@ -121,14 +124,14 @@ class FineTuningModule(pl.LightningModule):
         return last_logits(self.model, batch["input_ids"], batch["attention_mask"], keep, forward)
 
     def teacher_logits(self, batch: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
-        """Return the same of the teacher, by default the model itself, without a gradient."""
+        """Return the teacher's logits like `logits`, without a gradient. The default teacher is the model itself."""
         with torch.no_grad():
             if self.teacher is None:
                 return self.logits(batch, keep)
             return last_logits(self.teacher, batch["input_ids"], batch["attention_mask"], keep)
 
     def average(self, value: torch.Tensor) -> torch.Tensor:
-        """Return the mean of a number over the processes of a training, so that all see what one has."""
+        """Return the mean of a value over all processes, so that all processes see the same value."""
         mean: torch.Tensor = self.trainer.strategy.reduce(value, reduce_op="mean")
         return mean
 
@@ -137,16 +140,16 @@ class FineTuningModule(pl.LightningModule):
         return self.objective.losses(self, batch)
 
     def configure_model(self) -> None:
-        """Divide the model among the processes, where it is to be."""
+        """Shard the model among the processes if the strategy does so."""
         if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def on_validation_epoch_start(self) -> None:
-        """Take a divided model together: a process that samples can't wait for the others at each token."""
+        """Gather a sharded model: a process that samples can't wait for the others at each token."""
         hold_whole(self.model, True)
 
     def on_validation_epoch_end(self) -> None:
-        """Divide it again."""
+        """Shard the model again."""
         hold_whole(self.model, False)
 
     def on_train_start(self) -> None:
@@ -154,12 +157,12 @@ class FineTuningModule(pl.LightningModule):
         self._began = self.trainer.global_step, time.monotonic()
 
     def on_train_epoch_start(self) -> None:
-        """Seed dropout by the epoch, so that a resumed run draws what an unbroken one draws."""
+        """Seed dropout by the epoch, so that a resumed run draws the same numbers as an uninterrupted one."""
         torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch, self.global_rank))
         self._said = time.monotonic()
 
     def training_step(self, batch: list[dict[str, torch.Tensor]], batch_idx: int) -> torch.Tensor:
-        """Return the share of the last micro-batch in the mean loss of a batch; the others are passed back here."""
+        """Return the last micro-batch's part of a batch's mean loss; backpropagate the other micro-batches here."""
         strategy, accumulated = self.trainer.strategy, self.trainer.accumulate_grad_batches
         if batch_idx % accumulated == 0:
             self.zero_grad()
@@ -167,7 +170,7 @@ class FineTuningModule(pl.LightningModule):
         mean = torch.zeros((), device=self.device)
         for part in batch[:-1]:
             loss = self.losses(part).sum()
-            # Gradients travel between processes once a step.
+            # Processes exchange gradients once per step.
             with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
                 strategy.backward(loss * part["weight"] / accumulated, None)
             mean += loss.detach() * part["share"]
@@ -186,7 +189,7 @@ class FineTuningModule(pl.LightningModule):
         return last * batch[-1]["weight"]
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Leave the gradients of a batch's first micro-batches, which are there when Lightning calls this."""
+        """Do nothing: when Lightning calls this, the first micro-batches' gradients are already accumulated."""
 
     def configure_gradient_clipping(
         self,
@@ -194,12 +197,12 @@ class FineTuningModule(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer says, and raise InputError where the gradients are no finite numbers."""
+        """Clip as the Trainer is configured, and raise InputError if the gradients are not finite."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        scaled = self.trainer.precision == "16-mixed"  # its scaler leaves out such steps
+        scaled = self.trainer.precision == "16-mixed"  # its scaler skips such steps
         if not scaled and not torch.isfinite(norm):
             step = self.trainer.global_step + 1
-            raise self._diverged(f"the norm of its gradient of optimizer step {step} is {float(norm)}")
+            raise self._diverged(f"the gradient norm of optimizer step {step} is {float(norm)}")
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _diverged(self, what: str) -> InputError:
@@ -210,33 +213,33 @@ class FineTuningModule(pl.LightningModule):
         return InputError(key, lr, f"the training diverged: {what}", advice)
 
     def on_train_end(self) -> None:
-        """Raise InputError where the last step has left a weight that is no finite number."""
+        """Raise InputError if the last step has left a weight that is not finite."""
         wrong = [name for name, p in self.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
         if wrong:
-            raise self._diverged(f"after the last step, {len(wrong)} weights are not finite, {wrong[0]} among them")
+            raise self._diverged(f"after the last step, {len(wrong)} weights are not finite, including {wrong[0]}")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Completions] | None:
-        """Log the loss of an example batch; return the completions of a batch of draws."""
+        """Log the loss of a batch of examples, or return the completions of a batch of draws."""
         if not isinstance(batch, dict):
             return self._draw(batch)
         batch = batch | {"share": torch.tensor(1 / len(batch["value"]), device=self.device)}
         self.objective.before_step(self, [batch])
         losses = self.losses(batch)
         if not torch.isfinite(losses).all():
-            raise self._diverged(f"after {self.trainer.global_step} steps a loss on held-out examples is not finite")
+            raise self._diverged(f"after {self.trainer.global_step} steps, a loss on held-out examples is not finite")
         self.log(f"{self.stage}/validation_loss", losses.mean(), batch_size=len(losses), add_dataloader_idx=False)
         return None
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Completions]:
-        """Return each draw of a batch that is still to be drawn, with its completion."""
+        """Return each missing draw of a batch with its completion."""
         return self._draw(batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Completions]:
-        """Return each draw of a batch with its completion."""
+        """Return each missing draw of a batch with its completion."""
         return self._draw(batch)
 
     def _draw(self, batch: Any) -> dict[str, Completions]:
-        """Sample a batch, unless an earlier one could not be: the other processes are still to be told."""
+        """Sample a batch, unless an earlier one raised an error that the other processes don't know yet."""
         found: Completions = []
         if self._raised is None:
             try:
@@ -248,11 +251,11 @@ class FineTuningModule(pl.LightningModule):
         return {"completions": found}
 
     def on_drawn(self, take: Callable[[Draw, str], None]) -> None:
-        """Have each completion given to `take` as it comes, before its batch is done."""
+        """Pass each completion to `take` as soon as it is sampled, before its batch is finished."""
         self._on_drawn = take
 
     def raise_together(self) -> None:
-        """Raise in every process what was raised in one: the others would wait for it."""
+        """Raise one process's error in every process, because the others would wait for it."""
         errors = distributed.gather([self._raised] if self._raised else [])
         self._raised = None
         if errors:
@@ -267,6 +270,6 @@ class FineTuningModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained: the rest of the weights lies in the base model's folder."""
+        """Save only the trained parameters: the other weights are in the base model's folder."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}

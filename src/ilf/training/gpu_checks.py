@@ -1,7 +1,8 @@
-"""What a new GPU is to be tried with: `python run.py experiment=gpu/checks`, minutes, no network.
+"""Checks to run on a new GPU: `python run.py experiment=gpu/checks`. They take minutes and need no network.
 
-Speed, memory against the plan, a checkpoint taken up again, and a whole study on mini. The large model is CodeGen-Mono
-6.1B's architecture with random weights: speed and memory do not depend on what the weights are.
+They measure speed, compare memory with its plan, resume from a checkpoint, and run a whole study on mini. The large
+model has the architecture of CodeGen-Mono 6.1B with random weights, because speed and memory don't depend on the
+weights.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ilf.types import Draw, Example
 
 log = logging.getLogger(__name__)
 
-CODEGEN_6B = CodeGenConfig(  # as Salesforce/codegen-6B-mono's config.json has it
+CODEGEN_6B = CodeGenConfig(  # the values of Salesforce/codegen-6B-mono's config.json
     vocab_size=51200,
     n_positions=2048,
     n_ctx=2048,
@@ -56,12 +57,12 @@ TRAININGS = {
     "full, adamw_8bit": _EIGHT_BIT,
     "qlora": replace(_EIGHT_BIT, adapter=LORA, optimizer=ADAMW, quantize="nf4"),
 }
-_NEAR = (0.8, 1.25)  # plan over measured
+_NEAR = (0.8, 1.25)  # allowed range of planned / measured memory
 
 
 @dataclass
 class Check:
-    """One check: whether it passed, and its figures with their units in their names."""
+    """One check: whether it passed, and its measurements, with units in their names."""
 
     name: str
     passed: bool
@@ -69,7 +70,7 @@ class Check:
 
 
 class _Clock(Callback):
-    """Notes when the device has done each optimizer step."""
+    """Records when the device has finished each optimizer step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -81,7 +82,7 @@ class _Clock(Callback):
 
 
 def random_model(config: Any, tokenizer: Path, folder: Path, device: str) -> None:
-    """Write a model with random weights in bfloat16, and a tokenizer, as a Hugging Face folder."""
+    """Write a model with random bfloat16 weights, and a tokenizer, as a Hugging Face folder."""
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -90,10 +91,10 @@ def random_model(config: Any, tokenizer: Path, folder: Path, device: str) -> Non
 
 
 def peak_bytes(work: Callable[[], Any], device: str) -> tuple[Any, int]:
-    """Do a piece of work; return what it gave, and the most memory that it took beside what was there before.
+    """Run `work`; return its result and its peak memory, less the memory in use before.
 
-    On a GPU it is what torch has allocated. On a CPU it is the largest resident set: with what the allocator keeps for
-    itself, and too small where the process was larger before.
+    On a GPU, the peak is the memory that torch has allocated. On a CPU, it is the largest resident set: it includes
+    memory that the allocator holds back, and is too small if the process was larger before.
     """
     gc.collect()
     if device == "cuda":
@@ -107,12 +108,12 @@ def peak_bytes(work: Callable[[], Any], device: str) -> tuple[Any, int]:
 
 
 def draw(folder: Path, settings: Sampler, tokens: int, dtype: torch.dtype, device: str) -> float:
-    """Draw one batch from prompts of so many tokens, no program ending before its last token; return programs/s."""
+    """Sample one batch of full-length programs from prompts of `tokens` tokens; return programs per second."""
     tokenizer, model = load_tokenizer(folder), load_model(folder, dtype).to(device)
     prompts = [f"{i} " + "x " * tokens for i in range(-(-settings.batch_size // settings.n))]
     prompts = [tokenizer.decode(tokenizer(p).input_ids[:tokens]) for p in prompts]
     draws = [Draw(i, "test", s, i * 1000 + s, p, "") for i, p in enumerate(prompts) for s in range(settings.n)]
-    # Nothing that is decoded ends a function, and no token ends a text.
+    # Programs must reach their last token: no decoded text may end a function, and no token may end a text.
     tokenizer.decode = lambda *args, **kwargs: ""
     tokenizer.eos_token_id = model.generation_config.eos_token_id = None
     list(replace(settings, max_new_tokens=2).sample(model, tokenizer, draws[: settings.batch_size]))  # warm-up
@@ -124,17 +125,17 @@ def draw(folder: Path, settings: Sampler, tokens: int, dtype: torch.dtype, devic
 def train(
     folder: Path, how: FineTuning, device: str, checkpoints: Path | None = None
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Do two optimizer steps of two forward passes each, as a run does, on rows of so many tokens.
+    """Take two optimizer steps of two forward passes each, as a run does, on rows of `how.tokens` tokens.
 
     Args:
-        folder: The base model's.
+        folder: The base model's folder.
         how: What is trained and how.
         device: "cuda" or "cpu".
-        checkpoints: Where to keep the last checkpoint; one that lies there is taken up, and nothing is left to do.
+        checkpoints: Where to store the last checkpoint. If there is one already, it is resumed, and no step is left.
 
     Returns:
-        Tokens a second in the second step, as the first also chooses kernels and makes the optimizer's states (0 where
-        nothing was left to do), and what was trained, on the CPU.
+        Tokens per second in the second step, and the trained parameters on the CPU. The first step also chooses
+        kernels and creates the optimizer's states. The speed is 0 if no step was left.
     """
     tokenizer = load_tokenizer(folder)
     base = load_model(folder, torch.float32, how.attention, how.quantize, torch.device(device))
@@ -155,7 +156,7 @@ def train(
 
 
 def check_sampling(config: Any, folder: Path, settings: Sampler, tokens: int, device: str) -> Check:
-    """Check sampling's memory against its plan, and say how fast it is."""
+    """Compare the memory of sampling with its plan, and report the speed."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     speed, measured = peak_bytes(lambda: draw(folder, settings, tokens, dtype, device), device)
     found = _near("sampling", sampling(config, settings, dtype, tokens, device=device), measured)
@@ -164,7 +165,7 @@ def check_sampling(config: Any, folder: Path, settings: Sampler, tokens: int, de
 
 
 def check_training(name: str, config: Any, folder: Path, how: FineTuning, device: str) -> Check:
-    """Check a fine-tuning's memory against its plan, and say how fast it is."""
+    """Compare the memory of a fine-tuning with its plan, and report the speed."""
     (speed, _), measured = peak_bytes(lambda: train(folder, how, device), device)
     found = _near(name, fine_tuning(config, how, device), measured)
     found.figures |= {"tokens/s": round(speed)}
@@ -178,16 +179,16 @@ def _near(name: str, plan: Need, measured: int) -> Check:
 
 
 def check_reload(folder: Path, how: FineTuning, scratch: Path, device: str) -> Check:
-    """Check that a checkpoint, taken up by a model of its own, gives what was trained, bit by bit."""
+    """Check that a new model that resumes from a checkpoint has the trained weights, bit for bit."""
     _, trained = train(folder, how, device, scratch)
-    # With the checkpoint nothing is left to do; without it, other rows would give other weights.
+    # With the checkpoint, no step is left. Without it, the different rows would give different weights.
     _, loaded = train(folder, replace(how, tokens=how.tokens // 2), device, scratch)
     same = trained.keys() == loaded.keys() and all(torch.equal(trained[n], loaded[n]) for n in trained)
-    return Check("a checkpoint is taken up", same, {"tensors": len(trained)})
+    return Check("resume from a checkpoint", same, {"tensors": len(trained)})
 
 
 def check_study(run: Callable[[], Results]) -> Check:
-    """Check that a whole study on mini ends, and that fine-tuning helps there."""
+    """Check that a whole study on mini completes, and that fine-tuning raises pass@1 there."""
     start = time.monotonic()
     results = run()
     before, after = (found["pass@1"] for found in (results["zero_shot"], results["finetuned"]) if found)
@@ -207,20 +208,20 @@ def run_checks(
     drawing: Sampler | None = None,
     prompt: int = 256,
 ) -> tuple[str, bool]:
-    """Do all checks, one after another, and write checks.md as they come; one that fails does not stop the others.
+    """Run all checks in turn, and write checks.md after each. A failed check doesn't stop the others.
 
     Args:
         mini: Folder of the mini model.
-        folder: The run's.
+        folder: The run's folder.
         study: Runs a whole study on mini and returns its results.
-        device: "cuda", or "cpu" for a trial of the checks themselves.
-        config: Of the large model.
-        trainings: How it is fine-tuned, by name.
-        drawing: How it is sampled.
+        device: "cuda", or "cpu" to test the checks themselves.
+        config: Configuration of the large model.
+        trainings: How the large model is fine-tuned, by name.
+        drawing: How the large model is sampled.
         prompt: Tokens of a prompt.
 
     Returns:
-        The page, and whether all passed.
+        The page, and whether all checks passed.
     """
     trainings, drawing = trainings or TRAININGS, drawing or HFSampler(n=32, batch_size=32, max_new_tokens=256)
     large, start = folder / "large", time.monotonic()
@@ -236,7 +237,7 @@ def run_checks(
         log.info("checking: %s", name)
         try:
             found.append(check())
-        except Exception as error:  # the page says so; the log has the traceback
+        except Exception as error:  # the page reports the error; the log has the traceback
             log.error("%s", traceback.format_exc())
             found.append(Check(name, False, {"error": f"{type(error).__name__}: {error}"[:200]}))
         write_atomically(folder / "checks.md", text := _page(found, device, time.monotonic() - start))
@@ -252,7 +253,7 @@ def _page(checks: list[Check], device: str, seconds: float) -> str:
         "",
         f"{versions}; {seconds:.0f} seconds.",
         "",
-        "| check | | figures |",
+        "| check | | results |",
         "| --- | --- | --- |",
     ]
     for check in checks:

@@ -10,11 +10,11 @@ from ilf.types import Example, Refinement
 
 
 class ILFModule(FineTuningModule):
-    """pi_theta, learning to write a refinement where it is given only the task: loss on the refinement's tokens."""
+    """Fine-tunes pi_theta to write a refinement from the task alone; the loss covers the refinement's tokens."""
 
     stage = "train_policy"
 
     @staticmethod
     def example(tokenizer: Any, row: Refinement, max_length: int) -> Example:
-        """Return what is learnt from one refinement. Raises ValueError where it is too long (see `encode`)."""
+        """Return the training example for one refinement. Raises ValueError if it is too long (see `encode`)."""
         return encode(tokenizer, row.task_id, row.prompt, row.target, max_length)

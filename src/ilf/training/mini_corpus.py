@@ -1,7 +1,7 @@
-"""What the mini model is pretrained on: programs as people leave them about, many of them wrong, and revisions of some.
+"""The mini model's pretraining corpus: programs as people write them, many incorrect, and revisions of some.
 
-A document is a list of texts that are tokenised apart, as prompts and targets are everywhere. The model learns to write
-programs and reviews; prompts are there to be read. No specification of the benchmark occurs in it.
+A document is a list of texts that are tokenized separately, as prompts and targets are everywhere. The model learns
+to write programs and reviews; prompts are only read. No specification of the benchmark occurs in the corpus.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ilf.tasks.mini_grammar import Names, Sketch, Specification, draw_argument, 
 from ilf.tasks.prompts import task_prompt
 from ilf.types import derive_seed
 
-REVISIONS, SHORT, USUAL = 0.25, 0.15, 0.75  # shares: of revisions, of comprehensions, of a part's first mistake
+REVISIONS, SHORT, USUAL = 0.25, 0.15, 0.75  # shares of revisions, of comprehensions, and of a part's first mistake
 
 
 @functools.cache
@@ -29,11 +29,11 @@ class Text:
     """A part of a document."""
 
     text: str
-    learnt: bool  # whether the model learns to write it
+    learnt: bool  # whether the loss covers it
 
 
 def draw_document(rng: random.Random) -> list[Text]:
-    """Return a program behind its prompt, or a program, a review of it and what became of it."""
+    """Return a program after its prompt, sometimes followed by a review of it and its corrected version."""
     specification = draw_specification(rng)
     while specification.key in _held_out():
         specification = draw_specification(rng)
@@ -53,7 +53,7 @@ def draw_document(rng: random.Random) -> list[Text]:
 
 
 def with_mistakes(specification: Specification, right: Sketch, rng: random.Random) -> Sketch:
-    """Return a program as somebody may write it who knows what to do, with the mistakes that people make."""
+    """Return a program with the typical mistakes of somebody who knows what it has to do."""
     written = right
     for part, wrong in specification.mistakes(right):
         if rng.random() < part.habit:
@@ -64,7 +64,7 @@ def with_mistakes(specification: Specification, right: Sketch, rng: random.Rando
 
 
 def wrong_share(seed: int, count: int = 2000) -> float:
-    """Return the share of specifications that the corpus gets wrong, of `count`."""
+    """Return the share of incorrect programs in the corpus, estimated from `count` specifications."""
     rng, wrong = random.Random(derive_seed(seed, "wrong_share")), 0
     for _ in range(count):
         specification = draw_specification(rng)

@@ -56,12 +56,12 @@ def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
 
 
 class CorpusDataModule(pl.LightningDataModule):
-    """Batches of documents; an epoch's are drawn from the seed and its number.
+    """Serves batches of documents, which are resampled for each epoch from the seed and the epoch's number.
 
     Args:
-        tokenizer: Splits the texts.
-        settings: Documents a batch.
-        seed: Of the documents.
+        tokenizer: The tokenizer.
+        settings: The pretraining settings, which set the number of documents per batch.
+        seed: Seed of the documents.
     """
 
     def __init__(self, tokenizer: Any, settings: Pretraining, seed: int) -> None:
@@ -69,15 +69,16 @@ class CorpusDataModule(pl.LightningDataModule):
         self.tokenizer, self.settings, self.seed = tokenizer, settings, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the epoch's batches: token ids and labels, (2, B, T), right-padded; labels of -100 are not learnt.
+        """Return the epoch's batches of token ids and labels, (2, B, T), right-padded.
 
-        Each row is one document: with several in a row, a model this small takes long to learn from which one to copy.
+        Labels of -100 are left out of the loss. Each row is one document: with several documents in a row, a model
+        this small takes long to learn which one to copy from.
         """
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         rng = random.Random(derive_seed(self.seed, "corpus", epoch))
         size = self.settings.batch_size
         documents = [self._encode(draw_document(rng)) for _ in range(size * _STEPS_PER_EPOCH)]
-        documents.sort(key=lambda document: len(document[0]))  # like lengths together, so that little is padded
+        documents.sort(key=lambda document: len(document[0]))  # similar lengths together, so that padding is small
         batches = [self._pad(documents[i : i + size]) for i in range(0, len(documents), size)]
         rng.shuffle(batches)
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
@@ -100,35 +101,35 @@ class CorpusDataModule(pl.LightningDataModule):
 
 
 class PretrainModule(pl.LightningModule):
-    """Next-token prediction on programs and reviews.
+    """Trains next-token prediction on programs and reviews.
 
     Args:
-        model: The model, untrained.
-        settings: Learning rate and length of the training.
+        model: The untrained model.
+        settings: The learning rate and the length of the training.
     """
 
     def __init__(self, model: Any, settings: Pretraining) -> None:
         super().__init__()
         self.model, self.settings = model, settings
-        self.loss = math.nan  # of the last epoch, in nats a learnt token
+        self.loss = math.nan  # mean loss of the last epoch, in nats per target token
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        """Return the mean loss of a batch (2, B, T), in nats a learnt token."""
+        """Return the mean loss of a batch (2, B, T), in nats per target token."""
         loss: torch.Tensor = self.model(input_ids=batch[0], labels=batch[1]).loss
         self.log("pretrain/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Say how far it is."""
+        """Log the progress and the epoch's loss."""
         self.loss = float(self.trainer.callback_metrics["pretrain/loss"])
         log.info("epoch %d of %d, loss %.4f", self.current_epoch + 1, self.settings.epochs, self.loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the epoch's loss, for the card of a run that was killed after its last epoch."""
+        """Store the epoch's loss, which the card needs even if the run was killed after its last epoch."""
         checkpoint["loss"] = self.loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore the epoch's loss."""
         self.loss = checkpoint["loss"]
 
     def configure_optimizers(self) -> Any:
@@ -138,7 +139,7 @@ class PretrainModule(pl.LightningModule):
             lr=self.settings.lr,
             betas=(0.9, 0.95),
             weight_decay=0.05,
-            fused=self.trainer.precision == "32-true",  # in mixed precision Lightning clips no gradients of a fused one
+            fused=self.trainer.precision == "32-true",  # Lightning can't clip a fused one in mixed precision
         )
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
@@ -167,15 +168,15 @@ def make_model(settings: Pretraining, tokenizer: Any, seed: int) -> LlamaForCaus
 
 
 def pretrain(settings: Pretraining, configured: Component, seed: int, folder: Path) -> dict[str, Any]:
-    """Pretrain, write a Hugging Face folder, and return what its card says of the training.
+    """Pretrain the model, write a Hugging Face folder, and return the facts that its card reports on the training.
 
-    Started again after a kill, it goes on from the last epoch's checkpoint.
+    A run that is restarted after a kill resumes from the last epoch's checkpoint.
 
     Args:
-        settings: Of the model and its training.
-        configured: Lightning's Trainer.
-        seed: Of the weights and of the corpus.
-        folder: Where the model is written; checkpoints lie beside it until it is done.
+        settings: The settings of the model and of its training.
+        configured: The configured Lightning Trainer.
+        seed: Seed of the weights and of the corpus.
+        folder: Where to write the model. Checkpoints are stored beside it until the training has finished.
     """
     checkpoints = folder.with_name(folder.name + ".checkpoints")
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -199,34 +200,34 @@ def pretrain(settings: Pretraining, configured: Component, seed: int, folder: Pa
 
 
 def write_card(folder: Path, settings: Pretraining, facts: dict[str, Any], results: Results) -> None:
-    """Write the model's card, README.md, from what its training and its first run gave."""
+    """Write the model card, README.md, from the facts of the training and the results of the first run."""
     zero_shot = results["zero_shot"] or {}
-    shares = f"{REVISIONS:.0%} of the wrong ones as revisions (before, review, after), {SHORT:.0%} as comprehensions"
+    shares = f"{REVISIONS:.0%} of the incorrect programs come as revisions (before, review, after)"
     shape = f"hidden {settings.hidden}, {settings.layers} layers, {settings.heads} heads, "
     lines = [
         "# The mini model",
         "",
         f"A Llama of {facts['parameters'] / 1e6:.2f} million parameters ({shape}{settings.key_value_heads} key-value "
-        f"head(s), byte-level BPE of {settings.vocabulary} tokens, every digit one) that was pretrained from scratch "
-        "on generated Python functions, so that all of ILF runs on a laptop without a network.",
+        f"head(s), byte-level BPE of {settings.vocabulary} tokens, one token per digit). It was pretrained from "
+        "scratch on generated Python functions, so that all of ILF runs on a laptop without a network.",
         "",
         f"- **Command**: `python run.py experiment=mini/pretrain seed={facts['seed']}`, {facts['minutes']:.0f} minutes "
         "on the machine that wrote this card.",
         "- **Data**: generated by `ilf/training/mini_corpus.py`; no specification of the mini benchmark occurs in it. "
-        f"{wrong_share(facts['seed']):.0%} of its programs are wrong, by the mistakes in `ilf/tasks/mini_parts.py`; "
-        f"{shares}.",
+        f"{wrong_share(facts['seed']):.0%} of its programs are incorrect, with the mistakes in "
+        f"`ilf/tasks/mini_parts.py`; {shares}. {SHORT:.0%} of all programs are written as comprehensions.",
         f"- **Training**: {facts['steps']} steps of {settings.batch_size} documents, AdamW, "
-        f"peak learning rate {settings.lr}; loss of the last epoch {facts['loss']:.3f} nats a learnt token (of "
-        "programs and reviews; prompts are only read).",
-        f"- **Figures**, {results['sampling']['n']} samples at temperature {results['sampling']['temperature']}: "
-        f"on Test pass@1 {zero_shot['pass@1']:.3f}, one or more correct "
-        f"{zero_shot['one_correct']:.3f} of {zero_shot['n_tasks']} tasks; "
+        f"peak learning rate {settings.lr}; loss of the last epoch {facts['loss']:.3f} nats per target token (the loss "
+        "covers programs and reviews, not prompts).",
+        f"- **Results** with {results['sampling']['n']} samples at temperature {results['sampling']['temperature']}: "
+        f"on Test, pass@1 is {zero_shot['pass@1']:.3f}, and a share of {zero_shot['one_correct']:.3f} of the "
+        f"{zero_shot['n_tasks']} tasks has a correct sample; "
         f"{results['counts']['failing_tasks']} of "
-        f"{results['counts']['refine_tasks'] + results['counts']['train_tasks']} Refine and Train tasks without a "
-        "correct one.",
-        "- **Use**: it knows mini's functions and nothing else. ILF's mechanism is built into it: its mistakes are "
-        "habits that it took from its corpus, and that a few corrected programs change. It is no evidence for claims "
-        "about large models.",
+        f"{results['counts']['refine_tasks'] + results['counts']['train_tasks']} Refine and Train tasks have no "
+        "correct sample.",
+        "- **Use**: The model knows mini's functions and nothing else. ILF's mechanism is built into it: its mistakes "
+        "are habits that it learned from its corpus, and a few corrected programs change them. It is no evidence for "
+        "claims about large models.",
         "",
     ]
     write_atomically(folder / "README.md", "\n".join(lines))

@@ -1,4 +1,4 @@
-"""Fine-tunes the refiner pi_Refine: task, wrong program and feedback in, corrected program out."""
+"""Fine-tunes the refiner pi_Refine, which maps a task, an incorrect program and feedback to a corrected program."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ilf.types import Example, Feedback, Task
 
 
 class RefineModule(FineTuningModule):
-    """pi_Refine, learning to write the annotator's refinement x1 from the task t, the program x0 and the feedback f."""
+    """Fine-tunes pi_Refine to write the annotator's refinement x1 from the task t, the program x0 and feedback f."""
 
     stage = "train_refiner"
 
     @staticmethod
     def prompt(tokenizer: Any, feedback: Feedback, task: Task, old_code_tokens: int) -> str:
-        """Return the refine prompt, x0 cut to its first `old_code_tokens` tokens as in the paper."""
+        """Return the refine prompt, with x0 cut to its first `old_code_tokens` tokens as in the paper."""
         return refine_prompt(feedback, task.prompt, truncate(tokenizer, feedback.program, old_code_tokens))
 
     @staticmethod
@@ -31,25 +31,25 @@ class RefineModule(FineTuningModule):
         max_length: int,
         prompt: str | None = None,
     ) -> Example:
-        """Return what is learnt from one annotation: the target is the task prompt again, then the refined body.
+        """Return the training example for one annotation. Its target is the task prompt, then the refined body.
 
-        Where the annotator made no refinement, the target is the task's gold program.
+        If the annotator wrote no refinement, the target is the task's gold program.
 
         Args:
-            tokenizer: The model's.
+            tokenizer: The model's tokenizer.
             feedback: The annotation.
-            task: That it is on.
+            task: The annotated task.
             old_code_tokens: See `prompt`.
-            max_length: Tokens of an example.
-            prompt: What the refiner is given, ending with the task's prompt; by default what `prompt` returns.
+            max_length: The largest number of tokens of an example.
+            prompt: The refiner's input, which must end with the task's prompt; by default the result of `prompt`.
 
         Raises:
-            ValueError: The row is too long (see `encode`), x1 can't be written after the task's prompt, or there is
-                neither an x1 nor a gold program.
+            ValueError: The row is too long (see `encode`), x1 can't follow the task's prompt, or there is neither an
+                x1 nor a gold program.
         """
         target = feedback.refinement or task.gold or task.code
         if not target:
-            raise ValueError("neither a refinement nor a gold program to learn from")
+            raise ValueError("there is neither a refinement nor a gold program to train on")
         refined = completion_of(task.prompt, target, task.entry_point)
         prompt = prompt or RefineModule.prompt(tokenizer, feedback, task, old_code_tokens)
         return encode(tokenizer, task.task_id, prompt.removesuffix(task.prompt), task.prompt + refined, max_length)

@@ -1,7 +1,7 @@
-"""What Lightning's loops do for a stage, divided among the processes of a run: samples on test, fine-tuning by fit.
+"""Jobs that run Lightning's loops for a stage on all processes: sampling with test, fine-tuning with fit.
 
-A job is a record of everything that decides its result, from which its key in the store is made; it is sent to the
-other processes, which do it together.
+A job is a record of everything that decides its result, and its key in the store is made from that record. It is sent
+to the other processes, and all of them run it together.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ from ilf.types import Draw, Example, Program, derive_seed
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"  # of a fine-tuning: each logged step
-TAKEN = "samples.taken.jsonl"  # of a stage's folder: what earlier stages had drawn
-JUDGE = "unit_tests"  # the callback that executes programs, among the configured ones
+METRICS = "metrics.jsonl"  # the metrics of each logged step of a fine-tuning
+TAKEN = "samples.taken.jsonl"  # in a stage's folder: the samples of earlier stages
+JUDGE = "unit_tests"  # the configured callback that executes programs
 
 
-# The code that makes what a job stores, besides its parts and its verdicts.
+# The code that produces a job's stored results, besides its components and its verdicts.
 DRAWING: tuple[Code, ...] = (
     UnitTestCallback._take,
     UnitTestCallback._keep,
@@ -74,13 +74,13 @@ DRAWING: tuple[Code, ...] = (
     tokens,
     prompts,
 )
-DECODING: tuple[Code, ...] = (batches, kv_cache, cuda_graphs, prefill, shared_prefix)  # of `HFSampler`
+DECODING: tuple[Code, ...] = (batches, kv_cache, cuda_graphs, prefill, shared_prefix)  # used by `HFSampler`
 TRAINING: tuple[Code, ...] = (fine_tuning, likelihood, targets, mbpp_datamodule, load, tokens, trainer, shards)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """The programs of a stage."""
+    """A job that samples the programs of a stage."""
 
     model: Model
     draws: Sequence[Draw]
@@ -91,7 +91,7 @@ class Drawing:
     trainer: Component
 
     def key(self) -> dict[str, Any]:
-        """Return what decides the programs."""
+        """Return everything that decides the programs."""
         return {
             "code": code_sha256(Drawing.run, *DRAWING, *(DECODING if isinstance(self.sampler, HFSampler) else ())),
             **self.model.reading,
@@ -103,24 +103,24 @@ class Drawing:
         }
 
     def taken(self, folder: Path) -> set[tuple[int, int]]:
-        """Return which samples, by task and number, are there and only need their verdicts."""
-        if any(folder.glob("done-*.json")):  # another scoring of a finished stage
+        """Return the (task, sample) pairs that are stored already and need only their verdicts."""
+        if any(folder.glob("done-*.json")):  # a finished stage is scored with other settings
             return {(draw.task_id, draw.sample) for draw in self.draws}
         return {(row["task_id"], row["sample"]) for row in JsonLines(folder / TAKEN).read()}
 
     def samples(self, taken: Collection[tuple[int, int]]) -> bool:
-        """Return whether there is anything to sample besides what is taken, for which a model is needed."""
+        """Return whether any sample is missing from `taken`, so that a model is needed."""
         return any((draw.task_id, draw.sample) not in taken for draw in self.draws)
 
     def run(self, judge: Component, folder: Path, loggers: Sequence[Any] = ()) -> tuple[list[Program], int]:
-        """Sample and execute the programs by the test loop; return them, and how often memory ran out.
+        """Sample and execute the programs with the test loop; return them and the number of out-of-memory events.
 
         Args:
-            judge: Makes the callback that executes them.
-            folder: Keeps finished batches.
+            judge: Builds the callback that executes the programs.
+            folder: Where to store finished batches.
             loggers: Lightning loggers.
         """
-        sampler, kept = replace(self.sampler), kept_samples(folder)  # a sampler that counts for this stage alone
+        sampler, kept = replace(self.sampler), kept_samples(folder)  # the copy counts this stage alone
         net, taken = None, self.taken(folder)
         if sampler.local and self.samples(taken):
             device = training_device(self.trainer)
@@ -139,11 +139,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """One fine-tuning, of the refiner or of the policy."""
+    """A job that fine-tunes the refiner or the policy."""
 
     base: Model
     examples: Sequence[Example]
-    validation: Sequence[Example]  # to report the loss on
+    validation: Sequence[Example]  # for the reported validation loss
     draws: Sequence[Draw]  # programs to sample after each epoch
     phase: Phase
     training: Training
@@ -158,19 +158,19 @@ class FineTuning:
     sampler: Sampler
     save_dtype: str
     seed: int
-    teacher: Model | None = None  # for objectives that learn from another model
+    teacher: Model | None = None  # for objectives that need a second model
 
     @classmethod
     def of(cls, settings: Settings, name: str, base: Model, **what: Any) -> FineTuning:
-        """Return the fine-tuning that settings ask for.
+        """Return the fine-tuning job that the settings describe.
 
         Args:
-            settings: Of the run.
+            settings: The run's settings.
             name: "refiner" or "policy".
-            base: What is fine-tuned.
+            base: The model to fine-tune.
             what: `examples`, `validation`, `draws` and `teacher`.
         """
-        drawing = settings.sampler  # no server holds what is being trained
+        drawing = settings.sampler  # always HFSampler, as no server has the model in training
         same = ("training", "datamodule", "optimizer", "scheduler", "adapter", "trainer", "callbacks")
         return cls(
             base=base,
@@ -187,7 +187,7 @@ class FineTuning:
         )
 
     def key(self) -> dict[str, Any]:
-        """Return what decides the weights."""
+        """Return everything that decides the weights."""
         quantize, device = self.training.quantize, training_device(self.trainer)
         return {
             "code": code_sha256(FineTuning.run, FineTuning._save, *TRAINING, *((hf, *DECODING) if self.draws else ())),
@@ -211,15 +211,15 @@ class FineTuning:
         }
 
     def run(self, judge: Component, folder: Path, loggers: Sequence[Any] = ()) -> dict[str, Any]:
-        """Fine-tune by the fit loop, into `folder`/model; return the steps and the last metrics.
+        """Fine-tune with the fit loop, write `folder`/model, and return the number of steps and the last metrics.
 
         Args:
-            judge: Makes the callback that executes programs.
-            folder: Keeps a checkpoint until the end.
+            judge: Builds the callback that executes programs.
+            folder: Where to store a checkpoint until the end.
             loggers: Lightning loggers.
         """
         stage = self.module.resolve().stage  # type: ignore[attr-defined]
-        torch.manual_seed(derive_seed(self.seed, stage))  # LoRA's first matrices are random
+        torch.manual_seed(derive_seed(self.seed, stage))  # LoRA is initialized at random
         tokenizer = self.base.tokenizer()
         device = training_device(self.trainer)
         net = load_model(self.base.folder, torch.float32, self.base.attention, self.training.quantize, device)
@@ -258,7 +258,7 @@ class FineTuning:
         }
 
     def _save(self, net: Any, tokenizer: Any, folder: Path) -> None:
-        """Write the model from the first process, wherever its parts are."""
+        """Write the model from rank 0, also if the model is sharded."""
         weights = shards.gathered(net)
         if distributed.rank() > 0:
             return
@@ -269,7 +269,7 @@ class FineTuning:
 
 
 class _Rows(Logger):
-    """Keeps what a fine-tuning logs with its result, for the loggers of a run that takes it from the store."""
+    """A logger that stores a fine-tuning's metrics with its result, for later runs that reuse the result."""
 
     name, version = "rows", ""
 
@@ -278,20 +278,20 @@ class _Rows(Logger):
         self.rows = JsonLines(file)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a step's metrics. A training that goes on after a kill logs some steps again."""
+        """Append a step's metrics. A training that resumes after a kill logs some steps again."""
         if distributed.rank() == 0:
             self.rows.append([{"step": step, "metrics": {k: float(v) for k, v in metrics.items()}}])
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Keep nothing: the entry's key.json has the settings."""
+        """Do nothing: the key.json of the store entry has the settings."""
 
 
 def _last_checkpoint(file: Path, stage: str) -> str | None:
-    """Return the checkpoint to go on from; a damaged one is named and moved aside."""
+    """Return the checkpoint to resume from. A damaged one is logged and moved aside."""
     if not file.exists():
         return None
-    if not zipfile.is_zipfile(file):  # its directory is at its end
-        log.warning("%s: %s is damaged, and is kept as %s.damaged; training starts anew", stage, file, file.name)
+    if not zipfile.is_zipfile(file):  # a zip file's directory is at its end
+        log.warning("%s: %s is damaged and is renamed to %s.damaged; training restarts", stage, file, file.name)
         file.rename(file.with_name(f"{file.name}.damaged"))
         return None
     log.info("%s: resuming from %s", stage, file)

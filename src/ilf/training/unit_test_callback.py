@@ -1,4 +1,4 @@
-"""Samples programs on validation and test, executes their unit tests, and logs pass@k."""
+"""A callback that executes the unit tests of sampled programs and logs pass@k."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def kept_samples(folder: Path | None) -> dict[tuple[int, int], dict[str, Any]]:
-    """Return the programs that an earlier run of a stage has sampled, in however many processes, by task and sample."""
+    """Return the programs that earlier runs of a stage have stored, by (task, sample), for any earlier world size."""
     return _rows(folder, "samples")
 
 
@@ -36,24 +36,25 @@ def _rows(folder: Path | None, name: str) -> dict[tuple[int, int], dict[str, Any
 
 
 class UnitTestCallback(pl.Callback):
-    """Executes the unit tests of the programs that a module samples on validation, test and predict, and logs pass@k.
+    """Executes the unit tests of programs sampled during validation, test and predict, and logs pass@k.
 
-    Samples are kept in `folder` as they come, apart from verdicts: a killed run goes on after its last whole batch (or,
-    where samples do not depend on each other at all, after its last sample), and other scoring settings score the same
-    samples. With a folder, predict leaves its programs there as programs.jsonl.
+    Samples are stored in `folder` as they finish, separately from verdicts. A killed run resumes after its last
+    complete batch (or after its last sample, if samples don't depend on each other at all), and the same samples can
+    be scored again with other scoring settings. If there is a folder, predict also writes its programs there, to
+    programs.jsonl.
 
     Args:
-        k: The k of pass@k; those above the number of samples are not logged.
+        k: The values of k for pass@k. Values above the number of samples are not logged.
         tests: See `score`.
-        sandbox: Executes the programs; None for one on this machine.
-        tasks: By id, every task that draws are on; None for those of the datamodule.
-        stage: Prefix of the logged metrics; None for the module's.
-        folder: Where test batches are kept; None keeps nothing.
-        scoring: Names the file of verdicts: a hash of every setting that a verdict depends on.
-        as_paper: See `score`. A program is stored as it was sampled, whatever was executed.
+        sandbox: Executes the programs. None uses a sandbox on this machine.
+        tasks: Every task that has draws, by id. None uses the datamodule's tasks.
+        stage: Prefix of the logged metrics. None uses the module's.
+        folder: Where to store test batches. None stores nothing.
+        scoring: A hash of every setting that a verdict depends on. It names the file of verdicts.
+        as_paper: See `score`. A program is always stored as it was sampled, whatever was executed.
     """
 
-    changes_results = False  # of a training, which it only watches
+    changes_results = False  # it only observes a training
 
     def __init__(
         self,
@@ -74,14 +75,14 @@ class UnitTestCallback(pl.Callback):
         self._validation: list[tuple[int, bool]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Take from the Trainer what was not given."""
+        """Take the stage and the tasks from the module and the datamodule if they were not given."""
         self.stage = self.stage or pl_module.stage
         self.tasks = self.tasks or trainer.datamodule.tasks  # type: ignore[attr-defined]
 
     # ---- test and predict --------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Read back what an earlier run of this stage has finished."""
+        """Read the samples and verdicts that an earlier run of this stage has stored."""
         self.programs, self._then = [], time.monotonic()
         self._fresh: list[dict[str, Any]] = []
         self._samples, self._verdicts = kept_samples(self.folder), _rows(self.folder, self.verdicts_name)
@@ -90,12 +91,12 @@ class UnitTestCallback(pl.Callback):
         self._planned = sum(len(batch.missing) for batch in batches if isinstance(batch, DrawBatch))
         self._sampled, self._start = 0, time.monotonic()
         pl_module.on_drawn(self._take)
-        distributed.gather([])  # nobody writes before all have read
+        distributed.gather([])  # no process writes before all have read
         if self._samples:
-            log.info("%s: %d samples were drawn before and are kept", self.stage, len(self._samples))
+            log.info("%s: %d stored samples are reused", self.stage, len(self._samples))
 
     def _take(self, draw: Draw, text: str) -> None:
-        """Take a completion: one that does not depend on others is kept soon, the others with their batch."""
+        """Record a completion. Independent completions are stored soon, others together with their batch."""
         self._fresh.append(vars(draw) | {"completion": text, "program": draw.task_prompt + text})
         self._sampled += 1
         if time.monotonic() > self._then + EVERY:
@@ -105,7 +106,7 @@ class UnitTestCallback(pl.Callback):
                 self._keep()
 
     def _keep(self) -> None:
-        # A plan that is drawn again whole may hold programs that are kept, perhaps with their verdicts: these stay.
+        # A batch that is resampled whole may hold programs that are already stored, perhaps with verdicts: keep these.
         rows = [{k: v for k, v in row.items() if k not in ("task_prompt", "script")} for row in self._fresh]
         rows = [row for row in rows if (row["task_id"], row["sample"]) not in self._samples]
         if self.folder is not None:
@@ -114,7 +115,7 @@ class UnitTestCallback(pl.Callback):
         self._fresh = []
 
     def _file(self, name: str) -> JsonLines:
-        """Return this process's file of a name."""
+        """Return this process's own file for a base name."""
         rank = distributed.rank()
         assert self.folder is not None
         return JsonLines(self.folder / (f"{name}.{rank}.jsonl" if rank else f"{name}.jsonl"))
@@ -122,12 +123,12 @@ class UnitTestCallback(pl.Callback):
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep and execute one planned batch, as far as it was drawn."""
+        """Store and execute the programs of a planned batch, as far as they were sampled."""
         broken = len(outputs["completions"]) < len(batch.missing)
-        if broken and self._whole:  # the plan is to be drawn again, and what is left of it goes into no other batch
+        if broken and self._whole:  # the batch must be resampled, and its samples must not count for another one
             self._fresh = []
         self._keep()
-        if broken:  # by an error, which all processes are still to be told
+        if broken:  # `raise_together` tells all processes of the error later
             return
         keys = [(draw.task_id, draw.sample) for draw in batch.draws]
         if not all(key in self._verdicts for key in keys):
@@ -150,12 +151,12 @@ class UnitTestCallback(pl.Callback):
         return time_left(self._sampled, self._planned, time.monotonic() - self._start)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Keep what was drawn, where it does not depend on what was not."""
+        """Store the samples that don't depend on the missing ones."""
         if getattr(self, "_fresh", None) and not self._whole:
             self._keep()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Log pass@k over all tasks, those of the other processes too."""
+        """Log pass@k over all tasks, including those of the other processes."""
         pl_module.raise_together()
         self._gather()
         passed = [(p.task_id, p.verdict.passed) for p in self.programs]
@@ -166,13 +167,13 @@ class UnitTestCallback(pl.Callback):
         self.programs.sort(key=lambda program: (program.task_id, program.sample))
 
     def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Begin as on test."""
+        """Begin as in `on_test_epoch_start`."""
         self.on_test_epoch_start(trainer, pl_module)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Do as on test."""
+        """Store and execute a batch as in `on_test_batch_end`."""
         self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -187,14 +188,14 @@ class UnitTestCallback(pl.Callback):
     # ---- validation --------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Forget the last epoch's validation programs."""
+        """Discard the validation programs of the last epoch."""
         self._validation = []
         pl_module.on_drawn(lambda draw, text: None)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Execute the programs of a batch of draws; a batch of examples has none."""
+        """Execute the programs of a batch of draws. A batch of examples has none."""
         rows = outputs["completions"] if isinstance(batch, DrawBatch) else []
         if rows and len(rows) == len(batch.draws):
             programs = [row["task_prompt"] + row["completion"] for row in rows]

@@ -1,8 +1,11 @@
-"""What the policy's fine-tuning minimises: one protocol (`Objective`), and the options of the group `objective`.
+"""The objectives of the policy's fine-tuning: the protocol `Objective` and the options of the group `objective`.
 
-likelihood.py has the log-probabilities of a batch's targets, sft.py the paper's objective; preference.py takes x1 for
-better than x0, weighted.py is a policy gradient on programs that were sampled before, in feedback.py the words are in
-the texts, and in self_distillation.py the policy that reads f teaches the one that does not.
+- likelihood.py computes the log-probabilities of a batch's targets.
+- sft.py has the paper's objective.
+- preference.py has objectives that prefer x1 to x0.
+- weighted.py has a policy gradient on programs that were sampled earlier.
+- feedback.py has objectives whose texts contain the feedback.
+- self_distillation.py has the policy that reads f teach the policy that does not.
 """
 
 from ilf.lazy import getter

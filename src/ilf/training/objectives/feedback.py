@@ -1,4 +1,4 @@
-"""Objectives whose texts hold the feedback itself."""
+"""Objectives whose texts contain the feedback itself."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ilf.types import Example, InputError, Refinement, Task
 
 
 def _critique(data: TrainingData, row: Refinement) -> tuple[str, str]:
-    """Return what the policy is given to write feedback, and the feedback. Raises ValueError where there is none."""
+    """Return the prompt for writing feedback, and the feedback. Raises ValueError if there is none."""
     program, words = feedback_on(row)
     return critique_prompt(data.old_code(program)), words
 
 
 @dataclass(frozen=True)
 class Critique(SFT):
-    """Learns to write the feedback f, given the task and x0 (CFT, Wang et al. 2025), and no program at all."""
+    """Trains the policy to write the feedback f from the task and x0, and no program (CFT, Wang et al. 2025)."""
 
     needs_feedback: ClassVar[bool] = True
 
     def examples(self, data: TrainingData) -> list[Example]:
-        """Return each row's feedback after its wrong program."""
+        """Return for each row its feedback as the target after its incorrect program."""
         return data.each(lambda row: [data.encode(row.task_id, *_critique(data, row))])
 
 
 @dataclass(frozen=True)
 class Multitask(SFT):
-    """Learns three things of each row: x1 from t, f from x0, and f and then x1 from x0 (as LeDex, Jiang et al. 2024).
+    """Trains three tasks on each row: x1 from t, f from x0, and f then x1 from x0 (as LeDex, Jiang et al. 2024).
 
-    The wrong program x0 holds the task. The three weigh in the loss as the shares say; feedback modelling beside the
-    paper's loss (RLTF-FM, Song et al. 2026) is explain_and_refine=0.
+    The incorrect program x0 contains the task. The arguments weight the three tasks in the loss. For feedback
+    modeling beside the paper's loss (RLTF-FM, Song et al. 2026), set explain_and_refine=0.
 
     Args:
-        refine: Weight of x1 after the task alone: what the policy is evaluated on.
+        refine: Weight of x1 after the task alone, which is what the policy is evaluated on.
         explain: Weight of f after x0.
         explain_and_refine: Weight of f and then x1, after x0.
     """
@@ -51,12 +51,13 @@ class Multitask(SFT):
     needs_feedback: ClassVar[bool] = True
 
     def check(self, settings: object) -> None:
-        """Raise InputError where all shares are 0."""
+        """Raise InputError if all weights are 0."""
         if not self.refine + self.explain + self.explain_and_refine:
-            raise InputError("objective.refine", 0.0, "is 0 like the other shares", "Give one of them a weight.")
+            allowed = "is 0, and so are objective.explain and objective.explain_and_refine"
+            raise InputError("objective.refine", 0.0, allowed, "Set one of them above 0.")
 
     def examples(self, data: TrainingData) -> list[Example]:
-        """Return up to three examples of each row, with their weights, 1 on average, as values."""
+        """Return up to three examples per row, with their weights as values. The weights are 1 on average."""
         shares = [share for share in (self.refine, self.explain, self.explain_and_refine) if share]
         unit = sum(shares) / len(shares)
 
@@ -76,12 +77,13 @@ class Multitask(SFT):
 
 @dataclass(frozen=True)
 class FeedbackConditional(SFT):
-    """Learns programs behind what was said of them: x0 after f, x1 after praise (Chain of Hindsight, Liu et al. 2023).
+    """Trains on programs after feedback: x0 after f, x1 after praise (Chain of Hindsight, Liu et al. 2023).
 
-    The fine-tuned policy is then sampled behind the praise; whoever uses it elsewhere has to write it there, too.
+    The fine-tuned policy is then sampled with the praise in its prompt. If you use the policy elsewhere, add the
+    praise to the prompt there, too.
 
     Args:
-        praise: The words.
+        praise: The text that stands before a correct program.
     """
 
     praise: str = "This program is correct."
@@ -89,7 +91,7 @@ class FeedbackConditional(SFT):
     needs_feedback: ClassVar[bool] = True
 
     def examples(self, data: TrainingData) -> list[Example]:
-        """Return both programs of each row, each behind its words."""
+        """Return both programs of each row, each after its feedback or praise."""
 
         def make(row: Refinement) -> Iterable[Example]:
             _, words = feedback_on(row)
@@ -102,5 +104,5 @@ class FeedbackConditional(SFT):
         return data.each(make)
 
     def prompt(self, task: Task) -> str:
-        """Return the task's prompt behind the praise."""
+        """Return the task's prompt after the praise."""
         return conditioned_prompt(self.praise, task.prompt)

@@ -1,4 +1,4 @@
-"""Log-probabilities of a batch's targets, which objectives are made of."""
+"""Log-probabilities of a batch's targets, from which objectives are computed."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from ilf.models.targets import token_losses
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model makes of the targets of R texts; W places from the first target token of any of them on."""
+    """A model's log-probabilities of the targets of R texts.
+
+    The W columns begin at the first target token of any text.
+    """
 
     logps: torch.Tensor  # (R, W), log-probability of each target token, in nats; 0 elsewhere
-    mask: torch.Tensor  # (R, W), where a target token is
-    focus: torch.Tensor  # (R, W), where one is that counts
-    reference: torch.Tensor | None  # (R, W), as `logps`, before the training
+    mask: torch.Tensor  # (R, W), True at target tokens
+    focus: torch.Tensor  # (R, W), True at the target tokens that the objective counts
+    reference: torch.Tensor | None  # (R, W), like `logps`, under the model before training
 
     def mean(self) -> torch.Tensor:
         """Return the mean log-probability of each text's target tokens, (R,)."""
         return self.logps.sum(dim=1) / self.mask.sum(dim=1)
 
     def ratios(self) -> torch.Tensor:
-        """Return log pi_theta - log pi_ref of each target token that counts, (R, W); 0 elsewhere."""
+        """Return log pi_theta - log pi_ref of each counted target token, (R, W); 0 elsewhere."""
         if self.reference is None:
             raise ValueError("the examples have no log-probabilities of the model before training")
         return (self.logps - self.reference) * self.focus
 
 
 def first_target(labels: torch.Tensor) -> int:
-    """Return the place before the first target token of any row of labels, (R, T), from which on logits are needed.
+    """Return the position before the first target token of any row of labels, (R, T); logits are needed from there on.
 
     Raises:
         ValueError: A row has no target token.
@@ -43,18 +46,18 @@ def first_target(labels: torch.Tensor) -> int:
 
 
 def rows(batch: dict[str, torch.Tensor], start: int, end: int) -> dict[str, torch.Tensor]:
-    """Return some of a batch's texts, cut to the longest of them."""
+    """Return the texts `start` to `end` of a batch, cut to the longest of them."""
     width = int(batch["attention_mask"][start:end].sum(dim=1).max())
     by_row = ("input_ids", "attention_mask", "labels", "focus", "reference")
     return {name: tensor[start:end, :width] for name, tensor in batch.items() if name in by_row}
 
 
 def likelihood(module: Any, batch: dict[str, torch.Tensor]) -> Likelihood:
-    """Return what a module's model makes of the targets of a batch.
+    """Return the log-probabilities of a batch's targets under a module's model.
 
     Args:
         module: A FineTuningModule.
-        batch: `input_ids`, `attention_mask` and `labels`, (R, T); maybe `focus` and `reference`.
+        batch: `input_ids`, `attention_mask` and `labels`, (R, T); optionally `focus` and `reference`.
     """
     labels = batch["labels"]
     first = first_target(labels)

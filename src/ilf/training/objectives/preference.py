@@ -1,4 +1,4 @@
-"""Objectives that learn from comparisons: the refinement is better than the wrong program."""
+"""Objectives that learn from comparisons: the refinement is better than the incorrect program."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DPO(Objective):
-    """Direct preference optimisation (Rafailov et al. 2023) of x1 over x0, on the paper's pairs.
+    """Direct preference optimization (Rafailov et al. 2023) of x1 over x0, on the paper's pairs.
 
-    With r(x) = sum_i log pi(x_i | t, x_<i) - log pi_ref(x_i | t, x_<i) and m = beta (r(x1) - r(x0)), the loss of a pair
-    is -(1 - e) log sigmoid(m) - e log sigmoid(-m) - sft_weight / |x1| log pi(x1 | t), where pi_ref is the policy before
-    the training and e the label smoothing of conservative DPO (Mitchell 2023). A pair's texts have the same prompt.
+    With r(x) = sum_i log pi(x_i | t, x_<i) - log pi_ref(x_i | t, x_<i) and m = beta (r(x1) - r(x0)), the loss of a
+    pair is -(1 - e) log sigmoid(m) - e log sigmoid(-m) - sft_weight / |x1| log pi(x1 | t), where pi_ref is the policy
+    before training and e is the label smoothing of conservative DPO (Mitchell 2023). Both texts of a pair have the
+    same prompt.
 
     Args:
-        beta: How strongly the policy is held to the one before.
-        label_smoothing: e, the share of pairs that are taken to be the wrong way round.
-        length_normalised: Divide each r by the number of its tokens (as in SimPO, Meng et al. 2024, with a reference).
-        sft_weight: Of the paper's loss on x1 beside it (RPO, Pang et al. 2024).
+        beta: How strongly the policy is held to the reference policy.
+        label_smoothing: e, the share of pairs that are assumed to be the wrong way round.
+        length_normalised: Whether to divide each r by its number of tokens (as in SimPO, Meng et al. 2024, but with a
+            reference).
+        sft_weight: Weight of the paper's loss on x1, which is added to the loss (RPO, Pang et al. 2024).
     """
 
     beta: AboveZero = 0.1
@@ -41,15 +43,15 @@ class DPO(Objective):
 
     @property
     def needs_reference(self) -> bool:
-        """Always."""
+        """True: the loss always uses reference log-probabilities."""
         return True
 
     def examples(self, data: TrainingData) -> list[Example]:
-        """Return a pair for each row: x1, and as its other text x0."""
+        """Return a pair for each row: x1, with x0 as its other text."""
         return data.each(lambda row: [self.pair(data.example(row), rejected(data, row))])
 
     def pair(self, chosen: Example, other: Example) -> Example:
-        """Return the two as one example."""
+        """Return the two texts as one example."""
         return replace(chosen, other=other)
 
     def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -72,21 +74,21 @@ class DPO(Objective):
 
 @dataclass(frozen=True)
 class FocusedDPO(DPO):
-    """DPO that counts only the tokens in which x1 and x0 differ (after Focused-DPO, Zhang et al. 2025).
+    """DPO on only the tokens in which x1 and x0 differ (after Focused-DPO, Zhang et al. 2025).
 
-    Most of a refinement is the wrong program again, and pulling these tokens both ways is noise. Counted are the tokens
-    that one text has and the other has not, and, where nothing stands in their place, the token that goes on there: it
-    is what is right or wrong. `sft_weight` counts all tokens of x1.
+    Most of a refinement repeats the incorrect program, and pushing those tokens both ways adds noise. The tokens that
+    count are those that one text has and the other lacks. If the other text has nothing in their place, its next
+    token counts, because that token is the correct or incorrect choice. `sft_weight` covers all tokens of x1.
     """
 
     def pair(self, chosen: Example, other: Example) -> Example:
-        """Return the two as one example, with the tokens that count."""
+        """Return the two texts as one example that marks the tokens that count."""
         mine, theirs = changed(chosen.target_ids, other.target_ids)
         return replace(chosen, focus=mine, other=replace(other, focus=theirs))
 
 
 def changed(new: Sequence[int], old: Sequence[int]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
-    """Return for each token of two texts whether it is one in which they differ.
+    """Return for each token of two texts whether it differs between them.
 
     >>> changed([1, 2, 3, 9], [1, 3, 9])
     ((False, True, False, False), (False, True, False))
@@ -103,19 +105,20 @@ def changed(new: Sequence[int], old: Sequence[int]) -> tuple[tuple[bool, ...], t
 
 @dataclass(frozen=True)
 class KTO(Objective):
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024): programs that are right or wrong, without pairs.
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024): learns from correct and incorrect programs without pairs.
 
-    With r(x) as for DPO and z the mean of r over an optimizer step's programs after tasks that they are not of, at
-    least 0 and without a gradient, the loss is w (1 - sigmoid(beta (r(x) - z))) for a correct program and
-    w' (1 - sigmoid(beta (z - r(x)))) for a wrong one. Programs are the training set's, and with their verdicts all
-    different ones that were sampled on its tasks: the policy's, and the refiner's where the arm trains on them.
+    With r(x) as in DPO and z the mean of r over an optimizer step's programs, each placed after the prompt of another
+    task (z is at least 0 and has no gradient), the loss is w (1 - sigmoid(beta (r(x) - z))) for a correct program and
+    w' (1 - sigmoid(beta (z - r(x)))) for an incorrect one. The programs are those of the training set, and all
+    distinct programs that were sampled on its tasks, with their verdicts: the policy's, and the refiner's if the arm
+    trains on them.
 
     Args:
-        beta: How strongly the policy is held to the one before.
-        programs: Sampled programs of a task, at most, of the right and of the wrong ones each; null for all.
+        beta: How strongly the policy is held to the reference policy.
+        programs: The largest number of sampled programs per task, for correct and incorrect ones each; null for all.
         desirable_weight: w.
-        undesirable_weight: w'; null so that both kinds weigh the same in sum.
-        sft_weight: Of the paper's loss on correct programs beside it.
+        undesirable_weight: w'; null to give both kinds the same total weight.
+        sft_weight: Weight of the paper's loss on correct programs, which is added to the loss.
     """
 
     beta: AboveZero = 0.1
@@ -126,11 +129,11 @@ class KTO(Objective):
 
     @property
     def needs_reference(self) -> bool:
-        """Always."""
+        """True: the loss always uses reference log-probabilities."""
         return True
 
     def examples(self, data: TrainingData) -> list[Example]:
-        """Return each program: its value is its weight, below 0 where it is wrong."""
+        """Return an example for each program. Its value is its weight, negative if the program is incorrect."""
         right, wrong = data.each(lambda row: [data.example(row)]), list[Any]()
         own = {(e.task_id, e.target_ids) for e in right}
         for task_id in dict.fromkeys(row.task_id for row in data.rows):
@@ -172,7 +175,7 @@ class KTO(Objective):
 
 
 def _unrelated(example: Example, others: Sequence[Example], data: TrainingData) -> Example:
-    """Return another task's target after an example's prompt, cut to the longest that an example may be."""
+    """Return a target of another task after an example's prompt, cut to the largest length of an example."""
     rng = random.Random(derive_seed(data.seed, "unrelated", example.task_id, *example.target_ids))
     foreign = [e for e in others if e.task_id != example.task_id and e.target_ids != example.target_ids]
     target = rng.choice(foreign or others).target_ids
@@ -180,36 +183,36 @@ def _unrelated(example: Example, others: Sequence[Example], data: TrainingData) 
 
 
 def feedback_on(row: Refinement) -> tuple[str, str]:
-    """Return a row's wrong program and what was said of it. Raises ValueError where there is nothing."""
+    """Return a row's incorrect program and its feedback. Raises ValueError if the row lacks either."""
     if not row.feedback or row.wrong_program is None:
-        raise ValueError("there is no feedback on a wrong program")
+        raise ValueError("the row has no feedback on an incorrect program")
     return row.wrong_program, row.feedback
 
 
 def rejected(data: TrainingData, row: Refinement) -> Example:
-    """Return a wrong program after the task's prompt: x0, or where it can't stand there one of the policy's.
+    """Return an incorrect program after the task's prompt: x0, or one of the policy's if x0 can't follow the prompt.
 
     Raises:
-        ValueError: There is none, or it is too long.
+        ValueError: There is no such program, or it is too long.
     """
     task, program = data.tasks[row.task_id], row.wrong_program
     if program is not None:
         try:
-            begun = program.startswith(row.prompt)  # as what is sampled does, which need not parse
+            begun = program.startswith(row.prompt)  # as sampled programs do, which need not parse
             target = program[len(row.prompt) :] if begun else completion_of(row.prompt, program, task.entry_point)
             return data.encode(row.task_id, row.prompt, target)
         except (ValueError, SyntaxError):
             pass
     made = sampled(data, (p for p in data.samples.get(row.task_id, ()) if not p.verdict.passed), 1)
     if not made:
-        raise ValueError("no wrong program can be written after the task's prompt")
+        raise ValueError("the task has no incorrect program that can follow its prompt")
     return made[0]
 
 
 def sampled(data: TrainingData, programs: Iterable[Program], most: int | None) -> list[Example]:
-    """Return different sampled programs of a task as examples, at most so many, as the seed decides.
+    """Return up to `most` distinct sampled programs of a task as examples, chosen by the seed.
 
-    One that is too long is left out.
+    Programs that are too long are skipped.
     """
     different = list({p.completion: p for p in programs}.values())
     if different:

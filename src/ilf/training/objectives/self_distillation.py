@@ -1,4 +1,4 @@
-"""The policy that reads the feedback teaches the policy that does not."""
+"""Self-distillation: the policy that reads the feedback teaches the policy that does not."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelfDistillation(Objective):
-    """Each token's divergence from the policy that reads more (SDPO, Hübotter et al. 2026; SDFT, Shenfeld et al. 2026).
+    """Minimizes each token's divergence from a teacher that reads more than the policy.
 
-    On the policy's own program x0 of T tokens, the student is p_i = pi(. | t, x0_<i), and the teacher
-    q_i = pi(. | context, t, x0_<i), without a gradient. The loss is 1/T sum_i D(p_i, q_i) over the
-    whole vocabulary. D is KL(q || p) for alpha = 0, KL(p || q) for alpha = 1, and between them
-    (1 - alpha) KL(p || m) + alpha KL(q || m) with m = (1 - alpha) p + alpha q.
+    The method follows SDPO (Hübotter et al. 2026) and SDFT (Shenfeld et al. 2026). On the policy's own program x0 of
+    T tokens, the student is p_i = pi(. | t, x0_<i), and the teacher is q_i = pi(. | context, t, x0_<i), without a
+    gradient. The loss is 1/T sum_i D(p_i, q_i) over the whole vocabulary. D is KL(q || p) for alpha = 0, KL(p || q)
+    for alpha = 1, and (1 - alpha) KL(p || m) + alpha KL(q || m) with m = (1 - alpha) p + alpha q between them.
 
     Args:
-        context: What the teacher reads before the task: feedback, the refine prompt with x0 and f; refinement, the
-            correct program x1 too, behind it.
+        context: What the teacher reads before the task. feedback: the refine prompt with x0 and f; refinement: the
+            same prompt followed by the correct program x1.
         alpha: From 0 to 1.
-        teacher: Whose weights it has: base, the policy's before the training; policy, its own at each step; refiner,
-            those of pi_Refine, which has been taught to read feedback.
+        teacher: Whose weights the teacher has. base: the policy before training; policy: the policy itself at each
+            step; refiner: pi_Refine, which was trained to read feedback.
     """
 
     context: Literal["feedback", "refinement"] = "feedback"
@@ -38,15 +38,15 @@ class SelfDistillation(Objective):
     teacher: Literal["base", "policy", "refiner"] = "base"
 
     needs_feedback: ClassVar[bool] = True
-    texts: ClassVar[int] = 2  # of which the teacher's needs less
+    texts: ClassVar[int] = 2  # the teacher's text needs less memory
 
     @property
     def second_model(self) -> Literal["base", "refiner"] | None:
-        """The teacher, where it is not the policy as it learns."""
+        """The teacher, unless it is the policy being trained."""
         return None if self.teacher == "policy" else self.teacher
 
     def examples(self, data: TrainingData) -> list[Example]:
-        """Return each row's wrong program after the task, and as its other text the same after the context."""
+        """Return each row's incorrect program after the task; its other text is the same program after the context."""
 
         def make(row: Refinement) -> Iterable[Example]:
             feedback_on(row)
@@ -55,7 +55,7 @@ class SelfDistillation(Objective):
                 context = with_refinement(context, row)
             teacher = replace(student, prompt_ids=data.prompt_ids(context))
             if teacher.length > data.max_length:
-                raise ValueError(f"{teacher.length} tokens with the context, training.max_length is {data.max_length}")
+                raise ValueError(f"{teacher.length} tokens with the context; training.max_length is {data.max_length}")
             return [replace(student, other=teacher)]
 
         return data.each(make)
@@ -75,7 +75,7 @@ class SelfDistillation(Objective):
 
     @staticmethod
     def _distributions(logits_of: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probabilities at each target token of a batch, (N, V), and the row that each is in, (N,)."""
+        """Return the log-probabilities at each target token, (N, V), and the row of each token, (N,)."""
         from ilf.training.objectives.likelihood import first_target
 
         labels = batch["labels"]
@@ -87,17 +87,17 @@ class SelfDistillation(Objective):
 
 @dataclass(frozen=True)
 class RefinerDistillation(SelfDistillation):
-    """Self-distillation with the refiner as the teacher: what it makes of the feedback, token by token."""
+    """Self-distillation with the refiner as the teacher: the policy learns its token distributions given feedback."""
 
     teacher: Literal["base", "policy", "refiner"] = "refiner"
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Return D of each place, (N,), in nats; see `SelfDistillation`.
+    """Return D at each position, (N,), in nats; see `SelfDistillation`.
 
     Args:
-        student: Log-probabilities, (N, V).
-        teacher: The same.
+        student: The student's log-probabilities, (N, V).
+        teacher: The teacher's log-probabilities, (N, V).
         alpha: From 0 to 1.
     """
     import torch

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SFT(Objective):
-    """The mean cross-entropy of each example's target tokens, EOS included, in nats a token (Chen et al. 2023).
+    """The mean cross-entropy of each example's target tokens, EOS included, in nats per token (Chen et al. 2023).
 
-    Of an example with prompt t and target y of T tokens: -1/T sum_i log pi(y_i | t, y_<i), times the example's value.
+    For an example with prompt t and target y of T tokens, the loss is -1/T sum_i log pi(y_i | t, y_<i), times the
+    example's value.
     """
 
     def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
