@@ -35,11 +35,13 @@ class Fractions:
 
 @dataclass
 class Table(Data):
-    """Tasks in MBPP's columns; docs/how-to/own-tasks.md has the schema. Derive from it and write `rows` for a set of your own.
+    """A data set with MBPP's columns, whose schema is in docs/how-to/own-tasks.md.
+
+    For your own data set, derive from this class and implement `rows`.
 
     Args:
-        split: Where no row names its split: the share of the tasks in each.
-        sha256: What the content must hash to; null takes any.
+        split: The fraction of the tasks in each split, used if the rows name no split.
+        sha256: The expected SHA-256 of the content; null accepts any content.
     """
 
     split: Fractions = field(default_factory=Fractions)
