@@ -1,7 +1,7 @@
 """Feedback by a script, mini's annotator. It knows what each task requires, and reads programs by syntax tree.
 
 The script picks the incorrect program that needs the fewest corrections, as the paper's annotators do, describes what
-is wrong, and corrects only that. It reads only programs that loop over the task's items or use a comprehension over them.
+is wrong, and corrects only that. It can read only programs with a loop or a comprehension over the task's items.
 """
 
 from __future__ import annotations

@@ -108,9 +108,9 @@ def shuffle(feedback: Sequence[Feedback], splits: Sequence[str], seed: int) -> l
 def one_bug(feedback: Sequence[Feedback]) -> list[Feedback]:
     """Return each program with the feedback on the first mistake only.
 
-    A text is cut before the list item or sentence that moves on to another mistake ("2.", "The second", "Also"). Without
-    such a sign, it is cut to its share of sentences if the annotator noted the number of mistakes, and otherwise left
-    unchanged. The text is not understood, so inspect feedback.jsonl.
+    A text is cut before the list item or sentence that moves on to another mistake ("2.", "The second", "Also").
+    Without such a sign, it is cut to its share of sentences if the annotator noted the number of mistakes, and
+    otherwise left unchanged. The text is not understood, so inspect feedback.jsonl.
     """
     return [replace(f, text=_first(f), bugs=f.bugs and 1, categories=f.categories[:1]) for f in feedback]
 
