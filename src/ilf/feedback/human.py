@@ -190,7 +190,7 @@ def _typed(where: str, cells: dict[str, str]) -> dict[str, Any]:
         row["categories"] = [word.strip() for word in cells["categories"].split(";") if word.strip()]
     for name in COLUMNS:
         if name not in cells:
-            raise InputError(f"{where}: {name}", "", "must not be empty", "Mend or remove the row.")
+            raise InputError(f"{where}: {name}", "", "must not be empty", "Fix or remove the row.")
     return row
 
 

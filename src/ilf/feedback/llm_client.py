@@ -173,7 +173,7 @@ def _stored(path: str, use: str, queries: Sequence[dict[str, Any]]) -> list[dict
             raise InputError(
                 f"{where}: parent",
                 row["parent"],
-                f"must be the SHA-256 of task {row['task_id']}'s wrong program, {query['parent']}",
+                f"must be the SHA-256 of task {row['task_id']}'s incorrect program, {query['parent']}",
                 "The answers are about other programs. Use the seed, data and policy with which they were generated.",
             )
         found.append(row)

@@ -30,7 +30,7 @@ class Writing:
     rejected: list[str]  # append a line for each task without feedback
     annotator: str  # name of the data set's annotator
     specifications: Mapping[int, Any]  # what mini's tasks require, by id; empty for other data
-    llm: Any  # the other model, see other_answers.py
+    llm: Any  # the answers of the LLM; see llm_answers.py
 
 
 @dataclass

@@ -112,7 +112,7 @@ def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "pape
             program; "no_leak" keeps only the imports.
 
     Raises:
-        ValueError: `code` does not parse, or the tests do not all call exactly one function of it.
+        ValueError: `code` does not parse, or not exactly one of its functions is called by every test.
     """
     name = entry_point(code, tests)
     head = code[: _header_end(code, name)]
@@ -225,9 +225,9 @@ def as_paper_scores(completion: str) -> str:
     r"""Return the text that the paper's own evaluation would execute after the prompt, in place of `completion`.
 
     The authors' code (Chen et al., nyu-mll/ILF-for-code-generation) gives a completion that does not start with four
-    spaces this indentation, but only in its first line, and truncates it before the first line that starts with a
-    letter, `#` or `"`. It re-indents nothing else, so that a longer body with another indentation, as in many gold
-    programs, raises an IndentationError. Only results with this scoring are comparable to the paper's.
+    spaces this indentation, but only in its first line. It truncates every completion before the first line that
+    starts with a letter, `#` or `"`. It re-indents nothing else, so that a longer body with another indentation, as in
+    many gold programs, raises an IndentationError. Only results with this scoring are comparable to the paper's.
 
     >>> as_paper_scores("  y = x\n  return y\n\nprint(1)")
     '    y = x\n  return y\n\n'

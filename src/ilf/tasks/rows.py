@@ -179,8 +179,8 @@ def task_of(where: str, row: dict[str, Any], split: str, prompt_style: str, stub
         stub: A function without a body, used if there is no gold program.
 
     Raises:
-        InputError: There is no test, a test checks nothing, the program does not parse, or the tests do not all call
-            exactly one function of it.
+        InputError: There is no test, a test checks nothing, the program does not parse, or not exactly one of its
+            functions is called by every test.
     """
     text, code = normalise_newlines(row["text"]), normalise_newlines(row["code"])
     tests = _tests(where, "test_list", row["test_list"])
