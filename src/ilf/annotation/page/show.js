@@ -142,7 +142,7 @@ export function showTasks() {
     const here = task && one.task_id === task.task_id;
     const others = one.held_by.filter((name) => name !== annotator || !here);
     const now = one.answered_by ? `answered by ${one.answered_by}`
-      : others.length ? `open by ${others.join(", ")}` : later.includes(one.task_id) ? "skipped" : "open";
+      : others.length ? `opened by ${others.join(", ")}` : later.includes(one.task_id) ? "skipped" : "open";
     const button = element(
       "button",
       { type: "button", value: String(one.task_id), className: one.answered_by ? "answered" : "", title: `${one.text} (${now})` },
