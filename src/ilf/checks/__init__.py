@@ -68,10 +68,7 @@ def check_planned(pairs: Sequence[Any]) -> None:
     Raises:
         InputError: A pair is invalid. The error names it.
     """
-    key, advice = (
-        "compare.pairs",
-        "Use the names of arms in the comparison table: 'compare.pairs=[[model,gold],[model,none]]'.",
-    )
+    key, advice = "compare.pairs", "Use the arms' names in the table: 'compare.pairs=[[model,gold],[model,none]]'."
     seen = []
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) and name for name in pair)):

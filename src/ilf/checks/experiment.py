@@ -114,9 +114,8 @@ def _check_turns(settings: Settings) -> None:
         allowed = "all programs that fail at test time get feedback"
         raise InputError(f"{key}.limit", source.limit, allowed, "Omit it.")
     source.check(settings)
-    shown = any(
-        one.asks_llm for one in settings.feedback.writers
-    )  # it reuses the worked examples of the stage annotate
+    # At test time, the LLM is shown the worked examples of the stage annotate again.
+    shown = any(one.asks_llm for one in settings.feedback.writers)
     if any(one.asks_llm for one in source.writers) and settings.llm.shots and not shown:
         allowed = "needs worked examples, which only feedback=llm provides"
         raise InputError("llm.shots", settings.llm.shots, allowed, "Choose llm.shots=0, or feedback=llm.")

@@ -63,7 +63,7 @@ def _check_judge(settings: Settings) -> None:
         raise InputError("callbacks.unit_tests", None, "is required: it executes the programs of every stage", advice)
     if path.rpartition(".")[2] not in {one.__name__ for one in getattr(judge.resolve(), "__mro__", ())}:
         raise InputError(
-            "callbacks.unit_tests._target_", judge.target, f"must be a {path} or a subclass", "Derive from it."
+            "callbacks.unit_tests._target_", judge.target, f"must be {path} or a subclass", "Derive from it."
         )
 
 
