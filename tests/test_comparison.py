@@ -709,7 +709,7 @@ def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
     [
         ("[]", r"compare\.folders=\[\].*at least one folder.*multirun/A"),
         ("[nowhere]", r"compare\.folders='nowhere'.*no such folder"),
-        ("[{empty}]", r"compare\.folders='.*empty'.*at least one job"),
+        ("[{empty}]", r"compare\.folders='.*empty'.*at least one finished job"),
     ],
 )
 def test_folders_that_cannot_be_compared_are_named(folders, message, tmp_path):

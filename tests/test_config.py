@@ -293,7 +293,7 @@ BAD = {
     "greedy by one token": (["evaluate.top_k=1"], r"evaluate\.n=10.*evaluate\.n=1"),
     "fresh greedy draws": (
         ["evaluate.temperature=0", "evaluate.n=1", "evaluate.k=[1]", "evaluate.turns=1"],
-        r"evaluate\.temperature=0.*no control.*evaluate\.turns=0",
+        r"evaluate\.temperature=0.*not a control.*evaluate\.turns=0",
     ),
     "flash attention for what auto samples in 32 bits": (
         ["model.attention=flash_attention_2", "model.dtype=auto"],
@@ -407,7 +407,7 @@ BAD = {
         ["sampler=openai", "sampler.url='http://host/v1?key=pw1'"],
         r"sampler\.url='\(not shown\)'.*password",
     ),
-    "choosing by Test": (["select=4"], r"select=4.*looks at Test.*stages="),
+    "choosing by Test": (["select=4"], r"select=4.*every setting on Test.*stages="),
     "choosing by less than nothing": (["select=-1"], r"select=-1"),
     "worked examples of no task": (
         ["refiner=few_shot", "data.limit.prompt=0"],

@@ -203,14 +203,14 @@ BAD = {  # overrides, rows, the error
     "no name": (["data.name=null"], broken(), r"^data\.name=null: must name a data set"),
     "no folder": (["data.name=./nowhere"], broken(), r"^data\.name='\./nowhere': no such folder"),
     "a file": ([f"data.name={ROOT}/README.md"], broken(), r"^data\.name='.*README\.md': is a file"),
-    "a revision of a folder": (["data.revision=abc"], broken(), r"^data\.revision='abc'.*folder has none"),
+    "a revision of a folder": (["data.revision=abc"], broken(), r"^data\.revision='abc'.*folder has no revisions"),
     "no split": (["data.splits=[]"], broken(), r"^data\.splits=\[\].*at least one"),
     "an unknown split": (["data.splits=[trian]"], broken(), r"^data\.splits=\['trian'\].*\['train'\]"),
     "an unknown configuration": (["data.config=full"], broken(), r"^data\.config='full'.*'default'"),
     "no such file": (["data.data_files=x*.json"], broken(), r"^data\.data_files='x\*\.json'.*data files found"),
     "an unknown column": (["data.columns.code=anser"], broken(), r"^data\.columns\.code='anser'.*mean answer\?"),
     "a column that is none of ours": (["+data.columns.tests=x"], broken(), r"^data\.columns\.tests='x'.*test_list"),
-    "shares that are no whole": (["data.split.test=0.5"], broken(), r"^data\.split=.*together 1"),
+    "shares that are no whole": (["data.split.test=0.5"], broken(), r"^data\.split=.*add up to 1"),
     "no row": (["data.splits=['train[:0]']"], broken(), r"^data\.splits=\['train\[:0\]'\].*no data"),
     "all left out": (["data.exclude_ids=[1,2]"], broken(), r"^data\.name='.*': has no row"),
     "no Test task": (
@@ -349,9 +349,9 @@ class Given(Data):
 
 
 MADE = {
-    "nothing": ([], r"^data\._target_='test_data\.Given': holds no task of the Test split"),
-    "rows": ([ROW], r"^data\._target_='test_data\.Given': reads \{'task_id'.*ilf\.types\.Task"),
-    "no Test task": ([replace(GOOD, split="train")], "holds no task of the Test split"),
+    "nothing": ([], r"^data\._target_='test_data\.Given': has no task of the Test split"),
+    "rows": ([ROW], r"^data\._target_='test_data\.Given': returned \{'task_id'.*ilf\.types\.Task"),
+    "no Test task": ([replace(GOOD, split="train")], "has no task of the Test split"),
     "an unknown split": ([replace(GOOD, split="validation")], "^data: task 1: split='validation'.*prompt, test"),
     "an id twice": ([GOOD, GOOD], "^data: task 1=1: is the id of two tasks"),
     **{

@@ -120,7 +120,7 @@ def test_a_column_spelt_like_one_that_is_missing_is_an_error_that_names_both(kin
             rows = [renamed] if file.suffix == ".csv" else [row, renamed]
             write(file, rows)
             where = re.escape(f"{file}:{line}={wrong!r}: ")
-            with pytest.raises(InputError, match=rf"{where}.* {name}, which is spelt like it"):
+            with pytest.raises(InputError, match=rf"{where}.* {name}, which has a similar name"):
                 read(file)
 
 
@@ -133,7 +133,7 @@ def test_no_column_is_taken_for_one_that_the_row_has_too(kind, caplog):
         read(file)
         said = [one.getMessage() for one in caplog.records]
         # The page only appends: what it does not know stays, and a run on the file names it.
-        assert said == ([] if key is None else [f"{file}: nothing reads these columns: {wrong!r}"])
+        assert said == ([] if key is None else [f"{file}: these columns are not read: {wrong!r}"])
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(kind):
@@ -176,7 +176,9 @@ def test_annotations_without_the_column_of_refinements_say_so_on_purpose(name, t
     column = "unedited_annotator_completion"
     whole = [{**ANNOTATION, "task_id": i} for i in (311, 312)]
     write(file, [{key: value for key, value in row.items() if key != column} for row in whole])
-    with pytest.raises(InputError, match=rf"feedback\.path='{file}'.*{column} in no row.*add {column}, null or empty"):
+    with pytest.raises(
+        InputError, match=rf"feedback\.path='{file}'.*no row with the column {column}.*add {column} with null or empty"
+    ):
         read_annotations(file)
     for none in (None, ""):
         write(file, [{**row, column: none} for row in whole])
@@ -247,7 +249,7 @@ def test_stored_answers_of_no_use_or_given_twice_are_named(tmp_path):
     with pytest.raises(InputError, match=rf"^{file}:2: use='feedbck'.*feedback, refinement"):
         check_stored(str(file), ["feedback"])
     write_jsonl(file, [ANSWER, {**ANSWER, "use": "refinement"}, {**ANSWER, "answer": "b"}])
-    with pytest.raises(InputError, match=rf"^{file}:3: task_id=311.*already by {file}:1"):
+    with pytest.raises(InputError, match=rf"^{file}:3: task_id=311.*already answered by {file}:1"):
         check_stored(str(file), ["feedback"])
 
 

@@ -445,10 +445,10 @@ def written(file, *rows):
 
 
 BAD_ROWS = {
-    "tests, too": ({"test_list": ["assert f(1) == 2"], "code": "def f(x): return x"}, "inputs=.*beside test_list"),
+    "tests, too": ({"test_list": ["assert f(1) == 2"], "code": "def f(x): return x"}, "inputs=.*with test_list"),
     "outputs beside tests": (
         {"test_list": ["assert f(1)"], "inputs": None, "signature": "def f(x):"},
-        "outputs=.*beside",
+        "outputs=.*with test_list",
     ),
     "unequal numbers": ({"outputs": ["2\n"]}, "outputs=.*as many as inputs, 2, and are 1"),
     "no inputs": ({"inputs": None}, r"inputs=\[\].*one or more texts"),

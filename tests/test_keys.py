@@ -98,7 +98,7 @@ RUNS = {
 @pytest.mark.parametrize("key", _READ_BY)
 def test_a_key_that_this_run_does_not_read_is_an_error(key):
     override = f"{key}{VALUES[key]}" if key.endswith(".") else f"{key}={VALUES[key]}"
-    with pytest.raises(InputError, match=rf"{re.escape(key)}.* is read only by .*, so that it would change nothing"):
+    with pytest.raises(InputError, match=rf"{re.escape(key)}.* is read only by .*, so it would have no effect"):
         compose_settings(*RUNS.get(key, []), override)
 
 
@@ -112,7 +112,7 @@ def test_where_they_are_read_they_are_taken():
 def test_the_name_of_an_option_chooses_none(group):
     if "." in group:
         pytest.skip("part of a group")
-    with pytest.raises(InputError, match=rf"{group}\.name='?\w+'?: (says which option|must be one of)"):
+    with pytest.raises(InputError, match=rf"{group}\.name='?\w+'?: (only records the chosen option|must be one of)"):
         compose_settings(f"{group}.name=foo")
 
 

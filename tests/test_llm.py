@@ -233,7 +233,7 @@ def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, 
         "feedback": {"answers": n, **counts, "prompt_tokens": 7 * n, "completion_tokens": 3 * n}
     }
     assert [r for r in found["rejected"] if "empty" in r] == [
-        f"task {max(failed)} (feedback): the other model's answer is empty"
+        f"task {max(failed)} (feedback): the LLM's answer is empty"
     ]
     samples = {(row["task_id"], row["program"]): row for row in lines(live.folder / "programs" / "sample.jsonl")}
     for task_id, row in rows.items():

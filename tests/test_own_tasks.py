@@ -133,8 +133,8 @@ def test_gold_programs_that_do_not_pass_are_named_with_what_came_of_it(tmp_path)
 
 SELECTING = "stages=[sample,annotate,train_refiner,refine,train_policy]"
 UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, what the error says
-    "no file": (["data.path=null"], None, None, r"data\.path=null.*must name a file"),
-    "shares that are no whole": (["data.split.test=0.5"], None, None, r"data\.split=.*together 1"),
+    "no file": (["data.path=null"], None, None, r"data\.path=null.*must be the path of a file"),
+    "shares that are no whole": (["data.split.test=0.5"], None, None, r"data\.split=.*add up to 1"),
     "a share below 0": (["data.split.test=-0.5"], None, None, r"data\.split\.test=-0.5.*must be"),
     "a script": (["feedback=scripted"], None, None, r"feedback='scripted'.*data=mini"),
     "no Test task": ([], {"split": {"test": "train"}}, None, r"data\.path='.*tasks\.jsonl'.*Test split.*`split`"),
@@ -151,7 +151,7 @@ UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, 
         ],
         {"split": {"refine": "test"}},
         None,
-        r"data\.path=.*Refine split.*select chooses",
+        r"data\.path=.*Refine split.*select scores settings",
     ),
     "nothing to sample": (
         ["stages=[sample]", "feedback=unit_tests"],

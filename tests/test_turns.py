@@ -73,7 +73,7 @@ def test_a_runs_pairs_can_be_taken_elsewhere(small_stages, tmp_path):
         chosen, rejected = score([(row["prompt"] + row[key], task) for key in COLUMNS[2:4]], stages.sandbox, "all")
         assert chosen.passed and not rejected.passed and row["prompt"] == task.prompt
         assert row["privileged_context"].endswith(row["feedback"]) and row["rejected"] in row["privileged_context"]
-    with pytest.raises(InputError, match=r"export=.*not there yet"):
+    with pytest.raises(InputError, match=r"export=.*does not exist yet"):
         compose_settings("mode=export", f"run={stages.folder}", f"export={tmp_path / 'pairs'}")
     with pytest.raises(InputError, match=r"run=.*holds no training.jsonl"):
         compose_settings("mode=export", f"run={tmp_path}", "export=new")

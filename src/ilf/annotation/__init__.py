@@ -1,1 +1,1 @@
-"""The local web page on which people write feedback on a run's failing programs (mode=annotate)."""
+"""The local web page on which people write feedback on the failing programs of a run (mode=annotate)."""

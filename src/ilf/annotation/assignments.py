@@ -1,4 +1,4 @@
-"""A run's failing programs as work for annotators: who has which task, what is answered, what an answer must be."""
+"""Assigns the tasks of a run's failing programs to annotators, and checks and saves their answers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ilf.scoring import score
 from ilf.tasks.prompts import normalise_newlines
 from ilf.types import Program, Task, Verdict
 
-_PATIENCE = 300.0  # seconds without a sign of life after which somebody's task is given to others
+_PATIENCE = 300.0  # seconds without a heartbeat after which a task is given to other annotators
 
 
 class Refused(ValueError):
-    """What an annotator asks for can't be done; the message tells them why and what to do."""
+    """A request of an annotator can't be fulfilled. The message tells them why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Wrong:
     """A distinct failing program of a task."""
 
     program: str
-    count: int  # how many samples gave it
+    count: int  # number of samples with this program
     verdict: Verdict
 
 
@@ -38,18 +38,18 @@ class Wrong:
 class _Claim:
     task_id: int
     annotator: str
-    seen: float  # time of the last sign of life
+    seen: float  # time of the last heartbeat
 
 
 class Work:
-    """The tasks to annotate. Usable from several threads at once.
+    """The tasks to annotate. The class is thread-safe.
 
     Args:
-        failing: The programs of each task that has no correct one.
-        tasks: By id.
-        answers: What was answered, and where answers go.
-        sandbox: Executes programs.
-        tests: See `ilf.scoring.score`.
+        failing: The failing programs of each failing task, by task id.
+        tasks: The tasks by id.
+        answers: The earlier answers, to which new ones are appended.
+        sandbox: The sandbox that executes programs.
+        tests: The tests to use; see `ilf.scoring.score`.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class Work:
         self._wrong = {i: _distinct(failing[i]) for i in self.tasks}
         self.run = sha256({str(i): [w.program for w in self._wrong[i]] for i in self.tasks})[:12]
         self._answers, self._sandbox, self._tests = answers, sandbox, tests
-        self._claims: dict[str, _Claim] = {}  # by session: one window of one annotator
+        self._claims: dict[str, _Claim] = {}  # by session, which is one browser window of one annotator
         self._lock, self._executing = threading.RLock(), threading.Lock()
 
     def answered(self) -> dict[int, dict[str, Any]]:
-        """Return the newest answer of each task that has one."""
+        """Return the newest answer to each answered task, by task id."""
         with self._lock:
             return {row["task_id"]: row for row in self._answers.rows() if row["task_id"] in self.tasks}
 
     def held(self) -> dict[int, list[str]]:
-        """Return who has which task open."""
+        """Return the annotators who have each task open, by task id."""
         with self._lock:
             found: dict[int, list[str]] = {}
             for claim in self._alive().values():
@@ -81,15 +81,15 @@ class Work:
             return found
 
     def open(self, session: str, annotator: str, task_id: int) -> None:
-        """Give a task to a session, which gives back the one it had."""
+        """Assign a task to a session, which releases its previous task."""
         self._known(task_id)
         with self._lock:
             self._claims[session] = _Claim(task_id, annotator, time.monotonic())
 
     def next(self, session: str, annotator: str, skipped: Sequence[int]) -> int | None:
-        """Give a session the first task that nobody has answered or open, skipped ones last; None where none is left.
+        """Assign the first task that is neither answered nor open elsewhere, or return None if none is left.
 
-        Two sessions that ask at the same time get different tasks.
+        Skipped tasks come last.         Two sessions that ask at the same time get different tasks.
         """
         with self._lock:
             answered = self.answered()
@@ -102,12 +102,12 @@ class Work:
             return free[0] if free else None
 
     def leave(self, session: str) -> None:
-        """Give back what a session has open."""
+        """Release the task that a session has open."""
         with self._lock:
             self._claims.pop(session, None)
 
     def wrong(self, task_id: int) -> list[Wrong]:
-        """Return a task's failing programs, the easiest first, and the one that was answered on where it is another."""
+        """Return a task's failing programs, easiest first, and then the answered program if it is not among them."""
         found = list(self._wrong[self._known(task_id)])
         answer = self.answered().get(task_id)
         if answer and answer["original_model_completion"] not in {one.program for one in found}:
@@ -116,9 +116,9 @@ class Work:
         return found
 
     def execute(self, task_id: int, program: str) -> Verdict:
-        """Return the verdict on a program, executed in the sandbox."""
+        """Execute a program in the sandbox and return its verdict."""
         task = self.tasks[self._known(task_id)]
-        with self._executing:  # a sandbox is one thread's at a time
+        with self._executing:  # only one thread may use a sandbox at a time
             return score([(normalise_newlines(program), task)], self._sandbox, self._tests)[0]
 
     def save(
@@ -132,33 +132,35 @@ class Work:
         annotator: str,
         seconds: float,
     ) -> dict[str, Any]:
-        """Append an answer to the file and return its row.
+        """Append an answer to the file, and return its row.
 
         Args:
-            task_id: Of the task.
+            task_id: The id of the task.
             program: x0, one of the task's failing programs.
-            feedback: f.
-            refinement: x1; the program itself where there is only feedback.
-            bugs: How many mistakes the feedback addresses, where the annotator said so.
-            categories: Of these mistakes.
-            annotator: Who wrote it.
-            seconds: At work on this task.
+            feedback: The feedback f.
+            refinement: The refinement x1. It equals the program if the annotator wrote only feedback.
+            bugs: The number of mistakes that the feedback addresses, if the annotator gave it.
+            categories: The categories of these mistakes.
+            annotator: The annotator's name.
+            seconds: The time spent on this task.
 
         Raises:
-            Refused: The feedback is empty, the program is another task's, or the refinement does not pass the tests.
+            Refused: The feedback is empty, the program is not one of the task's, or the refinement fails the tests.
         """
         if program not in {one.program for one in self.wrong(task_id)}:
-            raise Refused("This program is not one of the task's failing ones: the server has another run. Reload.")
+            raise Refused(
+                "This program is not one of the task's failing ones: the server now has another run. Reload the page."
+            )
         if not feedback.strip():
-            raise Refused("Write feedback first: it is what the model learns from.")
+            raise Refused("Write feedback first: the model is trained on it.")
         refinement = normalise_newlines(refinement)
         if refinement.rstrip() == normalise_newlines(program).rstrip():
             refinement = ""
         elif not (verdict := self.execute(task_id, refinement)).passed:
             reason = f"{verdict.verdict.replace('_', ' ')}: {verdict.detail}".removesuffix(": ")
             raise Refused(
-                f"The refinement does not pass the tests ({reason}). Mend it, or restore the program to save feedback "
-                "alone."
+                f"The refinement does not pass the tests ({reason}). Fix it, or restore the program to save only the "
+                "feedback."
             )
         row = {
             "task_id": task_id,
@@ -179,7 +181,7 @@ class Work:
 
     def _known(self, task_id: int) -> int:
         if task_id not in self.tasks:
-            raise Refused(f"Task {task_id} is not one of those to annotate.")
+            raise Refused(f"Task {task_id} is not one of the tasks to annotate.")
         return task_id
 
     def _alive(self) -> dict[str, _Claim]:
@@ -189,7 +191,7 @@ class Work:
 
 
 def _mixed(tasks: Sequence[Task]) -> list[int]:
-    """Return the ids with all splits spread evenly: whoever stops half way has some of each to train with."""
+    """Return the ids with all splits interleaved evenly, so that a partial annotation covers every split."""
     sizes, seen, place = Counter(task.split for task in tasks), Counter[str](), {}
     for task in tasks:
         place[task.task_id] = seen[task.split] / sizes[task.split]
@@ -198,7 +200,7 @@ def _mixed(tasks: Sequence[Task]) -> list[int]:
 
 
 def _distinct(programs: Sequence[Program]) -> list[Wrong]:
-    """Return the distinct programs, those that look easiest to mend first."""
+    """Return the distinct programs, ordered from the one that looks easiest to fix."""
     counts = Counter(p.program for p in programs)
     verdicts = {p.program: p.verdict for p in programs}
     found = [Wrong(text, count, verdicts[text]) for text, count in counts.items()]

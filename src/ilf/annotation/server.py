@@ -1,4 +1,4 @@
-"""The page's server: Work over HTTP on this machine, for browsers that show this page and for nobody else."""
+"""The HTTP server of the annotation page. It accepts only requests that the page itself makes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from ilf.types import InputError
 
 log = logging.getLogger(__name__)
 
-_MOST = 1 << 20  # bytes of a request
+_MOST = 1 << 20  # maximum size of a request in bytes
 _HEADERS = {
-    # Nothing but this server's own files, and no text that becomes markup: programs are a model's, and are shown here.
+    # The page shows programs that a model wrote. Load only this server's own files, and never parse text as markup.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'",
@@ -50,19 +50,21 @@ _KINDS = (
 )
 _LEXER = PythonLexer(stripnl=False, ensurenl=False)
 
-_Text = Annotated[str, Field(max_length=20_000)]  # more would take long to compare
+_Text = Annotated[str, Field(max_length=20_000)]  # longer texts would take too long to compare
 
-_Category = Annotated[str, Field(max_length=80, pattern=r"^[^;\s]([^;]*[^;\s])?$")]  # as annotations may hold them
+_Category = Annotated[
+    str, Field(max_length=80, pattern=r"^[^;\s]([^;]*[^;\s])?$")
+]  # the form that annotation files allow
 
 
 class _From(BaseModel):
-    session: Annotated[str, Field(min_length=8, max_length=64)]  # a window
+    session: Annotated[str, Field(min_length=8, max_length=64)]  # one browser window
     annotator: Annotated[str, Field(min_length=1, max_length=80)]
 
     @field_validator("*", mode="before")
     @classmethod
     def _whole(cls, value: Any) -> Any:
-        """Take what no answer can hold and no response can send, half of a surrogate pair, as browsers send it."""
+        """Replace lone surrogates, which an answer can't hold and a response can't send, as browsers do."""
         values = [
             whole(one) if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])
         ]
@@ -70,7 +72,7 @@ class _From(BaseModel):
 
 
 class _Open(_From):
-    task_id: int | None = None  # None: the next one
+    task_id: int | None = None  # None: the next open task
     skipped: list[int] = []
 
 
@@ -88,25 +90,26 @@ class _Answer(_Run):
 
 
 def bind(settings: Annotate) -> socket.socket:
-    """Take the port, before anything that takes long.
+    """Bind the port, before any slow work starts.
 
     Raises:
-        InputError: It can't be had.
+        InputError: The port is not available.
     """
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        allowed = f"can't be had on annotate.host={settings.host} ({error.strerror})"
-        raise InputError("annotate.port", settings.port, allowed, "Choose another, such as 8766.") from None
+        allowed = f"is not available on annotate.host={settings.host} ({error.strerror})"
+        raise InputError("annotate.port", settings.port, allowed, "Choose another port, such as 8766.") from None
 
 
 def serve(work: Work, settings: Annotate, listener: socket.socket) -> None:
     """Serve the page until Ctrl-C."""
     if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         log.warning(
-            "annotate.host=%s: everybody who reaches this address sees the tasks, writes answers and runs programs in "
-            "the sandbox. Safer: the default, and `ssh -L %d:127.0.0.1:%d THIS_MACHINE` on the annotator's.",
+            "annotate.host=%s: everyone who can reach this address can see the tasks, write answers and run programs "
+            "in the sandbox. It is safer to use the default and `ssh -L %d:127.0.0.1:%d THIS_MACHINE` on the "
+            "annotator's machine.",
             settings.host,
             settings.port,
             settings.port,
@@ -114,7 +117,7 @@ def serve(work: Work, settings: Annotate, listener: socket.socket) -> None:
     server = uvicorn.Server(uvicorn.Config(application(work, settings.host), log_config=None, log_level="warning"))
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # how it is ended, where run.py does not listen for signals
+    except KeyboardInterrupt:  # stops the server if run.py does not handle signals
         pass
     except Interrupted as stop:
         if stop.number != signal.SIGINT:
@@ -123,10 +126,10 @@ def serve(work: Work, settings: Annotate, listener: socket.socket) -> None:
 
 
 def application(work: Work, host: str) -> FastAPI:
-    """Return the application: the page's files, and what it asks for, under /api/.
+    """Return the application, which serves the page's files and its API under /api/.
 
     Args:
-        work: The tasks.
+        work: The tasks to annotate.
         host: The name or address that the server listens on.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -139,14 +142,14 @@ def application(work: Work, host: str) -> FastAPI:
         return response
 
     @app.exception_handler(Refused)
-    @app.exception_handler(InputError)  # the file is no longer what it was
-    @app.exception_handler(OSError)  # or can't be written
+    @app.exception_handler(InputError)  # the answer file was changed
+    @app.exception_handler(OSError)  # or can't be written to
     def explain(request: Request, error: Exception) -> Response:
         return JSONResponse({"detail": str(error)}, 422 if isinstance(error, Refused) else 500)
 
     @app.post("/api/progress")
     def progress(body: _Open) -> dict[str, Any]:
-        if body.task_id is not None:  # a sign of life
+        if body.task_id is not None:  # a heartbeat
             work.open(body.session, body.annotator, body.task_id)
         return _progress(work)
 
@@ -180,20 +183,24 @@ def application(work: Work, host: str) -> FastAPI:
 
 
 def _refusal(request: Request, host: str) -> tuple[int, str] | None:
-    """Return status and reason where a request is another site's, or not one that the page makes."""
+    """Return the status and reason for refusing a request that the page did not make, or None to accept it."""
     given = request.headers.get("host", "")
     origin = request.headers.get("origin")
-    # Another site can point its own name here, but can't pass itself off as an address, nor as this machine's names.
+    # Another site can point its own name to this server, but can't use an IP address or this machine's names as host.
     if not _is_ours(given, {host, "localhost", socket.gethostname()}):
-        return 403, f"This server does not answer to the name {given!r}."
+        return 403, f"This server does not accept requests for the host {given!r}."
     if origin is not None and urlsplit(origin).netloc != given:
-        return 403, "Requests of other sites are refused."
+        return 403, "Requests from other sites are refused."
     if request.method != "POST":
         return None
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-        return 415, "Only application/json is taken."
+        return 415, "The content type must be application/json."
     size = request.headers.get("content-length", "")
-    return None if size.isdigit() and int(size) <= _MOST else (413, f"Must say its length, of at most {_MOST} bytes.")
+    return (
+        None
+        if size.isdigit() and int(size) <= _MOST
+        else (413, f"The request must give its length, of at most {_MOST} bytes.")
+    )
 
 
 def _is_ours(given: str, names: set[str]) -> bool:
@@ -223,7 +230,7 @@ def _progress(work: Work) -> dict[str, Any]:
 
 
 def _task(work: Work, task_id: int) -> dict[str, Any]:
-    """Return all that the page shows of a task."""
+    """Return everything that the page shows of a task."""
     task, answer = work.tasks[task_id], work.answered().get(task_id)
     programs = []
     for wrong in work.wrong(task_id):
@@ -251,7 +258,7 @@ def _verdict(verdict: Any) -> dict[str, Any]:
 
 
 def _highlighted(code: str) -> list[tuple[str, str]]:
-    """Return (kind, text) of each part of a Python text: the page makes elements of them, and no markup."""
+    """Return (kind, text) for each part of some Python code. The page makes elements of them without parsing markup."""
     found: list[tuple[str, str]] = []
     for token, text in _LEXER.get_tokens(code):
         kind = next((name for kinds, name in _KINDS if token in kinds), "")

@@ -1,4 +1,4 @@
-"""What settings must be like, alone and together: checked before anything is loaded."""
+"""Checks of the settings, alone and in combination, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LISTS = {
 
 
 def check(settings: Settings) -> None:
-    """Check values, files and what must fit together, before anything is loaded.
+    """Check values, files and combinations of settings, before anything is loaded.
 
     Raises:
-        InputError: Names the key, the value, what is allowed and what to do.
+        InputError: A setting is invalid. The error names the key, the value, what is allowed and what to do.
     """
     check_texts(settings)
     check_finite(settings)
@@ -42,7 +42,7 @@ def check(settings: Settings) -> None:
         if (value := value_of(settings, key)) not in allowed:
             raise InputError(key, value, f"must be one of {', '.join(allowed)}", "Choose one of these.")
     check_planned(settings.compare.pairs)
-    if settings.mode == "compare":  # the other settings have no reader then
+    if settings.mode == "compare":  # this mode reads no other settings
         _check_compare(settings.compare.folders)
         return
     if settings.mode == "export":
@@ -55,7 +55,7 @@ def check(settings: Settings) -> None:
     for key, allowed in _LISTS.items():
         if unknown := [word for word in value_of(settings, key) if word not in allowed]:
             advice = f"Quote the list: '{key}=[{allowed[0]}]'."
-            raise InputError(key, unknown[0], f"must be of {', '.join(allowed)}", advice)
+            raise InputError(key, unknown[0], f"must be one of {', '.join(allowed)}", advice)
     if not settings.stages:
         raise InputError("stages", [], "must name at least one stage", f"Use 'stages=[{','.join(STAGES)}]'.")
     check_experiment(settings)
@@ -66,9 +66,9 @@ def check_planned(pairs: Sequence[Any]) -> None:
     """Check that each planned comparison names two arms, and that none is planned twice.
 
     Raises:
-        InputError: Names the pair.
+        InputError: A pair is invalid. The error names it.
     """
-    key, advice = "compare.pairs", "Name arms as the table does: 'compare.pairs=[[model,gold],[model,none]]'."
+    key, advice = "compare.pairs", "Use the arms' names in the table: 'compare.pairs=[[model,gold],[model,none]]'."
     seen = []
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) and name for name in pair)):
@@ -76,7 +76,7 @@ def check_planned(pairs: Sequence[Any]) -> None:
         if pair[0] == pair[1]:
             raise InputError(key, pair, "names the same arm twice", advice)
         if set(pair) in seen:
-            raise InputError(key, pair, "is planned twice, which Holm's correction would count twice", advice)
+            raise InputError(key, pair, "is planned twice, and Holm's correction would count it twice", advice)
         seen.append(set(pair))
 
 
@@ -87,16 +87,16 @@ def _check_compare(folders: list[str]) -> None:
     for folder in folders:
         check_path(key, folder, "folder", advice)
         if not job_folders(Path(folder)):
-            raise InputError(key, folder, "must hold at least one job that has ended", advice)
+            raise InputError(key, folder, "must hold at least one finished job", advice)
 
 
 def _check_pairs(run: str, target: str | None) -> None:
-    advice = "Use mode=export run=FOLDER export=NEW_FOLDER, the first one that of a run."
+    advice = "Use mode=export run=FOLDER export=NEW_FOLDER, where FOLDER is the folder of a run."
     check_path("run", run, "folder", advice)
     if not any(Path(run).glob("training*.jsonl")):
         raise InputError("run", run, "holds no training.jsonl, which a run writes before it fine-tunes", advice)
     if target is None or Path(target).exists():
-        raise InputError("export", target, "must be a folder that is not there yet", advice)
+        raise InputError("export", target, "must be a folder that does not exist yet", advice)
 
 
 def _check_export(path: str | None, target: str | None) -> None:
@@ -108,4 +108,4 @@ def _check_export(path: str | None, target: str | None) -> None:
     check_path("feedback.path", path, "file", advice)
     check_target("export", target, advice)
     if Path(target).resolve() == Path(path).resolve():
-        raise InputError("export", target, "must be another file than feedback.path", advice)
+        raise InputError("export", target, "must not be the same file as feedback.path", advice)

@@ -1,4 +1,4 @@
-"""Checks that something reads every key that a user gives."""
+"""Checks that every key that a user sets is known and read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ilf.installation import COMMAND
 from ilf.settings import Phase, Settings
 from ilf.types import InputError
 
-# Keys that not every run reads: what reads them, and whether this run does.
+# Keys that only some runs read: a description of what reads them, and whether these settings do.
 _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "data.revision": ("data=mbpp without data.path", lambda s: getattr(s.data, "path", None) is None),
     "data.newlines": ("every arm but refinements=none", lambda s: s.refinements.trains),
@@ -60,12 +60,12 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
 
 
 def check_known(settings: Settings) -> None:
-    """Check that every key is one of the schema's.
+    """Check that every key is in the schema.
 
-    Hydra refuses an unknown key that a file or the command line sets, but not one that is added with `+`.
+    Hydra rejects an unknown key that a file or the command line sets, but not one that is added with `+`.
 
     Raises:
-        InputError: Names the key and the nearest known one.
+        InputError: A key is unknown. The error names it and the nearest known key.
     """
     for parent, node in _nodes(settings):
         known = {field.name for field in fields(node)}
@@ -74,9 +74,9 @@ def check_known(settings: Settings) -> None:
                 raise unknown_key(f"{parent}{name}", value)
 
 
-# Groups whose options say their name; those of parts are told by Hydra, and a part's own `name` is anything.
+# Groups whose options set their own `name`. Hydra knows the options of components, whose `name` may be any setting.
 _NAMED = {name for name, hint in get_type_hints(Settings, include_extras=True).items() if not holds_components(hint)}
-# Keys of earlier versions, and what they are called now.
+# Keys of earlier versions, and their current names.
 MOVED = {
     "feedback.name": "feedback",
     "feedback.source": "feedback",
@@ -100,15 +100,15 @@ MOVED = {
 
 
 def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputError:
-    """Return the error for a key that is none, with its new name or the nearest that is one.
+    """Return the error for an unknown key, with its new name or the nearest known key.
 
     Args:
-        key: As it was given.
-        value: As it was given.
-        siblings: The keys of its group, where that is a part's.
+        key: The key that was given.
+        value: The value that was given.
+        siblings: The keys of its group, if the group configures a component.
     """
     if key in MOVED:
-        return InputError(key, value, "is no setting any more", f"It is called {MOVED[key]} now.")
+        return InputError(key, value, "is no longer a setting", f"Use its new name, {MOVED[key]}.")
     parent, _, name = key.rpartition(".")
     own = [one.rpartition(".")[2] for one in known_keys() if one.rpartition(".")[0] == parent]
     own = own or [one for one in siblings if not one.startswith("_")]
@@ -119,12 +119,12 @@ def unknown_key(key: str, value: object, siblings: Sequence[str] = ()) -> InputE
     if near:
         advice = f"Did you mean {near[0]}?"
     elif siblings:
-        advice = f"Another option of {parent} may read it: `{COMMAND} --help` lists them."
-    return InputError(key, value, f"is no setting, so that nothing would read it{listed}", advice)
+        advice = f"Another option of {parent} may read it; `{COMMAND} --help` lists the options."
+    return InputError(key, value, f"is not a setting, so nothing would read it{listed}", advice)
 
 
 def known_keys() -> list[str]:
-    """Return every key of the schema, those of groups too; what a part takes, its class knows."""
+    """Return every key of the schema, including groups, but not the arguments of components."""
 
     def walk(kind: type, prefix: str) -> Iterator[str]:
         hints, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
@@ -132,7 +132,7 @@ def known_keys() -> list[str]:
             yield f"{prefix}{field.name}"
             if holds_components(annotated[field.name]):
                 continue
-            options = getattr(hints[field.name], "__args__", ())  # of an optional group
+            options = getattr(hints[field.name], "__args__", ())  # the types of an optional group
             for one in (hints[field.name], *options):
                 if is_dataclass(one):
                     yield from walk(one, f"{prefix}{field.name}.")  # type: ignore[arg-type]
@@ -141,61 +141,63 @@ def known_keys() -> list[str]:
 
 
 def check_texts(settings: Settings) -> None:
-    """Check that each text can be written in UTF-8, and that none is empty where the schema's default is not.
+    """Check that each string can be encoded in UTF-8, and that none is empty unless its default is.
 
-    `key=` on a command line gives an empty one, and bytes that are no UTF-8 halves of surrogate pairs.
+    On a command line, `key=` gives an empty string, and bytes that are not UTF-8 become lone surrogates.
 
     Raises:
-        InputError: Names the key.
+        InputError: A string is invalid. The error names its key.
     """
     for parent, node in _nodes(settings):
         for field in fields(node):
             default = None if field.default is MISSING else field.default
             value = getattr(node, field.name)
             if isinstance(value, str) and value != whole(value):
-                allowed = "must be text, and half of a surrogate pair in it is none"
-                raise InputError(f"{parent}{field.name}", value, allowed, "Give it in UTF-8.")
+                allowed = "must be valid text, and it contains half of a surrogate pair"
+                raise InputError(f"{parent}{field.name}", value, allowed, "Encode it in UTF-8.")
             if value == "" != default:
-                advice = "Leave it out." if default is None else f"Leave it out for the default, {default!r}."
+                advice = "Omit it." if default is None else f"Omit it to use the default, {default!r}."
                 raise InputError(f"{parent}{field.name}", "", "must not be empty", advice)
 
 
 def check_overrides(settings: Settings, overrides: Sequence[str], sweep: bool = False) -> None:
-    """Check that what the command line says is what runs.
+    """Check that every override on the command line takes effect.
 
     Args:
-        settings: As composed.
-        overrides: Of the command line, in Hydra's syntax.
-        sweep: Whether this is a job of a sweep, of whose arms some may read what others don't. Where no job reads what
-            is swept, the comparison says so.
+        settings: The composed settings.
+        overrides: The overrides on the command line, in Hydra's syntax.
+        sweep: Whether this is a job of a sweep, in which some arms may read keys that others do not. If no job reads a
+            swept key, the comparison reports it.
 
     Raises:
-        InputError: A key that is given is read by nothing in this run, names an option apart from its file, or is
-            kept by a file from reaching what it is the default of.
+        InputError: Nothing in this run reads a given key, a key sets the name of an option without choosing it, or a
+            file overrides the value for which a given key is the default.
     """
     pairs = (one.lstrip("+").partition("=") for one in overrides if not one.startswith("~"))
-    given = {key: value for key, _, value in pairs}  # of a key that is given twice, the last
+    given = {key: value for key, _, value in pairs}  # the last value of a key that is given twice
     given = {key: value for key, value in given.items() if value != "null"}
     for key, value in given.items():
         group, _, name = key.rpartition(".")
         if name == "name" and group in _NAMED:
-            raise InputError(key, value, "says which option was chosen, and chooses none", f"Use {group}={value}.")
+            raise InputError(
+                key, value, "only records the chosen option and does not choose one", f"Use {group}={value}."
+            )
         for prefix, (reader, read) in _READ_BY.items() if not sweep and settings.mode == "run" else ():
             if (key == prefix or key.startswith(f"{prefix.rstrip('.')}.")) and not read(settings):
-                advice = "Leave it out, or choose what reads it."
-                raise InputError(key, value, f"is read only by {reader}, so that it would change nothing", advice)
+                advice = "Omit it, or choose an option that reads it."
+                raise InputError(key, value, f"is read only by {reader}, so it would have no effect", advice)
     for field in fields(Phase):
         key = f"training.{field.name}"
         for part in ("refiner", "policy"):
             own, wanted = (getattr(node, field.name) for node in (getattr(settings.training, part), settings.training))
             if key in given and f"training.{part}.{field.name}" not in given and own != wanted:
-                allowed = f"does not reach the {part}: a file sets training.{part}.{field.name}={own}"
-                advice = f"Give training.{part}.{field.name} too."
+                allowed = f"has no effect on the {part}: a file sets training.{part}.{field.name}={own}"
+                advice = f"Set training.{part}.{field.name} too."
                 raise InputError(key, wanted, allowed, advice)
 
 
 def _nodes(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the prefix and the instance of each group of settings."""
+    """Yield the key prefix and the instance of each group of settings."""
     yield prefix, node
     for name, value in vars(node).items():
         if is_dataclass(value) and not isinstance(value, Component):

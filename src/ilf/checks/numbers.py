@@ -1,4 +1,4 @@
-"""Numbers among the settings: each is finite, and in the range that what it means allows."""
+"""Checks that each number in the settings is finite and within its allowed range."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ilf.components import Component
 from ilf.settings import Settings, value_of
 from ilf.types import InputError
 
-# What each number must be; a setting that may be null is not looked at where it is.
+# The allowed range of each number. Values that are null are not checked.
 RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 1": (
         lambda value: value >= 1,
@@ -64,15 +64,15 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
 
 
 def check_finite(settings: Settings) -> None:
-    """Raise InputError where a number of any setting is infinite or none at all (nan)."""
+    """Raise InputError if a number in the settings is infinite or NaN."""
     for key, value in _floats("", settings):
         if not math.isfinite(value):
-            raise InputError(key, value, "must be a finite number", "Give one.")
+            raise InputError(key, value, "must be a finite number", "Use a finite number.")
 
 
 def _floats(key: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Yield every float in settings with its key, of lists and free fields too."""
-    if isinstance(value, Component):  # `parts` has looked at it
+    """Yield every float in the settings with its key, including floats in lists and free-form fields."""
+    if isinstance(value, Component):  # checked when it was read
         return
     if is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
@@ -87,22 +87,22 @@ def _floats(key: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def check_numbers(settings: Settings) -> None:
-    """Raise InputError where a number is outside its range."""
+    """Raise InputError if a number is outside its allowed range."""
     for allowed, (fits, keys) in RANGES.items():
         for key in keys:
             value = value_of(settings, key)
             if value is not None and not fits(value):
-                raise InputError(key, value, f"must be {allowed}", "Choose such a value, or leave it out.")
+                raise InputError(key, value, f"must be {allowed}", "Choose a value in this range, or omit the setting.")
     if not settings.evaluate.k:
-        raise InputError("evaluate.k", [], "must name at least one k", "Use 'evaluate.k=[1]'.")
+        raise InputError("evaluate.k", [], "must hold at least one k", "Use 'evaluate.k=[1]'.")
     _check_evaluation(settings)
 
 
 def _check_evaluation(settings: Settings) -> None:
-    """Check that there are as many programs a task as each k of pass@k needs."""
+    """Check that each task has enough programs for each k of pass@k."""
     n = settings.evaluation.n
     if settings.evaluation.greedy and n > 1:
-        allowed = "are so many of each task, and all the same: the most likely tokens are taken"
+        allowed = "asks for several programs per task, and greedy decoding makes them all the same"
         raise InputError("evaluate.n", n, allowed, "Use evaluate.n=1 'evaluate.k=[1]'.")
     for k in settings.evaluate.k:
         for key, programs in (("sampler.n", settings.sampler.n), ("evaluate.n", n)):

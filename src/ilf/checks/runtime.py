@@ -1,4 +1,4 @@
-"""What does the work: processes, models, samplers, executors, trackers; checked before anything is loaded."""
+"""Checks of the processes, models, samplers, executors and loggers, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ilf.types import InputError
 
 
 def check_runtime(settings: Settings) -> None:
-    """Check what trains, samples, executes and tracks.
+    """Check the components that train, sample, execute and log.
 
     Raises:
-        InputError: Names the key, the value, what is allowed and what to do.
+        InputError: A setting is invalid. The error names the key, the value, what is allowed and what to do.
     """
     _check_processes(settings)
     _check_adapter(settings)
@@ -39,30 +39,32 @@ def _check_processes(settings: Settings) -> None:
     strategy, devices = trainer.get("strategy", "auto"), trainer.get("devices", "auto")
     counted = isinstance(devices, int) and not isinstance(devices, bool)
     if not (devices == "auto" or (counted and devices >= 1)):
-        allowed = "must be a number of processes from 1, or auto"
-        raise InputError("trainer.devices", devices, allowed, "Choose which GPUs by $CUDA_VISIBLE_DEVICES.")
+        allowed = "must be a positive number of processes, or auto"
+        raise InputError("trainer.devices", devices, allowed, "To choose specific GPUs, set $CUDA_VISIBLE_DEVICES.")
     if strategy == "auto" and devices != "auto":
-        allowed = f"trainer={chosen} is one process"
+        allowed = f"trainer={chosen} runs a single process"
         raise InputError("trainer.devices", devices, allowed, "Choose trainer=ddp or trainer=fsdp.")
     if strategy != "auto" and settings.mode == "pretrain":
-        raise InputError("trainer", chosen, "mini is pretrained by one process", "Choose trainer=auto.")
+        raise InputError("trainer", chosen, "mini is pretrained in a single process", "Choose trainer=auto.")
     quantize = settings.training.quantize
     if strategy == "fsdp" and quantize is not None:
-        allowed = "bitsandbytes' weights can't be held in parts"
+        allowed = "bitsandbytes weights can't be sharded"
         raise InputError("training.quantize", quantize, allowed, "Choose adapter=lora, or trainer=ddp.")
     if strategy == "fsdp" and settings.optimizer.target.startswith("bitsandbytes."):
-        allowed = "bitsandbytes does not take a model in parts"
+        allowed = "bitsandbytes does not support sharded models"
         raise InputError("optimizer", settings.optimizer.target, allowed, "Choose optimizer=adamw, or trainer=ddp.")
 
 
 def _check_judge(settings: Settings) -> None:
-    """Check that something executes the programs of a run, and logs what came of it."""
+    """Check that a callback executes the programs of a run and logs the results."""
     judge, path = settings.callbacks.get("unit_tests"), "ilf.training.UnitTestCallback"
     if judge is None:
-        advice = f"Add callbacks/default to the defaults of the file, or {path} under this name."
-        raise InputError("callbacks.unit_tests", None, "executes the programs of every stage", advice)
+        advice = f"Add callbacks/default to the defaults of the file, or add {path} under this name."
+        raise InputError("callbacks.unit_tests", None, "is required: it executes the programs of every stage", advice)
     if path.rpartition(".")[2] not in {one.__name__ for one in getattr(judge.resolve(), "__mro__", ())}:
-        raise InputError("callbacks.unit_tests._target_", judge.target, f"must be a {path}", "Derive from it.")
+        raise InputError(
+            "callbacks.unit_tests._target_", judge.target, f"must be {path} or a subclass", "Derive from it."
+        )
 
 
 def _check_adapter(settings: Settings) -> None:
@@ -70,31 +72,31 @@ def _check_adapter(settings: Settings) -> None:
     if quantize not in (None, "nf4", "int8"):
         raise InputError("training.quantize", quantize, "must be nf4, int8 or null", "Choose one of these.")
     if adapter is None and quantize is not None:
-        allowed = "keeps weights that are not trained, and without an adapter all are"
-        raise InputError("training.quantize", quantize, allowed, "Leave it out, or choose adapter=qlora.")
+        allowed = "quantizes frozen weights, and without an adapter all weights are trained"
+        raise InputError("training.quantize", quantize, allowed, "Omit it, or choose adapter=qlora.")
     if adapter is not None and "PromptLearningConfig" in {one.__name__ for one in adapter.resolve().__mro__}:  # type: ignore[attr-defined]
-        allowed = "learns tokens in front of a prompt, which can't be merged into the weights of policy/"
+        allowed = "trains prompt tokens, which can't be merged into the weights of policy/"
         raise InputError("adapter._target_", adapter.target, allowed, "Choose adapter=lora or adapter=ia3.")
 
 
 def _check_models(settings: Settings) -> None:
     if settings.model.bos is not None and not settings.sampler.local:
-        allowed = "is not known to the server of sampler=openai, which tokenizes prompts itself"
-        raise InputError("model.bos", settings.model.bos, allowed, "Have the server do so, and leave it out.")
+        allowed = "can't be passed to the server of sampler=openai, which tokenizes the prompts itself"
+        raise InputError("model.bos", settings.model.bos, allowed, "Configure it in the server, and omit it here.")
     if settings.model.bos is not None and settings.chat:
-        allowed = "has no effect with data.prompt=chat: the chat template writes what a text begins with"
-        raise InputError("model.bos", settings.model.bos, allowed, "Leave it out.")
+        allowed = "has no effect with data.prompt=chat: the chat template decides how a text begins"
+        raise InputError("model.bos", settings.model.bos, allowed, "Omit it.")
     if settings.chat and not getattr(settings.sampler, "takes_tokens", True):
-        allowed = f"sends prompts as token ids, which the server of sampler={settings.option('sampler')} refuses"
+        allowed = f"sends prompts as token ids, which the server of sampler={settings.option('sampler')} rejects"
         raise InputError("data.prompt", "chat", allowed, "Use sampler=hf or sampler=vllm.")
     if settings.model.attention == "flash_attention_2":
         for key, value, wrong in (
             ("model.dtype", settings.model.dtype, "float32"),
-            ("model.dtype", settings.model.dtype, "auto"),  # of what is reported it is float32
+            ("model.dtype", settings.model.dtype, "auto"),  # auto uses float32 for everything that is reported
             ("trainer.precision", settings.trainer.get("precision"), "32-true"),
         ):
             if value == wrong:
-                reason = "model.attention=flash_attention_2 computes in 16 bits only"
+                reason = "model.attention=flash_attention_2 supports only 16-bit computation"
                 raise InputError(key, wrong, reason, "Use bfloat16 and bf16-mixed, or model.attention=sdpa.")
     if settings.model.path is None and settings.model.hub is None:
         raise InputError(

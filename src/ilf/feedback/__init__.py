@@ -1,4 +1,4 @@
-"""Who writes the feedback: one file a source; `Source` is what they have in common, and what is done to feedback."""
+"""The feedback sources, one per module, their base class `Source`, and the transforms of feedback."""
 
 from ilf.lazy import getter
 

@@ -1,8 +1,8 @@
-"""Feedback and refinements by another language model: what it is asked, and what its answers hold.
+"""Feedback and refinements by an LLM: builds its prompts and parses its answers.
 
-For feedback=llm it says what is wrong with a program, in the place of an annotator. For refinements=llm it is shown the
-same and writes the program anew: its own feedback and its own refinement, as the InstructGPT rows of the paper's
-Table 4. What it is told is in the files of conf/llm/; where its answers come from is in llm_client.py.
+For feedback=llm, the LLM replaces the annotator and describes what is wrong with a program. For refinements=llm, it
+sees the same program and writes its own feedback and its own refinement, as in the InstructGPT rows of the paper's
+Table 4. The prompts are in conf/llm/, and llm_client.py gets the answers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _TASK = ("text", "program", "test", "tests")
-# For each use, what may stand in braces in each part of a prompt, and how many of these, the first ones, have to.
+# For each use and each part of a prompt: the allowed placeholders, and how many of the first ones are required.
 _PLACEHOLDERS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
     "feedback": {"system": ((), 0), "question": ((*_TASK, "verdict", "detail"), 2), "answer": (("feedback",), 1)},
     "refinement": {"system": ((), 0), "question": (_TASK, 2), "answer": (("feedback", "refinement"), 2)},
@@ -34,7 +34,7 @@ _PLACEHOLDERS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
 
 
 def uses(settings: Any) -> list[str]:
-    """Return what a run asks another model for: "feedback", "refinement", both or nothing."""
+    """Return what a run asks the LLM for: "feedback", "refinement", both or nothing."""
     asked = {
         "feedback": any(one.asks_llm for one in settings.writers),
         "refinement": settings.refinements.asks_llm,
@@ -43,10 +43,10 @@ def uses(settings: Any) -> list[str]:
 
 
 def check_prompts(settings: LLMSettings) -> None:
-    """Check what stands in braces in the prompts.
+    """Check the placeholders in the prompts.
 
     Raises:
-        InputError: A placeholder is unknown, or one is missing without which the question or answer says nothing.
+        InputError: A placeholder is unknown, or a required placeholder is missing.
     """
     for use, parts in _PLACEHOLDERS.items():
         for part, (allowed, needed) in parts.items():
@@ -54,22 +54,22 @@ def check_prompts(settings: LLMSettings) -> None:
             wrong = [f"{{{name}}}" for name in found if name not in allowed]
             missing = ", ".join(f"{{{name}}}" for name in allowed[:needed] if name not in found)
             if wrong or missing:
-                reason = f"may hold only {', '.join(f'{{{name}}}' for name in allowed) or 'no word'} in braces"
+                reason = f"may contain only {', '.join(f'{{{name}}}' for name in allowed) or 'no word'} in braces"
                 raise InputError(
                     f"llm.{use}.{part}",
                     wrong[0] if wrong else "",
-                    reason if wrong else f"has to hold {missing}",
-                    f"Mend conf/llm/{settings.name}.yaml; conf/llm/reviewer.yaml says what each stands for.",
+                    reason if wrong else f"must contain {missing}",
+                    f"Fix conf/llm/{settings.name}.yaml; conf/llm/reviewer.yaml explains the placeholders.",
                 )
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    """Return a template with its placeholders replaced; braces in what is put in stay as they are."""
+    """Return a template with its placeholders replaced. Braces in the inserted values are left as they are."""
     return whole(_PLACEHOLDER.sub(lambda match: values[match[1]], template))
 
 
 def _values(task: Task, program: str, verdict: Verdict) -> dict[str, str]:
-    """Return what a question's placeholders stand for."""
+    """Return the values of a question's placeholders."""
     own = {"text": task.text, "program": program, "test": task.in_words[0], "tests": "\n".join(task.in_words)}
     return own | {"verdict": verdict.verdict, "detail": verdict.detail}
 
@@ -77,7 +77,7 @@ def _values(task: Task, program: str, verdict: Verdict) -> dict[str, str]:
 def _shown(
     prompt: Prompt, tasks: Mapping[int, Task], examples: Iterable[tuple[Feedback, Verdict]]
 ) -> list[dict[str, str]]:
-    """Return the turns before the question: the system's, then worked examples, with gold where x1 is not there."""
+    """Return the system turn and the worked examples, which show the gold program if there is no refinement x1."""
     turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
     for f, verdict in examples:
         task = tasks[f.task_id]
@@ -95,14 +95,14 @@ def plan_refinements(
     n: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return what to ask: `n` times for each wrong program, each with a seed of its own.
+    """Return the queries for refinements: `n` for each incorrect program, each with its own seed.
 
     Args:
-        prompt: What the model is told.
-        feedback: The wrong programs x0; their words are not shown.
-        tasks: By id.
-        examples: Worked examples to show first: program, words and refinement; gold where there is none.
-        n: Answers a program.
+        prompt: The prompt for the LLM.
+        feedback: The incorrect programs x0. Their feedback is not shown.
+        tasks: The tasks by id.
+        examples: Worked examples to show first: program, feedback, and refinement or, if there is none, gold program.
+        n: The number of answers per program.
         seed: The run's seed.
     """
     shown = _shown(prompt, tasks, [(f, Verdict("")) for f in examples])
@@ -127,13 +127,13 @@ def plan_feedback(
     examples: Sequence[tuple[Feedback, Verdict]],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return what to ask: once for each wrong program.
+    """Return the queries for feedback: one for each incorrect program.
 
     Args:
-        prompt: What the model is told.
-        programs: The wrong programs x0, one a task.
-        tasks: By id.
-        examples: Worked examples to show first: an annotator's words on a program, and what executing it gave.
+        prompt: The prompt for the LLM.
+        programs: The incorrect programs x0, one per task.
+        tasks: The tasks by id.
+        examples: Worked examples to show first: an annotator's feedback on a program, and the program's verdict.
         seed: The run's seed.
     """
     shown = _shown(prompt, tasks, examples)
@@ -155,9 +155,9 @@ def _question(prompt: Prompt, task: Task, program: str, verdict: Verdict) -> dic
 
 
 def programs(queries: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]) -> list[Program]:
-    """Return the programs that the answers hold, not executed yet: the last code block, or the whole answer.
+    """Return the programs in the answers, not yet executed: the last code block, or else the whole answer.
 
-    A query without a stored answer has an empty program, which fails.
+    A query without a stored answer gives an empty program, which fails.
     """
     given = {(row["task_id"], row["sample"]): row["answer"] for row in answers}
     found = []
@@ -171,9 +171,9 @@ def programs(queries: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]
 
 
 def summed(answers: Sequence[dict[str, Any]]) -> Counter[str]:
-    """Return how many answers there are, how many are empty or cut off at llm.max_tokens, and the tokens they took.
+    """Return the number of answers, of empty answers, of answers truncated at llm.max_tokens, and of tokens.
 
-    Tokens are of those answers whose server counts them.
+    Tokens are counted only for answers whose server reports them.
     """
     found = Counter(answers=len(answers), empty=0, cut_off=0, prompt_tokens=0, completion_tokens=0)
     for row in answers:
@@ -185,37 +185,37 @@ def summed(answers: Sequence[dict[str, Any]]) -> Counter[str]:
 
 @dataclass
 class LLM(Choosing):
-    """Another model, on one of the policy's wrong programs of each failing task; its answers are in the store.
+    """Feedback by an LLM on one of the policy's incorrect programs for each failing task. The answers are stored.
 
-    The worked examples that it is shown are by the data's annotator, on ids 1 to 10: from the file `path`, or, on mini,
-    by the script.
+    The worked examples in its prompt are feedback by the data set's annotator on ids 1 to 10: from the file `path` or,
+    on mini, by the script.
     """
 
     name = "llm"
     refines = False
     asks_llm = True
-    repeatable = True  # but for the answers
+    repeatable = True  # except for the answers, which are stored
 
     def check(self, settings: Any) -> None:
-        """Raise InputError where there are no worked examples."""
+        """Raise InputError if there are no worked examples."""
         super().check(settings)
         if self.path is not None:
             check_path("feedback.path", self.path, "file", "Give a .jsonl or .csv file of annotations.")
         elif len(settings.feedback.writers) == 1 and settings.llm.shots and settings.data.annotator != "scripted":
-            allowed = "worked examples of feedback are an annotator's, on ids 1 to 10, and there are none"
+            allowed = "needs worked examples, which are an annotator's feedback on ids 1 to 10, and there are none"
             advice = "Give feedback.path=annotations.jsonl, or llm.shots=0."
             raise InputError("llm.shots", settings.llm.shots, allowed, advice)
 
     def known(self, splits: Mapping[int, str], absent: Container[int]) -> list[Feedback] | None:
-        """Return the annotations of the Prompt split."""
+        """Return the annotations of the Prompt split, for the worked examples."""
         if self.path is None:
             return None
         return [a for a in load_annotations(self.path, splits, absent) if a.split == "prompt"]
 
     def write(self, failing: Failing, run: Writing) -> list[Feedback]:
-        """Return the other model's feedback, behind the worked examples that it was shown.
+        """Return the feedback in the worked examples, followed by the LLM's feedback.
 
-        A task whose answer is empty or not there is rejected.
+        A task whose answer is empty or missing is rejected.
         """
         examples = self._examples(failing, run)
         taken = {f.task_id for f, _ in examples}
@@ -227,14 +227,14 @@ class LLM(Choosing):
             if text := texts.get(p.task_id, "").strip():
                 found.append(Feedback(p.task_id, p.split, p.program, text, self.name))
             else:
-                reason = "is empty" if p.task_id in texts else "is not among the stored ones"
-                run.rejected.append(f"task {p.task_id} (feedback): the other model's answer {reason}")
+                reason = "is empty" if p.task_id in texts else "is not among the stored answers"
+                run.rejected.append(f"task {p.task_id} (feedback): the LLM's answer {reason}")
         return found
 
     def _examples(self, failing: Failing, run: Writing) -> list[tuple[Feedback, Verdict]]:
-        """Return worked examples by the data's annotator, on ids 1 to 10, with what executing their programs gives.
+        """Return worked examples by the data set's annotator on ids 1 to 10, with the verdicts on their programs.
 
-        In every round they are those of the first, when the policy has failed most.
+        Every round uses the examples of the first round, in which the policy fails most.
         """
         if run.llm.examples is None:
             ids = {task.task_id for task in run.tasks.prompt}

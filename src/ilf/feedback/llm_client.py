@@ -1,4 +1,4 @@
-"""Where the answers of another language model come from: an OpenAI-compatible endpoint, a local model, or a file."""
+"""Gets an LLM's answers from an OpenAI-compatible endpoint, a local model or a file of stored answers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ FILE = Columns(
 
 @dataclass(frozen=True)
 class OtherModel:
-    """Where answers come from: an endpoint, a local model, or a file of stored ones."""
+    """The LLM that answers queries: an endpoint, a local model, or a file of stored answers."""
 
     settings: LLM
     temperature: float
-    folder: Path | None = None  # of a local model
-    device: Any = None  # torch's, of a local model
+    folder: Path | None = None  # folder of a local model
+    device: Any = None  # torch device of a local model
 
     def key(self, use: str, weights: str | None) -> dict[str, Any]:
-        """Return what decides the answers besides the questions.
+        """Return everything that determines the answers, except the queries.
 
         Args:
             use: "feedback" or "refinement".
-            weights: The hash of a local model's folder.
+            weights: The hash of the folder of a local model.
         """
         settings = self.settings
         if settings.path is not None:
@@ -57,7 +57,7 @@ class OtherModel:
         return own | ({"extra": settings.extra} if settings.extra else {})
 
     def answer(self, use: str, queries: Sequence[dict[str, Any]], answers: JsonLines) -> None:
-        """Append an answer to each query to `answers`, as it comes; those that lie there already are kept.
+        """Append each answer to `answers` as soon as it arrives. Answers that are already there are reused.
 
         Raises:
             InputError: The endpoint can't be reached, or a stored answer is about another program.
@@ -75,7 +75,7 @@ class OtherModel:
                 log.info("llm: %d of %d answers", given, len(left))
 
     def _row(self, use: str, query: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
-        """Return what is kept of an answer: with what was asked, of which model and how."""
+        """Return the row to store for an answer, with its query, the model and the settings."""
         settings = {"temperature": self.temperature, "max_tokens": self.settings.max_tokens}
         asked = {name: query[name] for name in ("task_id", "sample", "parent")} | {"use": use}
         shown = sum(turn["role"] == "assistant" for turn in query["messages"])
@@ -91,7 +91,7 @@ class OtherModel:
                 messages=query["messages"],
                 temperature=self.temperature,
                 max_tokens=settings.max_tokens,
-                seed=query["seed"] % 2**31,  # some servers take no more
+                seed=query["seed"] % 2**31,  # some servers accept no larger seed
                 extra_body=settings.extra,
             )
             choice = reply.choices[0] if reply.choices else None
@@ -103,7 +103,7 @@ class OtherModel:
                 "model": reply.model,
             }
 
-        advice = f"Check the address, the model's name and ${endpoint.KEY}; what was answered is kept."
+        advice = f"Check the address, the model's name and ${endpoint.KEY}; the answers so far are saved."
         url, model = str(settings.url), str(settings.model)
         for found in endpoint.answers("llm.url", url, model, queries, ask, settings.parallel, advice):
             yield [found]
@@ -111,7 +111,7 @@ class OtherModel:
     def _generated(
         self, queries: Sequence[dict[str, Any]], left: Sequence[dict[str, Any]]
     ) -> Iterable[list[tuple[dict[str, Any], dict[str, Any]]]]:
-        """Yield a local model's answers, a batch at a time. One of which some are missing is drawn whole again."""
+        """Yield a local model's answers, one batch at a time. A batch with missing answers is resampled as a whole."""
         from ilf.models import chat
 
         assert self.folder is not None
@@ -131,16 +131,16 @@ class OtherModel:
 
 
 def _stored_rows(path: str, use: str) -> list[Row]:
-    """Return a file's answers of one use, each with its place; those that say none are refinements."""
+    """Return a file's answers for one use, each with its place. Answers that name no use are refinements."""
     found: dict[tuple[int, int], Row] = {}
     for where, row in read_json_lines(Path(path), FILE):
         own = row.get("use", "refinement")
         if own not in USES:
-            raise InputError(f"{where}: use", own, f"must be one of {', '.join(USES)}, or left out", "Mend the row.")
+            raise InputError(f"{where}: use", own, f"must be one of {', '.join(USES)}, or omitted", "Fix the row.")
         if own != use:
             continue
         if (which := (row["task_id"], row["sample"])) in found:
-            allowed = f"with sample {row['sample']} and use {use}, it is answered already by {found[which][0]}"
+            allowed = f"with sample {row['sample']} and use {use}, it is already answered by {found[which][0]}"
             raise InputError(f"{where}: task_id", row["task_id"], allowed, "Remove one of them.")
         found[which] = where, row
     return list(found.values())
@@ -150,15 +150,15 @@ def check_stored(path: str, wanted: Sequence[str]) -> None:
     """Check stored answers before anything is computed.
 
     Raises:
-        InputError: A row is malformed, or there is none of what is wanted.
+        InputError: A row is malformed, or the file has no answers for one of the wanted uses.
     """
     if wanted:
         check_rows("llm.path", path, read_json_lines(Path(path), FILE), FILE)
     for use in wanted:
         if not _stored_rows(path, use):
-            allowed = f"must hold answers of the use {use!r}"
+            allowed = f"must contain answers with the use {use!r}"
             raise InputError(
-                "llm.path", path, allowed, "Give programs/llm_feedback.jsonl or llm_answers.jsonl of a run."
+                "llm.path", path, allowed, "Give programs/llm_feedback.jsonl or programs/llm_answers.jsonl of a run."
             )
 
 
@@ -173,9 +173,9 @@ def _stored(path: str, use: str, queries: Sequence[dict[str, Any]]) -> list[dict
             raise InputError(
                 f"{where}: parent",
                 row["parent"],
-                f"must be the SHA-256 of task {row['task_id']}'s wrong program, {query['parent']}",
-                "The answers are about other programs: use the seed, data and policy that they were made with.",
+                f"must be the SHA-256 of task {row['task_id']}'s incorrect program, {query['parent']}",
+                "The answers are about other programs. Use the seed, data and policy with which they were generated.",
             )
         found.append(row)
-    log.info("llm: %d stored answers to %d questions", len(found), len(wanted))
+    log.info("llm: found %d stored answers to %d questions", len(found), len(wanted))
     return found

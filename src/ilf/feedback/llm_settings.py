@@ -1,4 +1,4 @@
-"""What another model is, and what it is told: the group `llm`."""
+"""The settings of the LLM and its prompts: the group `llm`."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 @dataclass
 class Prompt:
-    """What another model is told; conf/llm/reviewer.yaml says what may stand in braces."""
+    """A prompt for the LLM. The placeholders are explained in conf/llm/reviewer.yaml."""
 
-    system: str = ""  # empty: no such turn
-    question: str = ""
-    answer: str = ""  # of a worked example
+    system: str = ""  # system turn; empty omits it
+    question: str = ""  # user turn
+    answer: str = ""  # assistant turn of a worked example
 
 
 @dataclass
 class LLM:
-    """Another model, which writes the words for feedback=llm and words and programs for refinements=llm.
+    """The LLM, which writes feedback for feedback=llm, and feedback and programs for refinements=llm.
 
-    The key of an endpoint is read from $OPENAI_API_KEY, and stands in no setting.
+    The API key of an endpoint is read from $OPENAI_API_KEY, and no setting holds it.
     """
 
-    name: str = ""  # of what it is told
-    url: str | None = None  # of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; null: it is local
-    model: str | None = None  # its name there; a local one's folder, or its name on the Hub
-    path: str | None = None  # stored answers, JSON lines, in its place: an earlier run's llm_*.jsonl
-    extra: dict[str, Any] = field(default_factory=dict)  # more fields of each request, such as {top_k: -1}
-    shots: int = 1  # worked examples, from the Prompt split
-    max_tokens: int = 1024  # of an answer
-    parallel: int = 8  # requests at once; answers of a local model at once
+    name: str = ""  # name of the option, which is the name of its file in conf/llm/
+    url: str | None = None  # OpenAI-compatible endpoint, such as http://localhost:8000/v1; null for a local model
+    model: str | None = None  # name of the model at the endpoint, or a local model's folder or name on the Hub
+    path: str | None = None  # stored answers to use in place of a model: an earlier run's llm_*.jsonl
+    extra: dict[str, Any] = field(default_factory=dict)  # additional fields of each request, such as {top_k: -1}
+    shots: int = 1  # number of worked examples, from the Prompt split
+    max_tokens: int = 1024  # maximum number of tokens in an answer
+    parallel: int = 8  # number of concurrent requests, or the batch size of a local model
     feedback: Prompt = field(default_factory=Prompt)
     refinement: Prompt = field(default_factory=Prompt)

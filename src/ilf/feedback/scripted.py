@@ -1,7 +1,7 @@
-"""Feedback by a script, mini's annotator: it knows what each task asks, and reads programs by their syntax tree.
+"""Feedback by a script, mini's annotator. It knows what each task requires, and reads programs by syntax tree.
 
-It picks the wrong program that needs the fewest corrections, as the paper's annotators do, says in words what is wrong,
-and corrects just that. A program of another shape than a loop or comprehension over the task's items is beyond it.
+The script picks the incorrect program that needs the fewest corrections, as the paper's annotators do, describes what
+is wrong, and corrects only that. It can read only programs with a loop or a comprehension over the task's items.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def annotate(
     specifications: Mapping[int, Specification],
     seed: int,
 ) -> list[Feedback]:
-    """Return feedback and refinement for one wrong program of each failing task that has one it can read.
+    """Return feedback and refinement for one incorrect program of each failing task, where the script can read one.
 
     Args:
-        failing: The wrong programs of each task that has no correct one.
-        tasks: By id.
-        specifications: What each task asks for, by id.
-        seed: Decides among programs that need equally few corrections, and the words.
+        failing: The incorrect programs of each failing task, by task id.
+        tasks: The tasks by id.
+        specifications: What each task requires, by id.
+        seed: Chooses among programs that need equally few corrections, and among phrasings.
     """
     feedback = []
     for task_id in sorted(failing):
@@ -104,10 +104,10 @@ def differences(found: Sketch, right: Sketch) -> list[str]:
 
 
 def review(specification: Specification, found: Sketch, right: Sketch, names: Names, rng: random.Random) -> str:
-    """Return in words what has to be corrected to come from `found` to `right`, a sentence for each slot."""
+    """Return the feedback that describes the corrections from `found` to `right`, with one sentence per slot."""
     source, nouns = specification.source, specification.source.nouns[0]
     reduction = specification.reduction.phrases[0].format(values="them")
-    if right.update is None:  # a comprehension has no name for what it builds
+    if right.update is None:  # a comprehension has no accumulator variable
         names = replace(names, acc="...")
     sentences = []
     for slot in differences(found, right):
@@ -119,7 +119,7 @@ def review(specification: Specification, found: Sketch, right: Sketch, names: Na
             kind = "test too much"
         elif slot == "early" and right_code:
             kind = "not early"
-        if slot == "update":  # whole lines, both with the right value
+        if slot == "update":  # compare whole lines, both with the correct value
             wrong_code, right_code = replace(right, update=found.update).update_line(), right.update_line()
         sentence = rng.choice(_SENTENCES[kind])
         sentences.append(
@@ -137,10 +137,10 @@ def review(specification: Specification, found: Sketch, right: Sketch, names: Na
 
 
 def read(program: str, entry_point: str) -> tuple[Sketch, Names] | None:
-    """Return a program's sketch and its names, None where it has another shape than a sketch can have."""
+    """Return a program's sketch and its names, or None if no sketch can represent the program."""
     try:
         definitions = [n for n in ast.parse(program).body if isinstance(n, ast.FunctionDef) and n.name == entry_point]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what the parser raises on nonsense
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what the parser raises on invalid code
         return None
     if not definitions or len(definitions[-1].args.args) != 1:
         return None
@@ -198,7 +198,7 @@ def _loop(loop: ast.For, rest: list[ast.stmt], start: ast.expr, arg: str, acc: s
 
 
 class _Replace(ast.NodeTransformer):
-    """Puts `acc` in place of a comprehension."""
+    """Replaces a comprehension with `acc`."""
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.expr:
         return ast.Name("acc")
@@ -213,31 +213,31 @@ class _Rename(ast.NodeTransformer):
 
 
 def _canonical(node: ast.expr, names: Names) -> str:
-    """Return the code of an expression in a sketch's names."""
+    """Return the code of an expression with a sketch's names."""
     return ast.unparse(_Rename(names).visit(copy.deepcopy(node)))
 
 
 @dataclass
 class Scripted(Source):
-    """Mini's annotator: feedback and refinement on the program that needs the fewest corrections."""
+    """Mini's annotator, which writes feedback and a refinement for the program that needs the fewest corrections."""
 
     name = "scripted"
     reads_path = False
     repeatable = True
 
     def check(self, settings: Any) -> None:
-        """Raise InputError where the data have no specifications of their tasks."""
+        """Raise InputError if the data set has no specifications of its tasks."""
         super().check(settings)
         check_specifications(settings.data, "feedback", self.name)
 
     def write(self, failing: Failing, run: Writing) -> list[Feedback]:
-        """Return feedback on one wrong program of each failing task that has one it can read."""
+        """Return feedback on one incorrect program of each failing task with a program that the script can read."""
         return annotate(failing, run.tasks.by_id, run.specifications, run.seed)
 
 
 def check_specifications(data: Any, key: str, value: object) -> None:
-    """Raise InputError, naming a setting, where the script does not know what a data set's tasks ask for."""
+    """Raise InputError, naming a setting, if the script does not know what a data set's tasks require."""
     if not data.specifications():
         kind = type(data).__name__.lower()
-        allowed = f"scripted needs data=mini, not {kind}: the script knows what mini's tasks ask for"
+        allowed = f"scripted needs data=mini, not {kind}: the script knows only what mini's tasks require"
         raise InputError(key, value, allowed, "Choose human or unit_tests, or data=mini.")

@@ -1,4 +1,4 @@
-"""What is done to feedback, from whatever source: the ablations that ask how much the words are worth."""
+"""Transforms of the feedback of any source, for the ablations that measure how much the feedback is worth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 from ilf.types import Feedback, InputError, derive_seed
 
-# Where a text goes on to another mistake: an item of a list, or a sentence that says so.
+# Where a text moves on to another mistake: at a list item, or at a sentence that signals it.
 _NEXT = re.compile(
     r"\n\s*(?=(?:[2-9][.)]|[-*\u2022])\s)"
     r"|(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+"
@@ -24,48 +24,48 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])|\n+")
 
 @dataclass
 class Transform(ABC):
-    """Changes feedback, from whatever source. Derive from it for one of your own, or give a function."""
+    """A transform of feedback. For your own transform, derive from this class, or give a function."""
 
     @abstractmethod
     def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
-        """Return the feedback as it is to be used.
+        """Return the transformed feedback.
 
         Args:
-            feedback: One for each task.
-            seed: Of the round; the same seed has to give the same feedback.
+            feedback: The feedback, one for each task.
+            seed: The seed of the round. The same seed must give the same feedback.
         """
 
 
 @dataclass
 class Drop(Transform):
-    """Keeps the same programs and refinements without a word."""
+    """Removes the feedback text, and leaves the programs and refinements as they are."""
 
     def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
-        """Return the feedback as it is to be used."""
+        """Return the transformed feedback."""
         return drop(feedback)
 
 
 @dataclass
 class Shuffle(Transform):
-    """Gives each program the feedback on another one, see `shuffle`.
+    """Gives each program the feedback on another program; see `shuffle`.
 
     Args:
-        apply: refine: on Train alone; train_and_refine: on Refine too, which the refiner learns from.
+        apply: refine: on Train only; train_and_refine: also on Refine, on which the refiner is trained.
     """
 
     apply: Literal["refine", "train_and_refine"] = "refine"
 
     def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
-        """Return the feedback as it is to be used."""
+        """Return the transformed feedback."""
         return shuffle(feedback, ("train",) if self.apply == "refine" else ("refine", "train"), seed)
 
 
 @dataclass
 class OneBug(Transform):
-    """Keeps the words on the first mistake alone, see `one_bug`."""
+    """Reduces the feedback to the first mistake; see `one_bug`."""
 
     def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
-        """Return the feedback as it is to be used."""
+        """Return the transformed feedback."""
         return one_bug(feedback)
 
 
@@ -73,24 +73,24 @@ NAMED: dict[str, type[Transform]] = {"shuffle": Shuffle, "one_bug": OneBug, "dro
 
 
 def drop(feedback: Sequence[Feedback]) -> list[Feedback]:
-    """Return the same programs and refinements without a word."""
+    """Return the same programs and refinements without the feedback text."""
     return [replace(f, text="", source="none", bugs=None, categories=()) for f in feedback]
 
 
 def shuffle(feedback: Sequence[Feedback], splits: Sequence[str], seed: int) -> list[Feedback]:
-    """Return each program with the feedback on another one of its split, as in the paper's Table 2.
+    """Return each program with the feedback on another program of its split, as in the paper's Table 2.
 
     Args:
-        feedback: One for each task.
-        splits: In which of them to shuffle; the others stay.
-        seed: Decides who gets whose.
+        feedback: The feedback, one for each task.
+        splits: The splits to shuffle. The others are left unchanged.
+        seed: Decides which feedback each program gets.
 
     Raises:
-        InputError: A split has a single program, or one text stands in more than half of it.
+        InputError: A split has a single program, or more than half of its programs have the same feedback.
     """
     found = {f.task_id: f for f in feedback}
     for split in splits:
-        # Like texts together, in an order that the seed decides; then each takes the text half a turn away.
+        # Group equal texts, in an order that the seed decides. Each program then takes the text half the list away.
         group = [f for f in feedback if f.split == split]
         group.sort(key=lambda f: (derive_seed(seed, "shuffle", f.text), f.task_id))
         for own, other in zip(group, group[len(group) // 2 :] + group[: len(group) // 2], strict=True):
@@ -98,19 +98,19 @@ def shuffle(feedback: Sequence[Feedback], splits: Sequence[str], seed: int) -> l
                 raise InputError(
                     "feedback.transform",
                     ["shuffle"],
-                    f"finds no other text for task {own.task_id}: {len(group)} annotations in {split}",
-                    "Give more annotations, raise data.limit or feedback.limit where set, or leave the shuffling out.",
+                    f"finds no different feedback for task {own.task_id} among the {len(group)} annotations in {split}",
+                    "Give more annotations, raise data.limit or feedback.limit if they are set, or omit the transform.",
                 )
             found[own.task_id] = replace(own, text=other.text, bugs=other.bugs, categories=other.categories)
     return [found[f.task_id] for f in feedback]
 
 
 def one_bug(feedback: Sequence[Feedback]) -> list[Feedback]:
-    """Return each program with the words on the first mistake alone.
+    """Return each program with the feedback on the first mistake only.
 
-    A text ends before the list item or the sentence that goes on to another mistake ("2.", "The second", "Also").
-    Without such a sign it is cut to its share of sentences where the annotator noted how many mistakes it addresses,
-    and else stays as it is. The words are cut, not understood: look at feedback.jsonl.
+    A text is cut before the list item or sentence that moves on to another mistake ("2.", "The second", "Also").
+    Without such a sign, it is cut to its share of sentences if the annotator noted the number of mistakes, and
+    otherwise left unchanged. The text is not understood, so inspect feedback.jsonl.
     """
     return [replace(f, text=_first(f), bugs=f.bugs and 1, categories=f.categories[:1]) for f in feedback]
 
@@ -118,7 +118,7 @@ def one_bug(feedback: Sequence[Feedback]) -> list[Feedback]:
 def _first(f: Feedback) -> str:
     if f.bugs == 1:
         return f.text
-    opening = re.match(r"\s*(?:[-*\u2022]|1[.)])?\s*", f.text)  # of a list: its first sign is not the next item's
+    opening = re.match(r"\s*(?:[-*\u2022]|1[.)])?\s*", f.text)  # the first list marker does not start the next item
     if found := _NEXT.search(f.text, opening.end() if opening else 0):
         return f.text[: found.start()].rstrip()
     ends = [match.start() for match in _SENTENCE.finditer(f.text.strip())]
@@ -127,12 +127,12 @@ def _first(f: Feedback) -> str:
 
 
 def share_out(sources: Mapping[int, Sequence[str]], shares: Mapping[str, float], seed: int) -> dict[int, str]:
-    """Return which source each task's feedback is taken from.
+    """Return the source of each task's feedback, by task id.
 
     Args:
-        sources: Those that have something to say of a task, by id.
-        shares: How often each is to be taken; of a task, only its own sources' count.
-        seed: Decides, task by task: a task's source does not depend on which others there are.
+        sources: The names of the sources that have feedback on each task, by task id.
+        shares: The sampling weight of each source. For a task, only the weights of its own sources count.
+        seed: The seed. It is combined with the task id, so that a task's source does not depend on the other tasks.
     """
     chosen = {}
     for task_id, names in sources.items():

@@ -1,4 +1,4 @@
-"""Feedback without an annotator: what the unit tests said of one of the policy's own wrong programs, in words."""
+"""Feedback without an annotator: unit-test results on one of the policy's own incorrect programs, as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENDLESS = "The program does not come to an end."
 _INPUT = re.compile(r"(?s)input (\d+): (.*)")
 _SAID = {"the output is": "it prints", "exit status": "it ends with exit status", "ended early": "it ended early"}
 _PART = re.compile(r"(word|line) (\d+) of the output is (.*)")
-_LONG = 200  # characters of an input or output that are shown
+_LONG = 200  # maximum number of characters to show of an input or output
 _LINE = re.compile(r"(?s)(.*) \(line (\d+)\)")
 _LIMITS = {
     "memory": "It takes more memory than it may have",
@@ -29,10 +29,10 @@ _LIMITS = {
 
 
 def in_words(program: Program, task: Task) -> str:
-    """Return what went wrong with a program: the call, what it should give, and what came or was raised on which line.
+    """Return a description of a failure: the call, the expected result, and the actual result or error with its line.
 
-    Says the same of the same program on every machine: of a program that does not end, not after how long it was
-    stopped.
+    The text is the same on every machine. For a program that does not terminate, it omits the time after which the
+    program was stopped.
     """
     verdict, detail = program.verdict, program.verdict.detail
     if task.inputs:
@@ -40,13 +40,13 @@ def in_words(program: Program, task: Task) -> str:
     if verdict.verdict == "timed_out":
         return _ENDLESS
     tests = (*task.tests, *task.challenge)
-    lines = [line.strip() for test in tests for line in test.split("\n")]  # of a longer test the one that failed
+    lines = [line.strip() for test in tests for line in test.split("\n")]  # of a multi-line test, the line that failed
     test = next((test for test in (*tests, *lines) if test and detail.startswith(test)), None)
     said = detail if test is None else detail.removeprefix(test).removeprefix(": ")
     found = _what_came(said, program)
     if verdict.verdict in _LIMITS:
         found = _LIMITS[verdict.verdict] + (f": {found}" if found else "")
-    if test is None:  # it broke off before any test, or while nobody knows which
+    if test is None:  # it failed before any test, or in an unknown test
         return f"The program does not run: {found}."
     call, expected = _sides(test)
     passed = _passed(verdict.tests, "tests")
@@ -57,14 +57,14 @@ def in_words(program: Program, task: Task) -> str:
 
 
 def _on_input(program: Program, task: Task) -> str:
-    """Return what went wrong with a program that reads and writes: the input, what it should print, and what came."""
+    """Return a description of a script's failure: the input, the expected output, and the actual output or error."""
     verdict, passed = program.verdict, _passed(program.verdict.tests, "inputs")
     match = _INPUT.fullmatch(verdict.detail)
     if match and re.match(r"(Syntax|Indentation|Tab)Error", match[2]):
         return f"The program does not run: {_what_came(match[2], program)}."
-    if match is None:  # nobody knows on which input
+    if match is None:  # the input is unknown
         return _ENDLESS if verdict.verdict == "timed_out" else f"The program does not run: {verdict.detail}."
-    # Those that were run are the last ones: the one that the prompt shows may be left out.
+    # The verdict covers the last inputs, as the input that the prompt shows may be left out.
     place, said = int(match[1]) - 1 + len(task.inputs) - len(verdict.tests), match[2]
     expected, given = task.outputs[place], f"On the input {_shown(task.inputs[place])}"
     if verdict.verdict == "timed_out":
@@ -74,7 +74,7 @@ def _on_input(program: Program, task: Task) -> str:
         return f"{given}, {limit[0].lower()}{limit[1:]}: {_what_came(said, program)}.{passed}"
     if part := _PART.fullmatch(said):
         unit, number = part[1], int(part[2])
-        words = expected.encode().split(None if unit == "word" else b"\n")  # as the judge counts them
+        words = expected.encode().split(None if unit == "word" else b"\n")  # as the judge splits them
         wanted = _shown(words[number - 1].decode())
         return f"{given}, {unit} {number} of the output should be {wanted}, but is {part[3]}.{passed}"
     found = next((said.replace(a, b, 1) for a, b in _SAID.items() if said.startswith(a)), _what_came(said, program))
@@ -96,16 +96,16 @@ def _what_came(said: str, program: Program) -> str:
     if match := _LINE.fullmatch(said):
         error, number = match[1], int(match[2])
         lines = lines_of(program.program)
-        line = lines[number - 1].strip() if number <= len(lines) else ""  # set-up code has lines of its own
+        line = lines[number - 1].strip() if number <= len(lines) else ""  # set-up code has its own line numbers
         return f"line {number}" + (f", `{line}`," if line else "") + f" raises {error}"
     return f"it raises {said}" if re.match(r"\w+(Error|Exception|Exit|Interrupt)\b", said) else said
 
 
 def _sides(test: str) -> tuple[str, str | None]:
-    """Return what a test calls and what it expects; the whole test and None where it is no `call == value`."""
+    """Return the call and the expected value of a test, or the whole test and None if it is not `call == value`."""
     try:
         statement = ast.parse(test.strip()).body[0]
-    except SyntaxError:  # a line of a statement
+    except SyntaxError:  # a line of a multi-line statement
         return test, None
     match statement:
         case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
@@ -117,17 +117,17 @@ def _sides(test: str) -> tuple[str, str | None]:
 
 @dataclass
 class Choosing(Source):
-    """A source that writes on one of the policy's own wrong programs of each task.
+    """The base class of sources that give feedback on one of the policy's own incorrect programs for each task.
 
     Args:
-        choose: Which of them: most_passed: one that passes most tests, which is likely to be the easiest to correct, as
-            the paper asks annotators to pick; random: any. The seed decides among equals.
+        choose: The program to choose. most_passed: one that passes the most tests and so is likely to be the easiest to
+            correct, as the paper asks annotators to pick; random: any. The seed decides among equals.
     """
 
     choose: Literal["most_passed", "random"] = "most_passed"
 
     def chosen(self, failing: Failing, seed: int) -> list[Program]:
-        """Return one wrong program of each task, in order of id."""
+        """Return one incorrect program of each task, in order of task id."""
         found = []
         for i in sorted(failing):
             most = max(sum(p.verdict.tests) for p in failing[i]) if self.choose == "most_passed" else 0
@@ -138,7 +138,7 @@ class Choosing(Source):
 
 @dataclass
 class UnitTests(Choosing):
-    """What the unit tests said of one of the policy's own wrong programs, in words."""
+    """Feedback that describes the unit-test results of one of the policy's own incorrect programs as text."""
 
     name = "unit_tests"
     refines = False

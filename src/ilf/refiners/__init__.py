@@ -1,4 +1,4 @@
-"""What pi_Refine is: one protocol (`Refiner`), and the options of the group `refiner`."""
+"""The refiner pi_Refine: the protocol `Refiner`, and the options of the group `refiner`."""
 
 from ilf.lazy import getter
 from ilf.protocols import Refiner as Refiner

@@ -1,4 +1,4 @@
-"""The refiner of the paper: fine-tuned on annotated tasks of the Refine split."""
+"""The paper's refiner, which is fine-tuned on annotated tasks of the Refine split."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ilf.types import Feedback, derive_seed
 
 @dataclass
 class FineTuned(Refiner):
-    """The base, fine-tuned to write a refinement of each annotated program of Refine.
+    """A refiner: the base model, fine-tuned to write a refinement of each annotated program of Refine.
 
     Args:
-        targets: Which refinements. annotator: the annotator's; where there is none, the task's gold program. gold: the
-            gold program. own: of the policy's own correct samples the one that is nearest to the wrong program, so that
-            the refiner imitates nobody's style; feedback is then also given on tasks that the policy sometimes solves.
-        held_out: The share of the tasks that the refiner is validated on, and not trained.
+        targets: The refinements to train on. annotator: the annotator's or, if there is none, the task's gold program.
+            gold: the gold program. own: the policy's own correct sample that is nearest to the incorrect program, so
+            that the refiner imitates no one else's style; tasks that the policy sometimes solves then get feedback too.
+        held_out: The fraction of the tasks that are held out for validation.
     """
 
     targets: Literal["annotator", "gold", "own"] = "annotator"
@@ -33,28 +33,28 @@ class FineTuned(Refiner):
 
     @property
     def learns(self) -> Literal["annotator", "gold", "own"]:
-        """Whose programs it is trained to write."""
+        """The source of the programs that the refiner is trained to write."""
         return self.targets
 
     def trained_on(self, tasks: int) -> int:
-        """Return how many of the tasks that there are it is trained on."""
+        """Return the number of training tasks, given the number of all tasks."""
         return tasks - int(self.held_out * tasks + 1e-9)
 
     def example(self, feedback: Feedback, run: Refining) -> Any:
-        """Return the training example of one feedback. Raises ValueError or SyntaxError where there can't be one."""
+        """Return the training example for a feedback. Raise ValueError or SyntaxError if there can't be one."""
         task = run.tasks.by_id[feedback.task_id]
         prompt = self.prompt(feedback, task, run)
         return run.module.example(run.tokenizer, feedback, task, self.old_code_tokens, run.max_length, prompt)
 
     def train(self, feedback: Sequence[Feedback], run: Refining) -> Path:
-        """Return the folder of the fine-tuned model."""
+        """Fine-tune the refiner, and return the folder of the model."""
         feedback, examples = self._with_targets([f for f in feedback if f.split == "refine"], run), []
         for f in feedback:
             try:
                 examples.append(self.example(f, run))
             except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
                 run.rejected.append(f"task {f.task_id} (refiner): {error}")
-        # By task, as several rounds may have feedback on the same one.
+        # Hold out whole tasks, as several rounds may have feedback on the same task.
         found = list(dict.fromkeys(e.task_id for e in examples))
         order = random.Random(derive_seed(run.seed, "held_out")).sample(found, len(found))
         ids = set(order[: len(order) - self.trained_on(len(order))])
@@ -64,7 +64,7 @@ class FineTuned(Refiner):
         return run.fine_tune(training, held_out, [(task, self.prompt(f, task, run)) for task, f in asked])
 
     def _with_targets(self, feedback: Sequence[Feedback], run: Refining) -> list[Feedback]:
-        """Return each feedback with the refinement that the refiner is to learn, None for the task's gold program."""
+        """Return each piece of feedback with the target refinement, which is None for the task's gold program."""
         if self.targets == "annotator":
             return list(feedback)
         if self.targets == "gold":

@@ -1,4 +1,4 @@
-"""Refiners that no run fine-tunes: a prompted policy, a folder of an earlier run, and the control without feedback."""
+"""Refiners that a run does not fine-tune: a prompted policy, a saved model, and a control without feedback."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ilf.types import Feedback, InputError, Refinement, Task
 
 @dataclass
 class FewShot(Refiner):
-    """The policy that the run started with, prompted with worked examples.
+    """A refiner: the run's initial policy, prompted with worked examples.
 
     Args:
-        shots: How many examples, on tasks of the Prompt split.
+        shots: The number of worked examples, which are tasks of the Prompt split.
     """
 
     shots: Natural = 1
@@ -30,19 +30,19 @@ class FewShot(Refiner):
 
     @property
     def worked_examples(self) -> int:
-        """How many worked examples each prompt holds."""
+        """The number of worked examples in each prompt."""
         return self.shots
 
     def check(self, settings: Any) -> None:
-        """Raise InputError where the tasks are too few for the examples."""
+        """Raise InputError if there are too few tasks for the worked examples."""
         check_worked_examples(settings, "refiner.shots", self.shots)
 
     def train(self, feedback: Sequence[Feedback], run: Refining) -> Path:
-        """Return the folder of the policy that the run started with."""
+        """Return the folder of the run's initial policy."""
         return run.base
 
     def prompt(self, feedback: Feedback, task: Task, run: Refining) -> str:
-        """Return the refine prompt behind the worked examples."""
+        """Return the worked examples followed by the refine prompt."""
         shown = []
         for f in worked_examples("refiner.shots", self.shots, list(run.worked)):
             own = run.tasks.by_id[f.task_id]
@@ -53,10 +53,10 @@ class FewShot(Refiner):
 
 @dataclass
 class Folder(Refiner):
-    """A model that was fine-tuned before.
+    """A refiner that was fine-tuned before.
 
     Args:
-        path: Its folder, such as the refiner/ of an earlier run.
+        path: The folder of the model, such as the refiner/ of an earlier run.
     """
 
     path: str | None = None
@@ -65,11 +65,11 @@ class Folder(Refiner):
 
     @property
     def folder(self) -> Path | None:
-        """The folder."""
+        """The folder of the model."""
         return Path(str(self.path))
 
     def check(self, settings: Any) -> None:
-        """Raise InputError where the folder holds no model."""
+        """Raise InputError if the folder holds no model."""
         if self.path is None:
             allowed = f"refiner={settings.option('refiner')} needs a folder in Hugging Face's layout"
             advice = "Give refiner.path=FOLDER, such as the refiner/ of an earlier run."
@@ -77,13 +77,13 @@ class Folder(Refiner):
         check_model_folder("refiner.path", self.path)
 
     def train(self, feedback: Sequence[Feedback], run: Refining) -> Path:
-        """Return the folder."""
+        """Return the folder of the model."""
         return Path(str(self.path))
 
 
 @dataclass
 class Policy(Refiner):
-    """A control: fresh samples of the newest policy, given the task without program and feedback."""
+    """A control: fresh samples of the newest policy, prompted with the task but without program and feedback."""
 
     name = "policy"
     reads_program = False

@@ -1,4 +1,4 @@
-"""Where tasks come from: the options of the group `data`, splits, prompts and their inverse."""
+"""The data sets, which are the options of the group `data`, with their splits, prompts and prompt parsing."""
 
 from ilf.tasks.data import Data, Limit
 from ilf.tasks.hub import Hub

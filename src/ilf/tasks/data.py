@@ -1,4 +1,4 @@
-"""What all data sets have in common: the options of the group `data`, and those of a user's own."""
+"""The base class of data sets, which are the options of the group `data` and a user's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Share = Annotated[float, Ge(0)]
 
 @dataclass
 class Limit:
-    """How many tasks of a split to use (the first ids); null for all."""
+    """The maximum number of tasks to use from each split, lowest ids first; null uses all."""
 
     prompt: Natural | None = None
     test: Positive | None = None
@@ -34,16 +34,16 @@ class Limit:
 
 @dataclass
 class Data(ABC):
-    """A data set. Derive from it for one of your own whose rows are unlike MBPP's, else from `ilf.tasks.Table`.
+    """A data set. For your own data, derive from this class or, if it has MBPP's columns, from `ilf.tasks.Table`.
 
     Args:
-        prompt: paper; no_leak: without helper code of the gold program; chat: the paper's in a turn of the model's chat
-            template, whose answer begins with the head of the program.
-        near_duplicates: keep, or drop: leave out tasks of Refine and Train that nearly repeat a task of Test.
-        limit: How many tasks of each split a run uses.
-        annotator: Who annotates this data: human or scripted.
-        annotations: What people wrote: a .jsonl or .csv file.
-        annotated_policy: Whose wrong programs they saw.
+        prompt: paper: the paper's prompt; no_leak: without the helper code of the gold program; chat: the paper's
+            prompt in a turn of the model's chat template, whose answer begins with the head of the program.
+        near_duplicates: keep, or drop: exclude tasks of Refine and Train that nearly duplicate a task of Test.
+        limit: The maximum number of tasks of each split.
+        annotator: The annotator of this data set: human or scripted.
+        annotations: A file of human annotations, .jsonl or .csv.
+        annotated_policy: The policy that sampled the annotated programs.
     """
 
     prompt: Literal["paper", "no_leak", "chat"] = "paper"
@@ -53,82 +53,86 @@ class Data(ABC):
     annotations: str | None = None
     annotated_policy: str | None = None
 
-    only_test: ClassVar[bool] = False  # whether there are no tasks to learn from
-    gold_passes: ClassVar[bool] = False  # whether gold programs are known to pass, so that a run does not execute them
-    mend_gold: ClassVar[str] = "Mend the program or its tests, or leave it out (for a signature, if tests call it)."
-    may_lack: ClassVar[Container[int]] = ()  # ids that may be annotated where the data lack them
+    only_test: ClassVar[bool] = False  # whether there are no tasks to train on
+    gold_passes: ClassVar[bool] = False  # whether gold programs are known to pass, so they are not executed
+    mend_gold: ClassVar[str] = (
+        "Fix the program or its tests, or omit the program (and give a signature if tests call it)."
+    )
+    may_lack: ClassVar[Container[int]] = ()  # ids that may be annotated although the data lack them
 
     @abstractmethod
     def read(self, key: str) -> tuple[Sequence[Task], str]:
-        """Return all tasks, and the SHA-256 of their content (`ilf.files.sha256` gives one).
+        """Return all tasks, and the SHA-256 of their content (`ilf.files.sha256` computes one).
 
         Args:
-            key: The setting's group, for errors: "data" or "transfer".
+            key: The group of the setting, for errors: "data" or "transfer".
         """
 
     def load(self, key: str = "data") -> tuple[list[Task], str]:
-        """Return all tasks in order of id, and the SHA-256 of their content, both checked.
+        """Check the data; return all tasks in order of id, and the SHA-256 of their content.
 
         Args:
-            key: The setting's group, for errors: "data" or "transfer".
+            key: The group of the setting, for errors: "data" or "transfer".
 
         Raises:
-            InputError: The data can't be found, a row is malformed, or none is of Test.
+            InputError: The data can't be found, a row is malformed, or there is no Test task.
         """
         self.check(key)
         tasks, sha256 = self.read(key)
         tasks = self._checked(tasks, key)
         if not any(task.split == "test" for task in tasks):
-            allowed = f"holds no task of the Test split ({self.place_of('test')})"
-            raise self.wrong(key, allowed, "Add Test tasks: every figure is reported on them.")
+            allowed = f"has no task of the Test split ({self.place_of('test')})"
+            raise self.wrong(key, allowed, "Add Test tasks: all results are reported on them.")
         return tasks, sha256
 
     def _checked(self, tasks: Iterable[Task], key: str) -> list[Task]:
-        """Return the tasks in order of id. Raises InputError where a class has made something else."""
+        """Return the tasks in order of id. Raise InputError if a class returns anything but valid tasks."""
         found: dict[int, Task] = {}
         for task in tasks:
             if not isinstance(task, Task):
-                raise self.wrong(key, f"reads {task!r:.60}, and must read ilf.types.Task", "Mend its method `read`.")
+                raise self.wrong(
+                    key, f"returned {task!r:.60}, and must return ilf.types.Task", "Fix its method `read`."
+                )
             place = f"{key}: task {task.task_id}"
             for name, kind in _KINDS.items():
                 value = getattr(task, name)
                 if not isinstance(value, kind):
                     allowed = f"must be of type {kind.__name__}, and is {type(value).__name__}"
-                    raise InputError(f"{place}: {name}", value, allowed, "Mend the method `read`.")
+                    raise InputError(f"{place}: {name}", value, allowed, "Fix the method `read`.")
             if bool(task.tests) == bool(task.inputs) or len(task.inputs) != len(task.outputs):
                 there = f"{len(task.tests)} tests, {len(task.inputs)} inputs and {len(task.outputs)} outputs"
-                allowed = f"must have tests, or inputs and as many outputs, and has {there}"
-                raise InputError(place, task.task_id, allowed, "Mend the method `read`.")
+                allowed = f"must have tests, or equally many inputs and outputs, and has {there}"
+                raise InputError(place, task.task_id, allowed, "Fix the method `read`.")
             if task.split not in SPLITS:
                 raise InputError(f"{place}: split", task.split, f"must be one of {', '.join(SPLITS)}", "Choose one.")
             if task.task_id in found:
-                raise InputError(place, task.task_id, "is the id of two tasks", "Give each its own.")
+                raise InputError(place, task.task_id, "is the id of two tasks", "Give each task its own id.")
             found[task.task_id] = task
         return [found[i] for i in sorted(found)]
 
     def check(self, key: str = "data") -> None:
-        """Raise InputError where something that the data need is not there, before anything loads.
+        """Raise InputError if anything that the data need is missing, before anything is loaded.
 
         Args:
-            key: The setting's group, for errors: "data" or "transfer".
+            key: The group of the setting, for errors: "data" or "transfer".
         """
         if self.near_duplicates == "drop" and (self.only_test or key == "transfer"):
-            allowed = "leaves out tasks to learn from, and only Test of this data set is used"
-            raise InputError(f"{key}.near_duplicates", "drop", allowed, "Leave it out.")
+            allowed = "excludes training tasks, and only the Test split of this data set is used"
+            raise InputError(f"{key}.near_duplicates", "drop", allowed, "Omit it.")
         if self.annotator == "scripted" and not self.specifications():
-            allowed = "needs a script that knows what the tasks ask for, and this data set has none"
+            allowed = "needs a script that knows what the tasks require, and this data set has none"
             raise InputError(f"{key}.annotator", "scripted", allowed, f"Use {key}.annotator=human.")
 
     def check_gold(self, tasks: Iterable[Task], sandbox: Judge, key: str = "data") -> None:
-        """Execute every gold program on its tests, unless they are known to pass.
+        """Execute every gold program on its tests, unless the gold programs are known to pass.
 
         Args:
-            tasks: Those without a gold program are passed over.
-            sandbox: Executes them.
-            key: The setting's group, for errors: "data" or "transfer".
+            tasks: The tasks. Tasks without a gold program are skipped.
+            sandbox: The sandbox that executes the programs.
+            key: The group of the setting, for errors: "data" or "transfer".
 
         Raises:
-            InputError: Names the place of each that does not pass, the first five of them, with what came of it.
+            InputError: Gold programs fail. The error names the places and verdicts of the first five.
         """
         if self.gold_passes:
             return
@@ -148,11 +152,11 @@ class Data(ABC):
 
     @property
     def source(self) -> tuple[str, Any]:
-        """The argument that says where the tasks come from, and its value; of a class without one the class."""
+        """The argument that names the source of the tasks, and its value; if there is none, the class."""
         return "_target_", f"{type(self).__module__}.{type(self).__qualname__}"
 
     def wrong(self, key: str, allowed: str, advice: str) -> InputError:
-        """Return the error that says something of the tasks as a whole."""
+        """Return an error about the data set as a whole."""
         name, value = self.source
         return InputError(f"{key}.{name}", value, allowed, advice)
 
@@ -161,26 +165,26 @@ class Data(ABC):
         return type(self) is type(other) and self.source == other.source
 
     def place_of(self, *splits: str) -> str:
-        """Return what makes a task one of these splits, for errors."""
+        """Return what assigns a task to one of these splits, for errors."""
         return "`split` of a task"
 
     def places(self, key: str) -> Mapping[int, str]:
-        """Return where each task stands, such as FILE:LINE, by id, as far as that is known."""
+        """Return the place of each task, such as FILE:LINE, by id, as far as it is known."""
         return {}
 
     def specifications(self) -> Mapping[int, Any]:
-        """Return what the tasks ask for, by id, as `feedback=scripted` needs it; empty where no script knows."""
+        """Return what each task requires, by id, for `feedback=scripted`; empty if no script knows it."""
         return {}
 
 
 def job_of(program: str, task: Task, tests: str = "all", gold: str = "") -> Job:
-    """Return a program with what its task asks of it, for a sandbox.
+    """Return the sandbox job that executes a program on the tests of its task.
 
     Args:
-        program: A whole one.
+        program: A whole program.
         task: The task.
-        tests: "all"; "unseen" to leave out the tests or inputs that the prompt shows; "challenge" for the task's
-            challenge tests in place of its tests, where it has some.
+        tests: "all"; "unseen" to omit the tests or inputs that the prompt shows; "challenge" to use the task's
+            challenge tests, if it has any, in place of its tests.
         gold: See `ilf.sandbox.Job`.
     """
     first = task.shown if tests == "unseen" else 0
@@ -192,12 +196,12 @@ def job_of(program: str, task: Task, tests: str = "all", gold: str = "") -> Job:
 
 
 def split_tasks(tasks: Iterable[Task], limit: Mapping[str, int | None], only: set[int] | None = None) -> Splits:
-    """Return the splits, restricted and limited.
+    """Return the tasks by split, restricted and limited.
 
     Args:
         tasks: All tasks.
-        limit: Of a split by its name: how many tasks to keep, the first ids; None for all.
-        only: Ids that Refine and Train keep (the annotated ones when feedback comes from a file), before the limit.
+        limit: The maximum number of tasks of each split, by its name (lowest ids first); None keeps all.
+        only: The ids to keep in Refine and Train before the limit, such as the annotated ones; None keeps all.
     """
     groups: dict[str, list[Task]] = {name: [] for name in SPLITS}
     refine = []

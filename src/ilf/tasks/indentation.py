@@ -1,4 +1,4 @@
-"""Programs with four spaces a level, whatever their indentation was: Python's own tokenizer says what a level is."""
+"""Re-indents programs with four spaces per level, using Python's own tokenizer to find the levels."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _BETWEEN = (tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.ENDMARKER)
 
 
 def reindented(code: str) -> str:
-    r"""Return a program with four spaces a level, which does what it did.
+    r"""Return an equivalent program with four spaces per level.
 
-    A line that continues a statement moves with the statement's first line, and a comment on a line of its own with
-    its block. A line that begins inside a string stays as it is, and so does every newline.
+    A line that continues a statement moves with the first line of the statement, and a comment on its own line moves
+    with its block. Lines that begin inside a string, and all newlines, stay unchanged.
 
     >>> reindented("def f(x):\n\tif x:\n\t  return x\n")
     'def f(x):\n    if x:\n        return x\n'
     """
     lines = lines_of(code, keepends=True)
     widths = {row: _width(line) for row, line in enumerate(lines, 1)}
-    new = dict[int, int]()  # by row
-    blocks = [0]  # where the open blocks start
-    comments: list[int] = []  # rows of those above the next statement
-    starts = True  # whether the next token is a statement's first
+    new = dict[int, int]()  # new widths by row
+    blocks = [0]  # the indentation widths of the open blocks
+    comments: list[int] = []  # rows of the comments above the next statement
+    starts = True  # whether the next token starts a statement
     for token in tokenize.generate_tokens(io.StringIO(normalise_newlines(code)).readline):
         first, last = token.start[0], token.end[0]
         if token.type == tokenize.NEWLINE:
@@ -38,7 +38,9 @@ def reindented(code: str) -> str:
                 starts, before, width = False, blocks, widths[first]
                 blocks = [start for start in blocks if start < width] + [width]
                 shift = _LEVEL * (len(blocks) - 1) - width
-                for row in comments:  # of the block that ends here, of the one that begins, or of one around them
+                for (
+                    row
+                ) in comments:  # a comment belongs to the block that ends here, the one that begins, or an outer one
                     depths = (sum(start <= widths[row] for start in some) for some in (before, blocks))
                     new[row] = _LEVEL * (max(depths) - 1)
                 comments = []
@@ -51,12 +53,12 @@ def reindented(code: str) -> str:
 
 
 def _width(line: str) -> int:
-    """Return how far a line is indented: for Python, a tab goes to a multiple of eight and a form feed back to 0."""
+    """Return the indentation of a line. As in Python, a tab advances to a multiple of 8, and a form feed resets it."""
     indent = line[: len(line) - len(line.lstrip(" \t\f"))]
     return len(indent.rpartition("\f")[2].expandtabs(8))
 
 
 def _inside_strings(code: str) -> set[int]:
-    """Return the rows that begin inside a string, or between strings that are joined."""
+    """Return the rows that begin inside a string, or between implicitly concatenated strings."""
     texts = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant | ast.JoinedStr)]
     return {row for node in texts for row in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)}

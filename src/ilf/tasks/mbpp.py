@@ -25,21 +25,21 @@ SHA256 = "e3f45af54c8923849d795cba78c5c94b88c09db89a5dcc9ac538696485b099cf"
 SPLIT_IDS = {"prompt": range(1, 11), "test": range(11, 111), "refine": range(111, 311), "train": range(311, 975)}
 IDS = range(1, 975)
 COLUMNS = {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str}
-FILE = Columns(COLUMNS, optional=("challenge_test_list",))  # which the SHA-256 leaves out
-_ADVICE = "Give MBPP's mbpp.jsonl, or leave it out to use the Hub."
+FILE = Columns(COLUMNS, optional=("challenge_test_list",))  # not included in the SHA-256
+_ADVICE = "Give the path of MBPP's mbpp.jsonl, or omit it to use the Hub."
 
 
 @dataclass
 class MBPP(Data):
-    """MBPP, divided as the paper does.
+    """MBPP with the paper's splits.
 
     Args:
-        path: A JSON-lines file in MBPP's columns, which may be a part of it; null loads the Hub.
-        revision: The Hub's commit, used where there is no path.
-        sha256: What the content must hash to; null takes any.
-        last_train_id: The last id of Train, 974 in the paper. What comes after it is evaluated, as Test is.
-        newlines: Of the gold programs that a run trains on: normalized, or published, which are CRLF in 972 of 974.
-        reindent: Whether the gold programs that a run trains on are indented anew, by four spaces a level.
+        path: A JSON-lines file with MBPP's columns and all or some of its rows; null loads MBPP from the Hub.
+        revision: The commit on the Hub, used if there is no path.
+        sha256: The expected SHA-256 of the content; null accepts any content.
+        last_train_id: The last id of Train, 974 in the paper. Tasks with higher ids are added to Test.
+        newlines: The newlines of the gold programs to train on: normalized, or published, which is CRLF in 972 of 974.
+        reindent: Whether to re-indent the gold programs to train on with four spaces per level.
     """
 
     annotated_policy: str | None = "Salesforce/codegen-6B-mono"
@@ -55,25 +55,25 @@ class MBPP(Data):
 
     @property
     def source(self) -> tuple[str, Any]:
-        """The file, if any."""
+        """The path of the file, if there is one."""
         return "path", self.path
 
     def same(self, other: Data) -> bool:
-        """Return whether another data set is MBPP, wherever it lies."""
+        """Return whether another data set is MBPP, wherever its rows come from."""
         return isinstance(other, MBPP)
 
     def place_of(self, *splits: str) -> str:
-        """Return the ids of these splits."""
+        """Return the ids of these splits, for errors."""
         return ids_of(*splits, last_train_id=self.last_train_id)
 
     def check(self, key: str = "data") -> None:
-        """Raise InputError where the file is not there."""
+        """Raise InputError if the file does not exist."""
         super().check(key)
         if self.path is not None:
             check_path(f"{key}.path", self.path, "file", _ADVICE)
 
     def read(self, key: str) -> tuple[list[Task], str]:
-        """Return all tasks in order of id, and the SHA-256 of their content. Raises InputError, see `read_rows`."""
+        """Return all tasks in order of id, and the SHA-256 of their content. Raise InputError as `read_rows` does."""
         rows = read_rows(self.path, self.revision, key)
         tasks, sha256 = tasks_from(rows, self.sha256, self.prompt, key)
         published = {row["task_id"]: row["code"] for _, row in rows}
@@ -81,14 +81,14 @@ class MBPP(Data):
         return [replace(t, split="test") if t.task_id > self.last_train_id else t for t in tasks], sha256
 
     def _gold(self, task: Task, published: str) -> str:
-        """Return the gold program to train on; empty where it is the task's as it stands."""
+        """Return the gold program to train on, or an empty string if it equals the task's own."""
         code = published if self.newlines == "published" else task.code
         code = reindented(code) if self.reindent else code
         return "" if code == task.code else code
 
 
 def ids_of(*splits: str, last_train_id: int = 974) -> str:
-    """Return the ids of splits in words."""
+    """Return a description of the ids of splits, such as "ids 1 to 10"."""
     ids = {name: [(own[0], own[-1])] for name, own in SPLIT_IDS.items()} | {"train": [(311, last_train_id)]}
     if last_train_id < 974:
         ids["test"].append((last_train_id + 1, 974))
@@ -104,12 +104,12 @@ def read_rows(path: str | None, revision: str, key: str = "data") -> list[Row]:
     """Return (place, row) for each of MBPP's rows.
 
     Args:
-        path: A JSON-lines file in MBPP's columns; None loads the Hub.
-        revision: The Hub's commit, used where `path` is None.
-        key: The setting's group, for errors: "data" or "transfer".
+        path: A JSON-lines file with MBPP's columns; None loads MBPP from the Hub.
+        revision: The commit on the Hub, used if `path` is None.
+        key: The group of the setting, for errors: "data" or "transfer".
 
     Raises:
-        InputError: The file is missing or empty, or a row is malformed, or the Hub can't be reached.
+        InputError: The file is missing or empty, a row is malformed, or the Hub can't be reached.
     """
     if path is None:
         return _hub_rows(revision, key)
@@ -124,12 +124,12 @@ def _hub_rows(revision: str, key: str) -> list[Row]:
 
     try:
         parts = load_dataset(*HUB, revision=revision)
-    except Exception as error:  # the client has no one class for "not reachable": each layer raises its own
+    except Exception as error:  # the client has no common class for connection errors
         raise InputError(
             f"{key}.path",
             None,
             f"MBPP could not be loaded from the Hugging Face Hub ({HUB[0]} at {revision}: {type(error).__name__})",
-            f"Without a network, give a local copy: {key}.path=mbpp.jsonl.",
+            f"Without a network, use a local copy: {key}.path=mbpp.jsonl.",
         ) from error
     return [(f"{HUB[0]}:{row['task_id']}", row) for row in concatenate_datasets(list(parts.values()))]
 
@@ -140,19 +140,19 @@ def tasks_from(
     """Return all tasks in order of id, and the SHA-256 of their content.
 
     Args:
-        rows: (place, row) for each, in MBPP's columns.
-        expected_sha256: What the content must hash to, None for any.
-        prompt_style: See `prompts.task_prompt`.
-        key: The setting's group, for errors: "data" or "transfer".
+        rows: (place, row) for each task, with MBPP's columns.
+        expected_sha256: The expected SHA-256 of the content; None accepts any.
+        prompt_style: The style of the prompt; see `prompts.task_prompt`.
+        key: The group of the setting, for errors: "data" or "transfer".
 
     Raises:
-        InputError: A row is malformed or repeated, or the content is not what was expected.
+        InputError: A row is malformed or repeated, or the content does not have the expected hash.
     """
 
     def task(where: str, row: dict[str, Any]) -> Task:
         if row["task_id"] not in IDS:
             allowed = "must be one of MBPP's ids, 1 to 974"
-            raise InputError(f"{where}: task_id", row["task_id"], allowed, "Mend the row.")
+            raise InputError(f"{where}: task_id", row["task_id"], allowed, "Fix the row.")
         return task_of(where, row, split_of(row["task_id"]), prompt_style)
 
     return rows_of.tasks_from(rows, COLUMNS, expected_sha256, task, key)

@@ -1,6 +1,6 @@
 """Mini Basic Python Problems: 974 generated tasks in MBPP's columns, with the paper's split ids.
 
-Everything is drawn from one seed, so that the rows are the same wherever and whenever they are made.
+Everything is generated from one seed, so that the rows are the same on every machine and in every run.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ilf.tasks.mini_grammar import Specification, draw_argument, draw_names, dra
 from ilf.tasks.mini_parts import FILTERS, MAPS, REDUCTIONS
 from ilf.types import Task
 
-_SEED, _TASKS = 2303_16749, 974  # the paper's number on arXiv
-_ATTEMPTS = 16  # arguments drawn for each task, of which three become tests
+_SEED, _TASKS = 2303_16749, 974  # the seed is the paper's arXiv number
+_ATTEMPTS = 16  # arguments sampled for each task, of which three become tests
 
 
 @dataclass
 class Mini(Data):
-    """The generated tasks, which a script annotates.
+    """Generated tasks that a script can annotate.
 
     Args:
-        sha256: What the content must hash to; null takes any.
+        sha256: The expected SHA-256 of the content; null accepts any content.
     """
 
     annotator: Literal["human", "scripted"] = "scripted"
@@ -35,7 +35,7 @@ class Mini(Data):
     gold_passes: ClassVar[bool] = True
 
     def place_of(self, *splits: str) -> str:
-        """Return the ids of these splits."""
+        """Return the ids of these splits, for errors."""
         return ids_of(*splits)
 
     def read(self, key: str) -> tuple[Sequence[Task], str]:
@@ -43,7 +43,7 @@ class Mini(Data):
         return _tasks(self.sha256, self.prompt, key)
 
     def specifications(self) -> Mapping[int, Specification]:
-        """Return what each task asks for, by id."""
+        """Return what each task requires, by id."""
         return specifications()
 
 
@@ -55,7 +55,7 @@ def _tasks(sha256: str | None, prompt: str, key: str) -> tuple[tuple[Task, ...],
 
 @functools.cache
 def specifications() -> dict[int, Specification]:
-    """Return what each task asks for, by id; no two are the same."""
+    """Return what each task requires, by id. No two specifications are the same."""
     rng = random.Random(_SEED)
     found: dict[str, Specification] = {}
     while len(found) < _TASKS:
@@ -66,7 +66,7 @@ def specifications() -> dict[int, Specification]:
 
 @functools.cache
 def rows() -> tuple[tuple[str, dict[str, Any]], ...]:
-    """Return (place, row) for each task, in MBPP's columns: text, gold program (a comprehension), three asserts."""
+    """Return (place, row) for each task, with MBPP's columns: text, gold program (a comprehension), three asserts."""
     return tuple((f"mini:{i}", _row(i, specification)) for i, specification in specifications().items())
 
 
@@ -86,10 +86,10 @@ def _row(task_id: int, specification: Specification) -> dict[str, Any]:
 
 
 def draw_tests(specification: Specification, rng: random.Random, count: int = 3) -> list[Any]:
-    """Return arguments that tell a specification from its neighbours, as far as any that were drawn do."""
+    """Return the arguments, among those sampled, that best distinguish a specification from its neighbors."""
     neighbours = list(_neighbours(specification))
     arguments: list[Any] = []
-    told: list[set[int]] = []  # which neighbours an argument tells it from
+    told: list[set[int]] = []  # the neighbors that each argument distinguishes
     attempts = 0
     while attempts < _ATTEMPTS or len(arguments) < count:
         attempts += 1
@@ -112,7 +112,7 @@ def draw_tests(specification: Specification, rng: random.Random, count: int = 3)
 
 
 def _neighbours(specification: Specification) -> Iterator[Specification]:
-    """Yield specifications with another filter, map or reduction."""
+    """Yield the specifications that differ in the filter, the map or the reduction."""
     s = specification
     for f in FILTERS:
         if f.kind == s.source.kind and f != s.filter:
@@ -128,5 +128,5 @@ def _neighbours(specification: Specification) -> Iterator[Specification]:
 def _answer(specification: Specification, data: Any) -> Any:
     try:
         return specification.answer(data)
-    except (ValueError, IndexError):  # the largest of nothing, the first letter of nothing
+    except (ValueError, IndexError):  # such as the maximum of an empty list
         return None

@@ -1,7 +1,7 @@
-"""The grammar of mini's tasks: specifications, and the programs that people write for them, right and wrong.
+"""The grammar of mini's tasks: specifications, and correct and incorrect programs for them.
 
-A program is handled as a `Sketch`, one piece of code a slot in the canonical names of mini_parts.py, until
-`Sketch.body` writes it down with names of its own.
+A program is represented as a `Sketch`, which has a piece of code for each slot, with the canonical names of
+mini_parts.py. `Sketch.body` then writes the program with its own names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ilf.tasks.mini_parts import FILTERS, MAPS, REDUCTIONS, SOURCES, Component, 
 
 INDENT = "    "
 
-_SHORT_MISTAKES = {  # what is returned of a comprehension by mistake
+_SHORT_MISTAKES = {  # mistakes in what is returned, for comprehensions
     "max(acc)": "min(acc)",
     "min(acc)": "max(acc)",
     "sorted(acc)": "acc",
@@ -27,7 +27,7 @@ _SHORT_MISTAKES = {  # what is returned of a comprehension by mistake
 
 @dataclass(frozen=True)
 class Names:
-    """A program's own names for what a `Sketch` calls `arg`, `item` and `acc`."""
+    """A program's own names for the canonical names `arg`, `item` and `acc` of a `Sketch`."""
 
     arg: str
     item: str
@@ -40,15 +40,15 @@ class Names:
 
 @dataclass(frozen=True)
 class Sketch:
-    """A program by its slots, in canonical names: `item`, `acc`, `arg`."""
+    """A program as code for each slot, with the canonical names `item`, `acc` and `arg`."""
 
-    loop: str  # what is gone over
-    test: str | None  # which items count; None for all
+    loop: str  # the iterable
+    test: str | None  # the condition on the items to use; None uses all
     value: str
     answer: str  # what is returned
-    start: str | None = None  # of acc; None, with update None, is a comprehension
+    start: str | None = None  # the initial value of acc; None, with update None, for a comprehension
     update: str | None = None
-    early: bool = False  # returns inside the loop
+    early: bool = False  # whether it returns inside the loop
 
     def update_line(self) -> str:
         """Return the statement that adds a value to `acc`."""
@@ -73,7 +73,7 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Specification:
-    """What a program has to do."""
+    """What a program must do."""
 
     source: Source
     filter: Filter
@@ -84,12 +84,12 @@ class Specification:
 
     @property
     def key(self) -> str:
-        """Return the specification in one word, equal for equal ones only."""
+        """A string that is equal for equal specifications only."""
         parts = (self.source.name, self.filter.name, self.k, self.map.name, self.m, self.reduction.name)
         return "/".join(map(str, parts))
 
     def values(self, data: Any) -> list[Any]:
-        """Return the mapped values of the items that count."""
+        """Return the mapped values of the items that pass the filter."""
         kept = [item for item in self.source.items(data) if self.filter.keep(item, self.k)]
         return [self.map.apply(item, self.m) for item in kept]
 
@@ -98,11 +98,11 @@ class Specification:
         return self.reduction.fold(self.values(data))
 
     def items_phrase(self, nouns: str) -> str:
-        """Return the words for the items that count: "even numbers"."""
+        """Return the phrase for the items that pass the filter, such as "even numbers"."""
         return self.filter.phrase.format(nouns=nouns, k=self.k)
 
     def text(self, rng: random.Random) -> str:
-        """Return the task in words, in one of several phrasings."""
+        """Return the description of the task, in one of several phrasings."""
         items = f"{self.items_phrase(rng.choice(self.source.nouns))} {rng.choice(self.source.places)}"
         values = self.map.phrase.format(items=items, k=self.m)
         opening = rng.choice(("Write a function to", "Write a python function to", "Create a function to"))
@@ -125,7 +125,7 @@ class Specification:
         )
 
     def mistakes(self, sketch: Sketch) -> list[tuple[Component, list[Sketch]]]:
-        """Return, for each part, the wrong versions of `sketch` that people write, the usual one first."""
+        """Return, for each component, the incorrect versions of `sketch` that people write, the most common first."""
         reduction, short = self.reduction, sketch.update is None
         tests = [m and m.format(k=self.k) for m in self.filter.mistakes]
         wrong_values = [m.format(k=self.m) for m in self.map.mistakes if m] if sketch.value != "1" else []
@@ -154,14 +154,19 @@ def draw_specification(rng: random.Random) -> Specification:
         source = rng.choices(SOURCES, (7, 3, 3, 3, 4))[0]
         filters = [f for f in FILTERS if f.kind == source.kind and (not f.sources or source.name in f.sources)]
         maps = [m for m in MAPS if m.kind == source.kind and (not m.sources or source.name in m.sources)]
-        # The plain part of each kind comes first.
+        # The neutral component of each kind comes first.
         chosen = filters[0] if rng.random() < 0.15 else rng.choice(filters[1:])
         mapped = maps[0] if rng.random() < 0.3 else rng.choice(maps[1:])
         reduction = rng.choice([r for r in REDUCTIONS if mapped.gives in r.takes])
         dull = not chosen.code and not mapped.name
-        if reduction.name == "count":  # looks at no value
+        if reduction.name == "count":  # ignores the values
             dull = bool(mapped.name) or not chosen.code
-        if reduction.name == "product" and mapped.name in ("minus", "halves", "remainders", "codes"):  # 0, or huge
+        if reduction.name == "product" and mapped.name in (
+            "minus",
+            "halves",
+            "remainders",
+            "codes",
+        ):  # gives 0 or a huge number
             dull = True
         if not dull:
             k, m = rng.choice(chosen.constants), rng.choice(mapped.constants)
@@ -169,7 +174,7 @@ def draw_specification(rng: random.Random) -> Specification:
 
 
 def draw_names(specification: Specification, arg: str | None, rng: random.Random) -> Names:
-    """Return different names for the argument (given, or drawn), the loop's variable and what is built up."""
+    """Return distinct names for the argument (given or sampled), the loop variable and the accumulator."""
     source = specification.source
     arg = arg or rng.choice(source.arguments)
     item = rng.choice([name for name in source.variables if name != arg])
@@ -185,7 +190,7 @@ _WORDS = [
 
 
 def draw_argument(specification: Specification, rng: random.Random) -> Any:
-    """Return an argument that a test of `specification` may use: small, and near its constants."""
+    """Return a small argument for a test of `specification`, with values near its constants."""
     name, k = specification.source.name, specification.k
     if name == "list":
         values = [rng.randint(-6, 12) if rng.random() < 0.5 else rng.randint(0, 9) for _ in range(rng.randint(3, 6))]

@@ -1,7 +1,7 @@
-"""The parts that mini's tasks are made of, with their words, their code, what they do, and the mistakes people make.
+"""The components of mini's tasks, with their phrases, their code, their semantics and the mistakes that people make.
 
-A task takes one of each kind: the sum (reduction) of the squares (map) of the even (filter) numbers in a list (source).
-In code, the loop's variable is called `item`, what is built up `acc` and the argument `arg`.
+A task has one component of each kind: the sum (reduction) of the squares (map) of the even (filter) numbers in a list
+(source). In the code, the loop variable is called `item`, the accumulator `acc` and the argument `arg`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Component:
-    """What every part of a specification has. In `code` and the texts, {k} is the part's constant."""
+    """A component of a specification. In `code` and the phrases, {k} is the component's constant."""
 
-    name: str  # goes into the function's name
+    name: str  # part of the function's name
     code: str
-    mistakes: tuple[str | None, ...] = ()  # wrong code for the same slot, the usual one first; None leaves the slot out
-    habit: float = 0.05  # how often the corpus has a mistake here
+    mistakes: tuple[str | None, ...] = ()  # wrong code for the slot, the most common first; None omits the slot
+    habit: float = 0.05  # share of the corpus with a mistake here
 
 
 @dataclass(frozen=True)
 class Source(Component):
-    """Which items there are."""
+    """The component that provides the items."""
 
-    kind: str = "number"  # of item: "number", "character" or "word"
+    kind: str = "number"  # kind of item: "number", "character" or "word"
     nouns: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
@@ -36,18 +36,18 @@ class Source(Component):
 
 @dataclass(frozen=True)
 class Filter(Component):
-    """Which items count."""
+    """The component that selects the items to use."""
 
     kind: str = "number"
     phrase: str = "{nouns}"
     keep: Callable[[Any, Any], bool] = lambda item, k: True
     constants: tuple[Any, ...] = (None,)
-    sources: tuple[str, ...] = ()  # names of the sources that it is for; empty for all of its kind
+    sources: tuple[str, ...] = ()  # names of the sources that it applies to; empty for all of its kind
 
 
 @dataclass(frozen=True)
 class Map(Component):
-    """What is taken of each item."""
+    """The component that computes a value from each item."""
 
     kind: str = "number"
     phrase: str = "the {items}"
@@ -60,18 +60,18 @@ class Map(Component):
 
 @dataclass(frozen=True)
 class Reduction(Component):
-    """What becomes of the values. `code` is what is returned at the end of a loop."""
+    """The component that combines the values. `code` is what is returned after the loop."""
 
     takes: tuple[str, ...] = ("number",)
     phrases: tuple[str, ...] = ()
     start: str = "[]"
     update: str = "append"  # "append", or the operator of an assignment: "+=", "*=", "="; "before" is acc = value + acc
-    value: str | None = None  # in place of the map's value
-    short: str = "acc"  # what is returned of a comprehension, which is acc here
+    value: str | None = None  # replaces the map's value
+    short: str = "acc"  # what is returned, where acc stands for a comprehension
     fold: Callable[[list[Any]], Any] = list
     wrong_starts: tuple[str, ...] = ()
     wrong_updates: tuple[str, ...] = ()
-    needs_items: bool = False  # undefined without any
+    needs_items: bool = False  # whether it is undefined for no items
 
 
 _COMPARED = tuple(range(2, 9))

@@ -1,4 +1,4 @@
-"""Tasks to learn from that nearly repeat a task of Test: the same words, or the same gold program but for names."""
+"""Finds training tasks that nearly duplicate a Test task: the same words, or the same gold program except for names."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _NAMES = {ast.FunctionDef: "name", ast.AsyncFunctionDef: "name", ast.ClassDef: "
 
 
 def near_duplicates(tasks: Iterable[Task]) -> dict[int, int]:
-    """Return the ids of the tasks of Refine and Train that nearly repeat one of Test, each with that one's id.
+    """Return the ids of the Refine and Train tasks that nearly duplicate a Test task, each with the id of that task.
 
-    Two tasks are near duplicates where their descriptions have the same words, or where their gold programs have the
-    same syntax tree once names are numbered and imports and docstrings left out: either program then does what the
-    other does. No threshold decides, so that tasks on opposites (odd and even words) are none.
+    Two tasks are near duplicates if their descriptions have the same words, or if their gold programs have the same
+    syntax tree after numbering the names and removing imports and docstrings, so that either program does what the
+    other does. There is no similarity threshold, so tasks about opposites (odd and even words) are not duplicates.
     """
     known: dict[object, int] = {}
     others = []
@@ -31,7 +31,7 @@ def near_duplicates(tasks: Iterable[Task]) -> dict[int, int]:
 
 
 def _marks(task: Task) -> Iterator[object]:
-    """Yield what tasks that are the same have in common: the words, and the shape of the program."""
+    """Yield the keys that duplicate tasks share: the words, and the shape of the gold program."""
     if words := re.findall(r"\w+", task.text.casefold()):
         yield tuple(words)
     if task.code:
@@ -39,7 +39,7 @@ def _marks(task: Task) -> Iterator[object]:
 
 
 def _shape(code: str) -> str:
-    """Return the syntax tree of a program without imports and docstrings, its own names numbered as they come."""
+    """Return the syntax tree of a program without imports and docstrings, with its own names numbered in order."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
@@ -58,13 +58,13 @@ def _shape(code: str) -> str:
 
 
 def _says_nothing(node: ast.AST) -> bool:
-    """Return whether a statement is an import, or a constant that stands alone, as docstrings do."""
+    """Return whether a statement is an import, or a bare constant such as a docstring."""
     alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return alone or isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def _in_order(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield a node and all below it in the order of the text; `ast.walk` goes level by level."""
+    """Yield a node and all of its descendants in source order, unlike the level order of `ast.walk`."""
     yield node
     for child in ast.iter_child_nodes(node):
         yield from _in_order(child)

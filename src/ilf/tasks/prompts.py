@@ -1,8 +1,8 @@
-"""Task prompts, and the way back from text to programs; prompts with feedback are in feedback_prompts.py.
+"""Builds task prompts, and extracts programs from text. Prompts with feedback are in feedback_prompts.py.
 
-The task prompt is the paper's (Chen et al. 2023, section 3 and the released data). Where a function starts and ends is
-decided by Python's own parser and tokenizer, so that the indentation style of a text (tabs, one space, two) never
-changes what is made of it.
+The task prompt is the paper's (Chen et al. 2023, section 3 and the released data). Python's own parser and tokenizer
+determine where a function starts and ends, so that the indentation style of a text (tabs, one space, two spaces) does
+not change the result.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 
-# Python says what it thinks of an escape in each program that is parsed here, of which there are thousands.
+# Python would warn about invalid escapes in each of the thousands of programs that are parsed here.
 warnings.filterwarnings("ignore", category=SyntaxWarning, module="<unknown>")
 
-# A line that starts a statement in the first column, to which a form feed goes back (Python's tokenizer).
+# A line that starts a statement in the first column, to which a form feed returns in Python's tokenizer.
 _TOP_LEVEL = re.compile(r"(?<![^\r\n])(?:[ \t\f]*\f)?[^\s#]")
 _PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)
-# A line in the first column that no program has, but what a model may write after one: it begins another prompt.
+# A line in the first column that no program contains, but that a model may write after one: it begins another prompt.
 _ANOTHER = re.compile(r'^(?:"""|OLD CODE:|FEEDBACK:|REFINEMENT:|>>> .*|```.*)[ \t]*$', re.MULTILINE)
 _TRAILING_COMMENTS = re.compile(r"([\r\n]#[^\r\n]*|\s)+\Z")
 _INDENT = re.compile(r"[ \t\f]*")
 
 
 def normalise_newlines(text: str) -> str:
-    r"""Return `text` with \n for every newline.
+    r"""Return `text` with every newline replaced by \n.
 
     >>> normalise_newlines("a\r\nb\rc")
     'a\nb\nc'
@@ -36,9 +36,9 @@ def normalise_newlines(text: str) -> str:
 
 
 def lines_of(code: str, keepends: bool = False) -> list[str]:
-    r"""Return the lines of `code`, maybe with their ends, as Python counts them: they end at \n, \r and \r\n alone.
+    r"""Return the lines of `code`, optionally with their ends, as Python counts them: they end only at \n, \r and \r\n.
 
-    `str.splitlines` ends them at a form feed and seven other characters too, which strings and comments may hold.
+    `str.splitlines` also splits at a form feed and seven other characters, which strings and comments may contain.
 
     >>> lines_of("a\fb\u2028c\r\nd\re")
     ['a\x0cb\u2028c', 'd', 'e']
@@ -48,12 +48,12 @@ def lines_of(code: str, keepends: bool = False) -> list[str]:
 
 
 def _tokens(code: str) -> Iterator[tokenize.TokenInfo]:
-    """Return the tokens of `code`, which the tokenizer needs with one kind of newline."""
+    """Return the tokens of `code`, after normalizing its newlines, which the tokenizer requires."""
     return tokenize.generate_tokens(io.StringIO(normalise_newlines(code)).readline)
 
 
 def _start(code: str, line: int) -> int:
-    """Return the offset at which a line starts, counted from 1."""
+    """Return the offset at which a line starts. Lines are counted from 1."""
     return sum(map(len, lines_of(code, keepends=True)[: line - 1]))
 
 
@@ -77,7 +77,7 @@ def entry_point(code: str, tests: tuple[str, ...]) -> str:
 
 
 def _definition(code: str, name: str) -> ast.FunctionDef:
-    """Return the last top-level definition of `name`, the one that a caller gets."""
+    """Return the last top-level definition of `name`, which is the one that is in effect."""
     found = [n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and n.name == name]
     if not found:
         raise ValueError(f"the program defines no function {name!r} at its top level")
@@ -100,19 +100,19 @@ def _header_end(code: str, name: str) -> int:
 def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "paper") -> str:
     """Return the prompt of a task: its description and first test in a docstring, then the `def` line.
 
-    The description stands there as it is written where the docstring's value says it so, else with backslashes, triple
-    quotes and null characters escaped. The test is code, and its escapes mean in the docstring what they mean in
-    its own strings: it is escaped only where the docstring would not parse or would end in it.
+    If the docstring's value would not equal the description, its backslashes, triple quotes and null characters are
+    escaped. The test is code, and its escapes mean the same in the docstring as in its own strings. It is escaped only
+    if the docstring would otherwise not parse or would end inside it.
 
     Args:
         text: The description.
-        code: The gold program, which lends the prompt everything up to the colon of the entry point's `def` line.
-        tests: The unit tests; the first one is shown.
-        style: "paper" keeps helper code above the entry point, as the paper does, which gives a part of the gold
-            program away; "no_leak" keeps only the imports.
+        code: The gold program. The prompt contains it up to the colon of the entry point's `def` line.
+        tests: The unit tests, of which the first one is shown.
+        style: "paper" keeps helper code above the entry point, as the paper does, which reveals part of the gold
+            program; "no_leak" keeps only the imports.
 
     Raises:
-        ValueError: `code` does not parse, or the tests name no single entry point.
+        ValueError: `code` does not parse, or not exactly one of its functions is called by every test.
     """
     name = entry_point(code, tests)
     head = code[: _header_end(code, name)]
@@ -129,10 +129,10 @@ def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "pape
 
 
 def script_prompt(text: str, given: str, expected: str) -> str:
-    """Return the prompt of a task whose programs read and write: its description, and the first input and output.
+    """Return the prompt of a task with inputs and outputs: its description, and the first input and output.
 
-    The form is the paper's without a `def` line, as the program is written whole after the docstring, in which
-    backslashes, triple quotes and null characters are escaped where its value would not be what stands there.
+    The format is the paper's without a `def` line, as the whole program follows the docstring. Backslashes, triple
+    quotes and null characters in the docstring are escaped if its value would otherwise not equal the text.
     """
     example = [">>> Example input:", given.rstrip("\n"), ">>> Example output:", expected.rstrip("\n")]
     lines = "\n".join([text, "", *example])
@@ -141,17 +141,17 @@ def script_prompt(text: str, given: str, expected: str) -> str:
 
 
 def _docstring_value(lines: str) -> object:
-    """Return what Python reads where `lines` stand between triple quotes, None where it can't."""
+    """Return the value of `lines` between triple quotes, or None if Python can't parse it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a backslash that stands for itself
+            warnings.simplefilter("ignore")  # about invalid escapes
             return ast.literal_eval(f'"""\n{lines}\n"""')
     except (SyntaxError, ValueError):
         return None
 
 
 def _escaped(lines: str) -> str:
-    r"""Return what must stand between triple quotes for the value to be `lines`.
+    r"""Return the text between triple quotes whose value is `lines`.
 
     >>> print(_escaped(r"$\xi$"))
     $\\xi$
@@ -166,13 +166,13 @@ def _is_open(text: str) -> bool:
             pass
     except tokenize.TokenError as error:
         return "multi-line" in str(error) or "triple-quoted" in str(error)
-    except SyntaxError:  # inconsistent indentation: wrong, but not unfinished
+    except SyntaxError:  # inconsistent indentation is an error, but not an open bracket or string
         pass
     return False
 
 
 def function_end(completion: str) -> int | None:
-    r"""Return the offset in `completion` at which the function's body has ended, None while it goes on.
+    r"""Return the offset in `completion` at which the function's body ends, or None if it may continue.
 
     The body ends at the first line that starts a statement at the top level, outside brackets and strings.
 
@@ -188,10 +188,10 @@ def function_end(completion: str) -> int | None:
 
 
 def script_end(completion: str) -> int | None:
-    """Return the offset in `completion` at which another prompt begins, None while the program may go on.
+    """Return the offset in `completion` at which another prompt begins, or None if the program may continue.
 
-    A whole program has no end of its own. What comes after it, where a model writes on, looks like prompts or Markdown:
-    a line of three quotes, of a heading of the refine prompt or of a fence, outside brackets and strings.
+    A whole program has no end of its own. If a model continues after it, the text looks like prompts or Markdown: a
+    line with triple quotes, a heading of the refine prompt or a code fence, outside brackets and strings.
     """
     for match in _ANOTHER.finditer(completion):
         before = completion[: match.start()]
@@ -201,12 +201,12 @@ def script_end(completion: str) -> int | None:
 
 
 def ended(completion: str, script: bool = False) -> bool:
-    """Return whether a completion has gone past the end of its program (see `cut`), asked after each of its tokens."""
+    """Return whether a completion continues past the end of its program (see `cut`). Call it after each new token."""
     start = completion.rfind("\n") + 1
-    if script:  # the newest line may still become another
+    if script:  # the last line may still change
         return script_end(completion[:start]) is not None
     last = completion[start:]
-    # A function can only have ended where the newest line starts a statement in the first column.
+    # A function can have ended only if the last line starts a statement in the first column.
     return bool(last) and not last[0].isspace() and last[0] != "#" and function_end(completion) is not None
 
 
@@ -214,7 +214,7 @@ def cut(completion: str, script: bool = False) -> str:
     """Return `completion` up to the end of the program, without trailing blanks and top-level comments.
 
     Args:
-        completion: What a model wrote after a task's prompt.
+        completion: A model's completion of a task's prompt.
         script: Whether it is a whole program, which ends where another prompt begins, rather than a function's body.
     """
     body = completion[: script_end(completion) if script else function_end(completion)]
@@ -224,10 +224,10 @@ def cut(completion: str, script: bool = False) -> str:
 def as_paper_scores(completion: str) -> str:
     r"""Return the text that the paper's own evaluation would execute after the prompt, in place of `completion`.
 
-    There (Chen et al.'s released code, nyu-mll/ILF-for-code-generation) a completion that does not start with four
-    spaces gets them in front of its first line alone, and ends before the first line that starts with a letter, `#`
-    or `"`. Nothing else is indented anew: a longer body that is indented otherwise, as many gold programs are, becomes
-    an IndentationError. Only figures scored so may be held against the paper's.
+    The authors' code (Chen et al., nyu-mll/ILF-for-code-generation) gives a completion that does not start with four
+    spaces this indentation, but only in its first line. It truncates every completion before the first line that
+    starts with a letter, `#` or `"`. It re-indents nothing else, so that a longer body with another indentation, as in
+    many gold programs, raises an IndentationError. Only results with this scoring are comparable to the paper's.
 
     >>> as_paper_scores("  y = x\n  return y\n\nprint(1)")
     '    y = x\n  return y\n\n'
@@ -240,28 +240,29 @@ def as_paper_scores(completion: str) -> str:
 
 
 def completion_of(prompt: str, program: str, name: str) -> str:
-    """Return the text that, put after `prompt`, gives a program that does what `program` does.
+    """Return the completion of `prompt` that gives a program equivalent to `program`.
 
-    Everything after the entry point's `def` line is kept as it stands, without a docstring that stands in the prompt
-    already, as HumanEval's does. Imports above it that the prompt lacks become the first lines of the body.
+    Everything after the entry point's `def` line is kept unchanged, except a docstring that the prompt already
+    contains, as with HumanEval. Imports above the entry point that the prompt lacks become the first lines of the body.
 
     Args:
-        prompt: The task's.
-        program: A whole one.
-        name: Of the entry point; empty where programs read and write, which stand after the prompt as they are.
+        prompt: The prompt of the task.
+        program: A whole program.
+        name: The name of the entry point; empty for tasks with inputs and outputs, whose programs follow the prompt
+            unchanged.
 
     Raises:
-        ValueError: `program` does not parse, does not define `name`, or needs code above the entry point, other than
-            imports, that the prompt does not have; or it holds a line that sampling would end at.
+        ValueError: `program` does not parse, does not define `name`, needs code above the entry point, other than
+            imports, that the prompt does not have, or contains a line at which sampling would stop.
     """
     if not name:
         return _script_after(prompt, program)
     node = _definition(program, name)
-    if program.startswith(prompt) and node.lineno <= prompt.count("\n"):  # it goes on from the prompt
+    if program.startswith(prompt) and node.lineno <= prompt.count("\n"):  # it continues the prompt
         return _TRAILING_COMMENTS.sub("", program[len(prompt) :])
     rest = program[_header_end(program, name) :]
     line = lines_of(rest, keepends=True)[0]
-    if node.body[0].lineno == node.lineno:  # the body stands on the `def` line
+    if node.body[0].lineno == node.lineno:  # the body is on the `def` line
         indent, body = "    ", "    " + rest.strip()
     else:
         indent = _INDENT.match(program, _start(program, node.body[0].lineno))[0]  # type: ignore[index]
@@ -279,5 +280,5 @@ def _script_after(prompt: str, program: str) -> str:
     text = program.removeprefix(prompt).strip("\n")
     if (end := script_end(text)) is not None:
         line = text[end:].partition("\n")[0]
-        raise ValueError(f"a program ends before {line!r} where it is sampled, as another prompt may begin so")
+        raise ValueError(f"sampling would end the program before {line!r}, which may begin another prompt")
     return _TRAILING_COMMENTS.sub("", text)

@@ -1,4 +1,4 @@
-"""Tasks from rows in MBPP's columns, whose splits a column or fractions decide."""
+"""Tasks from rows with MBPP's columns, split by a column or by fractions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from ilf.tasks.rows import Columns, Row, check_row, check_rows, script_of, task_
 from ilf.types import InputError, Task
 
 COLUMNS = {"task_id": int, "text": str}
-TESTS = ("test_list",)  # a list of asserts, or
-SCRIPT = ("inputs", "outputs", "compare_output")  # lists of texts that programs read and write, and how they compare
-OPTIONAL = {"code": "", "signature": "", "test_setup_code": "", "split": ""}  # texts, with what stands for none
-FILE = Columns(COLUMNS, (*TESTS, *SCRIPT, *OPTIONAL), unread=("challenge_test_list",))  # the last is in rows of MBPP
+TESTS = ("test_list",)  # a list of tests; alternatively:
+SCRIPT = (
+    "inputs",
+    "outputs",
+    "compare_output",
+)  # lists of what programs read and must write, and how outputs are compared
+OPTIONAL = {"code": "", "signature": "", "test_setup_code": "", "split": ""}  # texts, with their defaults
+FILE = Columns(COLUMNS, (*TESTS, *SCRIPT, *OPTIONAL), unread=("challenge_test_list",))  # the last is a column of MBPP
 _BODY = "\n    pass"
 
 
 @dataclass
 class Fractions:
-    """How many of one's own tasks go to each split, as shares of 1."""
+    """The fraction of the tasks in each split. The fractions add up to 1."""
 
     prompt: Share = 0.0
     test: Share = 0.3
@@ -35,11 +39,13 @@ class Fractions:
 
 @dataclass
 class Table(Data):
-    """Tasks in MBPP's columns; docs/how-to/own-tasks.md has the schema. Derive from it and write `rows` for a set of your own.
+    """A data set with MBPP's columns, whose schema is in docs/how-to/own-tasks.md.
+
+    For your own data set, derive from this class and implement `rows`.
 
     Args:
-        split: Where no row names its split: the share of the tasks in each.
-        sha256: What the content must hash to; null takes any.
+        split: The fraction of the tasks in each split, used if the rows name no split.
+        sha256: The expected SHA-256 of the content; null accepts any content.
     """
 
     split: Fractions = field(default_factory=Fractions)
@@ -49,28 +55,30 @@ class Table(Data):
     def rows(self, key: str) -> Iterable[Row]:
         """Yield the place, for errors, and the columns of each task.
 
-        Columns are `task_id` (from 1), `text`, `test_list` (tests), `code` (the gold program) or
-        `signature`, and maybe `test_setup_code` and `split`. Of a task whose programs read and write: in place of
-        `test_list` `inputs` and `outputs`, maybe with `compare_output`, and maybe `code`.
+        The columns are `task_id` (from 1), `text`, `test_list` (tests), `code` (the gold program) or `signature`, and
+        optionally `test_setup_code` and `split`. A task whose programs are scripts has `inputs` and `outputs` in place
+        of `test_list`, and optionally `compare_output` and `code`.
 
         Args:
-            key: The setting's group, for errors: "data" or "transfer".
+            key: The group of the setting, for errors: "data" or "transfer".
         """
 
     def check(self, key: str = "data") -> None:
-        """Raise InputError where the fractions are no whole."""
+        """Raise InputError if the fractions do not add up to 1."""
         super().check(key)
         shares = asdict(self.split)
         if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-9:
             advice = f"Use '{key}.split={{prompt: 0, test: 0.3, refine: 0.3, train: 0.4}}'."
-            raise InputError(f"{key}.split", shares, "must be shares of the tasks, together 1", advice)
+            raise InputError(
+                f"{key}.split", shares, "must be non-negative fractions of the tasks that add up to 1", advice
+            )
 
     def read(self, key: str) -> tuple[list[Task], str]:
         """Return all tasks in order of id, and the SHA-256 of their content.
 
         Raises:
-            InputError: There is no row, a row is malformed or repeated, some rows name a split and others do not, or
-                none is left for Test.
+            InputError: There is no row, a row is malformed or repeated, only some rows name a split, or no task is
+                left for Test.
         """
         name, value = self.source
         found = list(self.rows(key))
@@ -82,7 +90,7 @@ class Table(Data):
         if any(named) and not all(named):
             where, _ = rows[named.index(False)]
             advice = "Name one of prompt, test, refine and train in every row, or in none."
-            raise InputError(f"{where}: split", "(missing)", "other rows name theirs", advice)
+            raise InputError(f"{where}: split", "(missing)", "is required, as other rows name their split", advice)
         drawn = {} if any(named) else split_ids([row["task_id"] for _, row in rows], asdict(self.split))
 
         def task(where: str, row: dict[str, Any]) -> Task:
@@ -91,61 +99,61 @@ class Table(Data):
                 return script_of(where, row, split)
             return task_of(where, row, split, self.prompt, stub)
 
-        # Files without any script hash to what they always did.
+        # Leave out empty script columns, so that the hashes of files without scripts stay valid.
         more = SCRIPT if any(row["inputs"] for _, row in rows) else ()
         tasks, sha256 = tasks_from(rows, [*COLUMNS, *TESTS, *more, *OPTIONAL], self.sha256, task, key)
         if drawn and "test" not in drawn.values():
-            allowed = f"gives none of the {len(tasks)} tasks of {value} to Test, on which figures are reported"
+            allowed = f"assigns none of the {len(tasks)} tasks of {value} to Test, on which results are reported"
             raise InputError(f"{key}.split", asdict(self.split), allowed, f"Raise {key}.split.test, or add tasks.")
         return tasks, sha256
 
     def place_of(self, *splits: str) -> str:
-        """Return what makes a task one of these splits, for errors."""
+        """Return what assigns a task to one of these splits, for errors."""
         return "column `split`, or the setting `split`"
 
     def places(self, key: str) -> Mapping[int, str]:
-        """Return where each task stands, by id."""
+        """Return the place of each task, by id."""
         return {row["task_id"]: where for where, row in self.rows(key)}
 
 
 def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with every column, those that it lacks empty."""
+    """Return a checked row with every column, where missing columns are empty."""
 
     def wrong(column: str, allowed: str) -> InputError:
-        return InputError(f"{where}: {column}", row.get(column, "(missing)"), allowed, "Mend the row.")
+        return InputError(f"{where}: {column}", row.get(column, "(missing)"), allowed, "Fix the row.")
 
     found = {name: row[name] for name in COLUMNS}
     for name, default in (OPTIONAL | {"compare_output": ""}).items():
         found[name] = default if row.get(name) is None else row[name]
         if not isinstance(found[name], str):
-            raise wrong(name, "must be a text, or left out")
+            raise wrong(name, "must be a text, or omitted")
     for name in ("test_list", "inputs", "outputs"):
         found[name] = [] if row.get(name) is None else row[name]
         if not isinstance(found[name], list):
-            raise wrong(name, "must be a list, or left out")
+            raise wrong(name, "must be a list, or omitted")
     for name, value in found.items():
         if isinstance(value, str) and value != whole(value):
-            raise wrong(name, "must be text, and half of a surrogate pair in it is none")
+            raise wrong(name, "must be valid text, and it contains half of a surrogate pair")
     if row["task_id"] < 1:
-        raise wrong("task_id", "must be a whole number from 1")
+        raise wrong("task_id", "must be a positive integer")
     if not row["text"].strip():
-        raise wrong("text", "must say in words what the program is to do")
+        raise wrong("text", "must describe what the program must do")
     if found["split"] not in ("", *SPLITS):
         raise wrong("split", f"must be one of {', '.join(SPLITS)}")
     script = [name for name in SCRIPT if found[name]]
     if script and found["test_list"]:
-        raise wrong(script[0], "has no place beside test_list: a program is called by tests, or reads inputs")
+        raise wrong(script[0], "can't be used with test_list: a task has either tests, or inputs and outputs")
     if script and (other := [name for name in ("signature", "test_setup_code") if found[name].strip()]):
-        raise wrong(other[0], "is for tasks with a test_list, and this one has inputs and outputs")
+        raise wrong(other[0], "is only for tasks with a test_list, and this task has inputs and outputs")
     if not script and not found["test_list"]:
         raise wrong(
             "test_list", "must be a list of one or more tests (assert statements), or inputs and outputs in its place"
         )
     both = [name for name in ("code", "signature") if found[name].strip()]
     if not both and not script:
-        raise wrong("code", "each task needs its gold program or, where nobody has one, a signature")
+        raise wrong("code", "is required: each task needs a gold program or, if there is none, a signature")
     if len(both) == 2:
-        raise wrong("signature", "is for tasks without a gold program, and this one has its own in the column code")
+        raise wrong("signature", "is only for tasks without a gold program, and this task has one in the column code")
     found["signature"] = normalise_newlines(found["signature"]).rstrip()
     if found["signature"] and not _is_signature(found["signature"]):
         raise wrong("signature", "must end with the colon of a `def` line, such as 'def area(w, h):'")
@@ -153,7 +161,7 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_signature(text: str) -> bool:
-    """Return whether a text is a function that lacks only its body, maybe with code above it."""
+    """Return whether a text is a function that lacks only its body, optionally with code above it."""
     try:
         match ast.parse(text + _BODY).body:
             case [*_, ast.FunctionDef(body=[ast.Pass(lineno=line)])]:
@@ -164,17 +172,19 @@ def _is_signature(text: str) -> bool:
 
 
 def split_ids(ids: Sequence[int], fractions: Mapping[str, float]) -> dict[int, str]:
-    """Return the split of each task: in an order that only the ids decide, cut by largest remainder.
+    """Return the split of each task. The ids alone decide the order, and the largest-remainder method the sizes.
 
-    A split with a fraction above 0 has one task at least, from the largest split, while that has more than one.
+    A split with a fraction above 0 gets at least one task, taken from the largest split while that has more than one.
 
     Args:
-        ids: Of the tasks.
-        fractions: Of them for each split; together 1.
+        ids: The ids of the tasks.
+        fractions: The fraction of the tasks in each split. They add up to 1.
     """
     shares = {name: share * len(ids) for name, share in fractions.items()}
-    sizes = {name: int(share + 1e-9) for name, share in shares.items()}  # 0.3 x 10 is just below 3 for a computer
-    by_remainder = sorted(shares, key=lambda name: sizes[name] - shares[name])  # of equals the first
+    sizes = {
+        name: int(share + 1e-9) for name, share in shares.items()
+    }  # 0.3 x 10 may be just below 3 in floating point
+    by_remainder = sorted(shares, key=lambda name: sizes[name] - shares[name])  # ties go to the first
     for name in by_remainder[: len(ids) - sum(sizes.values())]:
         sizes[name] += 1
     for name in fractions:

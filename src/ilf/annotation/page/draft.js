@@ -1,12 +1,12 @@
-// What this window knows: the annotator, the task that is shown, and what is written for it but not saved yet.
+// The state of this window: the annotator, the task that is shown, and the draft that is not saved yet.
 
 export const state = {
   annotator: new URLSearchParams(location.search).get("annotator") || localStorage.getItem("ilf/annotator") || "",
-  session: sessionStorage.getItem("ilf/session"), // of this window: two of one annotator get different tasks
-  progress: null, // the run, and all its tasks with their state
+  session: sessionStorage.getItem("ilf/session"), // of this window, so that two windows of one annotator get different tasks
+  progress: null, // the run, and all of its tasks with their states
   task: null,
   draft: null,
-  result: null, // of the last run of the tests on the refinement
+  result: null, // of the last test run on the refinement
 };
 
 if (!state.session) {
@@ -26,7 +26,7 @@ export async function post(path, body = {}, options = {}) {
     });
   } catch {
     throw new Error(
-      "The server does not answer. What you wrote is kept in this browser: start the server again with the same command, then repeat this.",
+      "The server does not answer. Your text is saved in this browser. Start the server again with the same command, then retry.",
     );
   }
   const content = await answer.json().catch(() => ({ detail: `The server failed (${answer.status}).` }));
@@ -35,7 +35,7 @@ export async function post(path, body = {}, options = {}) {
   throw new Error(Array.isArray(detail) ? detail.map((one) => `${one.loc.at(-1)}: ${one.msg}`).join("; ") : detail);
 }
 
-// ---- kept in this browser, until it is saved -----------------------------------------------------------------------
+// ---- stored in this browser until it is saved -----------------------------------------------------------------------
 
 const key = (name) => ["ilf", state.progress.run, state.annotator, name].join("/");
 const stored = (name) => JSON.parse(localStorage.getItem(key(name)) || "null");
@@ -43,7 +43,7 @@ const store = (name, value) => localStorage.setItem(key(name), JSON.stringify(va
 
 export const keep = () => store(state.task.task_id, state.draft);
 
-// Ids that were skipped, the last one last.
+// The ids of the skipped tasks, in the order in which they were skipped.
 export const skipped = () => stored("skipped") || [];
 export const setSkipped = (id, later) => store("skipped", [...skipped().filter((one) => one !== id), ...(later ? [id] : [])]);
 
@@ -56,13 +56,13 @@ export function forget(saved) {
 
 export function readDraft({ answer, programs, task_id }) {
   const fresh = {
-    written: false, // whether anything was, since the last save
+    written: false, // whether the draft was edited since the last save
     program: answer ? answer.original_model_completion : programs[0].text,
     feedback: answer ? answer.Feedback : "",
     bugs: (answer && answer.bugs) ?? null,
     categories: (answer && answer.categories) || [],
-    refinements: {}, // by program, where it was edited
-    best: {}, // by program, the smallest edit that passed: {text, edits}, as a share would fall where text is added
+    refinements: {}, // edited refinements by program
+    best: {}, // smallest passing edit by program: {text, edits}; edits are counted, as adding text would lower a relative distance
     seconds: (answer && answer.annotator === state.annotator && answer.seconds) || 0,
   };
   if (answer && answer.unedited_annotator_completion) {
@@ -73,7 +73,7 @@ export function readDraft({ answer, programs, task_id }) {
   return old.written ? { ...fresh, ...old } : { ...fresh, seconds: Math.max(old.seconds, fresh.seconds) };
 }
 
-// ---- the refinement of the program that is chosen ------------------------------------------------------------------
+// ---- the refinement of the chosen program ------------------------------------------------------------------
 
 export const chosen = () => state.task.programs.find((one) => one.text === state.draft.program) || state.task.programs[0];
 export const refinement = () => state.draft.refinements[state.draft.program] ?? state.draft.program;

@@ -1,19 +1,19 @@
-// What the annotator does: buttons, boxes and keys.
+// Handles the annotator's input: buttons, boxes and keys.
 
 import { chosen, forget, keep, post, readDraft, refinement, setRefinement, setSkipped, skipped, state } from "./draft.js";
 import { $, say, showProgram, showProgress, showResult, showTask, showTasks } from "./show.js";
 
-const IDLE = 60_000; // milliseconds without activity after which time does not count as work
-const SIGN_OF_LIFE = 20_000; // milliseconds between two
+const IDLE = 60_000; // milliseconds without activity after which time no longer counts as work
+const SIGN_OF_LIFE = 20_000; // milliseconds between two heartbeats
 
-let trail = []; // ids before this one, for Back
+let trail = []; // ids of the previous tasks, for Back
 let busy = false;
 let active = 0; // time of the last activity
 
-// Do what a button asks for, one thing at a time, and say what went wrong.
+// Runs one action at a time, and shows its error if it fails.
 async function act(work) {
   if (busy) {
-    say("One moment: the last request is still at work.");
+    say("One moment: the last request is still running.");
     return;
   }
   busy = true;
@@ -26,7 +26,7 @@ async function act(work) {
   }
 }
 
-// Nothing can be typed while what was typed is on its way.
+// Blocks input while an answer is being sent.
 async function still(work) {
   const focused = document.activeElement;
   $("work").inert = true;
@@ -64,14 +64,14 @@ async function open(task_id = null) {
     const held = progress.tasks.filter((one) => one.held_by.length && !one.answered_by).length;
     $("state").textContent = "";
     $("done-text").textContent = held
-      ? `${held} more are open in somebody's window: you find them under Tasks.`
-      : "All have an answer. Back and Tasks lead to them, to change what you wrote.";
+      ? `${held} more are open in another window. You can find them under Tasks.`
+      : "All tasks are answered. To change an answer, use Back or Tasks.";
     return;
   }
   showTask();
   const others = progress.tasks.find((one) => one.task_id === task.task_id).held_by.filter((name) => name !== state.annotator);
   if (others.length) {
-    say(`${others.join(" and ")} has this task open too. Nothing is lost: every answer stays in the file, and the last one counts.`);
+    say(`${others.join(" and ")} has this task open too. Nothing is lost: the file keeps every answer, and the last one counts.`);
   }
 }
 
@@ -87,12 +87,12 @@ const skip = () => act(async () => {
   setSkipped(task_id, true);
   await open();
   trail.push(task_id);
-  if (state.task && state.task.task_id === task_id) say("This is the only task that is open.");
+  if (state.task && state.task.task_id === task_id) say("This is the only open task.");
 });
 
 const back = () => act(async () => {
   if (!trail.length) {
-    say("There is no task before this one.");
+    say("There is no previous task.");
     return;
   }
   await open(trail.at(-1));
@@ -104,7 +104,7 @@ const save = () => act(async () => {
   const { task: { task_id }, draft: { program, feedback, bugs, categories, seconds } } = state;
   if (!feedback.trim()) {
     $("feedback").focus();
-    throw new Error("Write feedback first: it is what the model learns from.");
+    throw new Error("Write feedback first: the model is trained on it.");
   }
   await still(async () => {
     const answer = { task_id, program, feedback, refinement: refinement(), bugs, categories, seconds };
@@ -140,7 +140,7 @@ const run = () => act(async () => {
 function choose(i) {
   const program = state.task && state.task.programs[i];
   if (!program || program === chosen()) return;
-  state.draft.program = program.text; // what was edited of the other one is kept
+  state.draft.program = program.text; // the edited refinement of the previous program is kept
   keep();
   showProgram();
 }
@@ -201,7 +201,7 @@ document.addEventListener("keydown", (event) => {
   let command;
   if ((event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey) command = COMMANDS[key];
   else if (event.ctrlKey || event.metaKey || event.altKey) return;
-  else if (inBox) command = key === "Escape" && (() => target.blur()); // Tab then goes on from here
+  else if (inBox) command = key === "Escape" && (() => target.blur()); // Tab then moves on from here
   else command = /^[1-9]$/.test(key) ? () => choose(key - 1) : KEYS[key];
   if (!command) return;
   event.preventDefault();
@@ -225,10 +225,10 @@ $("refinement").addEventListener("keydown", (event) => {
     text = "    ";
   }
   event.preventDefault();
-  document.execCommand("insertText", false, text); // can be undone, unlike a new value
+  document.execCommand("insertText", false, text); // can be undone, unlike setting the value
 });
 
-// ---- time, and signs of life -------------------------------------------------------------------------------------------
+// ---- time and heartbeats -------------------------------------------------------------------------------------------
 
 for (const kind of ["keydown", "pointermove", "pointerdown", "wheel", "input"]) {
   document.addEventListener(kind, () => { active = Date.now(); }, { passive: true, capture: true });
@@ -243,7 +243,7 @@ setInterval(async () => {
   const news = await post("progress", { task_id: state.task && state.task.task_id }).catch(() => null);
   if (!news || busy) return;
   if (news.run !== state.progress.run) {
-    say("The server has another run now: reload the page.", "bad");
+    say("The server now has another run. Reload the page.", "bad");
     return;
   }
   state.progress = news;
@@ -258,7 +258,7 @@ addEventListener("hashchange", () => {
   if (id && !(state.task && state.task.task_id === id)) goTo(id);
 });
 
-// ---- the start -----------------------------------------------------------------------------------------------------------
+// ---- start -----------------------------------------------------------------------------------------------------------
 
 function askName() {
   $("name").value = state.annotator;

@@ -1,8 +1,8 @@
-// Shows what the state holds. Texts of tasks and programs become text nodes, never markup.
+// Renders the state. The texts of tasks and programs become text nodes, never markup.
 
 import { changed, chosen, refinement, skipped, state } from "./draft.js";
 
-const CATEGORIES = [ // of mistakes: the paper's table 5
+const CATEGORIES = [ // of mistakes, from the paper's Table 5
   "logic", "formatting", "missing step", "algebra", "recursion", "regex", "function semantics", "dynamic programming",
   "extra step",
 ];
@@ -31,7 +31,7 @@ function mark(kind, ...content) {
   return element("li", { className: kind }, shown, element("span", { className: "hidden" }, `${meaning}: `), ...content);
 }
 
-// The tests that were run are the last ones: those that the prompt shows may be left out.
+// The verdict covers the last tests of the task, as the tests that the prompt shows may be left out.
 function outcomeOf(verdict, i) {
   const passed = verdict.tests[i - (state.task.tests.length - verdict.tests.length)];
   return passed === undefined ? "open" : passed ? "good" : "bad";
@@ -46,7 +46,7 @@ export function showTask() {
   $("text").textContent = task.text;
   $("setup").replaceChildren(...(task.setup.length ? [element("h3", {}, "Code before the tests"), code(task.setup)] : []));
   $("programs-label").textContent = task.programs.length > 1
-    ? `${task.programs.length} failing programs, with the tests they pass: choose one` : "Failing program";
+    ? `${task.programs.length} failing programs, with the number of tests that they pass. Choose one` : "Failing program";
   $("programs").hidden = task.programs.length < 2;
   $("programs").replaceChildren(...task.programs.map((one, i) => {
     const passed = one.tests.filter(Boolean).length;
@@ -65,7 +65,7 @@ export function showTask() {
   showProgram();
   for (const part of $("work").children) part.scrollTop = 0;
   scrollTo(0, 0);
-  $("task-title").focus(); // it is read out, and keys outside the boxes work
+  $("task-title").focus(); // screen readers read it out, and keyboard shortcuts work
 }
 
 export function showProgram() {
@@ -89,7 +89,7 @@ export function showProgram() {
 
 export function showResult() {
   const { task, draft, result } = state;
-  $("state").textContent = draft.written ? "not saved; kept in this browser"
+  $("state").textContent = draft.written ? "not saved; stored in this browser"
     : task.answer ? `answered by ${task.answer.annotator || "somebody"}` : "not answered yet";
   $("restore").hidden = !changed();
   const shown = result && result.program === draft.program;
@@ -101,24 +101,24 @@ export function showResult() {
   );
   $("detail").textContent = fresh && !result.passed ? `${result.verdict}: ${result.detail}` : "";
   $("rules").replaceChildren(...(changed() ? rules(fresh && result, draft.best[draft.program])
-    : [mark("open", "No refinement yet: as it is, the feedback is saved alone.")]));
+    : [mark("open", "No refinement yet: only the feedback would be saved.")]));
 }
 
-// The paper's, of which only the first decides whether a refinement can be saved.
+// The paper's rules. Only the first one decides whether a refinement can be saved.
 function rules(result, best) {
   const characters = (count) => `${count} character${count === 1 ? "" : "s"}`;
   const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
   const found = [
-    result ? mark(result.passed ? "good" : "bad", "passes all tests") : mark("open", "passes all tests: run them"),
+    result ? mark(result.passed ? "good" : "bad", "passes all tests") : mark("open", "passes all tests: run the tests"),
     result
       ? mark(result.distance < 0.5 ? "good" : "bad", `edit distance below half: ${percent(result.distance)}, ${characters(result.edits)}`)
       : mark("open", "edit distance below half"),
   ];
   if (!best || best.text === refinement() || (result && result.passed && result.edits <= best.edits)) {
-    return [...found, mark(best ? "good" : "open", best ? "smallest edit that has passed so far" : "smallest edit")];
+    return [...found, mark(best ? "good" : "open", best ? "smallest edit that passes so far" : "smallest edit")];
   }
   const back = element("button", { type: "button", id: "best", className: "quiet" }, "Go back to it");
-  return [...found, mark(result ? "bad" : "open", `smallest edit: one of ${characters(best.edits)} passed. `, back)];
+  return [...found, mark(result ? "bad" : "open", `smallest edit: an edit of ${characters(best.edits)} passed. `, back)];
 }
 
 // ---- progress ------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ export function showTasks() {
     const here = task && one.task_id === task.task_id;
     const others = one.held_by.filter((name) => name !== annotator || !here);
     const now = one.answered_by ? `answered by ${one.answered_by}`
-      : others.length ? `in work by ${others.join(", ")}` : later.includes(one.task_id) ? "skipped" : "open";
+      : others.length ? `opened by ${others.join(", ")}` : later.includes(one.task_id) ? "skipped" : "open";
     const button = element(
       "button",
       { type: "button", value: String(one.task_id), className: one.answered_by ? "answered" : "", title: `${one.text} (${now})` },
