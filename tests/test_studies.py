@@ -178,7 +178,7 @@ def test_table4_keeps_the_rows_of_arms_that_were_not_run(study):
     assert [float(row["paper_pass@1"]) for row in table.values() if row["paper_pass@1"]] == [
         paper.FINAL[arm]["pass@1"] for arm in ("zero_shot", "ilf", "llm_1shot", "llm_2shot", "gold", "human")
     ]
-    assert table["another model's refinements, 1-shot"]["examples"] == "no result" and "annotator (scripted)" in table
+    assert table["an LLM's refinements, 1-shot"]["examples"] == "no result" and "annotator (scripted)" in table
     for job in read_jobs([study("paper/table4")])[0]:
         row = table[arm_label(job.results["arm"], [job])]
         assert float(row["pass@1"]) == pytest.approx(job.results["finetuned"]["pass@1"])
