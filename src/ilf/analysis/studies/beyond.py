@@ -89,12 +89,12 @@ def turns(jobs: Sequence[Job]) -> Study:
         for who, group in grouped([job for job in jobs if part in job.results["turns"]], reviser).items():
             for number in range(len(group[0].results["turns"][part]["feedback"])):
                 after: dict[str, dict[int, float]] = {way: _after(group, part, way, number) for way in _WAYS}
-                row: Row = {"row": f"{ROWS[part]}, written anew by the {who}", "turns": number, **cells(after)}
+                row: Row = {"row": f"{ROWS[part]}, revised by the {who}", "turns": number, **cells(after)}
                 if number:
                     row |= difference(after["fresh"], after["feedback"])
                 rows.append(row)
                 lines[str(row["row"])].append(_point(number, after["feedback"]))
-                fresh = f"{ROWS[part]}, fresh draws"
+                fresh = f"{ROWS[part]}, fresh samples"
                 if all(x != number for x, *_ in lines[fresh]):
                     lines[fresh].append(_point(number, after["fresh"]))
     columns = {
@@ -106,7 +106,7 @@ def turns(jobs: Sequence[Job]) -> Study:
     }
 
     def draw(file: Path, caption: str) -> None:
-        curve(file, lines, caption, "turns of feedback, or fresh draws", "pass@1 on Test (%)")
+        curve(file, lines, caption, "turns of feedback, or of fresh samples", "pass@1 on Test (%)")
 
     notes = [
         INTERVALS,
@@ -157,6 +157,6 @@ def several_a_task(jobs: Sequence[Job]) -> Study:
     levels = {f"zero-shot, {name}": figure(values)["mean"] for name, values in before.items() if values}
 
     def draw(file: Path, caption: str) -> None:
-        curve(file, lines, caption, "different correct programs a task", "pass@k on Test (%)", levels)
+        curve(file, lines, caption, "different correct programs per task", "pass@k on Test (%)", levels)
 
     return Study("Several programs a task", subject(jobs), columns, rows, draw, [INTERVALS, PAIRED])

@@ -93,11 +93,11 @@ def _draw(file: Path, sources: Mapping[str, Mapping[str, float]], title: str) ->
         left.set(
             yticks=range(len(sources)),
             yticklabels=list(map(plain, sources)),
-            xlabel="words a feedback",
+            xlabel="words per piece of feedback",
             xlim=(0, 2 * most),
         )
         labels = [plain(name.removesuffix(" (%)")) for name in categories]
-        right.set(yticks=range(len(categories)), yticklabels=labels, xlabel="feedbacks that name such a mistake (%)")
+        right.set(yticks=range(len(categories)), yticklabels=labels, xlabel="feedback that names such a mistake (%)")
         left.invert_yaxis()
         right.invert_yaxis()
         right.legend(frameon=False, fontsize=8)

@@ -259,7 +259,7 @@ def _draw_change(
             )
         right.locator_params(axis="x", nbins=4)
         right.set(
-            xlabel="KL(fine-tuned || base), nats a token",
+            xlabel="KL(fine-tuned || base), nats per token",
             xlim=(0, None),
             ylim=(len(weights) - 0.5, -0.5),
             yticks=range(len(weights)),
