@@ -110,7 +110,7 @@ def resolve(path: str, key: str) -> Any:
             advice = f"Did you mean {module}.{near[0]}?"
         raise InputError(key, path, f"can't be imported ({type(error).__name__}: {error})", advice) from error
     if not callable(found):
-        raise InputError(key, path, f"must be a class or function, but has type {type(found).__name__}", "Name another.")
+        raise InputError(key, path, f"must be a class or function, not {type(found).__name__}", "Name another.")
     return found
 
 
