@@ -38,7 +38,7 @@ def export_pairs(run: str, target: str) -> tuple[int, int]:
     rows = [made for row in found.values() if (made := _pair(row)) is not None]
     if not rows:
         advice = "Give the folder of a run that has fine-tuned its policy on refinements."
-        raise InputError("run", run, "holds no pair of a wrong program and a correct one", advice)
+        raise InputError("run", run, "contains no pair of an incorrect and a correct program", advice)
     Dataset.from_list(rows).save_to_disk(target)
     return len(rows), len(found) - len(rows)
 

@@ -149,7 +149,7 @@ class KL(Mean):
 class Results(Described, Learnt):
     """All of results.json. What the run did not reach is null, never left out."""
 
-    feedback_on_policy: bool | None  # whether people's feedback is on this policy's programs; null if that is unknown
+    feedback_on_policy: bool | None  # whether the feedback is on this policy's own programs; null if that is unknown
     annotated_policy: str | None  # the policy whose programs people annotated, where the settings name it
     policy_on_annotated: Metrics | None  # with people's feedback: the same samples without the prompt split
     matched: bool  # whether all arms of a comparison train on the same tasks

@@ -74,7 +74,7 @@ class ServedSampler(Sampler):
             yield draw, text
         if self.greedy or len(draws) < len(texts) + _SAME or any(len(found) > 1 for found in texts.values()):
             return
-        # A model may be certain enough to repeat a program, but no model is after a prompt of random tokens.
+        # A model may be certain enough to repeat a program, but no model is that certain after a meaningless prompt.
         senseless = tokenizer.decode(range(0, len(tokenizer), len(tokenizer) // 20 + 1), skip_special_tokens=True)
         probes = [replace(draws[0], prompt=senseless, seed=seed) for seed in range(4)]
         wild = replace(self, temperature=2.0, max_new_tokens=16)
