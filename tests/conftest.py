@@ -1,4 +1,4 @@
-"""Fixtures: the published data where it is at hand, and runs on the mini model with a tiny budget."""
+"""Fixtures: the published data if it is available, and runs on the mini model with a tiny budget."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from omegaconf import flag_override
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "src" / "ilf" / "models" / "mini"
-# MBPP and the ILF paper's annotations are not part of the project: tests on them skip where they are not at hand.
+# MBPP and the ILF paper's annotations are not part of the project. Tests that need them are skipped without them.
 DATA = Path(os.environ.get("ILF_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("WANDB_SILENT", "true")
-os.environ.pop("ILF_CONFIG_PATH", None)  # the options of whoever runs the tests are none of theirs
+os.environ.pop("ILF_CONFIG_PATH", None)  # the user's own options must not affect the tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
-# So are real chat models: folders that transformers loads.
+# Real chat models are not part of the project either. They are folders that transformers loads.
 MODELS = Path(os.environ.get("ILF_TEST_MODELS", Path.home() / ".cache" / "ilf-models"))
 sys.path.insert(0, str(ROOT / "src"))
 
@@ -42,9 +42,9 @@ from ilf.tasks.mini_grammar import draw_names  # noqa: E402
 from ilf.training.mini_corpus import with_mistakes  # noqa: E402
 from ilf.types import Program, Task, Verdict  # noqa: E402
 
-gc.freeze()  # what is imported stays: collections need not go through it
+gc.freeze()  # imported modules stay in memory, so garbage collections need not traverse them
 
-# Ray reads this as it is imported, and its ports are open to the network.
+# Ray reads these variables when it is imported. Without them its ports would be open to the network.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 
 collect_ignore = ["trl_losses.py"]  # a script that needs another library
@@ -61,13 +61,13 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that take longest: each is one worker's, and none should be left alone at the end."""
+    """Start with the slowest files: each file runs on one worker, so a slow one should not be the last."""
     items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
 
 
 def _data_file(name: str) -> Path:
     if not (DATA / name).is_file():
-        pytest.skip(f"{DATA / name} is not at hand: set ILF_TEST_DATA to a folder that holds it")
+        pytest.skip(f"{DATA / name} does not exist: set ILF_TEST_DATA to a folder that contains {name}")
     return DATA / name
 
 
@@ -83,24 +83,24 @@ def annotations_file() -> Path:
 
 def _model(name: str) -> Path:
     if not (MODELS / name / "config.json").is_file():
-        pytest.skip(f"{MODELS}/{name} is not at hand: set ILF_TEST_MODELS to a folder that holds it")
+        pytest.skip(f"{MODELS}/{name} does not exist: set ILF_TEST_MODELS to a folder that contains {name}")
     return MODELS / name
 
 
 @pytest.fixture(scope="session")
 def chat_model() -> Path:
-    """A real small chat model."""
+    """Return the folder of a real small chat model."""
     return _model("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
-    """A real model of code, of half a billion parameters."""
+    """Return the folder of a real code model with half a billion parameters."""
     return _model("qwen-coder-0.5b")
 
 
 def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
-    """Compose as the command does, outside a Hydra job."""
+    """Compose the settings like the command does, but outside a Hydra job."""
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=["output_dir=unused", *overrides], return_hydra_config=True)
@@ -111,7 +111,7 @@ def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
 
 
 def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:
-    """Wrong programs with one to three mistakes for each task, as a policy may write them."""
+    """Return incorrect programs with one to three mistakes for each task, as a policy may write them."""
     failing, specifications = {}, mini.specifications()
     for task in tasks:
         specification, rng = specifications[task.task_id], random.Random(task.task_id)
@@ -126,7 +126,7 @@ def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:
     return failing
 
 
-# Parts, as the options of conf/ have them.
+# Components, as in the options of conf/.
 ADAMW, ADAMW_8BIT = Component("torch.optim.AdamW", {"weight_decay": 0.0}), Component("bitsandbytes.optim.AdamW8bit")
 OPTIMIZERS = {
     "adamw": ADAMW,
@@ -142,7 +142,7 @@ def lora(r: int = 4, alpha: int = 32, **more: object) -> Component:
     return Component("peft.LoraConfig", {**own, **more})
 
 
-# A few tasks and samples, of which the mini model gets some right and some wrong.
+# Overrides for a few tasks and samples, of which the mini model solves some and fails others.
 SMALL = [
     "sampler.n=4",
     "evaluate.k=[1,4]",
@@ -160,7 +160,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_stages(store: Path, tmp_path: Path) -> Iterator[Callable[..., Stages]]:
-    """Build a run on mini in this process, with a small budget."""
+    """Return a function that builds a run on mini in this process, with a small budget."""
     made: list[Stages] = []
 
     def make(*overrides: str) -> Stages:
@@ -175,7 +175,7 @@ def small_stages(store: Path, tmp_path: Path) -> Iterator[Callable[..., Stages]]
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run run.py as a user does, in a folder of the test's own."""
+    """Return a function that runs run.py like a user, in the test's own folder."""
 
     return lambda *arguments: warm.run(ROOT / "run.py", arguments, tmp_path)
 
@@ -190,7 +190,7 @@ Serve(port=int(sys.argv[1]), device="cpu", continuous_batching=True, cb_num_bloc
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `transformers serve`, which loads the model that a request names."""
+    """Yield the address of `transformers serve`, which loads the model that a request names."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     folder = tmp_path_factory.mktemp("server")

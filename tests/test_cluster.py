@@ -240,7 +240,7 @@ def test_an_extra_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"executor='ray'.*requirements-extras\.txt"):
         compose_settings("executor=ray")
-    with pytest.raises(InputError, match=r"executor\.address=.h:1..*is no argument"):
+    with pytest.raises(InputError, match=r"executor\.address=.h:1..*is not an argument"):
         compose_settings("+executor.address=h:1")
 
 

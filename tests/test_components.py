@@ -25,11 +25,11 @@ WRONG = {
     ),
     "a misspelt argument": (
         ["+optimizer.epss=1"],
-        r"optimizer\.epss=1: is no argument .*Did you mean optimizer\.eps\?",
+        r"optimizer\.epss=1: is not an argument .*Did you mean optimizer\.eps\?",
     ),
     "a wrong type": (["optimizer.eps=tiny"], r"optimizer\.eps='tiny': must be a valid number"),
     "a list that is too short": (["optimizer.betas=[0.9]"], r"optimizer\.betas=\[0\.9\]"),
-    "what a run passes": (["+optimizer.lr=1"], r"optimizer\.lr=1: is what every run passes itself"),
+    "what a run passes": (["+optimizer.lr=1"], r"optimizer\.lr=1: is an argument that every run passes itself"),
     "no target": (["~optimizer._target_"], r"optimizer\._target_=null: must name a class or function"),
     "no part": (["callbacks.unit_tests=3"], r"callbacks\.unit_tests=3: must be a mapping"),
     "a key of Hydra's that would be passed over": (["+optimizer._recursive_=false"], r"optimizer\._recursive_=False"),
@@ -44,10 +44,13 @@ WRONG = {
     ),
     "a logger that is none": (["+logger.x._target_=pathlib.Path"], r"logger\.x\._target_=.*loggers\.Logger"),
     "a precision": (["trainer.precision=8"], r"trainer\.precision=8: must be"),
-    "callbacks twice": (["+trainer.callbacks=[]"], r"trainer\.callbacks=\[\]: is what every run passes itself"),
+    "callbacks twice": (
+        ["+trainer.callbacks=[]"],
+        r"trainer\.callbacks=\[\]: is an argument that every run passes itself",
+    ),
     "a nested part": (
         ["trainer.profiler={_target_: pytorch_lightning.profilers.SimpleProfiler, dirpat: x}"],
-        r"trainer\.profiler\.dirpat='x': is no argument.*Did you mean trainer\.profiler\.dirpath\?",
+        r"trainer\.profiler\.dirpat='x': is not an argument.*Did you mean trainer\.profiler\.dirpath\?",
     ),
     "no scorer": (["~callbacks.unit_tests"], r"callbacks\.unit_tests=null"),
     "another scorer": (

@@ -121,7 +121,7 @@ def test_what_was_drawn_before_an_engine_died_is_kept(engine, tmp_path):
     sampler, found = engine("later"), []
     with (
         pytest.raises(
-            InputError, match=r"(?s)exit status 1; its last lines are.*not use offset.*goes on.*seeded=false"
+            InputError, match=r"(?s)exit status 1; its last lines are.*not use offset.*resumes.*seeded=false"
         ),
         sampler.ready(tmp_path, tmp_path),
     ):

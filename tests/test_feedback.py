@@ -147,7 +147,7 @@ def test_a_limit_that_nothing_reads_is_an_error():
     for own, message in (
         (["feedback=mixed", f"feedback.sources=[{inner},unit_tests]"], r"feedback\.sources\[0\]\.limit=3: is read of"),
         (["evaluate.turns=1", f"evaluate.feedback={inner}"], r"evaluate\.feedback\.limit=3: all programs that fail"),
-        (["+refinements.limit=3"], r"refinements\.limit=3: is no argument"),
+        (["+refinements.limit=3"], r"refinements\.limit=3: is not an argument"),
     ):
         with pytest.raises(InputError, match=message):
             compose_settings(*own)

@@ -228,7 +228,7 @@ def test_nothing_is_sampled_from_logits_that_are_no_numbers():
     net, tokenizer = load_model(MINI, torch.float32), load_tokenizer(MINI)
     with torch.no_grad():
         net.get_output_embeddings().weight[5] = torch.nan
-    with pytest.raises(InputError, match=r"model\.path=.*logits that are no numbers.*float32"):
+    with pytest.raises(InputError, match=r"model\.path=.*logits are NaN.*float32"):
         list(HFSampler().sample(net, tokenizer, PLAN[:2]))
 
 

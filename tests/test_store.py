@@ -241,4 +241,4 @@ def test_a_saved_configuration_runs_again(cli, tmp_path):
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "again"))
     assert first["zero_shot"] == second["zero_shot"] and second["seconds"]["reused"] == ["zero_shot"]
     wrong = cli("--config-path", str(tmp_path / "run" / ".hydra"), "--config-name", "config", "+sampler.m=1")
-    assert wrong.returncode == 1 and "sampler.m=1: is no argument" in wrong.stderr
+    assert wrong.returncode == 1 and "sampler.m=1: is not an argument" in wrong.stderr

@@ -191,7 +191,7 @@ def test_a_server_that_loses_the_first_space_is_named(by_heart, server):
     tokenizer = load_tokenizer(by_heart)
     multi = [draw for draw in draws(12) if "<|" not in LEARNT[draw.prompt]]
     if loses_space(tokenizer):
-        with pytest.raises(InputError, match="leaves out the space"):
+        with pytest.raises(InputError, match="drops the space"):
             list(sampler.sample(by_heart, tokenizer, multi[:12]))
     else:
         found = {draw.prompt: text for draw, text in sampler.sample(by_heart, tokenizer, multi[::12])}

@@ -1,1 +1,1 @@
-"""Figures about programs: statistics, results, comparison, plots."""
+"""Analysis of runs: statistics, results, comparisons, studies and plots."""

@@ -1,4 +1,4 @@
-"""The arms of a comparison, jobs that differ in the seed alone, and the difference of two of them."""
+"""The arms of a comparison (groups of jobs that differ only in the seed), and the difference between two arms."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ilf.analysis.jobs import Job, measured
 from ilf.analysis.schema import Reported
 from ilf.analysis.statistics import Difference, over_seeds, paired, pass_at_k, t_ci95
 
-Row = dict[str, Any]  # of a CSV file
+Row = dict[str, Any]  # a row of a CSV file
 Values = Mapping[int, Mapping[str, float]]  # pass@k by seed and task
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Jobs that differ in the seed alone, or a baseline: all jobs that have its figures, the first of each seed's."""
+    """Jobs that differ only in the seed, or a baseline: all jobs with its results, the first of each seed counts."""
 
     label: str
     jobs: Sequence[Job]
@@ -28,13 +28,13 @@ class Arm:
     _known: dict[tuple[Reported, str], Values] = field(default_factory=dict, repr=False)
 
     def values(self, part: Reported, name: str) -> Values:
-        """Return pass@k, of a part of results.json, by seed and task; zero-shot has no refiner.
+        """Return pass@k by seed and task. Zero-shot has no refiner, so its values for "refiner" are empty.
 
         Args:
-            part: Of results.json, or of its `transfer`.
-            name: Of the metric; see `jobs.metric_names`.
+            part: A key of results.json, or of its `transfer`.
+            name: The name of the metric; see `jobs.metric_names`.
         """
-        if (part, name) not in self._known:  # every two arms are compared
+        if (part, name) not in self._known:  # cached, as every pair of arms is compared
             self._known[part, name] = {} if (part, self.part) == ("refiner", "zero_shot") else self._read(part, name)
         return self._known[part, name]
 
@@ -49,56 +49,57 @@ class Arm:
         return values
 
     def means(self, part: Reported, name: str) -> list[float]:
-        """Return pass@k, of a part of results.json, of each seed."""
+        """Return the mean pass@k of each seed; for the arguments, see `values`."""
         return [float(np.mean(list(tasks.values()))) for tasks in self.values(part, name).values()]
 
     def data_sha256(self, name: str) -> str | None:
-        """Return the digest of the data of a metric: of the first job that has figures."""
+        """Return the digest of the data that a metric is measured on, from the first job that has one."""
         found = (measured(job, name)[0].get("data_sha256") for job in self.jobs)
         return next((digest for digest in found if digest is not None), None)
 
     def seeds(self, failed: bool) -> int:
-        """Return how many seeds have failed, or have not."""
+        """Return the number of seeds that have failed, or that have not."""
         return len({job["seed"] for job in self.jobs if (job["status"] == "failed") is failed})
 
     @property
     def status(self) -> str:
-        """What became of the jobs: "failed" only where all did."""
+        """The status of the jobs: that of the first that has not failed, else "failed"."""
         return next((job["status"] for job in self.jobs if job["status"] != "failed"), "failed")
 
     @property
     def trains(self) -> bool:
-        """Whether the policy was fine-tuned; else the arm is a baseline."""
+        """Whether the policy was fine-tuned; if not, the arm is a baseline."""
         return self.part == "finetuned" and all(job["refinements"] != "none" for job in self.jobs)
 
 
 @dataclass(frozen=True)
 class Arms:
-    """What a comparison compares."""
+    """All arms of a comparison."""
 
     zero: Mapping[str, Arm]  # zero-shot, by `zero_label`
-    none: Mapping[str, Arm]  # the policy without fine-tuning, sampled again: by `zero_label`, too
-    own: Sequence[Arm]  # those of jobs; each that trains nothing is among them, and in `none` with those like it
+    none: Mapping[str, Arm]  # the policy without fine-tuning, sampled again; also by `zero_label`
+    own: Sequence[Arm]  # one per label of the jobs, including arms without training, which `none` groups together
 
     @property
     def shown(self) -> list[Arm]:
-        """All that have a row."""
+        """The arms that have a row."""
         return [*self.zero.values(), *self.own]
 
 
 def arms_of(jobs: list[Job], notes: list[str]) -> Arms:
-    """Return the arms of jobs.
+    """Return the arms that the jobs form.
 
     Args:
-        jobs: All that have ended.
-        notes: What limits a comparison; jobs that should agree and do not are added.
+        jobs: All finished jobs.
+        notes: Notes on the limits of the comparison; this adds one for jobs whose zero-shot results should agree and
+            do not.
     """
     zero: dict[str, list[Job]] = defaultdict(list)
     none: dict[str, list[Job]] = defaultdict(list)
     own: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
         own[job["label"]].append(job)
-        # What sets two such jobs apart, and not their zero-shot figures, is read by no draw of theirs.
+        # If two such jobs have the same zero-shot results, what else sets them apart does not affect their samples.
         if job["refinements"] == "none" and job["finetuned"]:
             none[job["zero_label"]].append(job)
         if found := job["zero_shot"]:
@@ -121,21 +122,21 @@ def arms_of(jobs: list[Job], notes: list[str]) -> Arms:
 class Pair:
     """Two arms compared over the tasks that both have."""
 
-    name: str  # the metric
+    name: str  # of the metric
     before: Arm
     after: Arm
-    tasks: int
-    seeds: int  # that both have
-    found: Difference  # over tasks
-    seeds_ci95: tuple[float, float] | None  # over the seeds that both have
+    tasks: int  # number of shared tasks
+    seeds: int  # number of shared seeds
+    found: Difference  # after minus before, over the shared tasks
+    seeds_ci95: tuple[float, float] | None  # interval of the difference over the shared seeds
 
 
 def pair_of(before: Arm, after: Arm, name: str) -> Pair | None:
-    """Return two arms compared by a metric; None where one lacks it, or they have no tasks in common."""
+    """Return two arms compared by a metric; None if one lacks it, or if their data differ or share no tasks."""
     x, y = (arm.values(arm.part, name) for arm in (before, after))
     if not x or not y or before.data_sha256(name) != after.data_sha256(name):
         return None
-    # The same seed gives both arms the same draws before fine-tuning: what they share there cancels.
+    # With the same seed both arms have the same samples before fine-tuning, so the noise that they share cancels out.
     shared = sorted(x.keys() & y.keys())
     x_mean, y_mean = (over_seeds(values[seed] for seed in shared or values) for values in (x, y))
     tasks = sorted(x_mean.keys() & y_mean.keys(), key=int)
@@ -148,12 +149,13 @@ def pair_of(before: Arm, after: Arm, name: str) -> Pair | None:
 
 
 def planned_pair(labels: Sequence[str], arms: Sequence[Arm], notes: list[str]) -> tuple[Arm, Arm] | None:
-    """Return the two arms of a planned comparison, the one that is held against the other last.
+    """Return the two arms of a planned comparison: the baseline first; None if they cannot be compared.
 
     Args:
-        labels: Of the two, the latter first; the part before the first comma is enough where no other arm has it.
-        arms: All that have a row.
-        notes: What keeps a pair from being compared is added; it is None then.
+        labels: The labels of the two arms, the baseline last. The part of a label before its first comma is enough if
+            no other arm has it.
+        arms: All arms that have a row.
+        notes: Gets a note with the reason if the pair cannot be compared.
     """
     what, found = f"Planned, and not compared: {' and '.join(labels)}", []
     for label in labels:

@@ -1,4 +1,4 @@
-"""comparison*: the arms of one or several sweeps side by side, made anew as each job ends."""
+"""comparison*: the arms of one or several sweeps side by side, rewritten each time a job ends."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ilf.analysis.schema import PARTS, Reported
 from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, t_ci95
 from ilf.files import to_csv, write_atomically
 
-_NOTHING = (None, None)  # an interval that there is none of
+_NOTHING = (None, None)  # in place of an interval
 
 
 def write_comparison(target: Path, sweeps: Sequence[Path], planned: Sequence[Sequence[str]] = ()) -> None:
-    """Write into `target` the comparison of all jobs that have ended. Safe to call from several jobs at once.
+    """Write the comparison of all finished jobs to `target`. Safe to call from several jobs at once.
 
     Args:
         target: The folder to write to.
-        sweeps: Folders of sweeps, or of single runs; the later one stands where two have the same job.
-        planned: Pairs of arms that were to be compared, by their labels: each with the one that it is held against.
+        sweeps: Folders of sweeps or of single runs. If two have the same job, the later one counts.
+        planned: The planned comparisons, as pairs of labels: an arm, and the arm that it is compared against.
 
     Raises:
-        InputError: A results.json is of an older version.
+        InputError: An older version wrote one of the results.json files.
     """
     with FileLock(target / ".comparison.lock"):
         jobs, notes = read_jobs(sweeps)
@@ -47,7 +47,7 @@ def _write(target: Path, jobs: list[Job], planned: Sequence[Sequence[str]], note
     for name in names:
         _add_differences(rows, arms, name)
         said = notes if name == names[0] else []
-        # The correction is for all that was planned, whatever of it has come to an end.
+        # The correction counts all planned comparisons, including those whose jobs have not finished.
         pair_rows += _pair_rows(_pairs(plan, name, said), "planned", len(planned))
         rest = _pairs(others, name, said)
         pair_rows += _pair_rows(rest, "exploratory" if planned else "all", len(rest))
@@ -60,7 +60,7 @@ def _write(target: Path, jobs: list[Job], planned: Sequence[Sequence[str]], note
 
 
 def _notes(jobs: list[Job]) -> list[str]:
-    """Return what of the jobs themselves limits the comparison."""
+    """Return notes on the jobs that limit the comparison."""
     notes = [
         f"{job['folder']} ended with status {job['status']}."
         for job in jobs
@@ -86,7 +86,7 @@ def _notes(jobs: list[Job]) -> list[str]:
 
 
 def _pairs(arms: Iterable[tuple[Arm, Arm]], name: str, notes: list[str]) -> list[Pair]:
-    """Return pairs of arms compared by a metric, and note those that could not be."""
+    """Return pairs of arms compared by a metric, and add notes on those that cannot be compared."""
     both = [pair for pair in arms if all(arm.values(arm.part, name) for arm in pair)]
     found = {pair: pair_of(*pair, name) for pair in both}
     pairs = [pair for pair in found.values() if pair]
@@ -146,12 +146,12 @@ def _job_rows(jobs: list[Job], names: list[str]) -> list[Row]:
 
 
 def _parts(name: str) -> list[Reported]:
-    """Return the parts of results.json that may have a metric: no refiner works on another data set."""
+    """Return the keys of results.json that may hold a metric. The refiner is not evaluated on another data set."""
     return [part for part in PARTS if part != "refiner" or " " not in name]
 
 
 def _arm_row(arm: Arm, names: list[str]) -> Row:
-    own = arm.part == "finetuned"  # zero-shot has no examples
+    own = arm.part == "finetuned"  # zero-shot has no training examples
     examples = sorted({n for job in arm.jobs if own and (n := job["counts"]["training_examples"]) is not None})
     row: Row = {
         "arm": arm.label,
@@ -171,7 +171,7 @@ def _arm_row(arm: Arm, names: list[str]) -> Row:
 
 
 def _add_differences(rows: list[Row], arms: Arms, name: str) -> None:
-    """Add to the rows of arms how they differ from zero-shot and, where it is there, from the untrained policy."""
+    """Add to the arms' rows their difference to zero-shot and, if there is one, to the untrained policy."""
     for prefix, baselines in {"": arms.zero, "none_": arms.none}.items():
         if prefix and not baselines:
             continue
@@ -192,12 +192,12 @@ def _add_differences(rows: list[Row], arms: Arms, name: str) -> None:
 
 
 def _pair_rows(pairs: list[Pair], family: str, size: int) -> list[Row]:
-    """Return the rows of pairs.
+    """Return the rows of pairs of arms.
 
     Args:
-        pairs: Of one metric.
-        family: What Holm's correction is over: "planned" pairs, all others ("exploratory"), or "all".
-        size: How many pairs the family has.
+        pairs: The pairs, compared by one metric.
+        family: The pairs that Holm's correction is over: "planned", all others ("exploratory"), or "all".
+        size: The number of pairs in the family.
     """
     p_values = [pair.found["p_value"] for pair in pairs]
     corrected = holm(p_values + [1.0] * (size - len(pairs)))

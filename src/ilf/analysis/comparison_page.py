@@ -1,4 +1,4 @@
-"""comparison.md and comparison.png: a comparison to read and to look at."""
+"""comparison.md and comparison.png: the page and the plot of a comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ilf.analysis.jobs import Job
 from ilf.analysis.markdown import inline, table
 from ilf.analysis.plots import Point, bars
 
-_SHOWN_PAIRS = 15  # in comparison.md; more are in comparison_pairs.csv
+_SHOWN_PAIRS = 15  # at most, in comparison.md; comparison_pairs.csv has all
 
 
 def _interval(row: Row, column: str) -> str:
@@ -27,7 +27,7 @@ def _p(value: float | None) -> str:
 
 
 def _arm_table(arms: list[Arm], rows: list[Row], name: str, first: bool) -> list[str]:
-    """Return the table of one metric. The first has all arms, with what is not of a metric."""
+    """Return the table of one metric. The first table has all arms, and the columns that belong to no metric."""
     titles = {name: f"{name} (%)", f"delta_{name}": f"delta {name} (points)", f"delta_none_{name}": "against none"}
     titles = {column: title for column, title in titles.items() if column in rows[0]}
     refiner = f"refiner_{name}" if first and f"refiner_{name}" in rows[0] else None
@@ -52,7 +52,7 @@ def _arm_table(arms: list[Arm], rows: list[Row], name: str, first: bool) -> list
 
 
 def _legend(rows: list[Row], pairs: list[Row], names: list[str]) -> list[str]:
-    """Return what the figures are, and what each interval covers."""
+    """Return the explanation of the numbers and of what each interval covers."""
     said = [
         "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds within a task, "
         "then over tasks."
@@ -97,7 +97,7 @@ def _pair_table(pairs: list[Row], several: bool, metric: bool) -> list[str]:
 
 
 def _all_pairs(pairs: list[Row], name: str, several: bool) -> list[str]:
-    """Return the pairs of the first metric that nobody planned, or the clearest of them where they are many."""
+    """Return the table of the first metric's pairs that were not planned; if they are many, those of the smallest p."""
     found = [row for row in pairs if row["metric"] == name and row["family"] != "planned"]
     if not found:
         return []
@@ -116,12 +116,12 @@ def markdown(
     """Return comparison.md.
 
     Args:
-        jobs: All that have ended.
-        arms: Zero-shot first.
-        rows: Of comparison_arms.csv, one an arm.
-        pairs: Rows of comparison_pairs.csv.
-        names: Of the metrics, such as pass@1.
-        notes: What limits the comparison.
+        jobs: All finished jobs.
+        arms: The arms, zero-shot first.
+        rows: The rows of comparison_arms.csv, one per arm.
+        pairs: The rows of comparison_pairs.csv.
+        names: The names of the metrics, such as pass@1.
+        notes: Notes on the limits of the comparison.
     """
     several = any(row["seeds"] > 1 for row in rows)
     lines = []
@@ -139,8 +139,8 @@ def markdown(
 
 
 def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names: list[str]) -> None:
-    """Draw comparison.png: each arm's pass@k with its interval over tasks, and a point for each seed."""
-    # One panel for each other data set: more would be too many to read.
+    """Plot comparison.png: each arm's pass@k with its interval over tasks, and a point for each seed."""
+    # One panel for each transfer data set: more would be too many to read.
     first = {name.rpartition(" ")[0]: name for name in reversed(names)}
     names = [name for name in names if " " not in name or name in first.values()]
 
@@ -150,7 +150,7 @@ def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names:
             for row in rows
         ]
 
-    # An arm without any figure has its status there: "failed", or how far it was to go.
+    # An arm without results shows its status instead, such as "failed".
     states = [
         None if any(row[name] is not None for name in names) else arm.status
         for arm, row in zip(arms, rows, strict=True)
@@ -161,7 +161,7 @@ def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names:
     seeds = {name: [arm.means(arm.part, name) for arm in arms] for name in names}
     for name in names[:1]:
         refiners = points(f"refiner_{name}")
-        if len({point for point in refiners if point}) > 1:  # else it is the same for all
+        if len({point for point in refiners if point}) > 1:  # otherwise it is the same for all arms
             series[f"refiner {name}"] = refiners
             seeds[f"refiner {name}"] = [arm.means("refiner", name) for arm in arms]
     known = [job for job in jobs if job["status"] != "failed"]

@@ -1,4 +1,4 @@
-"""How figures and models are worded wherever people read of them."""
+"""Formatting of metrics, p-values and model names in everything that people read."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, TypedDict
 
 
 class Model(TypedDict):
-    """What results.json says of the model, among others."""
+    """The keys of results.json that name the model."""
 
     model: str
     model_id: str
 
 
 def model_name(results: Model) -> str:
-    """Return what a reader calls the model: the folder's name for a local one."""
+    """Return the model's display name: the name of its folder if it is local."""
     return Path(results["model_id"]).name if results["model"] == "local" else results["model"]
 
 
 def percent(value: float, interval: list[float]) -> str:
-    """Return a figure and its interval, in percent.
+    """Return a value and its interval in percent.
 
     >>> percent(0.25, [0.1, 0.4])
     '25.0 [10.0, 40.0]'
@@ -28,7 +28,7 @@ def percent(value: float, interval: list[float]) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return a p-value to three places, never as 0.
+    """Return a p-value rounded to three decimal places, and never as 0.
 
     >>> p_text(0.0001), p_text(0.0213)
     ('< 0.001', '= 0.021')
@@ -37,7 +37,7 @@ def p_text(p: float) -> str:
 
 
 def samples(results: Any) -> str:
-    """Return how many programs a task results are of, and at which temperature; of Test, where it is another."""
+    """Return the number of samples per task and their temperature, and the same for Test where it differs."""
     drawn, reported = (
         f"{one['n']} samples a task at temperature {one['temperature']}"
         for one in (results["sampling"], results["evaluation"])

@@ -1,4 +1,4 @@
-"""The jobs of one or several sweeps: what each found or why it failed, and what sets it apart from the others."""
+"""The jobs of one or several sweeps: the results or the error of each, and the label that tells it from the others."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ilf.types import InputError
 
 
 class Job(TypedDict):
-    """A job of a sweep: what results.json says, or what is known of one without it, with what `read_jobs` adds."""
+    """A job of a sweep: its results.json, or what is known without one, plus the keys that `read_jobs` adds."""
 
     folder: str
-    label: str  # shared with the jobs that differ in the seed alone
-    zero_label: str  # shared with the jobs that start from the same zero-shot policy
+    label: str  # shared by the jobs that differ only in the seed
+    zero_label: str  # shared by the jobs that start from the same zero-shot policy
     status: str
-    error: str  # empty where there was none
+    error: str  # empty if there was none
     overrides: dict[str, str]
     seed: int
     arm: NotRequired[str]
@@ -41,7 +41,7 @@ class Job(TypedDict):
     finetuned: Metrics | None
     delta: Delta | None
     transfer: Transfer | None
-    # Only of jobs that have results:
+    # Only present in jobs that have results:
     model_id: str
     matched: bool
     data_sha256: NotRequired[str]
@@ -49,13 +49,13 @@ class Job(TypedDict):
 
 
 class TrainedOn(TypedDict):
-    """Of a job's counts, what comparisons read."""
+    """The entries of a job's `counts` that comparisons read."""
 
     training_examples: int | None
 
 
 Field = Literal["data", "model", "feedback", "refiner_kind", "refinements", "objective"]
-# What results.json says of a job's arm, and the configuration group that sets it.
+# The keys of results.json that describe a job's arm, with the configuration group that sets each.
 FIELDS: dict[Field, str] = {
     "data": "data",
     "model": "model",
@@ -64,11 +64,11 @@ FIELDS: dict[Field, str] = {
     "refinements": "refinements",
     "objective": "objective",
 }
-_OF_THE_ARM: tuple[Field, ...] = ("feedback", "refiner_kind", "refinements")  # what an option of the group `arm` sets
-_FOUND = (*PARTS, "delta", "transfer", "training_task_ids")  # absent or null where a job has failed
-# Overrides that say nothing of what was measured, whole or by their first word.
+_OF_THE_ARM: tuple[Field, ...] = ("feedback", "refiner_kind", "refinements")  # set by an option of the group `arm`
+_FOUND = (*PARTS, "delta", "transfer", "training_task_ids")  # absent or null in a job that failed
+# Overrides that do not affect what is measured; each stands for a whole key or for the first word of keys.
 _ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group", "compare")
-# Overrides that can't change the zero-shot figures.
+# Overrides that cannot change the zero-shot results.
 _AFTER_ZERO_SHOT = (
     *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "training", "llm"),
     *("objective", "rounds", "rounds_from", "measure", "select", "transfer", "data@transfer"),
@@ -89,7 +89,7 @@ def scripted_note(arms: Collection[str], annotators: Collection[str]) -> str:
 
 
 def job_folders(folder: Path) -> list[Path]:
-    """Return the jobs in a sweep's folder that have ended, in the order of their numbers; a run's folder is its own."""
+    """Return the folders of a sweep's finished jobs, ordered by number; for the folder of a run, that folder itself."""
 
     def ended(job: Path) -> bool:
         return (job / "results.json").exists() or (job / "failed.json").exists()
@@ -101,11 +101,11 @@ def job_folders(folder: Path) -> list[Path]:
 
 
 def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
-    """Return the jobs of all sweeps, and what a reader has to know of how they were put together.
+    """Return the jobs of all sweeps, and notes on how they were combined.
 
-    Each job is told its `label`, which it shares with those that differ from it in the seed alone, and its
-    `zero_label`, which it shares with those that start from the same zero-shot policy. Where an arm has a seed twice,
-    the later job stands, but a failed one never for one that did not fail.
+    Each job gets its `label`, which it shares with the jobs that differ only in the seed, and its `zero_label`, which
+    it shares with the jobs that start from the same zero-shot policy. If an arm has the same seed twice, the later job
+    replaces the earlier one, but a failed job never replaces one that did not fail.
     """
     folders = [folder for sweep in sweeps for folder in job_folders(sweep)]
     jobs = [_read(folder, str(folder) if len(sweeps) > 1 else folder.name) for folder in folders]
@@ -126,7 +126,7 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
 
 
 def metric_names(jobs: Sequence[Job]) -> list[str]:
-    """Return the metrics that jobs have: "pass@1" on their own data, then "humaneval pass@1" on another data set."""
+    """Return the names of all metrics: "pass@1" on a job's own data, then "humaneval pass@1" on another data set."""
     own = [name for job in jobs for part in PARTS for name in (job[part] or {}).get("ci95", {})]
     others = [
         f"{transfer['data']} {name}"
@@ -139,9 +139,10 @@ def metric_names(jobs: Sequence[Job]) -> list[str]:
 
 
 def measured(job: Job, name: str) -> tuple[Mapping[str, Any], str]:
-    """Return the part of results.json that holds a metric, and what the metric is called there.
+    """Return the part of results.json that holds a metric, and the metric's name in that part.
 
-    That is all of it for "pass@1", and `transfer` for "humaneval pass@1"; empty where the job has no such data set.
+    The part is all of results.json for "pass@1", and `transfer` for "humaneval pass@1". It is empty if the job has no
+    such data set.
     """
     data, _, own = name.rpartition(" ")
     transfer = job["transfer"]
@@ -151,7 +152,7 @@ def measured(job: Job, name: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _tell_transfers_apart(jobs: list[Job]) -> None:
-    """Add to the name of another data set its digest, where jobs have different ones of one name."""
+    """Append the digest to the names of transfer data sets that have the same name and different contents."""
     digests: dict[str, set[str | None]] = defaultdict(set)
     found = [transfer for job in jobs if (transfer := job["transfer"])]
     for transfer in found:
@@ -162,9 +163,9 @@ def _tell_transfers_apart(jobs: list[Job]) -> None:
 
 
 def read_job(folder: Path) -> tuple[str, Results, dict[str, Any]]:
-    """Return what became of a job, its results.json, and what is known of its failure; absent files are empty.
+    """Return the status of a job, its results.json and its failed.json; a file that does not exist is empty.
 
-    One whose files are damaged has failed, and its row says so.
+    A job whose files are damaged counts as failed, with that error.
     """
     try:
         results, failed = (
@@ -173,20 +174,20 @@ def read_job(folder: Path) -> tuple[str, Results, dict[str, Any]]:
     except InputError as error:
         results, failed = {}, {"error": str(error)}
     status = str(results.get("status", "failed"))
-    if failed and status != "no_training_examples":  # that one has figures: the refiner's, and none is a finding
+    if failed and status != "no_training_examples":  # such a job has the refiner's results, which count as a finding
         status = "failed"
     return status, cast(Results, results), failed
 
 
 def _read(folder: Path, shown: str) -> Job:
-    """Return results.json, or what is known of a job without one, with its overrides and its error.
+    """Return a job's results.json, or what is known without one, with its overrides and its error.
 
     Args:
-        folder: The job's.
-        shown: What a reader calls it.
+        folder: The job's folder.
+        shown: The display name of the folder.
 
     Raises:
-        InputError: An older version wrote results.json, without the figures of each task.
+        InputError: An older version wrote results.json, without the results of each task.
     """
     status, results, failed = read_job(folder)
     file = folder / ".hydra" / "overrides.yaml"
@@ -209,14 +210,14 @@ def _read(folder: Path, shown: str) -> Job:
             raise InputError(
                 "results.json",
                 str(folder / "results.json"),
-                f"an older version wrote it, without {part}.per_task, which comparisons need",
-                "Run the job again: it takes what is finished from the store.",
+                f"was written by an older version without {part}.per_task, which comparisons need",
+                "Run the job again: its finished stages are reused from the store.",
             )
     return cast(Job, job)
 
 
 def _override(text: str) -> tuple[str, str]:
-    """Return key and value of a line of Hydra's; a number is written one way only.
+    """Return the key and the value of a Hydra override, with numbers in one canonical notation.
 
     >>> _override("++training.lr=1e-4")
     ('training.lr', '0.0001')
@@ -229,14 +230,14 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def setting_of(overrides: Sequence[str]) -> dict[str, str]:
-    """Return what a job of a search tries: its overrides but for the arm, the seed and what changes no figure."""
+    """Return the setting that a job of a search tries: its overrides without the arm and those in `_ASIDE`."""
     given = dict(map(_override, overrides))
     return {key: value for key, value in given.items() if key not in ("arm", "refinements") and not _among(key, _ASIDE)}
 
 
 def _add_labels(jobs: list[Job]) -> str:
-    """Tell each job its labels, and return the settings that go without saying, as most jobs have them."""
-    # A job without results may not say all; what it does not say sets nothing apart.
+    """Set each job's labels; return the settings that most jobs share, which labels leave out."""
+    # A job without results may lack fields. A missing field does not tell jobs apart.
     fields = [field for field in FIELDS if len({job[field] for job in jobs} - {""}) > 1]
     common = {field: Counter(job[field] for job in jobs).most_common(1)[0] for field in fields}
     unsaid: dict[str, str] = {

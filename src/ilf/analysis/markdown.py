@@ -1,4 +1,4 @@
-"""Markdown from which no text of a program, a model or a person can break out."""
+"""Markdown with untrusted text (from programs, models and people) escaped so that it cannot break the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MARKUP = re.compile(r"[\\`|]|<(?=[A-Za-z/!?])")
 
 
 def visible(text: str) -> str:
-    r"""Return `text` with Python's escape for each character that no page shows, but for tabs and newlines.
+    r"""Return `text` with Python escapes for all characters that a page cannot show, except tabs and newlines.
 
     >>> print(visible("a\0b"))
     a\x00b
@@ -19,19 +19,19 @@ def visible(text: str) -> str:
 
 
 def inline(text: str) -> str:
-    """Return `text` as a part of one line, of a table's cell too: it ends neither, and starts no code and no HTML."""
+    """Return `text` escaped for use inside a line or a table cell: it cannot end either, or start code or HTML."""
     return _MARKUP.sub(r"\\\g<0>", visible(text.replace("\n", " ")))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; what stands in its cells is text, not Markdown."""
+    """Return the lines of a table. Its cells hold plain text, which is escaped."""
     return [
         f"| {' | '.join(row)} |" for row in (map(inline, head), ["---"] * len(head), *(map(inline, r) for r in rows))
     ]
 
 
 def fence(lines: Sequence[str], language: str) -> list[str]:
-    """Return lines as a code block, its fence longer than any that they hold."""
+    """Return lines as a code block whose fence is longer than any run of backticks in them."""
     longest = max((len(ticks) for line in lines for ticks in re.findall("`+", line)), default=0)
     ticks = "`" * max(3, longest + 1)
     return [ticks + language, *map(visible, lines), ticks]

@@ -1,4 +1,4 @@
-"""A run's pairs of programs as a data set for other frameworks."""
+"""Export of a run's training pairs as a data set for other frameworks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ COLUMNS = ("task_id", "prompt", "chosen", "rejected", "privileged_context", "fee
 
 
 def export_pairs(run: str, target: str) -> tuple[int, int]:
-    """Write a run's training set as a folder that `datasets.load_from_disk` reads; return its rows, and those left out.
+    """Write a run's training set as a folder that `datasets.load_from_disk` reads.
 
-    `prompt`, `chosen` and `rejected` are what TRL's preference trainers take: the task, the correct program and the
-    wrong one, both as they go on from the prompt. `prompt` and `privileged_context` are what its SDPO and SDFT trainers
-    take: the latter holds the wrong program and the feedback. A row whose wrong program does not go on from the prompt,
-    or that has none, is left out.
+    `prompt`, `chosen` and `rejected` are the columns of TRL's preference trainers: the task, and the correct and the
+    incorrect program as completions of the prompt. `prompt` and `privileged_context` are the columns of its SDPO and
+    SDFT trainers; the latter holds the incorrect program and the feedback. A row is left out if it has no incorrect
+    program, or one that does not start with the prompt.
 
     Args:
-        run: Its folder.
-        target: The new folder.
+        run: The run's folder.
+        target: The folder to write.
+
+    Returns:
+        The number of rows written, and the number of rows left out.
 
     Raises:
         InputError: The run has no pairs.
@@ -30,12 +33,12 @@ def export_pairs(run: str, target: str) -> tuple[int, int]:
     from datasets import Dataset
 
     found: dict[tuple[int, str], dict[str, Any]] = {}
-    for file in sorted(Path(run).glob("training*.jsonl")):  # later rounds hold what earlier ones had
+    for file in sorted(Path(run).glob("training*.jsonl")):  # later rounds include the rows of earlier ones
         found |= {(row["task_id"], row["target"]): row for row in JsonLines(file).read()}
     rows = [made for row in found.values() if (made := _pair(row)) is not None]
     if not rows:
         advice = "Give the folder of a run that has fine-tuned its policy on refinements."
-        raise InputError("run", run, "holds no pair of a wrong program and a correct one", advice)
+        raise InputError("run", run, "contains no pair of an incorrect and a correct program", advice)
     Dataset.from_list(rows).save_to_disk(target)
     return len(rows), len(found) - len(rows)
 

@@ -1,4 +1,4 @@
-"""Pictures: points with intervals, and lines of them."""
+"""Plots with 95% intervals: points in panels, and curves."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ COLOURS = ("#1f5fa8", "#c8553d", "#3a8f5c", "#8a5aa8", "#7a7a7a", "#b8860b")
 
 
 def plain(text: str) -> str:
-    """Return what shows `text` as it stands: two dollar signs would make a formula of it, and an error of most."""
+    """Return `text` escaped for Matplotlib, which reads text between two dollar signs as a formula."""
     return visible(text).replace("$", r"\$")
 
 
 @contextmanager
 def canvas(file: Path, title: str, panels: int = 1, width: float = 6.4, height: float = 4.2) -> Iterator[list[Axes]]:
-    """Give axes side by side, and write them to a PNG file."""
+    """Yield axes side by side, and write the figure to a PNG file on exit."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -50,15 +50,15 @@ def curve(
     ylabel: str,
     levels: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw lines of points with intervals.
+    """Plot one curve per series, with an interval at each point.
 
     Args:
-        file: The PNG file.
-        series: For each line, (x, value, low, high) as fractions.
-        title: Above.
-        xlabel: Under the axis.
-        ylabel: Beside the axis.
-        levels: Horizontal lines to compare with, in the colours of the lines.
+        file: The PNG file to write.
+        series: The points of each curve, as (x, value, low, high); all but x are fractions.
+        title: The figure's title.
+        xlabel: The label of the x axis.
+        ylabel: The label of the y axis.
+        levels: Horizontal reference lines, in the colors of the curves.
     """
     with canvas(file, title) as (axis,):
         for colour, (label, found) in zip(cycle(COLOURS), series.items(), strict=False):
@@ -72,7 +72,7 @@ def curve(
         axis.legend(frameon=False, fontsize=8)
 
 
-Point = tuple[float, float, float] | str | None  # value and interval, or a word in their place
+Point = tuple[float, float, float] | str | None  # value, low and high, or a text to show instead
 
 
 def bars(
@@ -83,15 +83,16 @@ def bars(
     seeds: Mapping[str, Sequence[Sequence[float]]] | None = None,
     published: Mapping[str, Sequence[float | None]] | None = None,
 ) -> None:
-    """Draw points with intervals, one panel a metric, one row a label.
+    """Plot points with intervals: one panel per metric, one row per label.
 
     Args:
-        file: The PNG file.
-        labels: One a row, the first on top.
-        series: For each metric, (value, low, high) a label, as fractions; a word is written; None leaves the row empty.
-        title: Above the panels.
-        seeds: For each metric, the values of the seeds a label; drawn where there are several.
-        published: For each metric, the paper's value a label.
+        file: The PNG file to write.
+        labels: The label of each row, the top row first.
+        series: For each metric, one item per label: (value, low, high) as fractions, a text to show instead, or None
+            to leave the row empty.
+        title: The title above the panels.
+        seeds: For each metric and label, the value of each seed; plotted if there are several.
+        published: For each metric and label, the value in the paper.
     """
     import matplotlib
 
@@ -118,7 +119,7 @@ def bars(
                 axis.annotate(f"{value:.1f}", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
         for row, values in enumerate((seeds or {}).get(name, [])):
             if len(values) > 1:
-                # On three levels below the line, so that equal seeds do not hide one another.
+                # Three heights below the line, so that seeds with equal values do not hide one another.
                 levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
                 axis.plot([100 * value for value in values], levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
         for row, theirs in enumerate((published or {}).get(name, [])):

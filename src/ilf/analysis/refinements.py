@@ -1,4 +1,4 @@
-"""What can be said of a refinement beside its verdict: how far it lies from x0, and whether it cheats."""
+"""Properties of refinements besides their verdict: the edit distance to x0, and whether a refinement cheats."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from functools import lru_cache
 def edit_distance(a: str, b: str) -> float:
     """Return the Levenshtein distance of two texts as a share of the longer one, from 0 to 1.
 
-    The paper keeps annotations below 0.5; here it is reported and decides nothing.
+    The paper only uses annotations below 0.5. Here the distance is reported and has no effect.
 
     >>> edit_distance("kitten", "sitting")
     0.42857142857142855
     """
     longest = max(len(a), len(b), 1)
-    # What both start and end with changes no distance; a refinement shares its whole prompt with x0.
+    # A common start or end does not change the distance, and a refinement shares its whole prompt with x0.
     a, b = _without_common_start(a, b)
     a, b = _without_common_start(a[::-1], b[::-1])
     previous = list(range(len(b) + 1))
@@ -34,17 +34,17 @@ def _without_common_start(a: str, b: str) -> tuple[str, str]:
 
 
 def returns_expected_literal(program: str, tests: Sequence[str]) -> bool:
-    """Return whether a program, under a test on its input, returns as a literal what a unit test expects.
+    """Return whether a program checks its input and returns the literal that a unit test expects.
 
     Args:
-        program: One that passes, and so parses.
-        tests: `assert f(...) == literal` statements; others are ignored.
+        program: A program that passes its tests, and therefore parses.
+        tests: `assert f(...) == literal` statements; other statements are ignored.
     """
     expected = [value for test in tests for value in _expected(test)]
     for node in ast.walk(ast.parse(program)):
         if isinstance(node, ast.If) and any(isinstance(n, ast.Compare) for n in ast.walk(node.test)):
             returned = [n.value for line in node.body for n in ast.walk(line) if isinstance(n, ast.Return) and n.value]
-            # True, None, 0, "" and the like are honest answers of many functions.
+            # Many honest functions return True, None, 0, "" and the like.
             if any(value in expected and not isinstance(value, bool) and value for value in _literals(returned)):
                 return True
     return False

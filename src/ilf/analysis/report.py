@@ -1,4 +1,4 @@
-"""summary.md and the picture of one run."""
+"""summary.md and the plots of one run."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _TRAINED_ON = {
     "self": "its own correct samples",
     "none": "nothing",
 }
-_ENOUGH = 50  # programs with feedback, to say what a hundred bring
+_ENOUGH = 50  # programs with feedback, below which the gain per 100 of them is not reported
 
 
 @dataclass(frozen=True)
 class Mended:
-    """A task that the refiner solved: what was wrong, what was said of it, what came of that."""
+    """A task that the refiner solved: the incorrect program, the feedback on it, and the refinement that passed."""
 
     task_id: int
-    text: str  # the task's
-    before: str  # the wrong program, whole
-    detail: str  # what its unit tests said; empty where an annotation brought the program
+    text: str  # the task's description
+    before: str  # the whole incorrect program
+    detail: str  # the output of its unit tests; empty if the program comes from an annotation
     feedback: str
-    after: str  # the first refinement that passed, whole
+    after: str  # the whole first refinement that passed
 
 
 def labeled_metrics(results: Results) -> dict[str, Metrics]:
-    """Return the metrics that a run has, by what a reader calls them, each round and data set apart."""
+    """Return the metrics that a run has by display name, separately for each round and data set."""
     named = [(ROWS["zero_shot"], results["zero_shot"])]
     rounds: Sequence[Learnt] = results["rounds"] if len(results["rounds"]) > 1 else [results]
     for number, found in enumerate(rounds, 1):
@@ -60,7 +60,7 @@ def labeled_metrics(results: Results) -> dict[str, Metrics]:
 
 
 def table(results: Results) -> str:
-    """Return the run's figures as a Markdown table: pass@k in percent with 95% intervals over tasks."""
+    """Return the run's results as a Markdown table: pass@k in percent with 95% intervals over tasks."""
     if not (parts := labeled_metrics(results)):
         return "No figures yet: no programs on Test, and no refinements."
     names = [key for part in list(parts.values())[:1] for key in part["ci95"]]
@@ -81,7 +81,7 @@ def table(results: Results) -> str:
 
 
 def delta_text(results: Results) -> str:
-    """Return the fine-tuned policy against zero-shot in one line for each k."""
+    """Return one line for each k that compares the fine-tuned policy with zero-shot."""
     lines = []
     for name, d in (results["delta"] or {}).items():
         smallest = "unknown" if d["smallest_detectable"] is None else f"{100 * d['smallest_detectable']:.1f}"
@@ -98,7 +98,7 @@ def conclusion(results: Results) -> str:
     if d is None:
         return {
             "no_training_examples": "No program was left to fine-tune on, so there is no fine-tuned policy to compare.",
-            "interrupted": "The run was interrupted; the same command goes on from here.",
+            "interrupted": "The run was interrupted; the same command continues from here.",
         }.get(results["status"], "There is no comparison: the fine-tuned policy was not evaluated.")
     trained_on = _TRAINED_ON.get(results["refinements"], f"programs of refinements={results['refinements']}")
     low, high = (100 * bound for bound in d["ci95"])
@@ -114,7 +114,7 @@ def conclusion(results: Results) -> str:
 
 
 def change_text(results: Results) -> str:
-    """Return in a sentence what fine-tuning did to the policy, empty where that was not measured."""
+    """Return a sentence on how fine-tuning changed the policy; empty if that was not measured."""
     weights, kl = results["weight_change"], results["kl"]
     parts = []
     if weights:
@@ -127,7 +127,7 @@ def change_text(results: Results) -> str:
 
 
 def cost_text(results: Results) -> str:
-    """Return in a sentence what the feedback cost and what came of it, empty without any."""
+    """Return a sentence on the cost of the feedback and its benefit; empty without feedback."""
     cost = results["feedback_cost"]
     if not cost["annotations"]:
         return ""
@@ -144,7 +144,7 @@ def cost_text(results: Results) -> str:
 
 
 def source_table(results: Results) -> list[str]:
-    """Return, where several sources wrote feedback, what the refiner made of each and how much was trained on."""
+    """Return a table of the refiner's pass@k and the training examples by feedback source; empty for one source."""
     found = (results["refiner"] or {}).get("by_source") or {}
     if len(found) < 2:
         return []
@@ -160,7 +160,7 @@ def source_table(results: Results) -> list[str]:
 
 
 def mended(outcome: Outcome, tasks: Splits, count: int = 5) -> list[Mended]:
-    """Return the first tasks that the refiner solved: the first, so that nobody picked them."""
+    """Return the first `count` tasks that the refiner solved. They are the first ones, so they are not hand-picked."""
     passed: dict[int, str] = {}
     last = outcome.last
     for p in last.refinements or []:
@@ -182,13 +182,13 @@ def mended(outcome: Outcome, tasks: Splits, count: int = 5) -> list[Mended]:
 
 
 def next_runs(results: Results) -> list[tuple[str, str]]:
-    """Return two to four commands that this run's results call for, each with its reason."""
+    """Return two to four commands to run next, given this run's results, each with the reason for it."""
     given = {override.partition("=")[0]: override for override in results["overrides"]}
 
     def command(*changes: str) -> str:
         left_out = {"stages", "output_dir", "select", *(change.partition("=")[0] for change in changes)}
         if any(change.startswith("refinements=") for change in changes):
-            left_out.add("arm")  # which sets them
+            left_out.add("arm")  # an arm sets the option of `refinements` itself
         return shlex.join([*COMMAND.split(), *changes, *(o for key, o in given.items() if key not in left_out)])
 
     found = []
@@ -211,7 +211,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
         if d["smallest_detectable"] and d["mean"]:
             needed = math.ceil(tests * (d["smallest_detectable"] / d["mean"]) ** 2)
             reason += f" A true difference of {100 * d['mean']:+.1f} points needs about {needed} tasks to show."
-        # Where all of Test is used, more samples make each task's share less noisy.
+        # If all of Test is used already, more samples make each task's pass rate less noisy.
         more = f"sampler.n={2 * n}" if "evaluate.n" not in given else f"evaluate.n={2 * results['evaluation']['n']}"
         found.append((command("data.limit.test=null" if results.get("test_limit") == tests else more), reason))
     people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
@@ -223,7 +223,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
 
 
 def _reservations(results: Results) -> list[str]:
-    """Return, line by line, what to bear in mind when results are compared."""
+    """Return the caveats to keep in mind when comparing results, one line each."""
     said = {
         "Programs were drawn without seeds: others come next time.": results["sampling"].get("seeded") is False,
         "The annotated programs are another policy's: feedback is off-policy.": results["feedback_on_policy"] is False,
@@ -233,12 +233,12 @@ def _reservations(results: Results) -> list[str]:
 
 
 def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) -> str:
-    """Return summary.md: what was run, on what, the figures, programs that were mended, and what to run next.
+    """Return summary.md: the run's settings and data, its results, programs that were fixed, and what to run next.
 
     Args:
-        results: What results.json holds.
-        mended: Programs to show.
-        plots: Names of the pictures in the run's `plots/`.
+        results: The content of results.json.
+        mended: The fixed programs to show.
+        plots: The file names of the plots in the run's `plots/`.
     """
     counts, seconds = results["counts"], results["seconds"]
     arm = results["arm"]
@@ -256,7 +256,7 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         "",
         table(results),
         "",
-        # Two spaces end a line in Markdown.
+        # Two spaces make a line break in Markdown.
         delta_text(results).replace("\n", "  \n") or "No comparison: the run has not come to the fine-tuned policy.",
         "",
         *(line for text in (change_text(results), cost_text(results)) if text for line in (text, "")),
@@ -292,12 +292,12 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
 
 
 def _wrap(text: str, most: int = 6) -> list[str]:
-    """Return a text as lines that a fence can hold, the end cut where there are too many."""
+    """Return a text wrapped for a code block, truncated to `most` lines."""
     return textwrap.wrap(text, 110, subsequent_indent="  ", max_lines=most, placeholder=" ...")
 
 
 def _diff(before: str, after: str, most: int = 30) -> list[str]:
-    """Return what changed between two programs; of the prompt that they share, only the `def` line is shown."""
+    """Return a diff of two programs, of whose shared prompt only the `def` line is shown."""
     old, new = lines_of(before), lines_of(after)
     differ = (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
     shared = old[: next(differ, min(len(old), len(new)))]
@@ -308,7 +308,7 @@ def _diff(before: str, after: str, most: int = 30) -> list[str]:
 
 
 def plot(results: Results, folder: Path) -> None:
-    """Draw a run's pass@k with intervals into pass_at_k.png, and over its rounds, where it has several, rounds.png."""
+    """Plot a run's pass@k with intervals to pass_at_k.png and, after several rounds, pass@k by round to rounds.png."""
     if not (parts := labeled_metrics(results)):
         return
     names = list(next(iter(parts.values()))["ci95"])

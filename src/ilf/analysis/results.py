@@ -1,4 +1,4 @@
-"""results.json: what a run found, and the metrics in it."""
+"""results.json: the results of a run, and the metrics in it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from ilf.installation import versions
 from ilf.settings import Settings
 from ilf.types import Outcome, Program, Round, Splits, Turns
 
-MEASURED = ("weight_change", "update_kept", "kl", "perplexity", "end_loss")  # see measures.py
+MEASURED = ("weight_change", "update_kept", "kl", "perplexity", "end_loss")  # see measurements.py
 
 
 def per_task(programs: Sequence[Program], k: int) -> dict[int, float]:
-    """Return pass@k of each task, by id."""
+    """Return pass@k of each task, by task id."""
     outcomes: dict[int, list[bool]] = defaultdict(list)
     for program in programs:
         outcomes[program.task_id].append(program.verdict.passed)
@@ -55,13 +55,13 @@ def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> Metrics | N
         "one_correct": len(passed) / len(tasks),
         "n_tasks": len(tasks),
         "n_samples": len(programs) // len(tasks),
-        "undecided": sum(p.verdict.verdict == "unsupported_test" for p in programs),  # they count as not passed
-        "per_task": {str(i): passed[i] for i in sorted(tasks)},  # programs that passed
+        "undecided": sum(p.verdict.verdict == "unsupported_test" for p in programs),  # these count as not passed
+        "per_task": {str(i): passed[i] for i in sorted(tasks)},  # the number of programs that passed
     }
 
 
 def delta(before: Sequence[Program] | None, after: Sequence[Program] | None, k: Sequence[int]) -> Delta | None:
-    """Return the paired comparison over tasks of `after` against `before`, for each k."""
+    """Return the paired difference over tasks, `after` minus `before`, for each k."""
     if not before or not after:
         return None
     if per_task(before, 1).keys() != per_task(after, 1).keys():
@@ -71,32 +71,32 @@ def delta(before: Sequence[Program] | None, after: Sequence[Program] | None, k: 
 
 @dataclass
 class Record:
-    """What the stages noted on their way, besides what the algorithm found."""
+    """Facts that the stages recorded, besides the results of the algorithm."""
 
     status: str  # "complete", "partial", "no_training_examples", "interrupted" or "failed"
     data_sha256: str
     weights_sha256: str  # of the policy before fine-tuning
-    dtypes: dict[str, str | None]  # of the weights while sampling, by stage; null where a server chooses it
-    front_tokens: list[str]  # that the policy's tokenizer puts in front of a text; a chat template writes its own
+    dtypes: dict[str, str | None]  # dtype of the weights while sampling, by stage; None if a server chooses it
+    front_tokens: list[str]  # tokens that the policy's tokenizer prepends to a text; empty with a chat template
     end_of_text: str  # the token that training targets end with
     scoring: dict[str, Any]
-    isolation: dict[str, Any]  # of the programs: mechanisms, refused, open
-    processes: int  # that the run was divided among
-    halvings: int  # how often a batch of samples did not fit into memory
-    seconds: dict[str, float | None]  # a stage
-    reused: list[str]  # stages that were taken from the store
-    entries: dict[str, list[str]]  # of the store, by stage
-    rejected: list[str]  # one line a row
-    fine_tuned: dict[str, Any]  # optimizer steps and last metrics of the policy's fine-tuning; empty without one
-    measured: dict[str, Any]  # see measures.py
-    validation: Sequence[Program] | None  # on Refine, where settings are to be chosen
-    transfer_sha256: str | None  # of the rows of another data set
-    near_duplicates: Mapping[int, int] | None  # tasks that are left out, each with the one of Test that it repeats
-    llm_answers: dict[str, Any] | None  # of another model, by what they are for; see feedback/llm.py
+    isolation: dict[str, Any]  # of executed programs: mechanisms, refused, open
+    processes: int  # world size
+    halvings: int  # how often a batch of samples did not fit into memory and was halved
+    seconds: dict[str, float | None]  # by stage
+    reused: list[str]  # stages reused from the store
+    entries: dict[str, list[str]]  # names of the store's entries, by stage
+    rejected: list[str]  # one line for each rejected row
+    fine_tuned: dict[str, Any]  # optimizer steps and last metrics of the policy's fine-tuning; empty without it
+    measured: dict[str, Any]  # see measurements.py
+    validation: Sequence[Program] | None  # programs on Refine, by which a search chooses settings
+    transfer_sha256: str | None  # of the rows of the transfer data set
+    near_duplicates: Mapping[int, int] | None  # the tasks that are left out, with the Test task that each repeats
+    llm_answers: dict[str, Any] | None  # counts of an LLM's answers by use; see feedback/llm.py
 
 
 def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> Metrics | None:
-    """Return the refiner's metrics on Train, the tasks that it solved, and what can be said of its refinements."""
+    """Return the refiner's metrics on Train, the tasks that it solved, and properties of its refinements."""
     part = metrics(found.refinements, k)
     if part is None or found.refinements is None:
         return None
@@ -109,9 +109,9 @@ def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> Metrics | None:
     return part | {
         "solved_tasks": sorted(first),
         "returning_expected_literal": sorted(literal),
-        # Over the first correct refinement of each solved task.
+        # The mean over solved tasks, each with its first correct refinement.
         "edit_distance": sum(distances) / len(distances) if distances else None,
-        "by_source": {  # of the feedback
+        "by_source": {  # metrics by feedback source
             source: metrics([p for p in found.refinements if sources[p.task_id] == source], k)
             for source in sorted({sources[p.task_id] for p in found.refinements})
         },
@@ -119,10 +119,11 @@ def of_refiner(found: Round, tasks: Splits, k: Sequence[int]) -> Metrics | None:
 
 
 def of_feedback(settings: Settings, outcome: Outcome, delta: Delta | None) -> FeedbackCost:
-    """Return what the feedback cost, and what came of it: annotations, minutes, points of pass@1 for each hundred.
+    """Return the cost of the feedback and its benefit: annotations, minutes, points of pass@1 per 100 annotations.
 
-    Counted are all rounds' annotations, those of ids 1 to 10 too. Minutes are those at work, which the annotation page
-    notes. Points are the fine-tuned policy's over zero-shot, with their interval; null for arms that need no feedback.
+    Annotations of all rounds count, including those of tasks 1 to 10. Minutes are working time, as recorded by the
+    annotation page. Points are the fine-tuned policy's gain over zero-shot, with their interval; null for arms that
+    need no feedback.
     """
     given = [f for one in outcome.rounds for f in one.feedback or []]
     seconds = [f.seconds for f in given if f.seconds is not None]
@@ -140,7 +141,7 @@ def of_feedback(settings: Settings, outcome: Outcome, delta: Delta | None) -> Fe
 
 
 def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) -> RoundResults:
-    """Return what one round of the algorithm came to."""
+    """Return the results of one round of the algorithm."""
 
     def count(rows: Sized | None) -> int | None:
         return None if rows is None else len(rows)
@@ -164,13 +165,14 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
 
 
 def _on_policy(annotated: str | None, policy: str, found: Round) -> bool | None:
-    """Return whether people's feedback is on this policy's programs; None where that can't be told.
+    """Return whether people's feedback is on this policy's programs; None if that is unknown.
 
     Args:
-        annotated: Whose programs the annotations are about, where the settings say so. Else they are this policy's
-            where each is one of the run's own samples; an earlier run of the same policy may have drawn others.
-        policy: This one.
-        found: The run's samples, and its feedback.
+        annotated: The policy whose programs were annotated, if the settings name it. If they do not, feedback counts
+            as on-policy if each annotated program is one of the run's own samples; otherwise the answer is unknown,
+            as an earlier run of the same policy may have sampled other programs.
+        policy: This run's policy.
+        found: The round with the run's samples and its feedback.
     """
     if annotated is not None:
         return annotated == policy
@@ -238,7 +240,7 @@ def _of_transfer(settings: Settings, outcome: Outcome, record: Record) -> Transf
 
 
 def of_turns(turns: Turns, k: Sequence[int]) -> TurnResults:
-    """Return what feedback at test time is worth, beside as many fresh draws."""
+    """Return the results of feedback at test time, compared with the same number of fresh samples."""
     pairs = list(zip(turns.fresh, turns.feedback, strict=True))[1:]
     return {
         "feedback": [found for one in turns.feedback if (found := metrics(one, k))],
@@ -248,11 +250,11 @@ def of_turns(turns: Turns, k: Sequence[int]) -> TurnResults:
 
 
 def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) -> Results:
-    """Return results.json."""
+    """Return the content of results.json."""
     k = settings.evaluate.k
     feedback = settings.feedback
     human = any(one.people for one in feedback.writers) and feedback.path is not None
-    annotated = getattr(feedback, "annotated_policy", None)  # of the feedback of people
+    annotated = getattr(feedback, "annotated_policy", None)  # only feedback from people has it
     policy = settings.model.hub or settings.model.name
     samples = [p for p in outcome.last.samples or [] if p.split != "prompt"] or None
     last = of_round(outcome, outcome.last, tasks, k)
@@ -273,7 +275,7 @@ def of_run(settings: Settings, tasks: Splits, outcome: Outcome, record: Record) 
         "feedback_on_policy": not human or _on_policy(annotated, policy, outcome.last),
         "annotated_policy": annotated if human else None,
         "policy_on_annotated": metrics(samples, k) if human else None,
-        # "self" trains on none of the tasks that the other arms train on, "llm" not on all.
+        # "self" trains on none of the tasks that the other arms train on, and "llm" only on some of them.
         "matched": settings.refinements.tasks == "solved" and settings.refinements.matched,
         "near_duplicates": {str(i): repeated for i, repeated in (record.near_duplicates or {}).items()},
         "zero_shot": metrics(outcome.zero_shot, k),

@@ -1,4 +1,4 @@
-"""pass@k, intervals over tasks and paired tests. Every task counts, whatever became of its programs."""
+"""pass@k, intervals over tasks and paired tests. Every task counts, whatever the verdicts of its programs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-K = TypeVar("K")  # a task's id, a number or its text
-_Z = 1.959964 + 0.841621  # two-sided 5% and 80% power, of the normal distribution
-# The 97.5% quantile of Student's t, by degrees of freedom from 1; beyond these, the normal distribution's.
+K = TypeVar("K")  # a task's id, as a number or as text
+_Z = 1.959964 + 0.841621  # quantiles of the normal distribution: 5% two-sided, plus 80% power
+# The 97.5% quantile of Student's t for 1, 2, ... degrees of freedom; beyond these, the normal quantile is used.
 _T = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -23,7 +23,7 @@ _T = (
 
 
 class Difference(TypedDict):
-    """What `paired` finds."""
+    """The result of `paired`."""
 
     mean: float
     ci95: list[float]
@@ -32,15 +32,15 @@ class Difference(TypedDict):
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Return the unbiased estimate of the chance that one of k programs passes (Chen et al. 2021, equation 1).
+    """Return the unbiased estimate of the probability that one of k programs passes (Chen et al. 2021, equation 1).
 
     Args:
-        n: Programs sampled.
-        c: How many of them passed.
-        k: Programs that a user would look at.
+        n: The number of sampled programs.
+        c: The number of these that passed.
+        k: The number of programs that a user would inspect.
 
     Raises:
-        ValueError: n < k, where no unbiased estimate exists.
+        ValueError: k is less than 1, or greater than n, where no unbiased estimate exists.
 
     >>> round(pass_at_k(4, 1, 2), 3)
     0.5
@@ -51,14 +51,14 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def mean_pass_at_k(tasks: Sequence[Sequence[bool]], k: int) -> float:
-    """Return pass@k averaged over tasks, each given as the outcomes of its programs."""
+    """Return pass@k averaged over tasks. Each task is given as the outcomes of its programs."""
     return float(np.mean([pass_at_k(len(passed), sum(passed), k) for passed in tasks]))
 
 
-# A comparison tests many pairs of arms on the same tasks: the draws, which take most of the time, are made once.
+# A comparison tests many pairs of arms on the same tasks. Resampling takes most of the time, so it is cached.
 @lru_cache(maxsize=2)
 def _resamples(n: int, seed: int, draws: int) -> Floats:
-    """Return how often each of n tasks is drawn in a resample of n, (draws, n)."""
+    """Return how often each of n tasks occurs in each bootstrap resample of size n, (draws, n)."""
     drawn = np.random.default_rng(seed).integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
@@ -69,14 +69,14 @@ def _signs(n: int, seed: int, draws: int) -> Floats:
 
 
 def bootstrap_ci95(values: Floats, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
-    """Return the 95% percentile interval of the mean of `values`, one a task, (T,), resampling tasks."""
+    """Return the 95% percentile bootstrap interval of the mean over tasks of `values`, (T,)."""
     means = _resamples(len(values), seed, draws) @ values / len(values)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
 def over_seeds(seeds: Iterable[Mapping[K, float]]) -> dict[K, float]:
-    """Return the mean of each task over the seeds that have it.
+    """Return the mean of each task's values over the seeds that have the task.
 
     >>> over_seeds([{1: 0.5, 2: 1.0}, {1: 1.0}])
     {1: 0.75, 2: 1.0}
@@ -89,7 +89,7 @@ def over_seeds(seeds: Iterable[Mapping[K, float]]) -> dict[K, float]:
 
 
 def t_ci95(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return Student's 95% interval of the mean of `values`, one a seed; None for one seed, which shows no spread."""
+    """Return Student's 95% interval of the mean of `values`, one per seed; None for one seed, which has no spread."""
     free = len(values) - 1
     if free < 1:
         return None
@@ -99,19 +99,20 @@ def t_ci95(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def sign_flip_p_value(differences: Floats, seed: int = 0, draws: int = 10_000) -> float:
-    """Return the two-sided p-value of a mean paired difference of 0, by flipping signs of tasks at random.
+    """Return the two-sided p-value of the hypothesis that the mean paired difference is 0: a sign-flip test over tasks.
 
     Args:
-        differences: One a task, (T,): after minus before.
-        seed: Of the flips.
-        draws: Random flips; the observed signs count as one more, so that the smallest p-value is 1 / (draws + 1).
+        differences: After minus before for each task, (T,).
+        seed: The seed of the random flips.
+        draws: The number of random flips. The observed signs count as one more, so the smallest possible p-value is
+            1 / (draws + 1).
     """
     flipped = np.abs(_signs(len(differences), seed, draws) @ differences)
     return (int((flipped >= abs(differences.sum()) - 1e-12).sum()) + 1) / (draws + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979), in the order given.
+    """Return the p-values corrected for multiple testing (Holm 1979), in the given order.
 
     >>> holm([0.01, 0.04])
     [0.02, 0.04]
@@ -125,15 +126,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired(before: Floats, after: Floats, seed: int = 0) -> Difference:
-    """Return the mean difference over tasks, its interval and p-value, and the smallest difference one could detect.
+    """Return the mean paired difference over tasks, its interval, p-value and minimum detectable difference.
+
+    The minimum detectable difference is that of a two-sided test at the 5% level with 80% power: 2.8 standard errors.
+    It is None if the spread of the differences is zero or unknown.
 
     Args:
-        before: One value a task, (T,).
-        after: The same tasks in the same order.
-        seed: Of resampling.
-
-    The smallest detectable difference is at 5%, two-sided, with 80% power: 2.8 standard errors; None where the
-    tasks do not differ at all, which tells nothing of the spread.
+        before: One value per task, (T,).
+        after: The values of the same tasks in the same order.
+        seed: The seed of resampling.
     """
     differences = after - before
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else float("nan")

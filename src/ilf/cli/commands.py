@@ -1,4 +1,4 @@
-"""What a command line asks for by its `mode`, a function each. Heavy imports come as late as they are needed."""
+"""The commands, one function for each value of `mode`. Heavy imports are deferred until they are needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ilf.types import InputError
 
 
 def run(settings: Settings) -> float | None:
-    """Run the requested stages, print plan and results, and return pass@1 on Refine where it was measured."""
+    """Run the requested stages, print the plan and the results, and return pass@1 on Refine if it was measured."""
     with opened(settings) as stages:
         from ilf.cli.console import show_plan, show_results
 
@@ -31,7 +31,7 @@ def run(settings: Settings) -> float | None:
 
 
 def pretrain(settings: Settings) -> None:
-    """Pretrain the mini model, measure it by the stages that need only the policy, and write both on its card."""
+    """Pretrain the mini model, evaluate it with the stages that only need the policy, and write a card with both."""
     from ilf.training import pretraining
 
     folder = Path(settings.pretrain.folder)
@@ -44,7 +44,7 @@ def pretrain(settings: Settings) -> None:
 
 
 def check_gpu(settings: Settings) -> None:
-    """Try what a new GPU is to be tried with, and write the page."""
+    """Run the checks for a new GPU, and write their report."""
     check_device(settings)
     from ilf.training.gpu_checks import run_checks
 
@@ -61,13 +61,13 @@ def check_gpu(settings: Settings) -> None:
 
 
 def annotate(settings: Settings) -> None:
-    """Serve the page for feedback on the programs that fail, of a run with these settings."""
+    """Serve the annotation page, which collects feedback on the failing programs of a run with these settings."""
     from ilf.annotation.answers import Answers
     from ilf.annotation.assignments import Work
     from ilf.annotation.server import bind, serve
 
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        raise InputError("mode", "annotate", "is for one run, and this is a sweep", "Leave out -m and the study.")
+        raise InputError("mode", "annotate", "is for a single run, but this is a sweep", "Leave out -m and the study.")
     settings.stages, settings.logger = ["sample"], {}
     with bind(settings.annotate) as listener, opened(settings) as stages:
         answers = Answers(Path(settings.annotate.path))
@@ -82,7 +82,7 @@ def annotate(settings: Settings) -> None:
 
 
 def export(settings: Settings) -> None:
-    """Write the pairs of a run as a data set, or the annotations of a file into one of another format."""
+    """Export the pairs of a run as a data set, or convert an annotation file to another format."""
     from ilf.analysis.pairs import export_pairs
     from ilf.feedback.human import export
 
@@ -95,7 +95,7 @@ def export(settings: Settings) -> None:
 
 
 def compare(settings: Settings) -> None:
-    """Compare the jobs of earlier sweeps, in one table and in that of their study."""
+    """Compare the jobs of earlier sweeps: write the comparison, and the table of their study."""
     from ilf.analysis.comparison import write_comparison
     from ilf.analysis.studies import write_study
     from ilf.cli.console import show_comparison, show_page
@@ -109,7 +109,7 @@ def compare(settings: Settings) -> None:
 
 
 def show_store(settings: Settings) -> None:
-    """Remove from the store what is to be pruned, and list the rest."""
+    """Prune the store if store.prune_days is set, and list the remaining entries."""
     from ilf.store import Store
 
     store = Store(Path(settings.store.dir))

@@ -1,6 +1,6 @@
 """From Hydra's configuration to checked settings, and from those to the objects of a run.
 
-Imports no torch until `build`, and no check until there is something to check: --help answers at once.
+torch is only imported by `build`, and the checks only when there are settings to check, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# On import: all that a launcher's job, in another process or on another machine, does here before it composes.
+# Registered on import, as a launcher's job in another process or on another machine imports this before it composes.
 OmegaConf.register_new_resolver("package", lambda file: str(Path(__file__).parent.parent / file), replace=True)
 OmegaConf.register_new_resolver("command", lambda: COMMAND, replace=True)
 OmegaConf.register_new_resolver(
@@ -44,7 +44,7 @@ OmegaConf.register_new_resolver(
 
 
 def _run_folder() -> str:
-    """Return the folder that Hydra has made for this job, or, where it only shows a configuration, would make."""
+    """Return the folder that Hydra has created for this job, or would create if it only shows the configuration."""
     hydra = HydraConfig.get()
     known = not OmegaConf.is_missing(hydra.runtime, "output_dir")
     return str(hydra.runtime.output_dir if known else hydra.run.dir)
@@ -53,11 +53,11 @@ def _run_folder() -> str:
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
-_OF_A_COMMAND = ("chosen", "config")  # what settings_from fills in, and no configuration has
+_OF_A_COMMAND = ("chosen", "config")  # fields that `settings_from` fills in; a configuration does not have them
 
 
 def _schema() -> type:
-    """Return the settings as Hydra takes them: a part is a mapping, whose keys only its class knows."""
+    """Return the schema of the settings for Hydra. A component is a mapping, whose keys only its class knows."""
     made: list[Any] = []
     hints = get_type_hints(Settings, include_extras=True)
     for one in fields(Settings):
@@ -67,7 +67,7 @@ def _schema() -> type:
             made.append((one.name, dict[str, Any] | None, field(default=None)))
         else:
             made.append((one.name, get_type_hints(Settings)[one.name], one))
-    # By a name that leads to it: the jobs of a launcher unpickle it in other processes.
+    # It is named after the variable that holds it, as a launcher's jobs unpickle it in other processes.
     return make_dataclass("Schema", made, namespace={"__module__": __name__})
 
 
@@ -75,9 +75,10 @@ Schema = _schema()
 
 
 def register() -> None:
-    """Give Hydra the schema, and the folders of ILF_CONFIG_PATH. Call before composing."""
+    """Register the schema and the folders of ILF_CONFIG_PATH with Hydra. Call this before composing."""
     ConfigStore.instance().store("schema", Schema)
-    # --help copies the whole store once a group, which takes seconds; the store is a singleton that nobody writes to.
+    # --help copies the whole store once per group, which takes seconds. The store is a singleton and nothing writes to
+    # it, so a copy is not needed.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     Plugins.instance().register(OwnFolders)
 
@@ -88,21 +89,21 @@ def settings_from(
     """Return the composed configuration as checked settings.
 
     Args:
-        config: As Hydra composes it, or as an earlier run has saved it.
-        overrides: What the command line set, in Hydra's syntax.
+        config: The configuration, as composed by Hydra or as saved by an earlier run.
+        overrides: The overrides on the command line, in Hydra's syntax.
         sweep: Whether this is a job of a sweep.
-        chosen: The option of each group, as Hydra knows it.
+        chosen: The chosen option of each group, as Hydra records it.
 
     Raises:
-        InputError: A value can't be used; see `checks` and `parts.read`.
+        InputError: A value can't be used; see `checks` and `components.read`.
     """
     from ilf.checks import check
     from ilf.checks.keys import check_known, check_overrides
     from ilf.tracking import check_wandb
 
-    if OmegaConf.get_type(config) is not Schema:  # a saved one has lost its types
+    if OmegaConf.get_type(config) is not Schema:  # a saved configuration has lost its types
         config = OmegaConf.merge(OmegaConf.structured(Schema), config)  # type: ignore[assignment]
-    if not config.arm:  # which loggers name runs after
+    if not config.arm:  # loggers need it for the names of runs
         config = config.copy()
         config.arm = (chosen or {}).get("refinements", "")
     plain = OmegaConf.to_object(config)
@@ -124,18 +125,18 @@ def settings_from(
 
 
 def _check_addresses(key: str, node: Any) -> None:
-    """Check first that no address has a secret, which the message on any other key might show."""
+    """Check that no URL has a secret. This comes first, as a message on any other key might show the secret."""
     if isinstance(node, dict):
         for name, value in node.items():
             _check_addresses(f"{key}.{name}".lstrip("."), value)
     elif key.endswith(".url") and isinstance(node, str) and set("@?") & set(node):
-        allowed = "must hold no user, password or query: results.json would show them"
-        advice = "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ of this run's folder, which has it."
+        allowed = "must not contain a user, password or query: results.json would show them"
+        advice = "Give http://HOST:PORT/v1, set $OPENAI_API_KEY, and remove .hydra/ in this run's folder, which has it."
         raise InputError(key, "(not shown)", allowed, advice)
 
 
 def loggers_of(config: DictConfig) -> dict[str, Component]:
-    """Return the loggers of a sweep's configuration, before any of its jobs has a folder."""
+    """Return the loggers of a sweep's configuration with only what a check needs, as no job has a folder yet."""
     nodes = {name: node for name, node in (config.logger or {}).items() if OmegaConf.is_dict(node)}
     return {
         str(name): Component(
@@ -146,14 +147,14 @@ def loggers_of(config: DictConfig) -> dict[str, Component]:
 
 
 def check_hydra(hydra: DictConfig) -> None:
-    """Check what the command line says to Hydra itself.
+    """Check the settings of Hydra itself on the command line.
 
     Raises:
-        InputError: A key is none of Hydra's, or asks for what would mix or lose results; see `check_sources`.
+        InputError: A key is unknown to Hydra, or its value would mix up or lose results; also see `check_sources`.
     """
     for override in hydra.overrides.hydra:
         key, _, value = override.lstrip("+~").partition("=")
-        if "/" in key:  # a group
+        if "/" in key:  # a group, not a setting
             continue
         parent, _, name = key.removeprefix("hydra.").rpartition(".")
         kind = OmegaConf.get_type(OmegaConf.select(hydra, parent) if parent else hydra)
@@ -161,20 +162,20 @@ def check_hydra(hydra: DictConfig) -> None:
             raise _unknown_to_hydra(key, value)
     check_sources(hydra)
     if hydra.job.chdir:
-        allowed = "store.dir and all paths of files would be sought in each run's folder"
-        raise InputError("hydra.job.chdir", True, allowed, "Leave it out: a run writes into its folder anyway.")
+        allowed = "store.dir and all relative paths would be resolved in each run's folder"
+        raise InputError("hydra.job.chdir", True, allowed, "Leave it out: a run writes to its folder anyway.")
     if hydra.mode is RunMode.MULTIRUN and "${" not in str(hydra.sweep._get_node("subdir")._value()):
-        allowed = "all jobs of the sweep would write into this one folder"
-        advice = "Leave it out, or name the job in it: 'hydra.sweep.subdir=${hydra.job.num}'."
+        allowed = "all jobs of the sweep would write to this one folder"
+        advice = "Leave it out, or include the job's number: 'hydra.sweep.subdir=${hydra.job.num}'."
         raise InputError("hydra.sweep.subdir", hydra.sweep._get_node("subdir")._value(), allowed, advice)
 
 
 def _unknown_to_hydra(key: str, value: str) -> InputError:
-    return InputError(key, value, "is no setting of Hydra's", f"`{COMMAND} --cfg hydra` shows all keys.")
+    return InputError(key, value, "is not a setting of Hydra", f"`{COMMAND} --cfg hydra` shows all keys.")
 
 
 def explain(error: Exception) -> str | None:
-    """Return what an error means to a user, None where only a traceback tells."""
+    """Return the message that explains an error to a user; None if only a traceback can explain it."""
     from ilf.checks.keys import MOVED, known_keys, unknown_key
 
     cause = error.__cause__ if isinstance(error, HydraException) else error
@@ -200,7 +201,10 @@ def explain(error: Exception) -> str | None:
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Stages]:
-    """Hold the run's folder, show its settings where asked to, build the run, and close its tracker at the end.
+    """Claim the run's folder, print the settings if requested, build the run, and close its tracker at the end.
+
+    Yields:
+        The stages of the run.
 
     Raises:
         InputError: See `run_folder.claimed` and `build`.

@@ -1,4 +1,4 @@
-"""All settings of a run as a tree, to be read."""
+"""All settings of a run as a readable tree."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ilf.files import write_atomically
 
 
 def show_tree(settings: Mapping[str, Any], folder: Path) -> None:
-    """Print settings, a branch a group, and write the same without colours to config_tree.txt.
+    """Print the settings with one branch per group, and write the same without colors to config_tree.txt.
 
     Args:
-        settings: All of them.
-        folder: The run's.
+        settings: All settings of the run.
+        folder: The run's folder.
     """
     tree = Tree("settings")
     for name, value in settings.items():

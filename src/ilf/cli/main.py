@@ -1,6 +1,6 @@
-"""The command, as run.py, `ilf` and `python -m ilf` start it: compose, check, hand over.
+"""The entry point of run.py, `ilf` and `python -m ilf`: compose the configuration, check it and run the command.
 
-Imports no torch before a command of `commands` does, so that --help answers at once.
+torch is only imported by the functions of `commands`, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ilf.installation import CONF
 
 
 def command() -> None:
-    """Run what the command line says, and exit with a code, and a line where an error or a signal ends it."""
-    # Errors come to `ending`, which says what they mean, instead of being printed by Hydra.
+    """Run the command line, and exit with a status; after an error or a signal, with a one-line message."""
+    # Hydra should raise errors instead of printing them, so that `shutdown.command` can explain them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    os.environ.setdefault("HYDRA_MAIN_MODULE", "run")  # names a job, and its log, whose configuration names none
+    os.environ.setdefault("HYDRA_MAIN_MODULE", "run")  # the default name of a job and of its log
 
     def program() -> None:
         register()
         given = get_args_parser().parse_args().config_path
-        if given is not None and "://" not in given:  # which Hydra would look for beside this module
+        if given is not None and "://" not in given:  # Hydra would resolve it relative to this module
             sys.argv += ["--config-path", os.path.abspath(given)]
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
 
@@ -39,13 +39,13 @@ def command() -> None:
 
 
 def job(config: DictConfig) -> float | None:
-    """Check one job's configuration, and do what its `mode` says.
+    """Check one job's configuration, and run the command that its `mode` names.
 
     Returns:
-        What a sweeper that searches for settings maximises: pass@1 on Refine.
+        The objective that a sweeper maximizes when it searches for settings: pass@1 on Refine.
     """
-    shutdown.listen()  # the jobs of a launcher come to no `command`
-    hydra_config: Any = HydraConfig.get()  # at run time it is a DictConfig
+    shutdown.listen()  # a launcher's jobs do not go through `command`
+    hydra_config: Any = HydraConfig.get()  # a DictConfig at run time
     overrides, sweep = list(hydra_config.overrides.task), hydra_config.mode is RunMode.MULTIRUN
     try:
         check_hydra(hydra_config)
@@ -58,13 +58,13 @@ def job(config: DictConfig) -> float | None:
         return COMMANDS[settings.mode](settings)
     except BaseException as error:
         if (stop := shutdown.pending()) is not None:
-            if sweep:  # Hydra ends without a word to its callbacks
+            if sweep:  # on a signal, Hydra exits without calling its callbacks
                 from ilf.analysis.comparison import write_comparison
 
                 folder = Path(hydra_config.sweep.dir)
                 write_comparison(folder, [folder], config.compare.pairs)
             raise stop from error
-        # A sweep needs an exception to count the job as failed and go on; a single run needs no traceback.
+        # A sweep needs an exception to count the job as failed and continue. A single run needs no traceback.
         if sweep or not isinstance(error, Exception) or (said := explain(error)) is None:
             raise
         sys.exit(f"error: {said}")

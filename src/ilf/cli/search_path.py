@@ -1,4 +1,4 @@
-"""Where Hydra finds options: those that ILF brings, and the folders of a user's own."""
+"""The places where Hydra finds options: those of ILF, and folders of the user's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ilf.types import InputError
 
 VARIABLE = "ILF_CONFIG_PATH"
-_KEYS = {  # by Hydra's word for where a folder comes from; it seeks options there last
+_KEYS = {  # by the provider that Hydra records for a folder; Hydra searches these folders last
     "command-line": "--config-dir",
     "hydra.searchpath in main": "hydra.searchpath",
     "hydra.searchpath in command-line": "hydra.searchpath",
@@ -24,67 +24,67 @@ _KEYS = {  # by Hydra's word for where a folder comes from; it seeks options the
 
 
 class OwnFolders(SearchPathPlugin):
-    """Puts the folders that ILF_CONFIG_PATH names before ours, so that an option there wins over ours of that name."""
+    """A plugin that puts the folders in ILF_CONFIG_PATH first, so that their options override ours of the same name."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add the folders, the first one first, as in PATH.
+        """Add the folders to the search path, in the same order of precedence as in PATH.
 
         Raises:
-            InputError: One is no folder.
+            InputError: A folder does not exist.
         """
         for folder in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
             if not Path(folder).is_dir():
-                raise InputError(VARIABLE, folder, "no such folder", f"Folders in it are divided by '{os.pathsep}'.")
+                raise InputError(VARIABLE, folder, "no such folder", f"Separate several folders by '{os.pathsep}'.")
             search_path.prepend(VARIABLE, f"file://{os.path.abspath(folder)}", SearchPathQuery(provider="main"))
 
 
 def _sources(hydra: DictConfig) -> list[ConfigSource]:
-    """Return all places of options, the first one first."""
+    """Return all sources of options, in the order in which Hydra searches them."""
     registry = SourcesRegistry.instance()
     return [registry.resolve(s.schema)(s.provider, f"{s.schema}://{s.path}") for s in hydra.runtime.config_sources]
 
 
 def _chosen(hydra: DictConfig) -> Iterator[str]:
-    """Yield the names of all options that are chosen, with their groups; of lists that are none, too."""
+    """Yield the names of all chosen options with their groups, including those chosen by lists of options."""
     yield hydra.job.config_name
     choices = [(group, [option]) for group, option in hydra.runtime.choices.items()]
     for one in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
-        if isinstance(options := one.value(), list):  # which Hydra leaves out of the choices
+        if isinstance(options := one.value(), list):  # Hydra does not record these among the choices
             choices.append((one.key_or_group, options))
     yield from (f"{group.partition('@')[0]}/{option}" for group, options in choices for option in options)
 
 
 def check_sources(hydra: DictConfig) -> None:
-    """Check that each folder of options is there, and that no option in it is passed over for another of its name.
+    """Check that each folder of options exists, and that none of its chosen options is shadowed by another.
 
     Raises:
-        InputError: Names --config-dir or hydra.searchpath, and the folder.
+        InputError: One of these does not hold. The message names --config-dir or hydra.searchpath, and the folder.
     """
     found = _sources(hydra)
     own = [source for source in found if source.provider in _KEYS]
     for source in own:
         if not source.available():
-            advice = "Give a whole path, or pkg:// and a package that Python finds."
+            advice = "Give an absolute path, or pkg:// and a package that Python can import."
             raise InputError(_KEYS[source.provider], source.full_path(), "no such folder", advice)
     for option in _chosen(hydra) if own else ():
         holders = [source for source in found if source.is_config(option)]
         for source in holders[1:]:
             if source.provider in _KEYS:
-                reason = f"its {option}.yaml would not be read: {holders[0].full_path()} comes first and has one, too"
-                advice = f"Rename it, or name the folder in {VARIABLE}, where options win over ours."
+                reason = f"its {option}.yaml would not be read: {holders[0].full_path()} comes first and has one too"
+                advice = f"Rename it, or put the folder into {VARIABLE}, whose options override ours."
                 raise InputError(_KEYS[source.provider], source.full_path(), reason, advice)
 
 
 def check_arm(hydra: DictConfig) -> None:
-    """Check that no override takes back what an arm of a study sets.
+    """Check that no override changes what the chosen arm sets.
 
     Raises:
-        InputError: A group that the arm sets is overridden, or there are several arms.
+        InputError: A group that the arm sets is overridden, or several arms are given.
     """
     for override in hydra.overrides.task:
         if override.startswith("arm=["):
-            advice = "Choose one, or compare several by a sweep: -m arm=ilf,gold."
-            raise InputError("arm", override.removeprefix("arm="), "is a list, and a run has one arm", advice)
+            advice = "Choose one, or compare several in a sweep: -m arm=ilf,gold."
+            raise InputError("arm", override.removeprefix("arm="), "is a list, but a run has one arm", advice)
     if (arm := hydra.runtime.choices.get("arm")) is None:
         return
     file = next(source for source in _sources(hydra) if source.is_config(f"arm/{arm}"))

@@ -1,7 +1,4 @@
-"""Jobs of Hydra: what is checked before one starts, and the comparison and selection over those of a sweep.
-
-Run by Hydra as callbacks of a job and of a sweep.
-"""
+"""Hydra's callbacks: checks before a run or a sweep starts, and the comparison and selection of a sweep's jobs."""
 
 from __future__ import annotations
 
@@ -35,14 +32,14 @@ log = logging.getLogger(__name__)
 
 
 def select_and_report(sweep: Path) -> list[str]:
-    """Evaluate on Test, once, the setting of each arm that did best on Refine: runs in the sweep's folder `chosen`.
+    """Evaluate each arm's best setting on Refine once on Test, by runs in the sweep's folder `chosen`.
 
-    A setting is everything that a job overrides but its arm and seed; seeds are averaged. Of settings that do equally
-    well, the one that trains least is taken: the lowest learning rate, then the fewest epochs, then the largest batch.
-    ILF takes gold's best setting where gold was swept too, as in the paper's appendix A.1.
+    A setting is everything that a job overrides except its arm and seed; seeds are averaged. Among equally good
+    settings, the one that trains least is chosen: the lowest learning rate, then the fewest epochs, then the largest
+    batch. ILF uses gold's best setting if gold was swept too, as in the paper's appendix A.1.
 
     Returns:
-        A line on each run that failed, or that there is no job for.
+        One line for each run that failed, or for which there is no job.
     """
     tried = []  # results, folder, setting
     for folder in job_folders(sweep):
@@ -51,7 +48,7 @@ def select_and_report(sweep: Path) -> list[str]:
             if found["validation"]:
                 tried.append((found, folder, str(setting_of(found["overrides"]))))
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    least: dict[str, tuple[float, ...]] = {}  # how much a setting trains
+    least: dict[str, tuple[float, ...]] = {}  # sort key by setting: how much it trains
     for found, _, setting in tried:
         scores[found["arm"]][setting].append(found["validation"]["pass@1"])
         least[setting] = (found["training"]["lr"], found["training"]["epochs"], -found["training"]["batch_size"])
@@ -64,12 +61,12 @@ def select_and_report(sweep: Path) -> list[str]:
         setting = best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]
         jobs = [(found, folder) for found, folder, own in tried if (found["arm"], own) == (arm, setting)]
         if not jobs:
-            failures.append(f"{arm}: no job with gold's best setting has ended well, so that it was not evaluated")
+            failures.append(f"{arm}: no job with gold's best setting was successful, so the arm was not evaluated")
         for found, folder in jobs:
             target = sweep / "chosen" / f"{arm}_seed{found['seed']}"
             try:
                 _run_chosen(folder, target, found["overrides"])
-            except Exception as error:  # the other arms' runs are worth as much as before
+            except Exception as error:  # the other arms' runs are still valid
                 log.exception("%s: evaluating the chosen setting failed", target)
                 failures.append(f"{target.name}: {error}")
                 write_atomically(target / "failed.json", to_json({"error": str(error)}, indent=1))
@@ -77,7 +74,7 @@ def select_and_report(sweep: Path) -> list[str]:
 
 
 def _run_chosen(folder: Path, target: Path, overrides: list[str]) -> None:
-    """Run a job of a search to its end, in a folder of its own."""
+    """Run all stages of a search's job, in a folder of its own."""
     target.mkdir(parents=True)
     saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
     saved.merge_with({"output_dir": str(target), "stages": list(STAGES), "select": 0})
@@ -89,7 +86,7 @@ def _run_chosen(folder: Path, target: Path, overrides: list[str]) -> None:
 
 
 def _groups(config: DictConfig) -> dict[str, str]:
-    """Return the options of a job that has no results, and who annotates its data."""
+    """Return the options and the annotator of a job without results."""
     found = {str(field): str(config.hydra.runtime.choices.get(group)) for field, group in FIELDS.items()}
     annotator = str(config.feedback.get("writer", found["feedback"]))
     if found["feedback"] == "annotator":
@@ -99,7 +96,7 @@ def _groups(config: DictConfig) -> dict[str, str]:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Turn an error of input into the command's end: an exception of a callback would only be a warning of Hydra's."""
+    """Exit with a message on an error that can be explained, as Hydra only warns of exceptions in callbacks."""
     try:
         yield
     except Exception as error:
@@ -109,23 +106,23 @@ def _told() -> Iterator[None]:
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    """Let go of what was held where an error came through: Hydra keeps the errors of all jobs, and so a whole model."""
+    """Release the objects in an error's frames, as Hydra keeps the errors of all jobs and with them whole models."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     gc.collect()
     if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()  # without a GPU it does nothing
+        sys.modules["torch"].cuda.empty_cache()  # does nothing without a GPU
 
 
 class JobCallback(Callback):
-    """Checks a run's or sweep's folder before its start, and writes a sweep's comparison.* as each of its jobs ends.
+    """A callback that checks a run or sweep before it starts, and writes a sweep's comparison.* after each job.
 
-    A failed or killed job so costs no results.
+    A failed or killed job therefore does not lose the results of the others.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the folder before Hydra writes its configuration into it."""
+        """Check the run's folder before Hydra writes its configuration to it."""
         HydraConfig.instance().set_config(config)
         with _told():
             check_hydra(config.hydra)
@@ -136,7 +133,7 @@ class JobCallback(Callback):
                 check_settled(settings_from(own, config.hydra.overrides.task, chosen=config.hydra.runtime.choices))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check what would cost a whole sweep."""
+        """Check everything that would make a whole sweep fail."""
         from ilf.checks import check_planned
 
         with _told():
@@ -146,12 +143,12 @@ class JobCallback(Callback):
             if config.mode == "run":
                 check_wandb(loggers_of(config), sweep=True)
             if "optuna" in str(config.hydra.sweeper._target_) and not config.select:
-                allowed = "hydra/sweeper=optuna chooses settings by programs on Refine, and none would be drawn"
+                allowed = "hydra/sweeper=optuna chooses settings by programs on Refine, and none would be sampled"
                 advice = "Add select=4 'stages=[sample,annotate,train_refiner,refine,train_policy]'."
                 raise InputError("select", 0, allowed, advice)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Leave word of a job that failed, and compare the jobs of a sweep that have ended so far."""
+        """Write failed.json if the job failed, and compare the sweep's finished jobs."""
         if config.mode != "run":
             return
         from ilf.analysis.studies import write_study
@@ -163,7 +160,7 @@ class JobCallback(Callback):
             error = job_return._return_value
             log.error("%s", explain(error) or "the job failed", exc_info=None if explain(error) else error)
             _forget_frames(job_return._return_value)
-            # One that failed early leaves no results.json: what that would say of its arm is said here.
+            # A job that failed early has no results.json, so the facts about its arm are recorded here.
             facts: dict[str, Any] = {
                 "error": str(job_return._return_value) or repr(job_return._return_value),
                 "arm": config.arm or config.hydra.runtime.choices.get("refinements"),
@@ -188,7 +185,7 @@ class JobCallback(Callback):
                 show_page(study)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Evaluate the chosen settings where a sweep is to choose, and say what it came to."""
+        """Evaluate the best settings if `select` is set, and print the comparison and the study of the sweep."""
         from ilf.analysis.studies import write_study
         from ilf.cli.console import show_comparison, show_page
 
@@ -197,10 +194,10 @@ class JobCallback(Callback):
         study = None
         try:
             study = write_study(folder, [folder, folder / "chosen"])
-        except InputError as error:  # of a function of the user's
+        except InputError as error:  # the user's own study function failed
             failures.append(str(error))
         show_comparison(folder, config.hydra.overrides.task)
         if study is not None and study.exists():
             show_page(study)
         if failures:
-            sys.exit("error: " + "; ".join(failures))  # an exception would only be a warning of Hydra's
+            sys.exit("error: " + "; ".join(failures))  # Hydra would only warn of an exception

@@ -1,12 +1,12 @@
-"""Parts: the classes and functions that a configuration names by `_target_`, checked before any of them is called.
+"""Components: the classes and functions that a configuration names by `_target_`, checked before any of them is called.
 
-A user replaces a part by naming another class. What a part is given beside its arguments (a model's parameters, a
-learning rate, the tasks of a run) is passed by its caller.
+Users replace a component by naming another class. The arguments that are not in the configuration (a model's
+parameters, a learning rate, the tasks of a run) are passed by the caller.
 
-    part.py       a class or function by its name; keys for the store; plain values for a checkpoint
-    read.py       from a node of the configuration to a part, or to an instance
-    signature.py  arguments against signatures
-    value.py      values against annotations
+    component.py  a class or function by its name; keys for the store; plain values for a checkpoint
+    read.py       from a node of the configuration to a component, or to an instance
+    signature.py  checks of arguments against signatures
+    value.py      checks of values against annotations
 """
 
 from ilf.components.component import Component, Needs, from_node, key_of, node_of, resolve, version_of

@@ -1,4 +1,4 @@
-"""A class or function by its name, and what tells its results from those of another."""
+"""Components: a class or function by its name, and the key that identifies its results in the store."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from ilf.types import InputError
 
 @dataclass(frozen=True)
 class Component:
-    """A class or function by its name, with some of its arguments. Calling it passes the others.
+    """A class or function by its name, with some of its arguments. The caller passes the others.
 
-    Arguments that are themselves parts are called anew each time, so that two calls share nothing.
+    Arguments that are components themselves are called again each time, so that two calls share nothing.
     """
 
-    target: str  # its dotted path
+    target: str  # dotted path
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    partial: bool = False  # as another part's argument: whether that gets the part itself, to call it
+    partial: bool = False  # as an argument of another component: whether to pass it uncalled, as functools.partial
 
     def __call__(self, *args: Any, **more: Any) -> Any:
-        """Call the target with the arguments of the configuration, `args` and `more`; the last come first."""
+        """Call the target with the configured arguments, `args` and `more`; `more` overrides configured arguments."""
         return self.resolve()(*args, **{name: _called(value) for name, value in self.arguments.items()} | more)
 
     def resolve(self) -> Callable[..., Any]:
-        """Return the class or function. Raises InputError where there is none."""
+        """Return the class or function. Raises InputError if there is none."""
         found: Callable[..., Any] = resolve(self.target, "_target_")
         return found
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an argument of the configuration, `default` where it gives none."""
+        """Return a configured argument, or `default` if it is not configured."""
         return self.arguments.get(name, default)
 
     def having(self, **arguments: Any) -> Component:
-        """Return the part with other values of some arguments."""
+        """Return a copy of the component with new values for some arguments."""
         return Component(self.target, {**self.arguments, **arguments}, self.partial)
 
     def without(self, *names: str) -> Component:
-        """Return the part with the target's own defaults for some arguments."""
+        """Return a copy of the component without some arguments, which then have the target's own defaults."""
         return Component(self.target, {k: v for k, v in self.arguments.items() if k not in names}, self.partial)
 
     def key(self, aside: Sequence[str] = ()) -> dict[str, Any]:
-        """Return what decides the part's results: target, arguments and code.
+        """Return the key that determines the component's results: target, arguments and code version.
 
         Args:
-            aside: Arguments that change no result.
+            aside: Arguments that do not affect results, which the key leaves out.
         """
         target = self.resolve()
         own = {**self.arguments}
@@ -65,14 +65,14 @@ class Component:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a place in the settings asks of its part; stands in the place's annotation."""
+    """The requirements for the component of a setting, given in the setting's annotation."""
 
-    kind: str | None = None  # dotted path of a class that the part must be, or derive from
-    methods: tuple[str, ...] = ()  # that its class must have
+    kind: str | None = None  # dotted path of the class that the component must be, or derive from
+    methods: tuple[str, ...] = ()  # methods that its class must have
     given: tuple[str, ...] = ()  # arguments that the caller passes by name
-    offered: tuple[str, ...] = ()  # that the caller passes to a target which has them, unless the configuration does
-    positional: int = 0  # how many the caller passes before them
-    beside: tuple[str, ...] = ()  # in a mapping of parts: plain values that the parts read by interpolation
+    offered: tuple[str, ...] = ()  # arguments that the caller passes if the target takes them and they are not set
+    positional: int = 0  # number of positional arguments that the caller passes
+    beside: tuple[str, ...] = ()  # in a mapping of components: plain values, which components read by interpolation
 
 
 def _called(value: Any) -> Any:
@@ -92,10 +92,10 @@ def _key(value: Any) -> Any:
 
 
 def resolve(path: str, key: str) -> Any:
-    """Return the class or function of a dotted path.
+    """Return the class or function at a dotted path.
 
     Raises:
-        InputError: There is none; names the nearest name that its module has.
+        InputError: There is none. The message suggests the nearest name in its module.
     """
     try:
         found = pkgutil.resolve_name(path)
@@ -105,26 +105,26 @@ def resolve(path: str, key: str) -> Any:
             near = difflib.get_close_matches(name, dir(pkgutil.resolve_name(module)), 1) if module else []
         except (ImportError, AttributeError, ValueError):
             near = []
-        advice = "A package of your own must be on PYTHONPATH, with all that it imports."
+        advice = "A package of your own must be on PYTHONPATH, and so must everything that it imports."
         if near and isinstance(error, AttributeError):
             advice = f"Did you mean {module}.{near[0]}?"
         raise InputError(key, path, f"can't be imported ({type(error).__name__}: {error})", advice) from error
     if not callable(found):
-        raise InputError(key, path, f"must be a class or function, and is {type(found).__name__}", "Name another.")
+        raise InputError(key, path, f"must be a class or function, not {type(found).__name__}", "Name another.")
     return found
 
 
 @functools.cache
 def _installed() -> tuple[Path, ...]:
-    """Return the folders of installed packages."""
+    """Return the folders that installed packages are in."""
     return tuple({Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")})
 
 
 def version_of(target: Any) -> str:
-    """Return what tells a class or function from another state of its code.
+    """Return the version of the code of a class or function.
 
-    That is the `version` that it declares; of an installed package its version; else a digest of the syntax of the
-    module that holds it, and of those of the classes that it derives from.
+    This is the `version` that it declares, else the version of the installed package that it belongs to, else a digest
+    of the syntax of its module and of the modules of the classes that it derives from.
     """
     declared = vars(target).get("version") if hasattr(target, "__dict__") else None
     if isinstance(declared, str | int):
@@ -137,7 +137,7 @@ def version_of(target: Any) -> str:
 
 
 def _library(target: Any) -> str | None:
-    """Return name and version of the installed package that a class or function is of, None where it is of none."""
+    """Return name and version of the installed package that a class or function belongs to; None if there is none."""
     file = getattr(inspect.getmodule(target), "__file__", None)
     top = (getattr(target, "__module__", "") or "").partition(".")[0]
     if top in sys.stdlib_module_names:
@@ -146,19 +146,18 @@ def _library(target: Any) -> str | None:
     if not (file and number) or top == "ilf":
         return None
     installed = any(Path(file).resolve().is_relative_to(folder) for folder in _installed())
-    return f"{top} {number.partition('+')[0]}" if installed else None  # a build for another device is the same code
+    return f"{top} {number.partition('+')[0]}" if installed else None  # builds for other devices have the same code
 
 
-def key_of(part: Any, aside: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what decides the results of one of our parts, a dataclass: its class, its fields and its code.
+def key_of(component: Any, aside: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the key that determines the results of a component that is a dataclass: class, fields and code version.
 
-    Left out are the fields that its class names in `changes_nothing`.
+    The key leaves out the fields in `aside`, and those that the class names in `changes_nothing`.
     """
-    kind = type(part)
-    names = [
-        one.name for one in fields(part) if one.init and one.name not in (*aside, *getattr(kind, "changes_nothing", ()))
-    ]
-    own = {name: _plain(getattr(part, name)) for name in names}
+    kind = type(component)
+    ignored = (*aside, *getattr(kind, "changes_nothing", ()))
+    names = [one.name for one in fields(component) if one.init and one.name not in ignored]
+    own = {name: _plain(getattr(component, name)) for name in names}
     return {"target": f"{kind.__module__}.{kind.__qualname__}", "arguments": own, "code": version_of(kind)}
 
 
@@ -170,22 +169,23 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def node_of(part: Any) -> Any:
-    """Return a part as plain values with its `_target_`, as a checkpoint may hold it; None for what can't be named."""
-    if isinstance(part, Component):
-        return {"_target_": part.target, **{name: node_of(value) for name, value in part.arguments.items()}}
-    if isinstance(part, functools.partial):
-        return {"_target_": f"{part.func.__module__}.{part.func.__qualname__}", **part.keywords}
-    if is_dataclass(part) and not isinstance(part, type):
-        kind = type(part)
-        own = {one.name: node_of(getattr(part, one.name)) for one in fields(part) if one.init}
+def node_of(component: Any) -> Any:
+    """Return a component as plain values with its `_target_`, for a checkpoint; None for a callable without a name."""
+    if isinstance(component, Component):
+        return {"_target_": component.target, **{name: node_of(value) for name, value in component.arguments.items()}}
+    if isinstance(component, functools.partial):
+        return {"_target_": f"{component.func.__module__}.{component.func.__qualname__}", **component.keywords}
+    if is_dataclass(component) and not isinstance(component, type):
+        kind = type(component)
+        own = {one.name: node_of(getattr(component, one.name)) for one in fields(component) if one.init}
         return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **own}
-    return None if callable(part) else part
+    return None if callable(component) else component
 
 
 def from_node(node: Any) -> Any:
-    """Return what `node_of` was given: an instance of a dataclass, else what makes one."""
+    """Return the inverse of `node_of`: an instance if `_target_` is a dataclass, else a `Component`."""
     if not (isinstance(node, Mapping) and "_target_" in node):
         return node
-    part = Component(node["_target_"], {name: from_node(value) for name, value in node.items() if name != "_target_"})
-    return part() if is_dataclass(part.resolve()) else part
+    arguments = {name: from_node(value) for name, value in node.items() if name != "_target_"}
+    component = Component(node["_target_"], arguments)
+    return component() if is_dataclass(component.resolve()) else component

@@ -1,4 +1,4 @@
-"""From a node of the configuration to what it stands for, checked."""
+"""Conversion of configuration nodes to checked components, instances and plain values."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from ilf.components.signature import bind
 from ilf.components.value import check_value
 from ilf.types import InputError
 
-_HYDRA = ("_target_", "_partial_")  # of Hydra's keys, those that say something here
+_HYDRA = ("_target_", "_partial_")  # the keys of Hydra's instantiate that are supported here
 
 
 def read(hint: Any, node: Any, key: str) -> Any:
-    """Return what a node of the configuration stands for, checked.
+    """Check a node of the configuration and return the object that it describes.
 
     Args:
-        hint: The type that its place asks for: `Component` (what `_target_` names, not called yet), a class (an
-            instance of the one that `_target_` names, which must derive from it), a mapping or list of these, None
-            besides, or a type of plain values.
-        node: Plain values: mappings, lists, texts, numbers, None.
-        key: The node's place, such as "optimizer", for errors.
+        hint: The type of the setting: `Component` (the target of `_target_`, not called yet), a class (an instance of
+            the class that `_target_` names, which must derive from it), a mapping or list of these, a union of these
+            with None, or a type of plain values.
+        node: The node as plain values: mappings, lists, strings, numbers, None.
+        key: The key of the node, such as "optimizer", for error messages.
 
     Raises:
-        InputError: Names the key, the value, what is allowed and the nearest name that is.
+        InputError: The node is not valid. The message names the key, the value, what is allowed and the nearest valid
+            name.
     """
     needs = next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Needs)), Needs())
     kind = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
@@ -37,14 +38,14 @@ def read(hint: Any, node: Any, key: str) -> Any:
     parts = [one for one in options if _is_part(one)]
     if node is None and any(typing.get_origin(one) is dict for one in parts):
         return {}
-    if type(None) in options and (node is None or (parts and node == {})):  # an option file without a key is empty
+    if type(None) in options and (node is None or (parts and node == {})):  # an option file without keys gives {}
         return None
     if not parts:
         return check_value(hint, node, key)
     (one,) = parts
     if typing.get_origin(one) is dict:
         inner = typing.get_args(one)[1]
-        _check_mapping(node, key, "of parts by name")
+        _check_mapping(node, key, "of components by name")
         own = {name: value for name, value in node.items() if value is not None and name not in needs.beside}
         return {str(name): read(inner, value, f"{key}.{name}") for name, value in own.items()}
     _check_mapping(node, key, "with `_target_`")
@@ -54,7 +55,7 @@ def read(hint: Any, node: Any, key: str) -> Any:
 
 
 def holds_components(hint: Any) -> bool:
-    """Return whether a type asks for a part, or for a mapping of parts: it is annotated with `Needs`."""
+    """Return whether a type is a component or a mapping of components, which means that `Needs` annotates it."""
     if any(isinstance(one, Needs) for one in getattr(hint, "__metadata__", ())):
         return True
     return typing.get_origin(hint) is dict and holds_components(typing.get_args(hint)[1])
@@ -74,16 +75,17 @@ def _check_mapping(node: Any, key: str, what: str) -> None:
 
 
 def _arguments(node: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a node's arguments. Raises InputError for a key of Hydra's that would be ignored."""
+    """Return a node's arguments. Raises InputError for a key of Hydra that is not supported."""
     for name in node:
         if str(name).startswith("_") and str(name).endswith("_") and name not in _HYDRA:
+            allowed = f"is not supported; of Hydra's keys only {', '.join(_HYDRA)} are"
             advice = "Name a class or function that takes its arguments by name."
-            raise InputError(f"{key}.{name}", node[name], f"is not read; of these keys {', '.join(_HYDRA)} are", advice)
+            raise InputError(f"{key}.{name}", node[name], allowed, advice)
     return {str(name): value for name, value in node.items() if name not in _HYDRA}
 
 
 def _nested(value: Any, key: str) -> Any:
-    """Return a value in which nodes with `_target_` are parts."""
+    """Return a value in which nodes with `_target_` have become components."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             return _part(value, key, Needs())
@@ -98,7 +100,7 @@ def _part(node: Mapping[str, Any], key: str, needs: Needs) -> Component:
     if not isinstance(partial, bool):
         raise InputError(f"{key}._partial_", partial, "must be true or false", "Choose one of these.")
     _check_kind(target, needs, node, key)
-    # An argument of another part that is called later gets the rest from that part, whatever it is.
+    # A partial argument gets its remaining arguments from the component that calls it, which can't be checked here.
     open_ended = partial and not needs.given and not needs.positional
     hints = bind(target, arguments, key, needs, complete=not open_ended)
     for name, value in arguments.items():
@@ -108,18 +110,19 @@ def _part(node: Mapping[str, Any], key: str, needs: Needs) -> Component:
 
 
 def _instance(kind: type, node: Mapping[str, Any], key: str, needs: Needs) -> Any:
-    """Return an instance of a class of ours, or of a user's class that derives from it."""
+    """Return an instance of `kind`, or of the class that `_target_` names, which must derive from it."""
     target = _target_of(node, key) if "_target_" in node or inspect.isabstract(kind) else kind
     path = f"{kind.__module__}.{kind.__qualname__}"
     if not (inspect.isclass(target) and issubclass(target, kind)):
-        raise InputError(f"{key}._target_", node["_target_"], f"must be a class that derives from {path}", "Derive it.")
+        allowed = f"must be a class that derives from {path}"
+        raise InputError(f"{key}._target_", node["_target_"], allowed, "Derive your class from it.")
     if not is_dataclass(target) or ("__init__" in vars(target) and "__dataclass_fields__" not in vars(target)):
-        allowed = "must be a dataclass: its fields are its arguments, and part of the store's keys"
-        raise InputError(f"{key}._target_", node.get("_target_", path), allowed, "Put @dataclass above the class.")
+        allowed = "must be a dataclass: its fields are its arguments, and belong to the store's keys"
+        raise InputError(f"{key}._target_", node.get("_target_", path), allowed, "Decorate the class with @dataclass.")
     _check_kind(target, needs, node, key)
     if missing := sorted(getattr(target, "__abstractmethods__", ())):
-        allowed = f"lacks what {path} asks for: {', '.join(missing)}"
-        raise InputError(f"{key}._target_", node.get("_target_", path), allowed, "Write these methods.")
+        allowed = f"lacks what {path} requires: {', '.join(missing)}"
+        raise InputError(f"{key}._target_", node.get("_target_", path), allowed, "Implement these methods.")
     arguments = _arguments(node, key)
     hints = bind(target, arguments, key, needs)
     read_in = {name: read(hints.get(name, Any), value, f"{key}.{name}") for name, value in arguments.items()}
@@ -138,7 +141,7 @@ def _check_kind(target: Any, needs: Needs, node: Mapping[str, Any], key: str) ->
     if needs.kind is not None and inspect.isclass(target) and not issubclass(target, pkgutil.resolve_name(needs.kind)):
         raise InputError(f"{key}._target_", name, f"must be a {needs.kind}", "Name a class that derives from it.")
     if absent := [one for one in needs.methods if inspect.isclass(target) and not callable(getattr(target, one, None))]:
-        raise InputError(f"{key}._target_", name, f"lacks the methods {', '.join(absent)}", "Write them.")
+        raise InputError(f"{key}._target_", name, f"lacks the methods {', '.join(absent)}", "Implement them.")
 
 
 def _holds_part(value: Any) -> bool:

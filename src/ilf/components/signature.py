@@ -1,4 +1,4 @@
-"""Whether a class or function takes the arguments that a configuration gives it."""
+"""Checks that a class or function accepts the arguments that a configuration gives it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ from ilf.types import InputError
 
 
 def signature(target: Any) -> inspect.Signature:
-    """Return a target's signature; any arguments where it states none."""
+    """Return a target's signature; one that accepts any arguments if the target has none."""
     try:
         return inspect.signature(target)
-    except (ValueError, TypeError):  # made in C
+    except (ValueError, TypeError):  # implemented in C
         kinds = {"args": inspect.Parameter.VAR_POSITIONAL, "kwargs": inspect.Parameter.VAR_KEYWORD}
         return inspect.Signature([inspect.Parameter(name, kind) for name, kind in kinds.items()])
 
 
 def bind(target: Any, arguments: Mapping[str, Any], key: str, needs: Needs, complete: bool = True) -> dict[str, Any]:
-    """Check that a target takes these arguments and what its caller passes; return the types that it states.
+    """Check that a target accepts the configured arguments and those of its caller; return its annotated types.
+
+    Args:
+        target: The class or function.
+        arguments: The arguments from the configuration.
+        key: The key of the component, for error messages.
+        needs: What the caller passes.
+        complete: Whether all other arguments must be given, too.
 
     Raises:
-        InputError: It does not know one, or lacks one.
+        InputError: An argument is unknown to the target, or is missing.
     """
     parameters = signature(target).parameters
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -35,16 +42,16 @@ def bind(target: Any, arguments: Mapping[str, Any], key: str, needs: Needs, comp
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     path = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
     if len(named) < needs.positional and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
-        allowed = f"takes {len(named)} arguments by place, and every run passes {needs.positional}"
+        allowed = f"takes {len(named)} positional arguments, but every run passes {needs.positional}"
         raise InputError(f"{key}._target_", path, allowed, "Name another one.")
     for name, value in arguments.items():
         if name in own or (anything and name not in named):
             continue
         if name in named:
-            raise InputError(f"{key}.{name}", value, "is what every run passes itself", "Leave it out.")
+            raise InputError(f"{key}.{name}", value, "is an argument that every run passes itself", "Leave it out.")
         near = difflib.get_close_matches(name, own, 1)
         advice = f"Did you mean {key}.{near[0]}?" if near else "Leave it out."
-        raise InputError(f"{key}.{name}", value, f"is no argument of {path}, which takes {', '.join(own)}", advice)
+        raise InputError(f"{key}.{name}", value, f"is not an argument of {path}, which takes {', '.join(own)}", advice)
     if not complete:
         return hints(target)
     for name in needs.given:
@@ -53,12 +60,12 @@ def bind(target: Any, arguments: Mapping[str, Any], key: str, needs: Needs, comp
     for name in own:
         here = name in arguments or name in needs.offered
         if parameters[name].default is inspect.Parameter.empty and not here:
-            raise InputError(f"{key}.{name}", None, f"is an argument that {path} needs", f"Give +{key}.{name}=...")
+            raise InputError(f"{key}.{name}", None, f"is an argument that {path} needs", f"Add +{key}.{name}=...")
     return hints(target)
 
 
 def hints(target: Any) -> dict[str, Any]:
-    """Return the types of a target's parameters, as far as they can be evaluated."""
+    """Return the annotated types of a target's parameters, leaving out annotations that can't be evaluated."""
     function = target.__init__ if inspect.isclass(target) else target
     found = {}
     space = {**vars(typing), **getattr(inspect.getmodule(function) or inspect.getmodule(target), "__dict__", {})}
@@ -67,7 +74,7 @@ def hints(target: Any) -> dict[str, Any]:
     for name, hint in _annotations(target, function):
         try:
             found[name] = eval(hint, space) if isinstance(hint, str) else hint
-        except Exception:  # a name that its module imports for type checkers only
+        except Exception:  # a name that its module only imports for type checkers
             continue
     return found
 

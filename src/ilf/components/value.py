@@ -1,4 +1,4 @@
-"""Whether a plain value is of the type that an annotation states."""
+"""Checks of plain values against type annotations."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from ilf.types import InputError
 
 
 def check_value(hint: Any, value: Any, key: str, ours: bool = True) -> Any:
-    """Return a plain value as the type that a hint states: a list as a tuple, a whole number as a float.
+    """Check a plain value against a type hint and convert it: a list to a tuple, an integer to a float.
 
     Args:
-        hint: Of any class's parameter.
-        value: Of the configuration.
-        key: Its place.
-        ours: Whether an empty text means that something is missing.
+        hint: The type hint of a parameter of any class.
+        value: The value in the configuration.
+        key: The key of the value, for error messages.
+        ours: Whether the parameter is one of ILF's own, for which an empty string counts as missing.
 
     Raises:
-        InputError: It has another type, or is outside the range that the hint states.
+        InputError: The value has another type, or is outside the range that the hint states.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
 
     for text in _texts(value):
         if text != whole(text):
-            allowed = "must be text, and half of a surrogate pair in it is none"
+            allowed = "must be valid text, but it contains half of a surrogate pair"
             raise InputError(key, value, allowed, "Give it in UTF-8.")
     if value == "" and ours:
         raise InputError(key, "", "must not be empty", "Leave it out, or give null.")
     if hint is Any:
-        hint = None | bool | int | float | str | list | dict  # so that at least numbers are looked at
+        hint = None | bool | int | float | str | list | dict  # so that at least numbers are checked
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False))
-        # As of JSON, which has no tuples: lists stand for them.
+        # Validated as JSON, in which lists stand for tuples.
         return adapter.validate_json(json.dumps(value))
     except ValidationError as error:
         said = {one["msg"] for one in error.errors() if one["type"] not in ("is_instance_of", "needs_python_object")}
         said -= {"Input should be a valid dictionary"} if len(said) > 1 else set()
         allowed = " or ".join(sorted(one.replace("Input should", "must") for one in said)) or f"must be {_name(hint)}"
         raise InputError(key, value, allowed, f"It takes {_name(hint)}.") from error
-    except PydanticUserError:  # a type that says nothing of values
+    except PydanticUserError:  # a type that pydantic can't validate
         return value
 
 
@@ -59,7 +59,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _name(hint: Any) -> str:
-    """Return how a type is written, without its bounds: what is out of them is told which."""
+    """Return the name of a type without its bounds, which pydantic's own message states."""
     if get_origin(hint) is Annotated:
         return _name(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):

@@ -1,4 +1,4 @@
-"""What draws programs: transformers' models here (`hf`, `continuous`), or a server's (`openai`; `vllm` starts one)."""
+"""Samplers: transformers models in this process (`hf`, `continuous`), or a server (`openai`; `vllm` starts one)."""
 
 from ilf.lazy import getter
 from ilf.protocols import Sampler as Sampler

@@ -1,4 +1,4 @@
-"""Draws programs by transformers' continuous batching: a paged cache, prompts that share a prefix share its pages."""
+"""Sampling by transformers' continuous batching, with a paged KV cache whose pages prompts of one prefix share."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, ended
 from ilf.types import Draw, InputError
 
-_TOKENS = 512  # without a GPU: tokens a step; on one, transformers chooses by its memory
-_PAGE = 256  # tokens
+_TOKENS = 512  # tokens per step without a GPU; with one, transformers chooses by its memory
+_PAGE = 256  # tokens per page of the cache
 
 
 def check_continuous(config: Any) -> None:
-    """Check that transformers can batch a model continuously, as far as its class and configuration tell.
+    """Check by a model's class and configuration that transformers can batch it continuously.
 
     Raises:
-        InputError: It can't; names the architecture.
+        InputError: It can't. The message names the architecture.
     """
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     reason = None
@@ -32,9 +32,9 @@ def check_continuous(config: Any) -> None:
     except ValueError as error:
         reason = f"has other layers than attention ({error})"
     if kind._is_stateful or "cache" not in inspect.signature(kind.forward).parameters:
-        reason = "keeps no keys and values"
+        reason = "has no KV cache"
     elif not kind._supports_attention_backend:
-        reason = reason or "has an attention of its own, without a paged form"
+        reason = reason or "has its own attention implementation, without a paged version"
     if reason is not None:
         raise _refused(kind.__name__, reason)
 
@@ -46,22 +46,23 @@ def _refused(architecture: str, reason: str) -> InputError:
 
 @dataclass
 class ContinuousSampler(Sampler):
-    """Samples from the same distribution as `HFSampler`, but not the same programs.
+    """A sampler that uses transformers' continuous batching.
 
-    One stream of random numbers serves all draws of a plan, so that a draw's seed alone does not decide it. Where
-    memory runs out, transformers defers requests itself.
+    It samples from the same distribution as `HFSampler`, but not the same programs: one stream of random numbers serves
+    all draws of a plan, so a draw's seed alone does not determine its program. When memory runs out, transformers
+    itself defers requests.
     """
 
     def check_model(self, config: Any) -> None:
-        """Raise InputError where transformers can't batch a model continuously."""
+        """Raise InputError if transformers can't batch a model continuously."""
         check_continuous(config)
 
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
         """Yield each draw with its completion, cut where the program ends, in the order in which they finish.
 
         Raises:
-            InputError: The model can't be sampled so.
-            RuntimeError: transformers gives up on a request, or its engine ends.
+            InputError: The model can't be batched continuously.
+            RuntimeError: transformers reports an error for a request, or its engine stops.
         """
         limit, prompts = self.max_new_tokens, list(dict.fromkeys(draw.prompt for draw in draws))
         ids = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
@@ -94,13 +95,13 @@ class ContinuousSampler(Sampler):
                 result = manager.get_result(timeout=1)
                 if result is None:
                     if not manager.is_running():
-                        raise RuntimeError("transformers' continuous batching has ended before its requests")
+                        raise RuntimeError("transformers' continuous batching stopped before all requests had finished")
                     continue
-                if result.request_id not in waiting:  # it was cancelled, and a token was on its way
+                if result.request_id not in waiting:  # a token of a request that was canceled in the meantime
                     continue
                 if result.error is not None:
-                    if len(waiting) == len(draws):  # it has never worked: its cache is another than this model expects
-                        raise _refused(type(model).__name__, f"can't be read by its paged cache ({result.error})")
+                    if len(waiting) == len(draws):  # nothing has worked yet, so the paged cache does not fit the model
+                        raise _refused(type(model).__name__, f"does not work with its paged cache ({result.error})")
                     raise RuntimeError(f"transformers' continuous batching: {result.error}")
                 tokens = [token for token in result.generated_tokens if token not in generation.eos_token_id]
                 text = continuations[waiting[result.request_id].prompt].text(tokens)

@@ -1,8 +1,8 @@
-"""Draws programs: seeded sample by sample, prefilled once a prompt, stopped where the function ends.
+"""Sampling with transformers models: one seed per sample, one prefill per prompt, stopped where the function ends.
 
-A sample depends on its own seed and not on its neighbours: each step takes one uniform number from the sample's own
-stream and inverts the cumulative distribution. A sample that has finished leaves the batch, and waiting ones take its
-place, so that one long program neither makes the others be computed on nor holds up those that wait.
+A sample depends on its own seed and not on the other samples in its batch: each step takes one uniform number from the
+sample's own stream and inverts the cumulative distribution. A finished sample leaves the batch and a waiting one takes
+its place, so a long program neither causes computation for finished samples nor delays the waiting ones.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ilf.types import Draw, InputError
 
 log = logging.getLogger(__name__)
 
-# Rows change once no more than this share of the batch goes on: each change copies the cache, and what is new must be
-# prefilled while the others wait. A GPU also captures the step anew, and idle rows cost it little.
+# Finished rows are replaced once at most this share of the batch is unfinished. Each change copies the KV cache, and
+# new prompts are prefilled while the other rows wait. A GPU also captures the step again, and idle rows cost it little.
 _GO_ON = {"cuda": 0.6, "cpu": 0.85}
 
 
 @dataclass
 class HFSampler(Sampler):
-    """Samples completions from a causal language model of transformers, which may be any."""
+    """A sampler for any causal language model of transformers."""
 
     whole_plans = True
 
@@ -38,8 +38,8 @@ class HFSampler(Sampler):
         """Yield each draw with its completion, cut where the program ends, in the order in which they finish.
 
         Raises:
-            torch.OutOfMemoryError: Memory runs out for a single program.
-            InputError: A prompt and the new tokens are more than the model has positions for.
+            torch.OutOfMemoryError: There is not enough memory for even a single program.
+            InputError: A prompt plus the new tokens exceed the model's maximum number of positions.
         """
         left = dict.fromkeys(draws)
         size = min(self.batch_size, len(draws))
@@ -53,20 +53,20 @@ class HFSampler(Sampler):
                 if not out_of_memory or size == 1:
                     raise
                 self.halvings += 1
-                log.warning("memory ran out for %d programs at once; going on with %d", size, size // 2)
+                log.warning("out of memory with %d programs at once; continuing with %d", size, size // 2)
                 size //= 2
             if torch.cuda.is_available() and left:
                 torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _decode(self, model: Any, tokenizer: Any, draws: Sequence[Draw], size: int) -> Iterator[tuple[Draw, str]]:
-        """Draw with at most `size` rows at once."""
+        """Sample with at most `size` rows at once."""
         limit, ends = self.max_new_tokens, end_ids(model, tokenizer)
         waiting = _Waiting(model, tokenizer, draws, limit)
         rows: list[_Row] = []
         batch: Batch | None = None
         go_on = _GO_ON.get(model.device.type, _GO_ON["cpu"])
-        filling = waiting.joinable  # whether waiting draws take the places of finished ones, or wait until all are
+        filling = waiting.joinable  # whether waiting draws replace finished rows one by one, or wait until all finish
         while True:
             going = [i for i, row in enumerate(rows) if not row.done]
             if not going and not waiting.draws:
@@ -80,7 +80,7 @@ class HFSampler(Sampler):
                 batch = join(parts)
             assert batch is not None
             numbers = [0.0 if row.done else row.uniform[len(row.tokens)] for row in rows]
-            uniform = torch.tensor(numbers, dtype=torch.float32)  # whatever Lightning's precision makes the default
+            uniform = torch.tensor(numbers, dtype=torch.float32)  # explicit, as Lightning may change the default dtype
             chosen = choose(batch.logits, uniform.to(model.device), self.temperature, self.top_k)
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if row.done:
@@ -89,8 +89,8 @@ class HFSampler(Sampler):
                     raise InputError(
                         "model.path",
                         getattr(model, "name_or_path", None),
-                        "the model gives logits that are no numbers, from which nothing can be sampled",
-                        "Its weights are damaged or diverged; or model.dtype can't hold them: try model.dtype=float32.",
+                        "the model's logits are NaN, from which nothing can be sampled",
+                        "Its weights are damaged or diverged, or model.dtype can't hold them: try model.dtype=float32.",
                     )
                 if row.add(token, token in ends):
                     yield row.draw, row.completion
@@ -100,14 +100,14 @@ class HFSampler(Sampler):
 
 @dataclass
 class _Row:
-    """A sample under way."""
+    """A sample in progress, as a row of the batch."""
 
     draw: Draw
     limit: int
     continuation: Continuation
     tokens: list[int] = field(default_factory=list)
     done: bool = False
-    _goes_on: bool = False  # whatever follows on the newest line
+    _goes_on: bool = False  # whether nothing that follows on the newest line can end the program
 
     def __post_init__(self) -> None:
         stream = torch.Generator().manual_seed(self.draw.seed)
@@ -116,7 +116,7 @@ class _Row:
     def add(self, token: int, end: bool) -> bool:
         """Add a token, or the end of the text; return whether the sample is done.
 
-        What the tokens spell is asked only where it may end the program: it takes longer than all else here.
+        Decoding is the slowest part of this, so the tokens are only decoded where they may end the program.
         """
         if not end:
             self.tokens.append(token)
@@ -130,12 +130,12 @@ class _Row:
 
     @property
     def completion(self) -> str:
-        """What the tokens spell, up to the end of the program."""
+        """The decoded tokens, up to the end of the program."""
         return cut(self.continuation.text(self.tokens), self.draw.script)
 
 
 class _Waiting:
-    """Draws that have no row yet, and the prompts that have been prefilled for them."""
+    """The draws that have no row yet, and the prompts that have been prefilled for them."""
 
     def __init__(self, model: Any, tokenizer: Any, draws: Sequence[Draw], limit: int) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -144,12 +144,12 @@ class _Waiting:
         self.tokens = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
         check_room(model.config, max(map(len, self.tokens.values()), default=0), limit)
         self._continuations: dict[str, Continuation] = {}
-        self._open: dict[str, tuple[Batch, int]] = {}  # prompts that more draws wait for: where they were prefilled
+        self._open: dict[str, tuple[Batch, int]] = {}  # prefilled prompts that more draws need: batch and row of each
 
     def take(self, count: int) -> Iterator[tuple[Batch, list[int], list[Draw]]]:
-        """Yield the next `count` draws, as prefilled prompts, the rows of it that they start from, and the draws.
+        """Yield the next `count` draws in groups: a batch of prefilled prompts, the row for each draw, and the draws.
 
-        They are fewer where rows of several prompts can't go on together.
+        There are fewer draws if rows of different prompts can't share a batch.
         """
         if not self.joinable:
             several = (i for i, draw in enumerate(self.draws) if draw.prompt != self.draws[0].prompt)
@@ -164,7 +164,7 @@ class _Waiting:
             _, index, draws = by_batch.setdefault(id(batch), (batch, [], []))
             index.append(row)
             draws.append(draw)
-        # Only the prompt that the next draw has is needed again, and what was prefilled is taken apart.
+        # Only the next draw's prompt is needed again. Its row is copied, so that the rest of the batch can be freed.
         still = {draw.prompt for draw in self.draws[:1]} & set(self._open)
         self._open = {
             prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still and self.joinable
@@ -172,7 +172,7 @@ class _Waiting:
         yield from by_batch.values()
 
     def continuation(self, prompt: str) -> Continuation:
-        """Return what spells the completions of a prompt."""
+        """Return the decoder of a prompt's completions."""
         if prompt not in self._continuations:
             self._continuations[prompt] = Continuation(self.tokenizer, self.tokens[prompt])
         return self._continuations[prompt]

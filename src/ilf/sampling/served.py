@@ -1,4 +1,4 @@
-"""Draws programs from any OpenAI-compatible server: vLLM, TGI, llama.cpp, `transformers serve`."""
+"""Sampling from any OpenAI-compatible server: vLLM, TGI, llama.cpp, `transformers serve`."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, ended, function_end
 from ilf.types import Draw, InputError
 
-_SAME = 10  # repetitions of programs at once that are no chance
+_SAME = 10  # number of repeated programs that cannot be a coincidence
 
 
 @dataclass
 class ServedSampler(Sampler):
-    """Samples from a model that a server holds, by its completions endpoint, as many requests at once as a batch holds.
+    """A sampler that uses the completions endpoint of a server.
 
-    A completion is streamed, and broken off where the function ends. The server gets each draw's seed, and decides what
-    it does with it. It is to hold the model under the absolute path of its folder.
+    Completions are streamed, and stopped where the function ends. Requests contain each draw's seed; how the server
+    uses it is up to the server. The server must serve the model under the absolute path of its folder.
 
     Args:
-        n: Programs a task.
-        temperature: Of the softmax.
-        max_new_tokens: A bound; sampling stops where the function ends.
-        batch_size: Requests at once.
-        top_k: Only the k most likely tokens are drawn from; 0 for all, where the server does not limit them itself.
-        url: Of an OpenAI-compatible server, such as http://localhost:8000/v1. The key is read from $OPENAI_API_KEY.
+        n: Programs per task.
+        temperature: Temperature of the softmax.
+        max_new_tokens: Upper limit; sampling stops where the function ends.
+        batch_size: Number of concurrent requests.
+        top_k: Sample only from the k most likely tokens; 0 for all, unless the server limits them itself.
+        url: URL of an OpenAI-compatible server, such as http://localhost:8000/v1. The key is read from $OPENAI_API_KEY.
         extra: More fields of each request, such as {top_k: -1}.
-        takes_tokens: Whether the server takes a prompt as token ids, which those of data.prompt=chat are.
-        seeded: Whether each request has its draw's seed. Some engines can't take one: vLLM dies of it on some CPUs.
+        takes_tokens: Whether the server accepts prompts as token ids. Prompts of data.prompt=chat are sent that way.
+        seeded: Whether each request has its draw's seed. Some engines can't take one: vLLM crashes on some CPUs.
     """
 
     url: str | None = None
@@ -48,23 +48,24 @@ class ServedSampler(Sampler):
     changes_nothing: ClassVar[tuple[str, ...]] = ("n", "url")
 
     def check(self) -> None:
-        """Raise InputError where there is no address."""
+        """Raise InputError if there is no URL of a server."""
         if not str(self.url).startswith(("http://", "https://")):
             advice = "Give sampler.url=http://HOST:PORT/v1."
             raise InputError(
-                "sampler.url", self.url, "sampler=openai needs an OpenAI-compatible server's address", advice
+                "sampler.url", self.url, "sampler=openai needs the address of an OpenAI-compatible server", advice
             )
 
     def sample(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
-        """Yield each draw with its completion, cut where the program ends, as they come.
+        """Yield each draw with its completion, cut where the program ends, in the order in which they finish.
 
         Args:
             model: The folder of the model, which the server has loaded.
-            tokenizer: Its tokenizer.
-            draws: In any order.
+            tokenizer: The model's tokenizer.
+            draws: The draws, in any order.
 
         Raises:
-            InputError: The server can't be reached, does not hold the model, or does not sample; what came was yielded.
+            InputError: The server can't be reached, does not serve the model, or does not sample. Completions that
+                were received before have been yielded.
         """
         texts: dict[str, set[str]] = defaultdict(set)  # of each prompt
         found = self._answers(model, tokenizer, draws)
@@ -73,7 +74,7 @@ class ServedSampler(Sampler):
             yield draw, text
         if self.greedy or len(draws) < len(texts) + _SAME or any(len(found) > 1 for found in texts.values()):
             return
-        # A model may be as sure of itself as that, but none is after words without sense.
+        # A model may be certain enough to repeat a program, but no model is that certain after a meaningless prompt.
         senseless = tokenizer.decode(range(0, len(tokenizer), len(tokenizer) // 20 + 1), skip_special_tokens=True)
         probes = [replace(draws[0], prompt=senseless, seed=seed) for seed in range(4)]
         wild = replace(self, temperature=2.0, max_new_tokens=16)
@@ -81,19 +82,22 @@ class ServedSampler(Sampler):
             raise InputError(
                 "sampler.extra",
                 self.extra,
-                "the server gives the same program for every seed, so that it does not sample",
-                "Give what it needs to sample by temperature alone, as +sampler.extra.top_k=-1; see docs/how-to/servers.md.",
+                "the server returns the same program for every seed, so it does not sample",
+                "Add the fields that make it sample by temperature alone, such as +sampler.extra.top_k=-1; "
+                "see docs/how-to/servers.md.",
             )
 
     @property
     def _of_seeds(self) -> str:
-        """What an error adds where it may be the seeds that the server can't take."""
+        """The advice that an error message adds if the requests' seeds may be the cause."""
         return (
-            " If it died of a request's seed, as vLLM does on some CPUs: sampler.seeded=false." if self.seeded else ""
+            " If it crashed on a request's seed, as vLLM does on some CPUs: sampler.seeded=false."
+            if self.seeded
+            else ""
         )
 
     def _answers(self, model: Any, tokenizer: Any, draws: Sequence[Draw]) -> Iterator[tuple[Draw, str]]:
-        """Yield each draw with what the server gives for it, as they come."""
+        """Yield each draw with the server's completion for it, in the order in which they finish."""
         name = str(Path(model).absolute())
         tokens = {
             prompt: encode_prompts(tokenizer, [prompt])[0]
@@ -108,23 +112,23 @@ class ServedSampler(Sampler):
             draws,
             lambda client, draw: self._ask(client, name, draw, tokens.get(draw.prompt, whole(draw.prompt)), more),
             self.batch_size,
-            f"Have the server hold that folder under this name, set ${KEY} if it asks for a key, and run the same "
-            "command again: what is there is kept." + self._of_seeds,
+            f"Have the server serve that folder under this name, set ${KEY} if it asks for a key, and run the same "
+            "command again: received completions are stored." + self._of_seeds,
             self.retries,
         )
 
     def _whole(self, found: Iterator[tuple[Draw, str]]) -> Iterator[tuple[Draw, str]]:
-        """Yield what is found, where its first lines have all their spaces.
+        """Yield the completions after checking that they have not lost their first space.
 
         Raises:
-            InputError: The server decodes completions without their prompts, and so loses the first space.
+            InputError: The server decodes completions without their prompts, and therefore loses the first space.
         """
-        short: list[tuple[Draw, str]] = []  # of which all that is wrong may be a missing space
+        short: list[tuple[Draw, str]] = []  # completions that parse only with one more space
         for draw, text in found:
             as_it_is, with_space = (_parses(draw.task_prompt + space + text) for space in ("", " "))
             if with_space and not as_it_is:
                 short.append((draw, text))
-            elif as_it_is and not with_space:  # so that this server leaves the first space where it is
+            elif as_it_is and not with_space:  # proves that this server does not drop the first space
                 yield from (*short, (draw, text))
                 yield from found
                 return
@@ -134,14 +138,14 @@ class ServedSampler(Sampler):
                 raise InputError(
                     "sampler.url",
                     self.url,
-                    "the server leaves out the space that a completion begins with, as `transformers serve` does with "
-                    "the tokenizer of this model",
+                    "the server drops the space that a completion begins with, as `transformers serve` does with the "
+                    "tokenizer of this model",
                     "Use a server that decodes a completion after its prompt, such as vLLM, or sampler=hf.",
                 )
         yield from short
 
     def fields(self, tokenizer: Any) -> dict[str, Any]:
-        """Return the free fields of a request; a tokenizer has the model's special tokens."""
+        """Return the extra fields of a request; subclasses may need the tokenizer for the model's special tokens."""
         return self.extra
 
     def _ask(self, client: Any, name: str, draw: Draw, prompt: str | list[int], more: dict[str, Any]) -> str:
@@ -155,7 +159,7 @@ class ServedSampler(Sampler):
             stream=True,
             extra_body=more
             | ({"top_k": self.top_k} if self.top_k and "$top_k" not in str(self.extra) else {})
-            | ({"seed": draw.seed % 2**31} if self.seeded else {}),  # some servers take no more
+            | ({"seed": draw.seed % 2**31} if self.seeded else {}),  # some servers accept no larger seeds
         ) as stream:
             for part in stream:
                 piece = part.choices[0].text if part.choices else ""

@@ -1,7 +1,7 @@
-"""Runs a command that must not outlive its parent, whatever ends either: python supervisor.py LOG COMMAND...
+"""Run a command that must not outlive its parent, however either stops: python supervisor.py LOG COMMAND...
 
-It ends the command, and all that the command has started, when its standard input ends or its parent does. Its exit
-status is the command's. The standard library only: it is run as a file.
+When its standard input closes or its parent exits, it stops the command and all processes that the command has started.
+Its exit status is the command's. It uses only the standard library, as it is run as a file.
 """
 
 import ctypes
@@ -12,16 +12,16 @@ import subprocess
 import sys
 import time
 
-_PATIENCE = 10.0  # seconds that the command has to end by itself
-_LOOK = 0.2  # seconds between looks at it
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: what a child has started and left becomes ours
+_PATIENCE = 10.0  # seconds that the command has to exit after SIGTERM
+_LOOK = 0.2  # seconds between checks of the command
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphaned processes of a child become children of this process
 
 
 def main(log: str, command: list[str]) -> int:
-    """Run the command until it ends or has to; return its exit status."""
+    """Run the command until it exits or must be stopped; return its exit status."""
     parent = os.getppid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # the parent decides; the command does not inherit this
+        signal.signal(number, lambda *_: None)  # the parent decides when to stop; the command does not inherit this
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     with open(log, "ab") as output:
@@ -39,7 +39,7 @@ def main(log: str, command: list[str]) -> int:
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
-    """End the command, politely first, and all that it has started."""
+    """Stop the command, first with SIGTERM and then with SIGKILL, and all processes that it has started."""
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
@@ -60,7 +60,7 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
 
 
 def _descendants() -> list[int]:
-    """Return all processes below this one, where /proc tells."""
+    """Return the ids of all descendants of this process; none without /proc."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if name.isdigit():

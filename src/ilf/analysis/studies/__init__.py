@@ -1,7 +1,7 @@
-"""Studies: a table and a figure made from the folders of runs, NAME.csv, NAME.md and NAME.png.
+"""Studies: tables and figures made from the folders of runs, written as NAME.csv, NAME.md and NAME.png.
 
-The paper's are in `STUDIES`, by the name that `study` gives them. Any other function that makes a `Study` of `Job`s is
-named by `study_table=package.module.function`; what it may build on is in job.py.
+`STUDIES` holds the built-in studies by the name that the key `study` gives. A study of your own is any function that
+makes a `Study` of `Job`s, named by `study_table=package.module.function`; job.py has helpers for it.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ STUDIES: dict[str, Table] = {
     "beyond/turns": beyond.turns,
     "beyond/per_task": beyond.several_a_task,
 }
-_TAKEN = ("summary", "checks", "comparison", "comparison_arms", "comparison_pairs")  # files that runs write anyway
+_TAKEN = ("summary", "checks", "comparison", "comparison_arms", "comparison_pairs")  # names of files that runs write
 _NEEDED = "must be package.module.function: a function that makes an ilf.analysis.studies.Study of a list of its Jobs"
 
 
 def check_table(study: str | None, path: str) -> None:
-    """Check, before anything runs, that a study's own table can be made and written.
+    """Check before a run that the function of `study_table` exists and that its files can be written.
 
     Args:
         study: The key `study`, which names the files.
         path: The key `study_table`.
 
     Raises:
-        InputError: No function is there, or the files are those of something else.
+        InputError: There is no such function, or the study's files would overwrite other files of a run.
     """
     _function_at(path)
     if _stem(study, path) in _TAKEN:
         key, value = ("study", study) if study else ("study_table", path)
-        allowed = f"would write over {_stem(study, path)}.*, which runs and sweeps write anyway"
+        allowed = f"would overwrite {_stem(study, path)}.*, which runs and sweeps write themselves"
         raise InputError(key, value, allowed, "Give the study another name: study=NAME.")
 
 
@@ -68,14 +68,14 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
     """Write the table and the figure of the study that the jobs in `folders` belong to.
 
     Args:
-        target: Folder to write to.
-        folders: Sweeps, or runs.
+        target: The folder to write to.
+        folders: Folders of sweeps or of runs.
 
     Returns:
-        The Markdown file; None where the jobs belong to no study with a table, or none has come far enough.
+        The Markdown file; None if the jobs belong to no study with a table, or if none has the results it needs.
 
     Raises:
-        InputError: The function that `study_table` names is not there, or failed.
+        InputError: The function that `study_table` names does not exist, or failed.
     """
     with FileLock(target / ".study.lock"):
         jobs, failed = read_jobs(folders)
@@ -91,10 +91,10 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
         make = _function_at(path)
         try:
             return _write(target, _stem(name, path), make(jobs), failed)
-        except Exception as error:  # a function of the user's may fail in any way
+        except Exception as error:  # a user's function may raise anything
             log.exception("study_table=%s failed", path)
-            allowed = f"failed on the {len(jobs)} jobs that have ended: {type(error).__name__}: {error}"
-            advice = "Mend it; mode=compare 'compare.folders=[FOLDER]' makes the table again from the folder's results."
+            allowed = f"failed on the {len(jobs)} finished jobs: {type(error).__name__}: {error}"
+            advice = "Fix it, then make the table again from the results: mode=compare 'compare.folders=[FOLDER]'."
             raise InputError("study_table", path, allowed, advice) from error
 
 
@@ -102,7 +102,7 @@ def _write(target: Path, stem: str, study: Study, failed: Mapping[str, str]) -> 
     study.notes.extend(inline(f"Failed: {folder}: {error}") for folder, error in failed.items())
     if not study.rows:
         return None
-    keys = dict.fromkeys(key for row in study.rows for key in row)  # the paper's rows have fewer
+    keys = dict.fromkeys(key for row in study.rows for key in row)  # rows with the paper's results have fewer keys
     columns = [key for key in keys if not key.endswith("_text")]
     write_atomically(target / f"{stem}.csv", to_csv(study.rows, columns))
     scratch = target / f".{stem}.{os.getpid()}.png"
@@ -114,7 +114,7 @@ def _write(target: Path, stem: str, study: Study, failed: Mapping[str, str]) -> 
 
 
 def _stem(study: str | None, path: str | None) -> str:
-    """Return the name of a study's files: the last word of its name, or that of its function."""
+    """Return the name of a study's files: the last part of the study's name, or of its function's path."""
     return Path(study).name if study else str(path).rpartition(".")[2]
 
 
@@ -123,7 +123,7 @@ def _function_at(path: str) -> Table:
     advice = f"Correct the path, or put the folder that holds {module.partition('.')[0] or 'the module'} on PYTHONPATH."
     try:
         found: Table | None = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # a module of the user's may fail in any way
+    except Exception as error:  # a user's module may raise anything
         raise InputError(
             "study_table", path, f"{_NEEDED}; importing {module!r} fails: {type(error).__name__}: {error}", advice
         ) from error

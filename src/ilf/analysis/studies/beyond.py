@@ -1,4 +1,4 @@
-"""Studies that the paper does not have: from the jobs of a study to rows and a figure."""
+"""Studies that the paper does not have. Each function makes the rows and the figure of a study from its jobs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ilf.analysis.studies.job import (
 
 
 def objectives(jobs: Sequence[Job]) -> Study:
-    """Every objective on the same tasks, by arm."""
+    """Compare all objectives on the same tasks, by arm."""
     shown = names(jobs, "finetuned")[:-1]
     title = "Objectives"
     if not shown:
@@ -70,14 +70,14 @@ _WAYS: tuple[_Way, _Way] = ("feedback", "fresh")
 
 
 def _after(jobs: Sequence[Job], part: str, way: _Way, number: int) -> dict[int, float]:
-    """Return pass@1 of each task after so many turns, averaged over seeds."""
+    """Return pass@1 of each task after `number` turns, averaged over seeds."""
     found = (job.results["turns"][part][way][number] for job in jobs if part in job.results["turns"])
     values = over_seeds({int(i): passed / one["n_samples"] for i, passed in one["per_task"].items()} for one in found)
     return dict(sorted(values.items()))
 
 
 def turns(jobs: Sequence[Job]) -> Study:
-    """pass@1 after turns of feedback at test time, beside as many fresh draws."""
+    """Compare pass@1 after turns of feedback at test time with the same number of fresh samples."""
     rows: list[Row] = []
     lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
 
@@ -88,12 +88,12 @@ def turns(jobs: Sequence[Job]) -> Study:
         for who, group in grouped([job for job in jobs if part in job.results["turns"]], reviser).items():
             for number in range(len(group[0].results["turns"][part]["feedback"])):
                 after: dict[str, dict[int, float]] = {way: _after(group, part, way, number) for way in _WAYS}
-                row: Row = {"row": f"{ROWS[part]}, written anew by the {who}", "turns": number, **cells(after)}
+                row: Row = {"row": f"{ROWS[part]}, revised by the {who}", "turns": number, **cells(after)}
                 if number:
                     row |= difference(after["fresh"], after["feedback"])
                 rows.append(row)
                 lines[str(row["row"])].append(_point(number, after["feedback"]))
-                fresh = f"{ROWS[part]}, fresh draws"
+                fresh = f"{ROWS[part]}, fresh samples"
                 if all(x != number for x, *_ in lines[fresh]):
                     lines[fresh].append(_point(number, after["fresh"]))
     columns = {
@@ -105,9 +105,13 @@ def turns(jobs: Sequence[Job]) -> Study:
     }
 
     def draw(file: Path, caption: str) -> None:
-        curve(file, lines, caption, "turns of feedback, or fresh draws", "pass@1 on Test (%)")
+        curve(file, lines, caption, "turns of feedback, or of fresh samples", "pass@1 on Test (%)")
 
-    notes = [INTERVALS, PAIRED, "Each turn takes one more draw of what fails, with feedback and in the control alike."]
+    notes = [
+        INTERVALS,
+        PAIRED,
+        "Each turn samples every failing program once more, with feedback or, as a control, without.",
+    ]
     return Study("Feedback at test time", subject(jobs), columns, rows, draw, notes)
 
 
@@ -117,7 +121,7 @@ def _point(x: float, values: dict[int, float]) -> tuple[float, float, float, flo
 
 
 def several_a_task(jobs: Sequence[Job]) -> Study:
-    """pass@k on Test against the number of correct programs of a task that are trained on."""
+    """Relate pass@k on Test to the number of correct programs per task in the training set."""
     shown = names(jobs, "finetuned")[:-1]
     done = [job for job in jobs if job.results["finetuned"]]
     rows: list[Row] = []
@@ -152,6 +156,6 @@ def several_a_task(jobs: Sequence[Job]) -> Study:
     levels = {f"zero-shot, {name}": figure(values)["mean"] for name, values in before.items() if values}
 
     def draw(file: Path, caption: str) -> None:
-        curve(file, lines, caption, "different correct programs a task", "pass@k on Test (%)", levels)
+        curve(file, lines, caption, "different correct programs per task", "pass@k on Test (%)", levels)
 
     return Study("Several programs a task", subject(jobs), columns, rows, draw, [INTERVALS, PAIRED])

@@ -1,4 +1,4 @@
-"""Tables 5 and 6: what feedback is like."""
+"""Tables 5 and 6: statistics of feedback."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ilf.analysis.studies.job import Job, Row, Study, grouped, subject
 
 
 def tables5_6(jobs: Sequence[Job]) -> Study:
-    """What feedback is like, by source: how much of it, words, mistakes, edits, categories of mistakes."""
+    """Describe feedback by source: how many, their words, mistakes, edit distance and categories of mistakes."""
     sources: dict[str, dict[str, float]] = {}
     for source, group in grouped(jobs, lambda job: job.results["annotator"]).items():
-        # Seeds may share programs and words; ids 1 to 10 are only for worked examples.
+        # Seeds may share programs and feedback. Tasks 1 to 10 are only for worked examples.
         rows_of = [f for job in group for f in job.rows("feedback.jsonl") if f["split"] != "prompt"]
         feedback = list({(f["task_id"], f["program"], f["text"]): f for f in rows_of}.values())
         if feedback:
@@ -38,9 +38,10 @@ def tables5_6(jobs: Sequence[Job]) -> Study:
         for measure in measures
     ]
     notes = [
-        "Words: mean and standard deviation. Edit distance: Levenshtein from the wrong program to the annotator's "
-        "refinement, as a share of the longer. Categories and the number of mistakes are as the annotator noted them "
-        "(columns `categories` and `bugs` of a file of annotations); the paper's are in its authors' own words.",
+        "Words: mean and standard deviation. Edit distance: Levenshtein distance from the incorrect program to the "
+        "annotator's refinement, as a share of the longer one. Categories and numbers of mistakes are those that the "
+        "annotator recorded (columns `categories` and `bugs` of an annotation file); the paper's categories are in its "
+        "authors' own words.",
     ]
     columns = {"": "row", **{source: source for source in sources}}
     return Study(
@@ -74,7 +75,7 @@ def _short(value: float | None) -> str | None:
 
 
 def _draw(file: Path, sources: Mapping[str, Mapping[str, float]], title: str) -> None:
-    """Draw words and categories of feedback by source: the words beside the categories of whom names any."""
+    """Plot the words and the categories of feedback by source; the categories only of sources that name any."""
     categories = list(dict.fromkeys(name for found in sources.values() for name in found if name.endswith(" (%)")))
     height = 1.6 + 0.3 * max(6, len(categories))
     with canvas(file, title, panels=2, width=5.6, height=height) as (left, right):
@@ -92,11 +93,11 @@ def _draw(file: Path, sources: Mapping[str, Mapping[str, float]], title: str) ->
         left.set(
             yticks=range(len(sources)),
             yticklabels=list(map(plain, sources)),
-            xlabel="words a feedback",
+            xlabel="words per piece of feedback",
             xlim=(0, 2 * most),
         )
         labels = [plain(name.removesuffix(" (%)")) for name in categories]
-        right.set(yticks=range(len(categories)), yticklabels=labels, xlabel="feedbacks that name such a mistake (%)")
+        right.set(yticks=range(len(categories)), yticklabels=labels, xlabel="feedback that names such a mistake (%)")
         left.invert_yaxis()
         right.invert_yaxis()
         right.legend(frameon=False, fontsize=8)

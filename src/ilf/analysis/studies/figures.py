@@ -1,4 +1,4 @@
-"""The paper's figures, and what fine-tuning did to the model: from the jobs of a study to rows and a figure."""
+"""Studies of the paper's figures, and of how fine-tuning changed the policy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ilf.tasks.prompts import lines_of
 
 
 def figure3(jobs: Sequence[Job]) -> Study:
-    """Perplexity of each arm's programs under the base model, on the same tasks."""
+    """Compare the perplexity of each arm's programs under the base model, on the same tasks."""
     by_source: dict[str, list[dict[str, float]]] = defaultdict(list)
     for job in jobs:
         for source, values in (job.results["perplexity"] or {}).items():
@@ -82,16 +82,16 @@ def figure3(jobs: Sequence[Job]) -> Study:
         "loss of the end (nats)": "end",
     }
     notes = [
-        "Perplexity a token of the text that the policy would learn after the task's prompt, on the tasks that all "
-        "arms train on. The token that ends the text is apart, by its mean loss. p is a two-sided sign-flip "
-        "permutation test of the log ratio to gold, paired over tasks. In the paper, gold has more programs of "
-        "perplexity 100 or more than the other two.",
+        "Perplexity per token of the completion that the policy would be trained on, given the task's prompt, on the "
+        "tasks that all arms train on. The end-of-text token is reported separately, by its mean loss. p is a "
+        "two-sided sign-flip permutation test of the log ratio to gold, paired over tasks. In the paper, gold has more "
+        "programs of perplexity 100 or more than the other two arms.",
     ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
 def figure4(jobs: Sequence[Job]) -> Study:
-    """pass@k on Test against the number of Train tasks with feedback."""
+    """Relate pass@k on Test to the number of Train tasks with feedback."""
     shown = names(jobs, "finetuned")[:-1]
     done = [job for job in jobs if job.results["finetuned"]]
     rows: list[Row] = []
@@ -99,7 +99,7 @@ def figure4(jobs: Sequence[Job]) -> Study:
     sizes = set()
     for (arm, _), group in grouped(done, lambda job: (job.results["arm"], job.results["feedback_limit"])).items():
         given = {job.results["seed"]: job.results["counts"]["annotated_train"] or 0 for job in group}
-        if (size := (arm, *sorted(given.items()))) in sizes:  # a limit above what there is, again
+        if (size := (arm, *sorted(given.items()))) in sizes:  # limits above what is available give the same tasks
             continue
         sizes.add(size)
         count = float(np.mean(list(given.values())))
@@ -126,14 +126,14 @@ def figure4(jobs: Sequence[Job]) -> Study:
         **{f"{n} (%)": f"{n}_text" for n in shown},
     }
     notes = [
-        "Percent, with 95% intervals over tasks. Tasks with feedback are of Train; those of a smaller number are among "
-        "those of a larger one. The policy trains on the ones of them that the refiner solved."
+        "Percent, with 95% intervals over tasks. Tasks with feedback belong to Train, and each smaller set of them is "
+        "a subset of the larger ones. The policy trains on those that the refiner solved."
     ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
 def figure5(jobs: Sequence[Job]) -> Study:
-    """The refiner's pass rate against the number of mistakes that the feedback addresses."""
+    """Relate the refiner's pass rate to the number of mistakes that the feedback addresses."""
     shown = names(jobs, "refiner")[:1]
     mistakes: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # by number and task
     noted = True
@@ -163,19 +163,20 @@ def figure5(jobs: Sequence[Job]) -> Study:
     if not noted:
         notes.append(
             "These annotations don't say how many mistakes they address (column `bugs`), which the paper's authors "
-            "counted by hand: blocks of changed lines from the wrong program to the annotator's refinement stand in."
+            "counted by hand. The number of blocks of lines in which the annotator's refinement differs from the "
+            "incorrect program is used instead."
         )
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
 def _edits(before: str, after: str) -> int:
-    """Return how many blocks of lines differ between two programs."""
+    """Return the number of blocks of lines that differ between two programs."""
     matcher = difflib.SequenceMatcher(None, lines_of(before), lines_of(after), autojunk=False)
     return sum(tag != "equal" for tag, *_ in matcher.get_opcodes())
 
 
 def policy_change(jobs: Sequence[Job]) -> Study:
-    """Relative weight change by group of layers, and KL to the base, by arm."""
+    """Report the relative weight change by group of layers, and the KL divergence from the base, by arm."""
     done = [job for job in jobs if job.results["weight_change"] and job.results["kl"]]
     groups = grouped(done, lambda job: job.results["arm"])
     layers = list(dict.fromkeys(name for job in done for name in job.results["weight_change"] or ()))
@@ -218,10 +219,11 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         "KL against gold's": "against_gold",
     }
     notes = [
-        "Weight change: the norm of the difference over the norm of the base's weights. KL(fine-tuned || base) at "
-        "the sampling temperature on the fine-tuned policy's own samples on Test: over the programs' tokens, and apart "
-        "from them over the places where programs end. 95% intervals over tasks; p is a two-sided sign-flip "
-        "permutation test, paired over tasks. The paper expects gold to move the policy more than refinements.",
+        "Weight change: the norm of the difference divided by the norm of the base model's weights. KL(fine-tuned || "
+        "base) is measured at the sampling temperature on the fine-tuned policy's own samples on Test: over the "
+        "programs' tokens, and separately at the positions where programs end. 95% intervals over tasks; p is a "
+        "two-sided sign-flip permutation test, paired over tasks. The paper expects gold to change the policy more "
+        "than refinements.",
     ]
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
@@ -229,7 +231,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
 def _draw_change(
     file: Path, title: str, weights: Mapping[str, Mapping[str, float]], kl: Sequence[Mapping[str, float]]
 ) -> None:
-    """Draw the weight change by group of layers, a line an arm, beside each arm's KL to the base, by task."""
+    """Plot the weight change by group of layers, one line per arm, next to each arm's KL from the base over tasks."""
     shown = list(dict.fromkeys(name for found in weights.values() for name in found if name != "all"))
     height = max(4.2, 1.6 + 0.2 * len(shown))
     with canvas(file, title, panels=2, width=5.6, height=height) as (left, right):
@@ -251,7 +253,7 @@ def _draw_change(
             )
         right.locator_params(axis="x", nbins=4)
         right.set(
-            xlabel="KL(fine-tuned || base), nats a token",
+            xlabel="KL(fine-tuned || base), nats per token",
             xlim=(0, None),
             ylim=(len(weights) - 0.5, -0.5),
             yticks=range(len(weights)),

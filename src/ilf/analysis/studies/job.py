@@ -1,4 +1,4 @@
-"""A finished run as studies read it, and what they make of several."""
+"""The building blocks of studies: finished runs (`Job`), `Study`, and helpers for rows and statistics."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ilf.analysis.schema import SCHEMA, Part, Results
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
 from ilf.types import InputError
 
-Row = dict[str, Any]  # of a study's table: figures by their names, and with `_text` what a reader sees of them
+Row = dict[str, Any]  # a row of a study's table: values by name; names that end in `_text` hold their formatted text
 K = TypeVar("K")
 
-# Notes that several studies bear.
+# Notes that several studies share.
 INTERVALS = "Percent, with 95% intervals over tasks (seeds are averaged within a task first)."
 PAIRED = (
     "Differences are paired over tasks, in points; p is a two-sided sign-flip permutation test, uncorrected "
@@ -31,31 +31,31 @@ PAIRED = (
 
 @dataclass(frozen=True)
 class Job:
-    """One run's folder."""
+    """A finished run: its folder and results."""
 
     folder: Path
     results: Results
 
     def rows(self, file: str) -> list[dict[str, Any]]:
-        """Return the rows of one of its JSON-lines files; none where it was not written."""
+        """Return the rows of one of the run's JSON Lines files; no rows if the file does not exist."""
         path = self.folder / file
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # no other character ends one
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # splitlines would split texts
         return [json.loads(line) for line in lines if line]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table and a figure."""
+    """A table and a figure, with notes."""
 
     title: str
-    about: str  # see `subject`
-    columns: dict[str, str]  # of the Markdown table: name of the column -> key of `rows`
+    about: str  # data, model and sampling; see `subject`
+    columns: dict[str, str]  # of the Markdown table: column name -> key of `rows`
     rows: list[Row]  # of the CSV file; the Markdown table shows them in this order
-    draw: Callable[[Path, str], None]  # writes the figure, with a caption above
+    draw: Callable[[Path, str], None]  # writes the figure to a file, with a caption above it
     notes: list[str] = field(default_factory=list)
 
     def markdown(self, picture: str) -> str:
-        """Return the page: title, table, notes and the picture."""
+        """Return the Markdown page: title, table, notes and figure."""
         lines = [
             f"# {self.title}",
             "",
@@ -70,14 +70,14 @@ class Study:
 
 
 def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
-    """Return the jobs in `folders`, each a sweep's or a run's, and the errors of those that failed, by folder."""
+    """Return the finished jobs in folders of sweeps or runs, and the errors of the failed ones by folder."""
     found, failed = [], {}
     for folder in [job for one in folders if one.is_dir() for job in job_folders(one)]:
         status, results, error = read_job(folder)
         of_a_study = results.get("study") or results.get("study_table")
         if of_a_study and status != "failed" and results.get("schema") != SCHEMA:
-            allowed = f"must be of schema {SCHEMA}, and another version of this package wrote it"
-            advice = "Run the job again: it takes what is finished from the store."
+            allowed = f"must have schema {SCHEMA}, but another version of this package wrote it"
+            advice = "Run the job again: its finished stages are reused from the store."
             raise InputError("results.json", str(folder / "results.json"), allowed, advice)
         if status == "failed":
             failed[folder.name] = error.get("error") or "see run.log"
@@ -87,7 +87,7 @@ def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
 
 
 def subject(jobs: Sequence[Job]) -> str:
-    """Return what the jobs are about: data, model and how often programs were sampled."""
+    """Return a line that describes the jobs: data, model, samples per task and seeds."""
     first = jobs[0].results
     seeds = sorted({job.results["seed"] for job in jobs})
     return (
@@ -117,12 +117,12 @@ def arm_notes(jobs: Sequence[Job]) -> list[str]:
 
 
 def examples(job: Job) -> int:
-    """Return how many examples the policy of a finished job was fine-tuned on."""
+    """Return the number of examples that a job's policy was fine-tuned on."""
     return job.results["counts"]["training_examples"] or 0
 
 
 def grouped(jobs: Sequence[Job], key: Callable[[Job], K]) -> dict[K, list[Job]]:
-    """Return the jobs by `key`, seeds together, in order of appearance."""
+    """Return the jobs grouped by `key`, in order of first appearance."""
     found: dict[K, list[Job]] = defaultdict(list)
     for job in jobs:
         found[key(job)].append(job)
@@ -130,15 +130,15 @@ def grouped(jobs: Sequence[Job], key: Callable[[Job], K]) -> dict[K, list[Job]]:
 
 
 def names(jobs: Sequence[Job], part: Part) -> list[str]:
-    """Return the metrics that a part of the results has: pass@k, and the share of tasks with a correct program."""
+    """Return the metrics in a part of the results: pass@k, and the share of tasks with a correct program."""
     found = next((job.results[part] for job in jobs if job.results[part]), None)
     return [*found["ci95"], "one_correct"] if found else []
 
 
 def per_task(jobs: Sequence[Job], part: Part, name: str, seeds: Collection[int] | None = None) -> dict[int, float]:
-    """Return a metric of each task, averaged over seeds: all that jobs have, or those given.
+    """Return a metric by task, averaged over all seeds of the jobs, or over those in `seeds`.
 
-    Jobs of one seed that start alike have the same zero-shot programs: each seed counts once.
+    Each seed counts once, as jobs with the same seed and the same base have the same zero-shot programs.
     """
     by_seed = {job.results["seed"]: found for job in reversed(jobs) if (found := job.results[part])}
 
@@ -154,7 +154,7 @@ def per_task(jobs: Sequence[Job], part: Part, name: str, seeds: Collection[int] 
 
 
 class Figure(TypedDict):
-    """A mean over tasks, and its 95% interval."""
+    """A mean over tasks, its 95% interval and the number of tasks."""
 
     mean: float
     low: float
@@ -163,14 +163,14 @@ class Figure(TypedDict):
 
 
 def figure(values: Mapping[int, float] | Mapping[str, float]) -> Figure:
-    """Return the mean over tasks and its 95% interval."""
+    """Return the mean over tasks of `values` and its 95% interval."""
     array = np.array(list(values.values()))
     low, high = bootstrap_ci95(array)
     return {"mean": float(array.mean()), "low": low, "high": high, "tasks": len(array)}
 
 
 def cells(values: dict[str, dict[int, float]]) -> Row:
-    """Return the columns of a row for several metrics of one set of tasks: figures, and a text with the interval."""
+    """Return a row's columns for several metrics on the same tasks: means, intervals and a text with both."""
     row: Row = {}
     for name, by_task in values.items():
         if by_task:
@@ -183,14 +183,15 @@ def cells(values: dict[str, dict[int, float]]) -> Row:
 
 
 def against(before: tuple[Sequence[Job], Part], after: tuple[Sequence[Job], Part], name: str) -> Row:
-    """Return the paired difference between two parts of two groups of jobs: the columns of a row.
+    """Return a row's columns for the paired difference between two groups of jobs.
+
+    The difference is over the seeds and tasks that both groups have. The same seed gives both the same samples before
+    fine-tuning.
 
     Args:
-        before: Jobs, and the part of their results.
-        after: The same.
+        before: The jobs of the baseline, and the part of their results to compare.
+        after: The other jobs, and the part of their results.
         name: The metric.
-
-    It is over the seeds and tasks that both have: a seed gives both the same draws before fine-tuning.
     """
     seeds = [{job.results["seed"] for job in jobs if job.results[part]} for jobs, part in (before, after)]
     x, y = (per_task(jobs, part, name, seeds[0] & seeds[1]) for jobs, part in (before, after))
@@ -198,7 +199,7 @@ def against(before: tuple[Sequence[Job], Part], after: tuple[Sequence[Job], Part
 
 
 def difference(x: Mapping[int, float], y: Mapping[int, float]) -> Row:
-    """Return what `y` is above `x`, paired over the tasks that both have: the columns of a row."""
+    """Return a row's columns for the difference `y` minus `x`, paired over the tasks that both have."""
     common = sorted(x.keys() & y.keys())
     if not common:
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p", "difference_text"))
@@ -215,7 +216,7 @@ def difference(x: Mapping[int, float], y: Mapping[int, float]) -> Row:
 
 
 def paper_row(label: str, figures: dict[str, float], shown: Sequence[str]) -> Row:
-    """Return a row of the paper's figures, in the columns of ours."""
+    """Return a row with the paper's results, in the same columns as our own."""
     row: Row = {"row": label}
     for name in shown:
         row |= {name: figures.get(name), f"{name}_text": f"{100 * figures[name]:.1f}" if name in figures else None}
@@ -223,7 +224,7 @@ def paper_row(label: str, figures: dict[str, float], shown: Sequence[str]) -> Ro
 
 
 def points(rows: Sequence[Row], shown: Sequence[str]) -> dict[str, list[tuple[float, float, float] | None]]:
-    """Return what `plots.bars` draws: a panel a metric, a point with its interval a row."""
+    """Return the series for `plots.bars`: for each metric, a point with its interval per row."""
 
     def point(row: Row, name: str) -> tuple[float, float, float] | None:
         value: float | None = row.get(name)

@@ -1,6 +1,6 @@
-"""The paper's own figures (Chen et al. 2023, arXiv 2303.16749), CodeGen-Mono 6.1B on MBPP, to stand beside ours.
+"""The paper's results (Chen et al. 2023, arXiv 2303.16749) for CodeGen-Mono 6.1B on MBPP, for comparison with ours.
 
-Shares are fractions. One seed, no intervals; 30 samples a task at temperature 0.8.
+Rates are fractions. The paper reports one seed without intervals, and 30 samples per task at temperature 0.8.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FINAL = {
     "human": {"pass@1": 0.33, "pass@10": 0.68},
     "zero_shot": {"pass@1": 0.26, "pass@10": 0.59},
 }
-# Table 5: categories of mistakes in 50 feedbacks, as shares.
+# Table 5: shares of 50 pieces of feedback that name each category of mistakes.
 CATEGORIES = {
     "human": {
         "logic": 0.30,
@@ -54,7 +54,7 @@ CATEGORIES = {
         "unrelated": 0.08,
     },
 }
-# Table 6: mean, or mean and standard deviation.
+# Table 6: mean number of mistakes addressed (`bugs`), and mean and standard deviation of the number of words.
 FEEDBACK = {
     "human": {"bugs": 1.8, "words": 68.9, "words_sd": 48.2},
     "InstructGPT": {"bugs": 1.1, "words": 24.2, "words_sd": 28.6},

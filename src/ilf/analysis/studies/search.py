@@ -1,4 +1,4 @@
-"""Settings by arm, judged on Refine, and the chosen ones on Test."""
+"""The study of a hyperparameter search: the settings of each arm on Refine, and the chosen ones on Test."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _OF_THE_SEARCH = (
     "stages",
     "study",
     "study_table",
-)  # overrides that Table 4 has no use for
+)  # overrides that only matter for the search, and not for Table 4
 
 
 def _rounded(value: str) -> str:
-    """Return a setting as it is read easily: Optuna draws learning rates of 17 digits."""
+    """Return a setting rounded to 4 digits, as Optuna samples learning rates with 17 digits."""
     try:
         return f"{float(value):.4g}"
     except ValueError:
@@ -44,7 +44,7 @@ def _rounded(value: str) -> str:
 
 
 def sweep_a1(jobs: Sequence[Job]) -> Study:
-    """Settings by arm, judged on Refine, and the chosen ones on Test."""
+    """Report pass@1 on Refine of all settings by arm, and the results of the chosen ones on Test."""
     chosen = [job for job in jobs if job.folder.parent.name == "chosen" and job.results["finetuned"]]
     tried = [job for job in jobs if job.folder.parent.name != "chosen" and job.results["validation"]]
     settings = {job.folder: setting_of(job.results["overrides"]) for job in jobs}
@@ -75,8 +75,9 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
         "against zero-shot": "difference_text",
     }
     notes = [
-        "Each setting is judged by pass@1 on Refine, with 95% intervals over tasks. Each arm's best one was evaluated "
-        "on Test once; the refiner's programs take gold's best setting where gold was swept too.",
+        "Settings are compared by pass@1 on Refine, with 95% intervals over tasks. The best setting of each arm was "
+        "evaluated once on Test. The arm that trains on the refiner's programs uses gold's best setting if the sweep "
+        "includes gold.",
         PAIRED,
     ]
     if commands := table4_commands(chosen):
@@ -92,9 +93,9 @@ def sweep_a1(jobs: Sequence[Job]) -> Study:
 
 
 def table4_commands(chosen: Sequence[Job]) -> list[str]:
-    """Return the commands of Table 4 with the chosen settings: one for all arms of the same setting.
+    """Return the commands of Table 4 with the chosen settings, one for all arms that share a setting.
 
-    The first one has the control that trains on nothing. There are none where the sweep was not over `arm`.
+    The first command includes the control that trains on nothing. Without a sweep over `arm` there are no commands.
     """
     arms: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for job in chosen:
@@ -105,7 +106,7 @@ def table4_commands(chosen: Sequence[Job]) -> list[str]:
             return []
         words = [f"{key}={value}" for key, value in setting.items()]
         own = arms[f"experiment={experiment.replace(_STUDY, 'paper/table4')}", *words]
-        if job.results["arm"] not in own:  # seeds share a setting
+        if job.results["arm"] not in own:  # seeds of an arm share a setting
             own.append(job.results["arm"])
     for own in list(arms.values())[:1]:
         own.append("none")
@@ -113,7 +114,7 @@ def table4_commands(chosen: Sequence[Job]) -> list[str]:
 
 
 def _draw(file: Path, rows: Sequence[Row], varied: Sequence[str], title: str) -> None:
-    """Draw pass@1 on Refine of each setting, a panel an arm; the chosen ones are ringed."""
+    """Plot pass@1 on Refine of each setting, one panel per arm; a ring marks the chosen settings."""
     arms = list(dict.fromkeys(row["row"] for row in rows))
     most = max(sum(row["row"] == arm for row in rows) for arm in arms)
     with canvas(file, title, panels=len(arms), width=5.2, height=1.6 + 0.28 * most) as axes:

@@ -1,4 +1,4 @@
-"""The paper's tables, and those that it lacks: from the jobs of a study to rows and a figure."""
+"""Studies of the paper's tables, and of the scorer's effect."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _bars(rows: Sequence[Row], shown: Sequence[str]) -> Callable[[Path, str], No
 
 
 def table1(jobs: Sequence[Job]) -> Study:
-    """Zero-shot on the whole benchmark, and by split."""
+    """Report zero-shot results on the whole benchmark, and by split."""
     shown = names(jobs, "samples") or names(jobs, "zero_shot")
     by_name = {name: per_task(jobs, "samples", name) | per_task(jobs, "zero_shot", name) for name in shown}
     files = ("programs/sample.jsonl", "programs/zero_shot.jsonl")
@@ -69,7 +69,15 @@ def table1(jobs: Sequence[Job]) -> Study:
 def _of_refiner(
     jobs: Sequence[Job], labels: dict[str, list[Job]], reference: str, published: list[Row], title: str
 ) -> Study:
-    """Return a study that compares refinements on Train by several refiners."""
+    """Return a study that compares the refinements of several refiners on Train.
+
+    Args:
+        jobs: All jobs of the study.
+        labels: The jobs of each row, by the row's label.
+        reference: The label of the row that the others are compared against.
+        published: Rows with the paper's results.
+        title: The study's title.
+    """
     shown = names(jobs, "refiner")
 
     def compared(label: str) -> bool:
@@ -91,7 +99,7 @@ def _of_refiner(
 
 
 def table2(jobs: Sequence[Job]) -> Study:
-    """One-shot refinement before fine-tuning, with own and with shuffled feedback."""
+    """Compare one-shot refinement before fine-tuning with the program's own feedback and with shuffled feedback."""
     shuffled = {True: "shuffled feedback", False: "own feedback"}
     labels = grouped(jobs, lambda job: shuffled[job.results["feedback"] == "shuffled"])
     shown = names(jobs, "refiner")
@@ -103,20 +111,20 @@ def table2(jobs: Sequence[Job]) -> Study:
 
 
 def table3(jobs: Sequence[Job]) -> Study:
-    """The fine-tuned refiner on Train, beside one without feedback and fresh samples of the policy."""
+    """Compare the fine-tuned refiner on Train with one that gets no feedback, and with fresh samples of the policy."""
     labels = grouped(jobs, lambda job: job.results["arm"].replace("_", " "))
     published = [paper_row(f"refiner, {paper.MODEL}", paper.REFINER, names(jobs, "refiner"))]
     title = "Table 3: refinements on Train"
     study = _of_refiner(jobs, labels, "fresh samples", published, title)
     study.notes.append(
-        "Zero-shot is 0 on these tasks by construction, as they are those that the policy's samples all failed: fresh "
-        "samples, as many, show what that selection alone is worth."
+        "Zero-shot is 0 on these tasks by construction: they are the tasks on which all of the policy's samples "
+        "failed. The same number of fresh samples shows the effect of this selection alone."
     )
     return study
 
 
 def table4(jobs: Sequence[Job]) -> Study:
-    """The arms on Test after fine-tuning; an arm that was not run keeps its row."""
+    """Compare the arms on Test after fine-tuning. An arm that was not run keeps its row."""
     groups = grouped(jobs, lambda job: job.results["arm"])
     shown = names(jobs, "finetuned")
     if not shown:
@@ -149,7 +157,7 @@ def table4(jobs: Sequence[Job]) -> Study:
     columns |= {f"paper {name} (%)": f"paper_{name}_text" for name in shown if f"paper_{name}" in rows[0]}
     title = "Table 4: after fine-tuning, on Test"
     drawn = [row for row in rows if row.get(shown[0]) is not None]
-    notes = [INTERVALS, PAIRED, f"The paper's figures are {paper.MODEL.removesuffix(' (paper)')}'s on MBPP."]
+    notes = [INTERVALS, PAIRED, f"The paper's results are those of {paper.MODEL.removesuffix(' (paper)')} on MBPP."]
     return Study(title, subject(jobs), columns, rows, _bars(drawn, shown), notes)
 
 
@@ -160,7 +168,7 @@ def _published(arm: str, shown: Sequence[str]) -> dict[str, float | str]:
 
 
 def scorer_effect(jobs: Sequence[Job]) -> Study:
-    """The same programs on Test, scored as they were written and as the authors' code scores them."""
+    """Compare the scores of the same programs on Test, as they were written and as the authors' code scores them."""
     shown = names(jobs, "finetuned")[:1]
     if not shown:
         return Study("Scorer effect", "", {}, [], lambda file, caption: None)
@@ -186,7 +194,8 @@ def scorer_effect(jobs: Sequence[Job]) -> Study:
     notes = [
         INTERVALS,
         PAIRED,
-        "The authors' code indents the first line of a body anew and no other, and cuts at the first line that starts "
-        "in the first column. Only what is reported on Test is scored so; training sets are the same.",
+        "The authors' code re-indents only the first line of a function's body, and cuts the program at the first line "
+        "that starts in the first column. Only the programs reported on Test are scored this way; the training sets "
+        "are the same.",
     ]
     return Study(title, subject(jobs), columns, rows, _bars(rows, ["as_written", "as_paper"]), notes)
