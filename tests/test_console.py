@@ -7,7 +7,7 @@ import pytest
 from test_comparison import write_sweep
 
 from ilf.analysis.comparison import write_comparison
-from ilf.analysis.report import conclusion
+from ilf.analysis.sentences import conclusion
 from ilf.cli import console
 
 

@@ -26,7 +26,8 @@ INTRODUCTION = {
     "options": """# Options
 
 Every group of settings and its options, generated from the files under `conf/`. Choose an option with `GROUP=OPTION`,
-and override a key with `GROUP.KEY=VALUE`. Groups whose file starts with `# @package _global_` set keys of other groups.
+and override a key with `GROUP.KEY=VALUE`. Options of the groups `arm`,
+`experiment`, `debug`, `hparams_search` and `paths` set keys of other groups.
 """,
     "settings": """# Settings
 
@@ -54,8 +55,11 @@ def options() -> Iterator[str]:
             group = file.relative_to(CONF).parts[0]
             groups.setdefault("hydra/launcher" if group == "hydra" else group, []).append(file)
     yield INTRODUCTION["options"]
+    about = {field: comment for field, _, _, comment in fields(SETTINGS, "Settings")[1]}
     for group, files in groups.items():
         yield f"## {group}\n"
+        if about.get(group):
+            yield f"{about[group]}.\n"
         for file in files:
             name = file.relative_to(CONF / group).with_suffix("")
             command, description, body = header(file.read_text())

@@ -124,12 +124,18 @@ def device_memory(trainer: Component) -> tuple[str, int]:
     return "this machine" if processes == 1 else f"each of {processes} processes on this machine", size // processes
 
 
+def _width(column: str) -> int:
+    """Return how wide a column is: the table has less than 80 characters."""
+    return max(len(column) + 1, 7)
+
+
 def table(needs: Sequence[Need]) -> str:
     """Return a table with one line per need, in GB of 10^9 bytes."""
     columns = ("parameters", "gradients", "optimizer", "cache", "activations", "total")
-    lines = [" ".join([f"{'':24}", *(f"{column:>11}" for column in columns)])]
+    lines = [" " * 23 + "".join(f"{column:>{_width(column)}}" for column in columns)]
     for need in needs:
-        lines.append(" ".join([f"{need.work:24}", *(f"{getattr(need, column) / 1e9:11.3f}" for column in columns)]))
+        cells = (f"{getattr(need, column) / 1e9:{_width(column)}.2f}" for column in columns)
+        lines.append(f"{need.work:23}" + "".join(cells))
     return "\n".join(lines)
 
 

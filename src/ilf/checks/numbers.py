@@ -108,5 +108,7 @@ def _check_evaluation(settings: Settings) -> None:
         for key, programs in (("sampler.n", settings.sampler.n), ("evaluate.n", n)):
             if not 1 <= k <= programs:
                 allowed = f"pass@{k} needs k from 1 to {key}={programs}"
-                advice = f"Raise {key}, or set 'evaluate.k={[1, programs] if programs > 1 else [1]}'."
-                raise InputError("evaluate.k", settings.evaluate.k, allowed, advice.replace(", ", ","))
+                lower = f"[1,{programs}]" if programs > 1 else "[1]"
+                raise InputError(
+                    "evaluate.k", settings.evaluate.k, allowed, f"Raise {key}, or set 'evaluate.k={lower}'."
+                )

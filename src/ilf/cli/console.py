@@ -16,8 +16,9 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from ilf.analysis.formatting import p_text, percent
-from ilf.analysis.report import conclusion, labeled_metrics, next_runs
+from ilf.analysis.report import labeled_metrics, next_runs
 from ilf.analysis.schema import Results
+from ilf.analysis.sentences import conclusion
 from ilf.installation import COMMAND
 from ilf.settings import Settings
 from ilf.types import Splits
