@@ -88,8 +88,7 @@ def bars(
     Args:
         file: The PNG file to write.
         labels: The label of each row, the top row first.
-        series: For each metric, one item per label: (value, low, high) as fractions, a text to show instead, or None
-            to leave the row empty.
+        series: For each metric, one item per label: (value, low, high) as fractions, a text instead, or None.
         title: The title above the panels.
         seeds: For each metric and label, the value of each seed; plotted if there are several.
         published: For each metric and label, the value in the paper.
