@@ -111,7 +111,7 @@ def _sandbox(limits: Limits) -> Sandbox:
 
 
 def _connect(address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or a cluster started here sends usage statistics
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a cluster that starts here sends usage statistics
     named = address or os.environ.get("RAY_ADDRESS")
     package = Path(__file__).parent.parent
     try:

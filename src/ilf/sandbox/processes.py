@@ -42,7 +42,8 @@ class Turn(NamedTuple):
     def is_short(self) -> bool:
         """Whether the job fits into a pipe's buffer, so that writing it never blocks."""
         job = self.job
-        return sum(map(len, (job.program, job.setup, *job.tests, *job.inputs, *job.outputs))) < 1300  # of 16 KiB
+        # The JSON of fewer than 1,300 characters fits into 16 KiB.
+        return sum(map(len, (job.program, job.setup, *job.tests, *job.inputs, *job.outputs))) < 1300
 
 
 class Worker:

@@ -40,7 +40,7 @@ class Judge:
     def __init__(self, control: socket.socket, approximately: bool, trust: bool, folder: str | None, disk: int) -> None:
         self.control, self.approximately, self.trust = control, approximately, trust
         self.folder, self.disk = folder, disk
-        self._forked: socket.socket | None = None  # of the process that waits for the next program
+        self._forked: socket.socket | None = None  # the socket of the process that waits for the next program
 
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
         """Judge a job, and return verdict, detail, tests (an outcome for each), processor seconds and last.

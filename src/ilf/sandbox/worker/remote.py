@@ -137,7 +137,7 @@ def _asking(name: str) -> Callable[..., Any]:
 
 
 def _between(name: str, reflected: bool = False) -> Callable[[Any, Any], Any]:
-    """Return a binary operator, which needs trust if an operand is a value of the test, since it may be expected."""
+    """Return a binary operator. It needs trust if one operand is a value of the test, which may be the expected one."""
 
     def operate(self: Any, other: Any) -> Any:
         pair = (other, self) if reflected else (self, other)
