@@ -17,7 +17,7 @@ OPEN = ("llm.extra", "sampler.extra")  # fields of a request, which are the serv
 @pytest.mark.parametrize("group", GROUPS)
 def test_an_added_key_that_nothing_reads_is_an_error_in_every_group(group):
     key = f"{group}.nosuch".lstrip(".")
-    with pytest.raises(InputError, match=rf"{re.escape(key)}=3: is (no argument|not a setting)"):
+    with pytest.raises(InputError, match=rf"{re.escape(key)}=3: is (no|not an?) (argument|setting)"):
         compose_settings(f"+{key}=3")
     with pytest.raises(InputError, match=re.escape(key)):
         compose_settings(f"++{key}=3")
