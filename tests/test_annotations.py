@@ -72,7 +72,7 @@ def test_cells_are_checked_like_values_and_lines_are_those_of_the_file(column, t
     ("text", "message"),
     [
         ("task_id,Feedback\n311,f\n", r"a\.csv:1=.*original_model_completion"),
-        ("task_id;Feedback;original_model_completion\n", r"a\.csv:1=.*task_id once. Separate columns by commas"),
+        ("task_id;Feedback;original_model_completion\n", r"a\.csv:1=.*task_id once. Separate the columns with commas"),
         ("task_id,task_id,Feedback,original_model_completion\n", r"a\.csv:1=.*task_id once"),
         ("task_id,Feedback,original_model_completion,bugs,bugs\n", r"a\.csv:1=.*bugs once"),
         ("task_id,Feedback,original_model_completion\n311,f,x\n312,a, b,x\n", r"a\.csv:3=.*4 cells.*Quote"),
@@ -120,7 +120,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path, caplog):
         file.write_bytes(json.dumps(ROW).encode() + b"\n" + whole[:cut])
         caplog.clear()
         assert len(read_annotations(file)) == 1 + (cut == len(whole))
-        assert ("a.jsonl:2: an unfinished line" in caplog.text) == (0 < cut < len(whole))
+        assert ("a.jsonl:2: skipped an incomplete line" in caplog.text) == (0 < cut < len(whole))
     file.write_bytes(whole[:-3] + b"\n" + json.dumps(ROW).encode())
     with pytest.raises(InputError, match=r"a\.jsonl:1="):  # one that others follow is no line in the making
         read_annotations(file)
@@ -138,7 +138,7 @@ def test_the_split_is_the_tasks_and_an_unknown_task_is_named(tmp_path, caplog):
         load_annotations(str(file), SPLITS)
     found = load_annotations(str(file), SPLITS, range(1, 975))
     assert [(f.task_id, f.split) for f in found] == [(311, "train"), (313, "refine")]
-    assert "1 annotations are of tasks that the data lack" in caplog.text
+    assert "skipped 1 annotations on tasks that the data do not have" in caplog.text
 
 
 TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(",;\"\n\r\t'\\ é\u2028\x0b")))
@@ -189,7 +189,7 @@ def test_a_round_trip_through_csv_gives_the_same_rows(tmp_path, rows):
         ([f"feedback.path={TUTORIAL}"], r"export=null.*\.jsonl or \.csv"),
         ([f"feedback.path={TUTORIAL}", "export=a.xlsx"], r"export='a\.xlsx'"),
         ([f"feedback.path={TUTORIAL}", "export=nowhere/a.csv"], r"export='nowhere/a\.csv'.*folder"),
-        ([f"feedback.path={TUTORIAL}", f"export={TUTORIAL}"], r"export=.*another file"),
+        ([f"feedback.path={TUTORIAL}", f"export={TUTORIAL}"], r"export=.*must not be the same file"),
         (["feedback.path=nowhere.csv", "export=a.csv"], r"feedback\.path='nowhere\.csv'.*no such file"),
     ],
 )

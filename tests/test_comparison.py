@@ -608,7 +608,7 @@ def test_a_malformed_pair_is_an_error_before_anything_runs(pairs, message, mode)
     [
         (
             ["mode=compare", "compare=[a,b]"],
-            "compare='[a,b]': is no setting any more. It is called compare.folders now.",
+            "compare='[a,b]': is no longer a setting. Use its new name, compare.folders.",
         ),
         (["-m", "compare.pairs=[[model,model]]", "hydra.sweep.dir=out"], "names the same arm twice"),
     ],

@@ -345,11 +345,11 @@ BAD = {
     "shares of one source": (["+feedback.shares=[1,1]"], r"feedback\.shares=.*no argument of ilf\.feedback.*Annotator"),
     "an unknown source": (
         ["feedback=mixed", "feedback.sources=[human,robot]"],
-        r"feedback\.sources\[1\]='robot': must be of human, scripted, unit_tests, llm",
+        r"feedback\.sources\[1\]='robot': must be one of human, scripted, unit_tests, llm",
     ),
     "people mixed in without a file": (
         ["feedback=mixed", "feedback.sources=[human,unit_tests]"],
-        r"feedback\.path=null.*feedback=mixed needs a file",
+        r"feedback\.path=null.*feedback=mixed needs an annotation file",
     ),
     "the script mixed in on MBPP": (
         ["data=mbpp", "feedback=mixed", "feedback.sources=[scripted,unit_tests]"],
@@ -396,7 +396,7 @@ BAD = {
     "a placeholder of another use": (["llm.refinement.question='{text} {program} {detail}'"], r"refinement\.question="),
     "a missing placeholder": (
         ["llm.feedback.question='{text}'"],
-        r"llm\.feedback\.question=''.*has to hold \{program\}",
+        r"llm\.feedback\.question=''.*must contain \{program\}",
     ),
     "an answer without the program": (["llm.refinement.answer='{feedback}'"], r"refinement\.answer=.*\{refinement\}"),
     "a password in an address": (

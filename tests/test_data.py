@@ -140,7 +140,7 @@ def test_near_duplicates_are_dropped_before_limits_logged_and_counted(mbpp_file,
 def test_near_duplicates_can_not_be_dropped_from_what_nothing_is_learnt_from(own):
     option, group = own
     with pytest.raises(
-        InputError, match=rf"^{group}near_duplicates='drop': leaves out tasks to learn from".replace(".", r"\.", 1)
+        InputError, match=rf"^{group}near_duplicates='drop': excludes training tasks".replace(".", r"\.", 1)
     ):
         compose_settings(option, f"{group}near_duplicates=drop", "stages=[zero_shot]")
 
@@ -216,7 +216,7 @@ BAD = {  # overrides, rows, the error
     "no Test task": (
         ["data.exclude_ids=[1]"],
         broken(),
-        r"^data\.name='.*': holds no task of the Test split .*`split`",
+        r"^data\.name='.*': has no task of the Test split .*`split`",
     ),
     "ids that are text": (["data.columns.task_id=question"], broken(), r"set:train\[0\]: task_id='t'.*type int"),
     "an id twice": (["data.columns.task_id=n"], broken(task_id=1), r"set:train\[1\]: task_id=1.*twice"),
@@ -240,7 +240,8 @@ def test_what_is_wrong_with_a_data_set_is_named_with_its_place(name, tmp_path):
 def test_gold_programs_of_a_data_set_that_do_not_pass_are_named_with_how_to_leave_them_out(tmp_path):
     name = as_folder(tmp_path / "set", "parquet", broken(code="def f(x):\n  return 2"))
     data = Hub(name=name, columns=HubColumns(**THEIRS))
-    with pytest.raises(InputError, match=r"data\.name=.*1 of 2 do not: .*set:train\[1\]: task 2: failed.*`without`"):
+    message = r"data\.name=.*1 of 2 do not: .*set:train\[1\]: task 2: failed.*`exclude_ids`"
+    with pytest.raises(InputError, match=message):
         data.check_gold(data.load()[0], Sandbox(Limits()))
     data = replace(data, exclude_ids=[2])
     data.check_gold(data.load()[0], Sandbox(Limits()))
@@ -324,7 +325,7 @@ def test_ilf_runs_on_tasks_that_a_class_makes_itself_and_evaluates_on_another(mi
     found = small_stages(path, "data=whole", "data@transfer=mine", *small).run()
     assert found["status"] == "complete" and (found["data"], found["transfer"]["data"]) == ("whole", "mine")
     assert found["zero_shot"]["n_tasks"] == 8 and found["transfer"]["zero_shot"]["n_tasks"] == 18
-    with pytest.raises(InputError, match=r"^transfer='whole': is the data set that the policy learns on"):
+    with pytest.raises(InputError, match=r"^transfer='whole': is the data set that the policy is trained on"):
         compose_settings(path, "data=whole", "data@transfer=whole", "feedback=unit_tests")
     with pytest.raises(InputError, match=r"^feedback='scripted'.*data=mini, not whole"):
         compose_settings(path, "data=whole", "feedback=scripted")

@@ -145,7 +145,7 @@ def test_feedback_is_limited_on_train_and_the_tasks_of_a_smaller_limit_are_among
 def test_a_limit_that_nothing_reads_is_an_error():
     inner = "{_target_: ilf.feedback.Scripted, limit: 3}"
     for own, message in (
-        (["feedback=mixed", f"feedback.sources=[{inner},unit_tests]"], r"feedback\.sources\[0\]\.limit=3: is read of"),
+        (["feedback=mixed", f"feedback.sources=[{inner},unit_tests]"], r"feedback\.sources\[0\]\.limit=3: applies to"),
         (["evaluate.turns=1", f"evaluate.feedback={inner}"], r"evaluate\.feedback\.limit=3: all programs that fail"),
         (["+refinements.limit=3"], r"refinements\.limit=3: is not an argument"),
     ):

@@ -151,7 +151,7 @@ def test_each_unknown_column_that_holds_something_is_named_once_a_file(kind, cap
     other = {"task_id": row["task_id"] + 1, **({"code": "def f(y):\n  return y"} if "code" in row else {})}
     write(file, [{**row, "mine": "a", "blank": None}, {**row, **other, "mine": "b", "blank": None}])
     read(file)
-    assert [one.getMessage() for one in caplog.records] == [f"{file}: nothing reads these columns: 'mine'"]
+    assert [one.getMessage() for one in caplog.records] == [f"{file}: these columns are not read: 'mine'"]
 
 
 def test_published_files_and_those_that_we_write_give_no_warning(mbpp_file, annotations_file, tmp_path, caplog):
@@ -196,8 +196,8 @@ def test_what_json_lets_pass_without_a_word_is_an_error_with_its_line(name, tmp_
     file, text = tmp_path / "a.jsonl", json.dumps(row)
     for end in ("", "\n"):
         for own, message in (
-            ('"task_id": 2', "'task_id' stands in it twice"),
-            ('"mine": {"a": 1, "a": 2}', "'a' stands in it twice"),
+            ('"task_id": 2', "'task_id' is repeated"),
+            ('"mine": {"a": 1, "a": 2}', "'a' is repeated"),
             ('"mine": NaN', "mine=nan: must be finite"),
             ('"mine": [1, -Infinity]', "mine=.*must be finite"),
             ('"mine": 1e999', "mine=inf: must be finite"),

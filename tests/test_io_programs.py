@@ -516,7 +516,7 @@ def test_a_data_set_of_ones_own_needs_one_kind_of_test():
     (task,), _ = Made(tasks=[task_with()]).load()
     assert task.checks == 1
     for change in ({"tests": ("assert f()",)}, {"inputs": (), "outputs": ()}, {"outputs": ("1", "2")}):
-        with pytest.raises(InputError, match="data: task 1=1: must have tests, or inputs and as many outputs"):
+        with pytest.raises(InputError, match="data: task 1=1: must have tests, or equally many inputs and outputs"):
             Made(tasks=[task_with(**change)]).load()
 
 
@@ -561,7 +561,7 @@ def test_a_program_goes_back_to_what_stands_after_its_prompt():
     assert cut(completion_of(prompt, PROGRAM, ""), script=True) == PROGRAM
     with pytest.raises(SyntaxError):
         completion_of(prompt, "print(", "")
-    with pytest.raises(ValueError, match='ends before \'"""\' where it is sampled'):
+    with pytest.raises(ValueError, match='end the program before \'"""\''):
         completion_of(prompt, 'x = 1\n"""\na note\n"""\n', "")
 
 
@@ -676,7 +676,7 @@ def test_the_hub_has_the_same_columns(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["executor.scoring=paper"], r"executor\.scoring='paper': cuts and indents.*task 2 are scripts.*as_written"),
+        (["executor.scoring=paper"], r"executor\.scoring='paper': truncates.*task 2 are scripts.*as_written"),
         (["feedback=scripted"], "scripted"),
         (["data.annotator=scripted"], r"data\.annotator='scripted'"),
     ],

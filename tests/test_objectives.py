@@ -421,7 +421,7 @@ def test_rows_without_feedback_are_named_and_an_arm_without_any_is_refused(name,
     assert OBJECTIVES[name].examples(found) == [] and len(found.rejected) == 5
     option = name.partition(",")[0]
     for arm in ("refinements=self", "feedback=none"):
-        with pytest.raises(InputError, match=rf"objective='{option}': needs feedback on each program.*{arm}"):
+        with pytest.raises(InputError, match=rf"objective='{option}': needs feedback on each training program.*{arm}"):
             compose_settings(f"objective={option}", arm)
 
 

@@ -242,7 +242,7 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
         (["feedback=reviewer", "+feedback.wrods=x"], r"feedback\.wrods='x': is not an argument.*feedback\.words\?"),
         (["feedback=reviewer", "feedback.words=3"], r"feedback\.words=3: must be a valid string"),
         (["feedback=reviewer", "feedback.apply=refin"], r"feedback\.apply='refin': must be 'refine' or 'train_and"),
-        (["feedback.transform=[louder]"], r"feedback\.transform='louder': must be of shuffle, one_bug, drop"),
+        (["feedback.transform=[louder]"], r"feedback\.transform='louder': must be one of shuffle, one_bug, drop"),
         (["feedback.transform=[{_target_: mine.quiet}]"], r"feedback\.transform\[0\]\._target_=.*takes 1 arg"),
         (["feedback.transform=[{_target_: mine.polite, wrod: x}]"], r"feedback\.transform\[0\]\.wrod='x'.*word\?"),
         (["feedback.transform=[{_target_: mine.Louder, times: x}]"], r"feedback\.transform\[0\]\.times='x'"),
@@ -255,7 +255,7 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
         (["refinements=empty"], r"refinements\._target_='mine\.Empty': lacks what ilf.*program"),
         (["refinements=shortest", "refinements.tasks=all"], r"refinements\.tasks='all': must be 'solved' or"),
         (["refinements=commented", "+refinements.noet=x"], r"refinements\.noet='x': is no arg.*refinements\.note\?"),
-        (["feedback=mixed", "feedback.sources=[human,mine]"], r"feedback\.sources\[1\]='mine': must be of human"),
+        (["feedback=mixed", "feedback.sources=[human,mine]"], r"feedback\.sources\[1\]='mine': must be one of human"),
         (["feedback=mixed", "feedback.sources=[unit_tests,{_target_: mine.Silent}]"], r"sources\[1\]\._target_"),
     ],
 )  # fmt: skip

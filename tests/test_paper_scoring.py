@@ -155,7 +155,7 @@ def test_a_run_says_how_many_test_tasks_have_no_challenge_test(mbpp_file, small_
 
 
 def test_challenge_tests_that_are_nowhere_or_none_are_errors(tmp_path, small_stages):
-    with pytest.raises(InputError, match=r"^executor\.tests='challenge': scores by the column challenge_test_list"):
+    with pytest.raises(InputError, match=r"^executor\.tests='challenge': uses the column challenge_test_list"):
         small_stages("executor.tests=challenge")
     row = {"task_id": 11, "text": "t", "code": TASK.code, "test_list": list(TASK.tests), "test_setup_code": ""}
     for bad in ("assert f(1)", ["f(1)"], ["assert f("], [1]):
@@ -166,7 +166,7 @@ def test_challenge_tests_that_are_nowhere_or_none_are_errors(tmp_path, small_sta
         (tmp_path / "mbpp.jsonl").write_text(json.dumps({**row, "challenge_test_list": none}))
         assert MBPP(path=f"{tmp_path}/mbpp.jsonl", sha256=None).load()[0][0].challenge == ()
     (tmp_path / "mbpp.jsonl").write_text(json.dumps({**row, "challenge_tests_list": []}))
-    with pytest.raises(InputError, match=r"challenge_tests_list.*challenge_test_list, which is spelt like it"):
+    with pytest.raises(InputError, match=r"challenge_tests_list.*challenge_test_list, which has a similar name"):
         MBPP(path=f"{tmp_path}/mbpp.jsonl", sha256=None).load()
 
 

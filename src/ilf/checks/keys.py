@@ -153,7 +153,7 @@ def check_texts(settings: Settings) -> None:
             default = None if field.default is MISSING else field.default
             value = getattr(node, field.name)
             if isinstance(value, str) and value != whole(value):
-                allowed = "must be valid text, and it contains half of a surrogate pair"
+                allowed = "must be text that UTF-8 can encode, and it contains half of a surrogate pair"
                 raise InputError(f"{parent}{field.name}", value, allowed, "Encode it in UTF-8.")
             if value == "" != default:
                 advice = "Omit it." if default is None else f"Omit it to use the default, {default!r}."

@@ -133,7 +133,7 @@ def _checked(where: str, row: dict[str, Any]) -> dict[str, Any]:
             raise wrong(name, "must be a list, or omitted")
     for name, value in found.items():
         if isinstance(value, str) and value != whole(value):
-            raise wrong(name, "must be valid text, and it contains half of a surrogate pair")
+            raise wrong(name, "must be text that UTF-8 can encode, and it contains half of a surrogate pair")
     if row["task_id"] < 1:
         raise wrong("task_id", "must be a positive integer")
     if not row["text"].strip():
