@@ -1,5 +1,6 @@
 """The manual builds without a warning, and its reference has every option and every key."""
 
+import ast
 import html
 import os
 import re
@@ -52,3 +53,35 @@ def test_the_reference_has_the_classes_to_derive_from(site):
         assert f'id="ilf.{name}"' in page, name
     for name in ("protocols.Objective", "executors.Executor", "tasks.data.Data", "training.ilf_module.ILFModule"):
         assert f'id="ilf.{name}"' in page, name
+
+
+def texts_of_the_code():
+    """Return the strings in the code as patterns: what an f-string fills in may be anything."""
+    found = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+            if len("".join(text for text in texts if isinstance(text, str)).strip()) > 8:
+                found.add("".join(".*?" if text is None else re.escape(str(text)) for text in texts))
+    return [re.compile(pattern) for pattern in found]
+
+
+def test_the_errors_of_the_faq_are_those_of_the_code():
+    """An error that is worded anew would no longer be found there."""
+    page = (ROOT / "docs" / "faq.md").read_text().partition("## Errors")[2]
+    known = texts_of_the_code()
+    blocks = re.findall(r"```\n(error.*?)```", page, re.DOTALL)
+    messages = [" ".join(one.split()) for block in blocks for one in block.split("error: ")[1:]]
+    assert len(messages) > 20
+    for message in messages:
+        if message.startswith("In 'config': Could not find"):  # Hydra's
+            continue
+        message = message.replace("No space left on device. ", "")  # the operating system's
+        for sentence in re.split(r"(?<=[a-z0-9)\]])\. |: |\.\.\.|; ", message):
+            words = sentence.strip(" .")
+            value = re.fullmatch(r"\S+=\S+( \S+)?|\S+\.jsonl:\d+|task \d+|failed, assert", words)  # sample values
+            if len(words) > 11 and not value:
+                assert any(pattern.search(words) or words in pattern.pattern.replace("\\", "") for pattern in known), (
+                    words
+                )
