@@ -188,7 +188,7 @@ def test_weights_that_a_folder_lacks_are_an_error_and_never_random_numbers(tmp_p
     if change == "of another shape":
         tensors["model.norm.weight"] = norm[:-1].clone()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    message = r"\.path=.*and 1 are missing or of another shape: model\.norm\.weight"
+    message = r"\.path=.*but 1 are missing or of another shape: model\.norm\.weight"
     with pytest.raises(InputError, match="model" + message):
         load_model(folder, torch.float32)
     with pytest.raises(InputError, match="refiner" + message):
