@@ -172,4 +172,4 @@ class Results(Described, Learnt):
     llm_answers: dict[str, Any] | None  # counts of the LLM's answers by use; null if none was asked for
     entries: dict[str, list[str]]  # names of the store's entries, by stage
     seconds: dict[str, Any]  # by stage, null if it was not run; `reused` lists the stages reused from the store
-    versions: dict[str, str]  # of Python and packages
+    versions: dict[str, str]  # of Python, the platform and packages
