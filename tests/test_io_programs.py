@@ -450,7 +450,7 @@ BAD_ROWS = {
         {"test_list": ["assert f(1)"], "inputs": None, "signature": "def f(x):"},
         "outputs=.*with test_list",
     ),
-    "unequal numbers": ({"outputs": ["2\n"]}, "outputs=.*as many as inputs, 2, and are 1"),
+    "unequal numbers": ({"outputs": ["2\n"]}, "outputs=.*as many as the inputs, 2, not 1"),
     "no inputs": ({"inputs": None}, r"inputs=\[\].*one or more texts"),
     "no outputs": ({"outputs": []}, r"outputs=\[\].*one or more texts"),
     "neither": ({"inputs": [], "outputs": []}, r"test_list=.*or inputs and outputs in its place"),

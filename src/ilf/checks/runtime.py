@@ -96,7 +96,7 @@ def _check_models(settings: Settings) -> None:
             ("trainer.precision", settings.trainer.get("precision"), "32-true"),
         ):
             if value == wrong:
-                reason = "model.attention=flash_attention_2 supports only 16-bit computation"
+                reason = "model.attention=flash_attention_2 can compute only in 16 bits"
                 raise InputError(key, wrong, reason, "Use bfloat16 and bf16-mixed, or model.attention=sdpa.")
     if settings.model.path is None and settings.model.hub is None:
         raise InputError(
