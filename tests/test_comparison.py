@@ -232,8 +232,8 @@ def test_arms_that_are_the_same_result_are_named(tmp_path):
         write_job(tmp_path / "s" / str(i), [f"adapter.rank={rank}"], draw(0.5, 1), entries=entries)
     write_comparison(tmp_path / "s", [tmp_path / "s"])
     page = (tmp_path / "s" / "comparison.md").read_text()
-    assert page.count("are the same result") == 1
-    assert "model, adapter.rank=4 and model, adapter.rank=8, seed 0, are the same result" in page
+    assert page.count("have the same result") == 1
+    assert "model, adapter.rank=4 and model, adapter.rank=8, seed 0, have the same result" in page
 
 
 def test_failed_jobs_are_in_all_tables_and_change_no_other_figure(tmp_path):
@@ -295,7 +295,7 @@ def test_of_the_same_job_in_two_sweeps_the_later_stands_and_a_failed_one_never(t
     assert float(arms["gold"]["pass@1"]) == pytest.approx(column(draw(0.9, "other"), 1).mean())
     assert float(arms["model"]["pass@1"]) == pytest.approx(column(draw(0.45, "model", 0), 1).mean())
     assert (arms["gold"]["seeds"], arms["model"]["seeds"], arms["model"]["failed"]) == ("1", "1", "1")
-    assert f"{tmp_path / 'b' / '0'} stands instead of {first / '0_gold_seed0'}" in found["text"]
+    assert f"{tmp_path / 'b' / '0'} replaces {first / '0_gold_seed0'}" in found["text"]
     # The other way round, the job that failed was done again and is no failure any more.
     arms = {row["arm"]: row for row in compare(tmp_path / "b", first)["_arms"]}
     assert arms["model"]["failed"] == "0"
@@ -328,7 +328,7 @@ def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
     assert deltas["gold, sampler.temperature=0.2"] == pytest.approx(
         (column(draw(0.5, 5), 1) - column(draw(0.1), 1)).mean()
     )
-    assert "Where a run's name says nothing else: feedback=scripted." in found["text"]
+    assert "Unless a run's name says otherwise: feedback=scripted." in found["text"]
 
 
 def test_a_value_that_most_jobs_have_goes_without_saying_and_no_other_does(tmp_path):
@@ -385,7 +385,7 @@ def test_other_zero_shot_figures_of_the_same_seed_are_named(tmp_path):
     assert "other zero-shot" not in compare(tmp_path / "s")["text"]
     write_job(tmp_path / "s" / "2", ["refinements=self"], draw(0.5), zero=draw(0.8))
     found = compare(tmp_path / "s")
-    assert "2 has other zero-shot figures than 0" in found["text"]
+    assert "2 has other zero-shot results than 0" in found["text"]
     first = column(draw(0.3, "zero", 0), 1).mean()
     assert float(of(found["_arms"], arm="zero-shot")["pass@1"]) == pytest.approx(first)
 
@@ -395,7 +395,7 @@ def test_many_pairs_are_cut_in_the_text_and_whole_in_the_file(tmp_path):
         write_job(tmp_path / "s" / str(i), [f"training.lr={i + 1}"], draw(0.3 + 0.05 * i, i))
     found = compare(tmp_path / "s")
     assert len(found["_pairs"]) == 21 * len(K) and "the 15 smallest p of 21 pairs" in found["text"]
-    shown = [line for line in found["text"].split("Every two arms")[1].split("\n") if line.startswith("| model")]
+    shown = [line for line in found["text"].split("All pairs of arms")[1].split("\n") if line.startswith("| model")]
     every = sorted(float(row["p"]) for row in found["_pairs"] if row["metric"] == "pass@1")
     assert len(shown) == 15 and every[14] < every[15]
     assert max(float(line.split("|")[4].replace("<", "")) for line in shown) == pytest.approx(every[14], abs=0.001)
@@ -424,7 +424,7 @@ def test_a_difference_that_trainings_do_not_agree_on_is_sure_over_tasks_and_not_
     assert float(row["p"]) < 0.001 and float(row["points_low"]) > 0
     low, high = interval(row, "points_seeds")
     assert low < 0 < float(row["points"]) < high
-    assert f"[{low:+.1f}, {high:+.1f}]" in found["text"].split("Every two arms")[1]
+    assert f"[{low:+.1f}, {high:+.1f}]" in found["text"].split("All pairs of arms")[1]
 
 
 def test_the_interval_over_seeds_of_a_difference_is_paired_by_seed(tmp_path):
@@ -445,7 +445,7 @@ def test_the_interval_over_seeds_of_a_difference_is_paired_by_seed(tmp_path):
     assert interval(model, "delta_pass@1_seeds") == pytest.approx(expected)
     low, high = interval(gold, "pass@1_seeds")
     assert high - low > 3 * 2 * half  # each arm's own interval has what its seeds share
-    assert f"[{100 * expected[0]:.1f}, {100 * expected[1]:.1f}]" in found["text"].split("Every two arms")[0]
+    assert f"[{100 * expected[0]:.1f}, {100 * expected[1]:.1f}]" in found["text"].split("All pairs of arms")[0]
 
 
 def test_one_shared_seed_has_no_interval_over_seeds_and_the_page_says_what_each_interval_covers(tmp_path):
@@ -551,7 +551,7 @@ def test_a_plan_corrects_for_all_that_was_planned_and_the_rest_for_the_rest(tmp_
     least = min(rest, key=lambda row: float(row["p"]))
     assert len(rest) == 5 and float(least["p_holm"]) == pytest.approx(min(1, 5 * float(least["p"])))
     assert not any({row["arm"], row["against"]} == {"model", "gold"} for row in rest)
-    first, second = found["text"].split("Every other two arms")
+    first, second = found["text"].split("All other pairs of arms")
     assert first.startswith("Planned comparisons") and "| pass@1 | model | gold |" in first
     assert "exploratory" in second and "| model | gold |" not in second and "| gold | model |" not in second
     labels = "; ".join(LABELS)
@@ -581,7 +581,7 @@ def test_the_first_words_of_a_label_are_enough_where_they_name_one_arm(tmp_path)
 def test_a_planned_arm_that_failed_is_named(tmp_path):
     write_job(tmp_path / "s" / "0", ["refinements=gold"], draw(0.5))
     write_failure(tmp_path / "s" / "1", ["refinements=none"], "no memory")
-    assert "gold and none: none has no figures" in compare(tmp_path / "s", planned=[["gold", "none"]])["text"]
+    assert "gold and none: none has no results" in compare(tmp_path / "s", planned=[["gold", "none"]])["text"]
 
 
 @pytest.mark.parametrize(
@@ -728,7 +728,7 @@ def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tm
     assert "sampler.temperature" in rows[0]["error"] and (rows[0]["data"], rows[0]["feedback"]) == ("mini", "scripted")
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "| human, sampler.temperature=0 | 0 (1 failed) |" in text and "scripted annotator, not of people" in text
-    assert "Planned, and not compared: human and zero-shot: human is no arm's name, and there are: " in text
+    assert "Planned but not compared: human and zero-shot: human is no arm's name, and there are: " in text
     assert cli(*[part.replace("=0,0.8", "=0.7") for part in sweep]).returncode == 0
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [row["status"] for row in rows] == ["partial", "partial"]

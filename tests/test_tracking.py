@@ -345,7 +345,7 @@ def test_the_next_run_goes_on_with_the_command_line_of_this_one(cli, tmp_path):
     expected = compose_settings(*(override for override in given if not override.startswith("stages")))
     assert settings.stages == expected.stages and (settings.seed, settings.store.dir) == (5, "store")
     assert settings.sampler == expected.sampler and settings.data == expected.data
-    assert "Not done: sample, annotate" in text and "From failing to passing" not in text
+    assert "These stages have not run: sample, annotate" in text and "From failing to passing" not in text
 
 
 LOOKUPS = """

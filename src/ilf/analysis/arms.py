@@ -107,7 +107,7 @@ def arms_of(jobs: list[Job], notes: list[str]) -> Arms:
             first = next((other for other in before if other["seed"] == job["seed"]), job)
             if first["zero_shot"] and first["zero_shot"]["per_task"] != found["per_task"]:
                 notes.append(
-                    f"{job['folder']} has other zero-shot figures than {first['folder']}, of the same seed; "
+                    f"{job['folder']} has other zero-shot results than {first['folder']}, of the same seed; "
                     "these stand in the table."
                 )
             before.append(job)
@@ -157,7 +157,7 @@ def planned_pair(labels: Sequence[str], arms: Sequence[Arm], notes: list[str]) -
         arms: All arms that have a row.
         notes: Gets a note with the reason if the pair cannot be compared.
     """
-    what, found = f"Planned, and not compared: {' and '.join(labels)}", []
+    what, found = f"Planned but not compared: {' and '.join(labels)}", []
     for label in labels:
         same = [arm for arm in arms if arm.label == label] or [a for a in arms if a.label.split(",")[0] == label]
         if len(same) != 1:
@@ -165,7 +165,7 @@ def planned_pair(labels: Sequence[str], arms: Sequence[Arm], notes: list[str]) -
             notes.append(f"{what}: {label} {why}: {'; '.join(arm.label for arm in same or arms)}.")
             return None
         if not any(job[same[0].part] for job in same[0].jobs):
-            notes.append(f"{what}: {label} has no figures.")
+            notes.append(f"{what}: {label} has no results.")
             return None
         found += same
     after, before = found

@@ -69,7 +69,7 @@ def _notes(jobs: list[Job]) -> list[str]:
     for one, other in itertools.combinations(jobs, 2):
         if one["seed"] == other["seed"] and one.get("entries", {}) == other.get("entries") != {}:
             notes.append(
-                f"{one['label']} and {other['label']}, seed {one['seed']}, are the same result: nothing in these "
+                f"{one['label']} and {other['label']}, seed {one['seed']}, have the same result: nothing in these "
                 "runs reads what sets them apart."
             )
     trained = [job for job in jobs if job["training_task_ids"]]

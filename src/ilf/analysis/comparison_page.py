@@ -58,27 +58,27 @@ def _legend(rows: list[Row], pairs: list[Row], names: list[str]) -> list[str]:
         "then over tasks."
     ]
     if any(" " in name for name in names):
-        said.append("A metric that begins with the name of a data set is pass@k on that data set.")
+        said.append("A metric whose name starts with a data set is pass@k on that data set.")
     said += [
         "delta: the difference to zero-shot, paired over tasks. p: two-sided sign-flip permutation test over tasks, "
         "Holm-corrected over the arms.",
-        "The interval beside a figure is its 95% interval over tasks. It and p say how the figure varies with the "
-        "tasks, given these trained models.",
+        "Brackets hold 95% intervals over tasks. They and p describe the variation between tasks, for these trained "
+        "models.",
     ]
     if any(row["seeds"] > 1 for row in rows):
         said.append(
             "over seeds: Student's 95% interval over seeds; of a difference, over the seeds that both arms have. It "
-            "says how the figure varies with the training, given these tasks."
+            "describes the variation between trainings, for these tasks."
         )
     else:
-        said.append("One seed can't tell how much trainings differ.")
+        said.append("One seed does not show how much results vary between seeds.")
     if any(key.startswith("delta_none_") for key in rows[0]):
         said.append(
-            "against none: the difference, in points, to the untrained policy sampled again. It is sampled with the "
-            "same random numbers as the arms, which zero-shot is not, so that part of the noise cancels."
+            "against none: the difference, in points, to the untrained policy sampled again. Unlike zero-shot, it is "
+            "sampled with the same random numbers as the arms, so part of the noise cancels."
         )
     if any(row["family"] == "exploratory" for row in pairs):
-        said.append("What is not among the planned comparisons is exploratory.")
+        said.append("All other comparisons are exploratory.")
     return [f"- {line}" for line in said]
 
 
@@ -102,7 +102,7 @@ def _all_pairs(pairs: list[Row], name: str, several: bool) -> list[str]:
     if not found:
         return []
     exploratory = found[0]["family"] == "exploratory"
-    which = f"Every {'other ' * exploratory}two arms on the tasks and seeds that both have, {name}"
+    which = f"{'All other' if exploratory else 'All'} pairs of arms, on their common tasks and seeds, {name}"
     if len(found) > _SHOWN_PAIRS:
         which += f": the {_SHOWN_PAIRS} smallest p of {len(found)} pairs"
         found = sorted(found, key=lambda row: row["p"])[:_SHOWN_PAIRS]
@@ -126,7 +126,7 @@ def markdown(
     several = any(row["seeds"] > 1 for row in rows)
     lines = []
     if planned := [row for row in pairs if row["family"] == "planned"]:
-        title = "Planned comparisons (p Holm-corrected over these alone, a metric at a time):"
+        title = "Planned comparisons (Holm-corrected over these alone, for each metric):"
         lines += [title, "", *_pair_table(planned, several, metric=True)]
     for name in names or [""]:
         lines += _arm_table(arms, rows, name, first=name == (names or [""])[0])

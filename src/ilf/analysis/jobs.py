@@ -112,15 +112,13 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
     unsaid = _add_labels(jobs)
     _tell_transfers_apart(jobs)
     kept: list[Job] = []
-    notes = [f"Where a run's name says nothing else: {unsaid}."] if unsaid else []
+    notes = [f"Unless a run's name says otherwise: {unsaid}."] if unsaid else []
     for job in jobs:
         for other in list(kept):
             same = (other["label"], other["seed"]) == (job["label"], job["seed"])
             if same and (job["status"] != "failed" or other["status"] == "failed"):
                 kept.remove(other)
-                notes.append(
-                    f"{job['label']}, seed {job['seed']}: {job['folder']} stands instead of {other['folder']}."
-                )
+                notes.append(f"{job['label']}, seed {job['seed']}: {job['folder']} replaces {other['folder']}.")
         kept.append(job)
     return kept, notes
 

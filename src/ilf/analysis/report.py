@@ -54,7 +54,7 @@ def labeled_metrics(results: Results) -> dict[str, Metrics]:
 def table(results: Results) -> str:
     """Return the run's results as a Markdown table: pass@k in percent with 95% intervals over tasks."""
     if not (parts := labeled_metrics(results)):
-        return "No figures yet: no programs on Test, and no refinements."
+        return "No results yet: there are no programs on Test and no refinements."
     names = [key for part in list(parts.values())[:1] for key in part["ci95"]]
     lines = [
         "| | " + " | ".join(f"{name} (%)" for name in names) + " | tasks | samples a task |",
@@ -124,14 +124,19 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
     n, seed, tests = results["sampling"]["n"], results["seed"], results["counts"]["test_tasks"]
     if results["status"] in ("partial", "failed", "interrupted"):
         missing = [stage for stage, seconds in results["seconds"].items() if seconds is None]
-        found.append((command(), f"Not done: {', '.join(missing)}. What is finished is reused."))
+        found.append((command(), f"These stages have not run: {', '.join(missing)}. Finished stages are reused."))
     if results["status"] == "no_training_examples":
-        found.append((command(f"sampler.n={2 * n}"), "Nothing was left to train on: draw more, so that some pass."))
+        found.append(
+            (
+                command(f"sampler.n={2 * n}"),
+                "There was nothing to train on. With more samples, some refinements may pass.",
+            )
+        )
     if results["feedback_on_policy"] is False and "feedback.select" not in given:
         found.append(
             (
                 command("feedback.select=annotated_and_failed"),
-                "Feedback is off-policy: keep to the annotated tasks that this policy fails itself.",
+                "The feedback is off-policy. This keeps to the annotated tasks that this policy also fails.",
             )
         )
     name, d = next(iter((results["delta"] or {}).items()), ("", None))
@@ -146,17 +151,24 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
     people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
     refinements = results["annotator"] == "scripted" or people  # the annotator's own
     arms = ["gold", *(["human"] if refinements else []), "model", "self", "none"]
-    found.append((command("-m", f"refinements={','.join(arms)}"), "What the gain is due to: every arm in one table."))
-    found.append((command("-m", f"seed={seed},{seed + 1},{seed + 2}"), "One seed does not show how far seeds differ."))
+    found.append((command("-m", f"refinements={','.join(arms)}"), "Compare all arms to see what the gain is due to."))
+    found.append(
+        (
+            command("-m", f"seed={seed},{seed + 1},{seed + 2}"),
+            "One seed does not show how much results vary between seeds.",
+        )
+    )
     return found[:4]
 
 
 def _reservations(results: Results) -> list[str]:
     """Return the caveats to keep in mind when comparing results, one line each."""
     said = {
-        "Programs were drawn without seeds: others come next time.": results["sampling"].get("seeded") is False,
-        "The annotated programs are another policy's: feedback is off-policy.": results["feedback_on_policy"] is False,
-        "Unmatched: the arms of this comparison need not train on the same tasks.": not results["matched"],
+        "Programs were sampled without seeds, so another run samples other programs.": results["sampling"].get("seeded")
+        is False,
+        "The annotated programs are another policy's, so the feedback is off-policy.": results["feedback_on_policy"]
+        is False,
+        "Unmatched: the arms of this comparison may train on different tasks.": not results["matched"],
     }
     return [f"- {line}" for line, holds in said.items() if holds]
 
@@ -185,7 +197,7 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         table(results),
         "",
         # Two spaces make a line break in Markdown.
-        delta_text(results).replace("\n", "  \n") or "No comparison: the run has not come to the fine-tuned policy.",
+        delta_text(results).replace("\n", "  \n") or "No comparison: the fine-tuned policy was not evaluated.",
         "",
         *(line for text in (change_text(results), cost_text(results)) if text for line in (text, "")),
         *(f"![{Path(plot).stem.replace('_', ' ')}](plots/{plot})\n" for plot in plots),
@@ -200,7 +212,7 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         lines += [*fence(_diff(m.before, m.after), "diff"), ""]
     lines += ["## What to run next", ""]
     lines += [*fence([line for run, reason in next_runs(results) for line in (f"# {reason}", run)], "bash"), ""]
-    lines += ["## How it went", ""]
+    lines += ["## Details", ""]
     done = {stage: value for stage, value in seconds.items() if stage != "reused" and value is not None}
     marks = dict.fromkeys(seconds["reused"], " (reused)")
     lines += [
@@ -208,9 +220,9 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         "- Seconds: " + ", ".join(f"{stage} {value:.1f}{marks.get(stage, '')}" for stage, value in done.items()) + ".",
     ]
     if (rounds := results["rounds"]) and len(rounds) > 1 and rounds[-1]["finetuned"] is None:
-        lines.append(f"- Round {len(rounds)} left nothing new to learn from, and the run ended there.")
+        lines.append(f"- Round {len(rounds)} found no new training examples, so the run stopped there.")
     if results["measure_error"]:
-        lines.append(f"- What fine-tuning did to the policy could not be measured: {inline(results['measure_error'])}.")
+        lines.append(f"- The change of the policy could not be measured: {inline(results['measure_error'])}.")
     lines += _reservations(results)
     if rejected := results["rejected"]:
         shown = min(len(rejected), 10)

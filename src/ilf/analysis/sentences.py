@@ -9,7 +9,7 @@ _TRAINED_ON = {
     "model": "the refiner's programs",
     "human": "the annotator's refinements",
     "gold": "the tasks' gold programs",
-    "llm": "another model's refinements",
+    "llm": "an LLM's refinements",
     "self": "its own correct samples",
     "none": "nothing",
 }
