@@ -161,7 +161,7 @@ def test_a_sweep_ends_with_its_comparison(sweep):
     pairs = list(csv.DictReader((sweep / "comparison_pairs.csv").open()))
     planned = [(row["metric"], row["arm"], row["against"]) for row in pairs if row["family"] == "planned"]
     assert planned == [(f"pass@{k}", *pair) for k in (1, 4) for pair in (("model", "gold"), ("zero-shot", "none"))]
-    assert text.startswith("Planned comparisons") and "Planned, and not compared" not in text
+    assert text.startswith("Planned comparisons") and "Planned but not compared" not in text
     arms = {row["arm"]: row for row in csv.DictReader((sweep / "comparison_arms.csv").open())}
     none, model = (
         json.loads((sweep / job / "results.json").read_text())["finetuned"] for job in (FOLDERS[4], FOLDERS[2])
