@@ -26,7 +26,7 @@ from ilf.types import InputError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-_FOLLOW = "import sys; sys.path.insert(0, sys.argv[1]); from ilf import ranks; ranks.follow_parent()"
+_FOLLOW = "import sys; sys.path.insert(0, sys.argv[1]); from ilf import distributed; distributed.follow_parent()"
 
 
 @dataclass

@@ -156,4 +156,4 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*recommended to use .self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # `ranks` looks for it
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # `distributed` looks for it
