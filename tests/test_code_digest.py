@@ -131,7 +131,13 @@ NEUTRAL = {
     ),
     *("lazy.py", "components/component.py", "protocols.py"),
     *("runner.py", "stages.py", "annotators.py", "measurements.py", "training/trainer.py"),
-    *("analysis/statistics.py", "sandbox/executor.py", "sandbox/probe.py", "sandbox/worker/isolation.py"),
+    *(
+        "analysis/formatting.py",
+        "analysis/statistics.py",
+        "sandbox/executor.py",
+        "sandbox/probe.py",
+        "sandbox/worker/isolation.py",
+    ),
 }
 
 

@@ -297,7 +297,7 @@ BAD = {
     ),
     "flash attention for what auto samples in 32 bits": (
         ["model.attention=flash_attention_2", "model.dtype=auto"],
-        r"model\.dtype='auto'.*16 bits",
+        r"model\.dtype='auto'.*16-bit",
     ),
     "BOS in front of a chat": (["data.prompt=chat", "model.bos=true"], r"model\.bos=True.*chat template"),
     "a chat that a server does not take": (
@@ -342,7 +342,10 @@ BAD = {
         r"feedback\.shares=\[1.0\].*each of feedback\.sources",
     ),
     "no share above 0": (["feedback=mixed", "feedback.shares=[0,0]"], r"feedback\.shares=\[0.0, 0.0\].*not all 0"),
-    "shares of one source": (["+feedback.shares=[1,1]"], r"feedback\.shares=.*no argument of ilf\.feedback.*Annotator"),
+    "shares of one source": (
+        ["+feedback.shares=[1,1]"],
+        r"feedback\.shares=.*not an argument of ilf\.feedback.*Annotator",
+    ),
     "an unknown source": (
         ["feedback=mixed", "feedback.sources=[human,robot]"],
         r"feedback\.sources\[1\]='robot': must be one of human, scripted, unit_tests, llm",
@@ -356,7 +359,7 @@ BAD = {
         r"feedback\.sources=.*scripted needs data=mini",
     ),
     "an unknown transform": (["feedback.transform=[mix]"], r"feedback\.transform='mix'.*shuffle, one_bug, drop"),
-    "a file for generated data": (["+data.path=mbpp.jsonl"], r"data\.path='mbpp.jsonl'.*no argument of .*Mini"),
+    "a file for generated data": (["+data.path=mbpp.jsonl"], r"data\.path='mbpp.jsonl'.*not an argument of .*Mini"),
     "rounds on people's feedback": (
         ["rounds=2", "feedback=human", f"feedback.path={SOME_FILE}"],
         r"rounds=2.*feedback=scripted.*unit_tests",
@@ -372,9 +375,9 @@ BAD = {
     "a server without an address": (["sampler=openai"], r"sampler\.url=null.*sampler\.url=http"),
     "an address without a server": (
         ["+sampler.url=http://localhost:1/v1"],
-        r"sampler\.url=.*no argument of .*HFSampler",
+        r"sampler\.url=.*not an argument of .*HFSampler",
     ),
-    "fields of no request": (["+sampler.extra.top_k=0"], r"sampler\.extra=.*no argument of .*HFSampler"),
+    "fields of no request": (["+sampler.extra.top_k=0"], r"sampler\.extra=.*not an argument of .*HFSampler"),
     "words of another model that is nowhere": (
         ["feedback=llm"],
         r"llm\.model=null.*feedback=llm.*llm\.url=.*llm\.path",

@@ -108,7 +108,7 @@ def test_each_model_is_held_while_it_is_sampled_and_no_longer(engine, tmp_path):
     ("fails", "own", "said"),
     [
         ("at once", {}, "exit status 1; its last lines are\nloading .*\nno room for the model"),
-        ("silent", {"patience": 2.0}, r"sampler.patience=2.0.*has not answered.*\nloading"),
+        ("silent", {"patience": 2.0}, r"sampler.patience=2.0.*did not answer.*\nloading"),
     ],
 )
 def test_an_engine_that_does_not_come_up_is_an_error_with_its_last_lines(engine, tmp_path, fails, own, said):
@@ -172,7 +172,10 @@ def test_no_process_is_left_of_a_run_that_is_killed(engine, tmp_path, number):
     ("overrides", "said"),
     [
         (["sampler=vllm"], r"sampler\.python=.*without the package vllm.*sampler\.python=ENVIRONMENT"),
-        (["sampler=vllm", "sampler.python=/no/such/python"], r"sampler\.python='/no/such/python': is no program"),
+        (
+            ["sampler=vllm", "sampler.python=/no/such/python"],
+            r"sampler\.python='/no/such/python': is not an executable program",
+        ),
         (
             ["sampler=transformers_serve", "sampler.command=[no-such-engine]"],
             r"sampler\.command=.*no-such-engine is",

@@ -293,8 +293,8 @@ def test_a_path_that_is_no_file_says_what_it_is(key, tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     absent = "there is no folder" if target else "no such file"
-    assert "is a folder, and must be a file" in refused(key, tmp_path / "folder.jsonl", own)
-    assert "is a device or pipe, and must be a file" in refused(key, tmp_path / "pipe.jsonl", own)
+    assert "is a folder, but must be a file" in refused(key, tmp_path / "folder.jsonl", own)
+    assert "is a device or pipe, but must be a file" in refused(key, tmp_path / "pipe.jsonl", own)
     assert absent in refused(key, tmp_path / "none" / "a.jsonl", own)
     assert absent in refused(key, tmp_path / "file.jsonl" / "a.jsonl", own)
     if not target:

@@ -411,7 +411,7 @@ def test_a_wrong_program_that_can_not_stand_after_the_prompt_is_replaced_by_one_
     made = DPO().examples(found)
     assert len(made) == 5 and not found.rejected
     none = data(tokenizer, rows=rows, samples={})
-    assert DPO().examples(none) == [] and len(none.rejected) == 5 and "no wrong program" in none.rejected[0]
+    assert DPO().examples(none) == [] and len(none.rejected) == 5 and "no incorrect program" in none.rejected[0]
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if OBJECTIVES[name].needs_feedback])

@@ -157,7 +157,9 @@ def test_every_tensor_of_the_models_we_name_has_a_group(tmp_path, make, head):
 
 def test_folders_that_can_not_be_compared_are_errors_that_name_what_differs(tmp_path):
     llama().save_pretrained(tmp_path / "llama")
-    with pytest.raises(InputError, match=r"model\.embed_tokens\.weight, .*Give the folder that was fine-tuned"):
+    with pytest.raises(
+        InputError, match=r"model\.embed_tokens\.weight, .*Give a base model and the model that was fine-tuned"
+    ):
         weight_change(MINI, tmp_path / "llama")
 
 

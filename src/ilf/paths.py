@@ -25,7 +25,7 @@ def check_path(key: str, path: str, kind: Literal["file", "folder"], advice: str
     try:
         mode = Path(path).stat().st_mode
         found = "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "device or pipe"
-        reason = f"is a {found}, and must be a {kind}"
+        reason = f"is a {found}, but must be a {kind}"
         if found == kind:
             os.close(os.open(path, os.O_RDONLY))
             return
@@ -45,7 +45,7 @@ def check_target(key: str, path: str, advice: str) -> None:
     there, folder = os.path.exists(path), Path(path).parent
     reason = None
     if there and not Path(path).is_file():
-        reason = f"is a {'folder' if Path(path).is_dir() else 'device or pipe'}, and must be a file"
+        reason = f"is a {'folder' if Path(path).is_dir() else 'device or pipe'}, but must be a file"
     elif not os.path.isdir(folder):
         reason = f"there is no folder {folder}"
     elif not os.access(path if there else folder, os.W_OK):
