@@ -297,7 +297,7 @@ BAD = {
     ),
     "flash attention for what auto samples in 32 bits": (
         ["model.attention=flash_attention_2", "model.dtype=auto"],
-        r"model\.dtype='auto'.*16-bit",
+        r"model\.dtype='auto'.*16 bits",
     ),
     "BOS in front of a chat": (["data.prompt=chat", "model.bos=true"], r"model\.bos=True.*chat template"),
     "a chat that a server does not take": (
