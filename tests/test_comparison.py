@@ -461,7 +461,7 @@ def test_one_shared_seed_has_no_interval_over_seeds_and_the_page_says_what_each_
     two = compare(tmp_path / "two")
     pairs = {(row["arm"], row["against"]): row for row in two["_pairs"] if row["metric"] == "pass@1"}
     assert pairs["model", "gold"]["points_seeds_low"] == "" != pairs["gold", "zero-shot"]["points_seeds_low"]
-    assert "given these trained models" in two["text"] and "given these tasks" in two["text"]
+    assert "for these trained models" in two["text"] and "for these tasks" in two["text"]
     assert "One seed" not in two["text"]
 
 
@@ -723,7 +723,7 @@ def test_folders_that_cannot_be_compared_are_named(folders, message, tmp_path):
 
 def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tmp_path, cli):
     settings = ["sampler.n=4", "evaluate.k=[1]", "logger=none", "data.limit.test=2", "stages=[zero_shot]"]
-    plan = "compare.pairs=[[human,zero-shot]]"
+    plan = "compare.pairs=[[humna,zero-shot]]"
     sweep = ["-m", "hydra.sweep.dir=out", "sampler.temperature=0,0.8", "refinements=human", plan, *settings]
     assert cli(*sweep).returncode != 0
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
@@ -731,7 +731,7 @@ def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tm
     assert "sampler.temperature" in rows[0]["error"] and (rows[0]["data"], rows[0]["feedback"]) == ("mini", "scripted")
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "| human, sampler.temperature=0 | 0 (1 failed) |" in text and "scripted annotator, not of people" in text
-    assert "Planned but not compared: human and zero-shot: human is no arm's name, and there are: " in text
+    assert "Planned but not compared: humna and zero-shot: humna is no arm's name, and there are: " in text
     assert cli(*[part.replace("=0,0.8", "=0.7") for part in sweep]).returncode == 0
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [row["status"] for row in rows] == ["partial", "partial"]
