@@ -116,13 +116,14 @@ def show_comparison(folder: Path, overrides: Sequence[str] = ()) -> None:
     name = next((key for key in (rows[0] if rows else {}) if key.startswith("pass@")), None)
     console = Console(highlight=False)
     if name is not None:
-        table = _table("arm", "seeds", "examples", f"{name} (%)", "delta (points)", "p (Holm)")
+        several = any(row["seeds"] != "1" or row["failed"] not in ("", "0") for row in rows)
+        table = _table("arm", *["seeds"][:several], "examples", f"{name} (%)", "delta (points)", "p (Holm)")
         for row in rows:
             difference = _cell(row, f"delta_{name}")
             p = p_text(float(row[f"p_holm_{name}"])).removeprefix("= ") if row.get(f"p_holm_{name}") else ""
             failed = f" ({row['failed']} failed)" if row["failed"] not in ("", "0") else ""
-            examples = row["training_examples"]
-            table.add_row(row["arm"], row["seeds"] + failed, examples, _cell(row, name), difference, p)
+            cells = [row["arm"], *[row["seeds"] + failed][:several], row["training_examples"], _cell(row, name)]
+            table.add_row(*cells, difference, p)
         console.print()
         console.print(table)
         console.print(f"{_differences(rows, name)}\n")

@@ -103,7 +103,7 @@ _ARMS = {
     "llm_1shot": "an LLM's refinements after one worked example",
     "llm_2shot": "an LLM's refinements after two worked examples",
     "self": "the policy's own correct samples on other tasks",
-    "none": "nothing: the untrained policy, sampled again",
+    "none": "nothing (the untrained policy is sampled again)",
 }
 
 
