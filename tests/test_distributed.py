@@ -351,6 +351,19 @@ def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, 
     assert all(isinstance(d, Draw) for one in sampled for batch in one for d in batch.draws)
 
 
+def test_a_process_that_exits_before_it_is_connected_ends_the_run():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        "import logging; logging.basicConfig()\n"
+        "from ilf import distributed\n"
+        "distributed._FOLLOW = 'import sys; sys.exit(3)'\n"
+        "distributed._start(2)\n"
+        "distributed._control()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "exited with code 3 before it connected" in done.stderr
+
+
 def test_a_signal_ends_all_processes_that_a_run_has_started(tmp_path):
     arguments = [*BUDGET, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=run"]
     process = warm.start(ROOT / "run.py", arguments, tmp_path, tmp_path / "printed")

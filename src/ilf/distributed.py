@@ -211,10 +211,22 @@ def _control() -> Any:
             os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))
         # The processes of this machine share its cores.
         torch.set_num_threads(max(1, torch.get_num_threads() // local_count()))
+        connected = threading.Event()
+        threading.Thread(target=_watch, args=[connected], daemon=True).start()
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        connected.set()
         # The others wait here while the first process works alone or samples for longer than they do.
         _group.control = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
     return _group.control
+
+
+def _watch(connected: threading.Event) -> None:
+    """Exit if a process that this one started exits before all are connected, which this one would wait for."""
+    while not connected.wait(0.5):
+        if codes := [process.returncode for process in _group.started if process.poll() is not None]:
+            log.error("a process of this run exited with code %d before it connected; its error is above", codes[0])
+            logging.shutdown()
+            os._exit(1)
 
 
 def _start(processes: int) -> None:
