@@ -1,4 +1,4 @@
-"""Which module may import which: no circles, an order of rooms, and the only doors to some libraries."""
+"""Which module may import which: no cycles, an order of packages, and one place each for some libraries."""
 
 import ast
 import graphlib
@@ -12,8 +12,8 @@ from conftest import ROOT
 
 SOURCE = ROOT / "src" / "ilf"
 
-# The rooms, packages and modules directly under src/ilf, from top to bottom: a module imports from its own room and
-# from lower lines, whether at its start, within a function or for types alone.
+# The packages and modules directly under src/ilf, from top to bottom. A module imports only from its own package and from
+# lower lines, whether at its start, within a function or for types alone.
 LAYERS = (
     ("__main__",),
     ("cli",),
@@ -36,7 +36,7 @@ LAYERS = (
     ("algorithm", "paths", "disk", "shutdown", "installation"),
     ("types", "code_digest", "lazy", "ilf"),
 )
-# What the sandbox needs only where it is asked for: a cluster, values of these packages.
+# Packages that the sandbox imports only where they are needed: for a cluster, or for their values.
 BESIDE = {"cluster": {"ray"}, "worker.arrays": {"numpy"}, "worker.frames": {"numpy", "pandas"}}
 # Imports that break the order.
 EXCEPTIONS: set[tuple[str, str]] = set()
