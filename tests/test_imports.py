@@ -12,8 +12,8 @@ from conftest import ROOT
 
 SOURCE = ROOT / "src" / "ilf"
 
-# The packages and modules directly under src/ilf, from top to bottom. A module imports only from its own package and from
-# lower lines, whether at its start, within a function or for types alone.
+# The packages and modules directly under src/ilf, from top to bottom. A module imports only from its own package and
+# from lower lines, whether at its start, within a function or for types alone.
 LAYERS = (
     ("__main__",),
     ("cli",),
