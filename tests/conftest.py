@@ -51,7 +51,7 @@ collect_ignore = ["trl_losses.py"]  # a script that needs another library
 _LONGEST = (
     "test_studies",
     "test_end_to_end",
-    "test_ranks",
+    "test_distributed",
     "test_sandbox",
     "test_annotation",
     "test_cluster",
