@@ -1,6 +1,5 @@
 """What the command prints: it fits 80 columns, on a terminal or in a file, and says what the results mean."""
 
-import json
 import re
 
 import pytest
@@ -49,8 +48,18 @@ def test_a_comparison_is_printed_with_its_arms_and_what_it_says(tmp_path, capsys
         *("zero-shot", "gold", "model")
     ]
     text = " ".join(" ".join(printed).split())
-    assert re.search(r"pass@1, at a Holm-corrected level of 0\.05: .*gold", text) and "one seed does not show" in text
+    assert re.search(r"pass@1, at a Holm-corrected level of 0\.05: .*gold", text) and "One seed does not show" in text
     assert max(map(len, printed)) <= 80
+
+
+def test_long_names_of_arms_are_wrapped_and_their_numbers_are_not(tmp_path, capsys):
+    sweep = write_sweep(tmp_path / "s", ["gold"], [0])
+    write_comparison(sweep, [sweep])
+    file = sweep / "comparison_arms.csv"
+    file.write_text(file.read_text().replace("gold", "gold; training.policy.epochs=1; training.policy.lr=0.0001"))
+    console.show_comparison(sweep)
+    printed = lines(capsys)
+    assert max(map(len, printed)) <= 80 and sum("[" in line and "]" in line for line in printed) == 2
 
 
 @pytest.mark.parametrize(
@@ -64,6 +73,6 @@ def test_a_comparison_is_printed_with_its_arms_and_what_it_says(tmp_path, capsys
 def test_the_conclusion_follows_the_test(mean, p, said):
     delta = {"mean": mean, "ci95": [0.01, 0.03], "p_value": p, "smallest_detectable": 0.04}
     results = {"delta": {"pass@1": delta}, "refinements": "model", "status": "complete"}
-    text = conclusion(json.loads(json.dumps(results)))
+    text = conclusion(results)
     assert said in text and ("4.0 points could be detected" in text) == (p == 0.5)
     assert "no fine-tuned policy" in conclusion(results | {"delta": None, "status": "no_training_examples"})

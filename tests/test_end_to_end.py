@@ -157,7 +157,7 @@ def test_a_sweep_ends_with_its_comparison(sweep):
     printed = (sweep / "stdout").read_text()
     table = printed[printed.index("delta (points)") :].splitlines()
     arms = [line.split()[0] for line in table[2:8]]
-    assert arms == ["zero-shot", "gold", "human", "model", "self", "none"] and str(sweep.name) in printed
+    assert arms == ["zero-shot", "gold", "human", "model", "self", "none"] and "out/comparison.md" in printed
     pairs = list(csv.DictReader((sweep / "comparison_pairs.csv").open()))
     planned = [(row["metric"], row["arm"], row["against"]) for row in pairs if row["family"] == "planned"]
     assert planned == [(f"pass@{k}", *pair) for k in (1, 4) for pair in (("model", "gold"), ("zero-shot", "none"))]

@@ -66,7 +66,7 @@ def test_settings_are_judged_on_all_of_refine_though_only_some_of_it_is_annotate
 @pytest.mark.parametrize(("more", "count"), [(["select=1"], 20), (["select=4", "data.limit.refine=30"], 120)])
 def test_a_selection_by_few_programs_is_refused_before_anything_is_drawn(small_stages, more, count):
     selecting = "stages=[sample,annotate,train_refiner,refine,train_policy]"
-    with pytest.raises(InputError, match=rf"scores a setting on {count} programs.*select_min_programs={count}"):
+    with pytest.raises(InputError, match=rf"select=.*on {count} programs.*select_min_programs={count}"):
         small_stages(selecting, "data.limit.refine=20", *more)
     small_stages(selecting, "data.limit.refine=20", *more, f"select_min_programs={count}")
 

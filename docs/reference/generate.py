@@ -20,14 +20,13 @@ CONF, SETTINGS = ROOT / "conf", ROOT / "src" / "ilf" / "settings.py"
 ELSEWHERE = {
     "LLM": ROOT / "src" / "ilf" / "feedback" / "llm_settings.py",
     "Prompt": ROOT / "src" / "ilf" / "feedback" / "llm_settings.py",
-    "LocalExecutor": ROOT / "src" / "ilf" / "executors.py",
 }
 INTRODUCTION = {
     "options": """# Options
 
 Every group of settings and its options, generated from the files under `conf/`. Choose an option with `GROUP=OPTION`,
-and override a key with `GROUP.KEY=VALUE`. Options of the groups `arm`,
-`experiment`, `debug`, `hparams_search` and `paths` set keys of other groups.
+and override a key with `GROUP.KEY=VALUE`. Options of the groups `arm`, `experiment`, `debug`, `hparams_search` and
+`paths` set keys of other groups.
 """,
     "settings": """# Settings
 

@@ -213,8 +213,10 @@ def _control() -> Any:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_count()))
         connected = threading.Event()
         threading.Thread(target=_watch, args=[connected], daemon=True).start()
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        connected.set()
+        try:
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        finally:
+            connected.set()
         # The others wait here while the first process works alone or samples for longer than they do.
         _group.control = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
     return _group.control

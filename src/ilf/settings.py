@@ -269,10 +269,15 @@ class Settings:
         return replace(self.sampler, **{name: value for name, value in own.items() if value is not None})
 
     @property
+    def needs_feedback(self) -> bool:
+        """Whether the arm trains on tasks with feedback. Expert iteration and an untrained policy need none."""
+        return self.refinements.trains and not self.refinements.unmatched
+
+    @property
     def refines(self) -> bool:
         """Whether the arm needs a refiner, either for its programs or to match the tasks of other arms."""
         arm = self.refinements
-        return arm.trains and not arm.unmatched and (arm.refines or arm.tasks == "solved")
+        return self.needs_feedback and (arm.refines or arm.tasks == "solved")
 
     @property
     def trains_refiner(self) -> bool:

@@ -10,11 +10,13 @@ from ilf.analysis.formatting import model_name, p_text, percent
 from ilf.analysis.jobs import Job
 from ilf.analysis.markdown import inline, table
 from ilf.analysis.plots import Point, bars
+from ilf.analysis.sentences import ONE_SEED
 
 _SHOWN_PAIRS = 15  # at most, in comparison.md; comparison_pairs.csv has all
 
 
-def _interval(row: Row, column: str) -> str:
+def interval(row: Row, column: str) -> str:
+    """Return a proportion of a row with its 95% interval over tasks, in percent; empty if there is none."""
     return "" if row[column] is None else percent(row[column], [row[f"{column}_low"], row[f"{column}_high"]])
 
 
@@ -22,7 +24,8 @@ def _over_seeds(low: float | None, high: float | None, form: str = ".1f") -> str
     return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
 
 
-def _p(value: float | None) -> str:
+def p_cell(value: float | None) -> str:
+    """Return a p-value for a cell of a table; empty if there is none."""
     return "" if value is None else p_text(value).removeprefix("= ")
 
 
@@ -41,12 +44,12 @@ def _arm_table(arms: list[Arm], rows: list[Row], name: str, first: bool) -> list
             continue
         failed = f" ({row['failed']} failed)" if row["failed"] else ""
         cells = [arm.label, *([f"{row['seeds']}{failed}", row["training_examples"]] if first else [])]
-        cells += [_interval(row, refiner)] if refiner else []
+        cells += [interval(row, refiner)] if refiner else []
         for column in titles:
-            cells.append(_interval(row, column) or (arm.status if column == name else ""))
+            cells.append(interval(row, column) or (arm.status if column == name else ""))
             low, high = (row[f"{column}_seeds_{end}"] for end in ("low", "high"))
             cells += [_over_seeds(low and 100 * low, high and 100 * high)] if several else []
-            cells += [_p(row[f"p_holm_{name}"])] if column == f"delta_{name}" else []
+            cells += [p_cell(row[f"p_holm_{name}"])] if column == f"delta_{name}" else []
         body.append(cells)
     return [*table(head, body), ""]
 
@@ -71,7 +74,7 @@ def _legend(rows: list[Row], pairs: list[Row], names: list[str]) -> list[str]:
             "describes the variation between trainings, for these tasks."
         )
     else:
-        said.append("One seed does not show how much results vary between seeds.")
+        said.append(ONE_SEED)
     if any(key.startswith("delta_none_") for key in rows[0]):
         said.append(
             "against none: the difference, in points, to the untrained policy sampled again. Unlike zero-shot, it is "
@@ -91,7 +94,7 @@ def _pair_table(pairs: list[Row], several: bool, metric: bool) -> list[str]:
         cells = [*([row["metric"]] if metric else []), row["arm"], row["against"]]
         cells += [f"{row['points']:+.1f} {_over_seeds(row['points_low'], row['points_high'], '+.1f')}"]
         cells += [_over_seeds(row["points_seeds_low"], row["points_seeds_high"], "+.1f")] if several else []
-        cells += [_p(row["p"]), _p(row["p_holm"]), "unknown" if smallest is None else f"{smallest:.1f}"]
+        cells += [p_cell(row["p"]), p_cell(row["p_holm"]), "unknown" if smallest is None else f"{smallest:.1f}"]
         body.append(cells)
     return [*table(head, body), ""]
 

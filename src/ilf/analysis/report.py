@@ -15,7 +15,7 @@ from ilf.analysis.jobs import scripted_note
 from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
 from ilf.analysis.schema import Learnt, Metrics, Results
-from ilf.analysis.sentences import change_text, conclusion, cost_text, delta_text, trained_on
+from ilf.analysis.sentences import ALPHA, ONE_SEED, change_text, conclusion, cost_text, delta_text, trained_on
 from ilf.installation import COMMAND
 from ilf.tasks.prompts import lines_of
 from ilf.types import Outcome, Splits
@@ -140,7 +140,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
             )
         )
     name, d = next(iter((results["delta"] or {}).items()), ("", None))
-    if d and d["p_value"] >= 0.05:
+    if d and d["p_value"] >= ALPHA:
         reason = f"{name}: p {p_text(d['p_value'])} on {tests} tasks."
         if d["smallest_detectable"] and d["mean"]:
             needed = math.ceil(tests * (d["smallest_detectable"] / d["mean"]) ** 2)
@@ -155,7 +155,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
     found.append(
         (
             command("-m", f"seed={seed},{seed + 1},{seed + 2}"),
-            "One seed does not show how much results vary between seeds.",
+            ONE_SEED,
         )
     )
     return found[:4]

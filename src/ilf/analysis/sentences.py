@@ -5,6 +5,8 @@ from __future__ import annotations
 from ilf.analysis.formatting import p_text
 from ilf.analysis.schema import Results
 
+ALPHA = 0.05  # p-values below it are significant
+ONE_SEED = "One seed does not show how much results vary between seeds."
 _TRAINED_ON = {
     "model": "the refiner's programs",
     "human": "the annotator's refinements",
@@ -36,7 +38,7 @@ def conclusion(results: Results) -> str:
         if results["refinements"] == "none"
         else f"Fine-tuning on {trained_on(results)}"
     )
-    if d["p_value"] < 0.05:
+    if d["p_value"] < ALPHA:
         verb = "raised" if d["mean"] > 0 else "lowered"
         return f"{action} {verb} {name} by {100 * abs(d['mean']):.1f} points {interval}."
     text = f"{action} changed {name} by {100 * d['mean']:+.1f} points {interval}: no significant difference."

@@ -12,25 +12,26 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 
-from ilf.analysis.formatting import p_text, percent
+from ilf.analysis.arms import Row
+from ilf.analysis.comparison_page import interval, p_cell
+from ilf.analysis.formatting import percent
 from ilf.analysis.report import labeled_metrics, next_runs
 from ilf.analysis.schema import Results
-from ilf.analysis.sentences import conclusion
+from ilf.analysis.sentences import ALPHA, ONE_SEED, conclusion
 from ilf.installation import COMMAND
 from ilf.settings import Settings
 from ilf.types import Splits
 
-_ALPHA = 0.05  # of Holm-corrected p-values
+_TEXTS = ("arm", "training_examples")  # columns of comparison_arms.csv that are not numbers
 
 
 def _table(*columns: str) -> Table:
-    """Return an empty table whose first column is never wrapped."""
+    """Return an empty table. Long names in its first column are wrapped, numbers in the others are not."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, no_wrap=i == 0, overflow="fold")
+        table.add_column(column, no_wrap=i > 0, overflow="fold")
     return table
 
 
@@ -43,26 +44,25 @@ def show_plan(settings: Settings, tasks: Splits) -> None:
     """
     n, reported, option = settings.sampler.n, settings.evaluation.n, settings.option
     refiner, policy = settings.training.refiner, settings.training.policy
-    test, refine, train = len(tasks.test), len(tasks.refine), len(tasks.train)
+    learned = len(tasks.prompt) + len(tasks.refine) + len(tasks.train)
+    test, where = len(tasks.test) + len(tasks.transfer), "Test and transfer" if tasks.transfer else "Test"
     stages = {
-        "zero_shot": ("sample the policy on Test", f"{test} tasks x {reported} programs"),
-        "sample": ("sample it on Refine and Train", f"{refine + train} tasks x {n} programs"),
+        "zero_shot": (f"sample the policy on {where}", f"{test} tasks x {reported} programs"),
+        "sample": ("sample it on the other splits", f"{learned} tasks x {n} programs"),
         "annotate": (f"feedback={option('feedback')} on failing tasks", ""),
         "train_refiner": (f"refiner={option('refiner')}", f"{refiner.epochs} epochs, lr {refiner.lr:g}"),
         "refine": ("sample the refiner on Train", f"{n} programs a task"),
         "train_policy": (f"refinements={option('refinements')}", f"{policy.epochs} epochs, lr {policy.lr:g}"),
-        "evaluate": ("sample the new policy on Test", f"{test} tasks x {reported} programs"),
+        "evaluate": (f"sample the new policy on {where}", f"{test} tasks x {reported} programs"),
     }
-    skipped = set()
-    if not settings.refines:
-        skipped |= {"train_refiner", "refine"}
-    if not settings.refiner.trains:
-        skipped.add("train_refiner")
-    if not settings.refinements.trains:
-        skipped |= {"sample", "annotate", "train_policy"}
+    trains = settings.refinements.trains
+    runs = {
+        **{"sample": trains, "annotate": settings.needs_feedback, "train_policy": trains},
+        **{"train_refiner": settings.refines and settings.refiner.trains, "refine": settings.refines},
+    }
     table = _table("stage", "what", "how much")
     for stage, (what, size) in stages.items():
-        if stage in settings.stages and stage not in skipped:
+        if stage in settings.stages and runs.get(stage, True):
             table.add_row(stage, what, size)
     console = Console(highlight=False)
     console.print(table)
@@ -112,53 +112,43 @@ def show_comparison(folder: Path, overrides: Sequence[str] = ()) -> None:
     if not (file := folder / "comparison_arms.csv").exists():
         return
     with file.open(encoding="utf-8", newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    name = next((key for key in (rows[0] if rows else {}) if key.startswith("pass@")), None)
+        rows: list[Row] = [
+            {key: None if value == "" else value if key in _TEXTS else float(value) for key, value in row.items()}
+            for row in csv.DictReader(opened)
+        ]
+    names = [key for key in (rows[0] if rows else {}) if key.startswith("pass@")]
+    name = next((name for name in names if any(row[name] is not None for row in rows)), None)
     console = Console(highlight=False)
     if name is not None:
-        several = any(row["seeds"] != "1" or row["failed"] not in ("", "0") for row in rows)
+        several = any(row["seeds"] != 1 or row["failed"] for row in rows)
         table = _table("arm", *["seeds"][:several], "examples", f"{name} (%)", "delta (points)", "p (Holm)")
         for row in rows:
-            difference = _cell(row, f"delta_{name}")
-            p = p_text(float(row[f"p_holm_{name}"])).removeprefix("= ") if row.get(f"p_holm_{name}") else ""
-            failed = f" ({row['failed']} failed)" if row["failed"] not in ("", "0") else ""
-            cells = [row["arm"], *[row["seeds"] + failed][:several], row["training_examples"], _cell(row, name)]
-            table.add_row(*cells, difference, p)
+            failed = f" ({row['failed']:.0f} failed)" if row["failed"] else ""
+            seeds = [f"{row['seeds']:.0f}{failed}"][:several]
+            cells = [interval(row, name), interval(row, f"delta_{name}"), p_cell(row[f"p_holm_{name}"])]
+            table.add_row(row["arm"], *seeds, row["training_examples"] or "", *cells)
         console.print()
         console.print(table)
         console.print(f"{_differences(rows, name)}\n")
-        if overrides and all(row["seeds"] == "1" for row in rows if row[name]):
-            seeds = [one for one in overrides if not one.startswith("seed=")]
-            console.print("Next: one seed does not show how much results vary between seeds.")
-            console.print(f"  {shlex.join([*COMMAND.split(), '-m', *seeds, 'seed=0,1,2'])}", soft_wrap=True)
-            console.print()
+        if overrides and not several:
+            given = [one for one in overrides if not one.startswith("seed=")]
+            console.print(f"Next: {ONE_SEED}")
+            console.print(f"  {shlex.join([*COMMAND.split(), '-m', *given, 'seed=0,1,2'])}\n", soft_wrap=True)
     for file in (folder / "comparison.md", folder / "comparison.png"):
         console.print(str(file), soft_wrap=True)
 
 
 def show_page(file: Path) -> None:
-    """Print a Markdown page, such as that of a study, with the path of its figure."""
-    console = Console(highlight=False)
-    console.print(Markdown(file.read_text(encoding="utf-8")))
-    console.print(f"\n{file}\n{file.with_suffix('.png')}", soft_wrap=True)
+    """Print a study's page as it is, since its table may be wide and hold commands, and the path of its figure."""
+    print(f"\n{file.read_text(encoding='utf-8')}\n{file}\n{file.with_suffix('.png')}")
 
 
-def _cell(row: dict[str, str], column: str) -> str:
-    """Return a proportion of a row and its interval, in percent."""
-    if not row.get(column):
-        return ""
-    value, low, high = (float(row[key]) for key in (column, f"{column}_low", f"{column}_high"))
-    return percent(value, [low, high])
-
-
-def _differences(rows: Iterable[dict[str, str]], name: str) -> str:
+def _differences(rows: Iterable[Row], name: str) -> str:
     """Return in a sentence which arms differ from zero-shot."""
     groups: dict[str, list[str]] = {"higher than zero-shot": [], "lower": [], "no significant difference": []}
     higher, lower, same = groups.values()
     for row in rows:
-        if row.get(f"p_holm_{name}"):
-            differs = float(row[f"p_holm_{name}"]) < _ALPHA
-            group = same if not differs else higher if float(row[f"delta_{name}"]) > 0 else lower
-            group.append(row["arm"])
+        if (p := row[f"p_holm_{name}"]) is not None:
+            (same if p >= ALPHA else higher if row[f"delta_{name}"] > 0 else lower).append(row["arm"])
     said = [f"{what}: {', '.join(arms)}" for what, arms in groups.items() if arms]
-    return f"{name}, at a Holm-corrected level of {_ALPHA:g}: {'; '.join(said)}." if said else "No arm can be compared."
+    return f"{name}, at a Holm-corrected level of {ALPHA:g}: {'; '.join(said)}." if said else "No arm can be compared."

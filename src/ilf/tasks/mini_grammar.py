@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ilf.tasks.mini_parts import FILTERS, MAPS, REDUCTIONS, SOURCES, Component, Filter, Map, Reduction, Source
+from ilf.tasks.mini_parts import FILTERS, MAPS, REDUCTIONS, SOURCES, Filter, Map, Part, Reduction, Source
 
 INDENT = "    "
 
@@ -124,7 +124,7 @@ class Specification:
             self.source.code, test, reduction.value or value, reduction.code, reduction.start, reduction.update
         )
 
-    def mistakes(self, sketch: Sketch) -> list[tuple[Component, list[Sketch]]]:
+    def mistakes(self, sketch: Sketch) -> list[tuple[Part, list[Sketch]]]:
         """Return, for each component, the incorrect versions of `sketch` that people write, the most common first."""
         reduction, short = self.reduction, sketch.update is None
         tests = [m and m.format(k=self.k) for m in self.filter.mistakes]
@@ -139,7 +139,7 @@ class Specification:
                 *(replace(sketch, update=update) for update in reduction.wrong_updates),
                 replace(sketch, early=True),
             ]
-        found: list[tuple[Component, list[Sketch]]] = [
+        found: list[tuple[Part, list[Sketch]]] = [
             (self.source, [replace(sketch, loop=code) for code in self.source.mistakes if code]),
             (self.filter, [replace(sketch, test=code) for code in tests]),
             (self.map, [replace(sketch, value=code) for code in wrong_values]),

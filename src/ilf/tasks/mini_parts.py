@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Component:
+class Part:
     """A component of a specification. In `code` and the phrases, {k} is the component's constant."""
 
     name: str  # part of the function's name
@@ -23,7 +23,7 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Source(Component):
+class Source(Part):
     """The component that provides the items."""
 
     kind: str = "number"  # kind of item: "number", "character" or "word"
@@ -35,7 +35,7 @@ class Source(Component):
 
 
 @dataclass(frozen=True)
-class Filter(Component):
+class Filter(Part):
     """The component that selects the items to use."""
 
     kind: str = "number"
@@ -46,7 +46,7 @@ class Filter(Component):
 
 
 @dataclass(frozen=True)
-class Map(Component):
+class Map(Part):
     """The component that computes a value from each item."""
 
     kind: str = "number"
@@ -59,7 +59,7 @@ class Map(Component):
 
 
 @dataclass(frozen=True)
-class Reduction(Component):
+class Reduction(Part):
     """The component that combines the values. `code` is what is returned after the loop."""
 
     takes: tuple[str, ...] = ("number",)

@@ -152,14 +152,11 @@ class FineTuningModule(pl.LightningModule):
         """Shard the model again."""
         hold_whole(self.model, False)
 
-    def on_train_start(self) -> None:
-        """Note where training starts, to estimate the time left: a resumed one starts after its checkpoint's steps."""
-        self._began = self.trainer.global_step, time.monotonic()
-
     def on_train_epoch_start(self) -> None:
         """Seed dropout by the epoch, so that a resumed run draws the same numbers as an uninterrupted one."""
         torch.manual_seed(derive_seed(self.seed, self.stage, "epoch", self.current_epoch, self.global_rank))
         self._said = time.monotonic()
+        self._epoch = self.trainer.global_step, self._said  # its first step and its start, for the time left
 
     def training_step(self, batch: list[dict[str, torch.Tensor]], batch_idx: int) -> torch.Tensor:
         """Return the last micro-batch's part of a batch's mean loss; backpropagate the other micro-batches here."""
@@ -183,8 +180,8 @@ class FineTuningModule(pl.LightningModule):
         if time.monotonic() > self._said + EVERY:
             self._said = time.monotonic()
             steps = self.trainer.estimated_stepping_batches
-            done, seconds = step - self._began[0], time.monotonic() - self._began[1]
-            left = time_left(done, int(steps) - self._began[0], seconds)
+            first, began = self._epoch
+            left = time_left(step - first, steps - first, time.monotonic() - began)
             log.info("%s: %d of %s steps, loss %.3f, %s", self.stage, step, steps, mean, left)
         return last * batch[-1]["weight"]
 

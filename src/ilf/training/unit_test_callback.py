@@ -87,7 +87,8 @@ class UnitTestCallback(pl.Callback):
         self._fresh: list[dict[str, Any]] = []
         self._samples, self._verdicts = kept_samples(self.folder), _rows(self.folder, self.verdicts_name)
         self._whole = pl_module.sampler.whole_plans
-        batches = getattr(trainer.test_dataloaders or trainer.predict_dataloaders, "dataset", ())
+        loader = trainer.predict_dataloaders if trainer.predicting else trainer.test_dataloaders
+        batches = getattr(loader, "dataset", ())
         self._planned = sum(len(batch.missing) for batch in batches if isinstance(batch, DrawBatch))
         self._sampled, self._start = 0, time.monotonic()
         pl_module.on_drawn(self._take)

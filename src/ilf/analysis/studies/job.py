@@ -15,6 +15,7 @@ from ilf.analysis.formatting import model_name, p_text, percent, samples
 from ilf.analysis.jobs import job_folders, read_job, scripted_note
 from ilf.analysis.markdown import table
 from ilf.analysis.schema import SCHEMA, Part, Results
+from ilf.analysis.sentences import trained_on
 from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
 from ilf.types import InputError
 
@@ -96,23 +97,12 @@ def subject(jobs: Sequence[Job]) -> str:
     )
 
 
-_ARMS = {
-    "ilf": "the refiner's programs",
-    "gold": "the gold programs",
-    "human": "the annotator's refinements",
-    "llm_1shot": "an LLM's refinements after one worked example",
-    "llm_2shot": "an LLM's refinements after two worked examples",
-    "self": "the policy's own correct samples on other tasks",
-    "none": "nothing (the untrained policy is sampled again)",
-}
-
-
 def arm_notes(jobs: Sequence[Job]) -> list[str]:
     """Return the note that says which programs each of the jobs' arms is fine-tuned on."""
-    arms = dict.fromkeys(job.results["arm"] for job in jobs)
-    said = [f"{arm}: {_ARMS[arm]}" for arm in arms if arm in _ARMS]
-    notes = [f"Fine-tuned on, by arm: {'; '.join(said)}."] if len(said) > 1 else []
-    scripted = scripted_note(arms, {job.results["annotator"] for job in jobs})
+    programs = {job.results["arm"]: trained_on(job.results) for job in jobs if job.results["finetuned"]}
+    said = "; ".join(f"{arm}: {what}" for arm, what in programs.items())
+    notes = [f"Fine-tuned on, by arm: {said}."] if len(programs) > 1 else []
+    scripted = scripted_note(programs, {job.results["annotator"] for job in jobs})
     return [*notes, *filter(None, [scripted])]
 
 

@@ -134,18 +134,15 @@ def table4(jobs: Sequence[Job]) -> Study:
     arms = [arm for arm in paper.FINAL if arm != "zero_shot"]
     for arm in [*arms, *(arm for arm in groups if arm not in arms)]:
         group = [job for job in groups.get(arm, []) if job.results["finetuned"]]
-        label = arm
         if not group:
             statuses = {job.results["status"] for job in groups.get(arm, [])}
-            rows.append(
-                {"row": label, "examples": ", ".join(sorted(statuses)) or "no result", **_published(arm, shown)}
-            )
+            rows.append({"row": arm, "examples": ", ".join(sorted(statuses)) or "no result", **_published(arm, shown)})
             continue
         after = {name: per_task(group, "finetuned", name) for name in shown}
         counts = [examples(job) for job in group]
         rows.append(
             {
-                "row": label,
+                "row": arm,
                 "examples": f"{np.mean(counts):.0f}",
                 **cells(after),
                 **against((jobs, "zero_shot"), (group, "finetuned"), shown[0]),
