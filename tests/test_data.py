@@ -111,10 +111,14 @@ def test_a_near_duplicate_has_the_words_of_a_test_task_or_its_program_but_for_na
     assert near_duplicates([of_test, *two]) == {2: 1}  # never of Test itself, nor of ids that train nothing
 
 
-def test_mbpps_near_duplicates_are_those_that_the_readme_names(mbpp_file):
+def test_mbpps_near_duplicates_are_those_that_the_manual_names(mbpp_file):
     found = near_duplicates(MBPP(path=str(mbpp_file)).load()[0])
-    pairs = ", ".join(f"{i} ({repeated})" for i, repeated in sorted(found.items()))
-    assert len(found) == 11 and pairs in " ".join((ROOT / "README.md").read_text().split())
+    differences, results = ((ROOT / "docs" / name).read_text() for name in ("differences.md", "results.md"))
+    table = differences.partition("| task | duplicates Test task |")[2].partition("\n\n")[0]
+    assert len(found) == 11
+    assert {int(i): int(repeated) for i, repeated in re.findall(r"\| (\d+) \| (\d+) (?=\|)", table)} == found
+    rows = results.partition("| Test and Refine |")[2].partition("| Refine and Train |")[0]
+    assert {int(i): int(repeated) for repeated, i in re.findall(r"(\d+) = (\d+)", rows)} == found
 
 
 def test_near_duplicates_are_dropped_before_limits_logged_and_counted(mbpp_file, small_stages, tmp_path, caplog):

@@ -43,7 +43,7 @@ def test_greedy_programs_do_not_depend_on_the_seed(small_stages):
 )
 def test_a_fine_tuned_model_is_sampled_as_it_was_trained(small_stages, monkeypatch, tmp_path, dtype, learns, reported):
     """bfloat16 would round a small update away, and the programs that it is compared with are sampled alike."""
-    monkeypatch.setattr(load, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(load, "_cpu_has_fast_bfloat16", lambda: True)
     runner = small_stages(f"model.dtype={dtype}").runner
     learns, reported = getattr(torch, learns), getattr(torch, reported)
     assert runner.dtype_of("sample", MINI) == learns
@@ -51,6 +51,22 @@ def test_a_fine_tuned_model_is_sampled_as_it_was_trained(small_stages, monkeypat
     for stage, model in (("sample", tuned), ("zero_shot", MINI), ("evaluate", MINI), ("evaluate", tuned)):
         assert runner.dtype_of(stage, model) == reported
     assert runner.dtype_of("refine", tuned) == runner.dtype_of("validate", tuned) == reported
+
+
+@pytest.mark.parametrize(
+    ("processor", "dtype"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"architecture": "arm64"}, torch.float32),
+    ],
+)
+def test_a_cpu_samples_training_programs_in_bfloat16_only_where_that_is_faster(monkeypatch, processor, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert load.sampling_dtype("auto", torch.device("cpu")) == dtype
+    assert load.sampling_dtype("auto", torch.device("cpu"), learns=False) == torch.float32
 
 
 # ---- settings chosen on Refine ------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ class Model:
     path: str | None = None  # Folder of the model, in Hugging Face format
     hub: str | None = None  # Name of the model on the Hugging Face Hub; used if model.path is null
     revision: str | None = None  # Commit of the model on the Hub; null for the newest
-    # Data type of the weights during sampling: float32 | bfloat16 | auto. auto uses bfloat16, on devices that compute
-    # in it, for programs that only become training data, and float32 for fine-tuned models and all reported programs.
+    # Data type of the weights during sampling: float32 | bfloat16 | auto. auto uses bfloat16, where it is faster,
+    # for programs that only become training data; float32 for fine-tuned models and all reported programs.
     dtype: str = "auto"
     bos: bool | None = None  # Whether texts begin with the BOS token; null for the default of the model's tokenizer
     # Attention implementation of transformers: auto (transformers chooses) | eager | sdpa | flash_attention_2

@@ -69,21 +69,26 @@ def sampling_dtype(name: str, device: torch.device, learns: bool = True) -> torc
     """Return the dtype of the weights during sampling.
 
     Args:
-        name: float32 | bfloat16 | auto. auto is bfloat16 if the device supports it natively and `learns` is true.
+        name: float32 | bfloat16 | auto. auto is bfloat16 if the device is faster with it and `learns` is true.
         device: The device that samples.
         learns: Whether the programs are only training data, rather than a fine-tuned model's or used for the reported
             results.
     """
     if name != "auto":
         return _DTYPES[name]
-    native = has_bfloat16(device) or (device.type == "cpu" and _cpu_has_bfloat16())
+    native = has_bfloat16(device) or (device.type == "cpu" and _cpu_has_fast_bfloat16())
     return torch.bfloat16 if native and learns else torch.float32
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Return whether the CPU multiplies in bfloat16 natively, as x86 does with AVX512-BF16 or AMX."""
+def _cpu_has_fast_bfloat16() -> bool:
+    """Return whether the CPU multiplies faster in bfloat16 than in float32.
+
+    This is so with AMX, and with AVX512-BF16 on AMD. On Intel without AMX, or in a virtual machine that hides AMX,
+    AVX512-BF16 is slower than float32 for 32 rows or more (docs/benchmarks.md).
+    """
     found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    intel = str(found.get("cpu_name", "")).startswith("Intel")
+    return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and not intel))
 
 
 def load_tokenizer(folder: Path, bos: bool | None = None, chat: bool = False) -> Any:
