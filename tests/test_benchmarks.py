@@ -12,7 +12,7 @@ from ilf.tasks.prompts import ended
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "sampling.py"
 SMALL = ["--tasks", "2", "--n", "3", "--batch-size", "4", "--limit", "6", "--rounds", "1"]
 
-# Says what it was asked, in place of programs, and prints as engines do.
+# A fake vLLM that returns its settings in place of programs, and prints to stdout like an engine.
 ENGINE = """
 class SamplingParams:
     def __init__(self, **settings):
@@ -36,7 +36,7 @@ class LLM:
 """
 
 
-def test_peers_draw_as_many_programs_under_one_bound(tmp_path):
+def test_peers_sample_equally_many_programs_under_one_token_limit(tmp_path):
     done = warm.run(SCRIPT, ["--peers", "ours", "generate", "continuous", *SMALL], tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("round 1: ")]
@@ -44,20 +44,21 @@ def test_peers_draw_as_many_programs_under_one_bound(tmp_path):
     assert all("(6 programs, " in line for line in lines)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ours_over"].keys() == {"generate", "continuous"}
-    assert all(0 < count <= 8 for count in found["tokens_a_program"].values())  # encoded anew it may be longer
+    # The limit is 6, but a text may have more tokens when it is encoded again.
+    assert all(0 < count <= 8 for count in found["tokens_a_program"].values())
 
 
-def test_an_engine_of_another_environment_is_asked_for_the_same(tmp_path, monkeypatch):
+def test_engine_in_another_environment_gets_the_same_settings(tmp_path, monkeypatch):
     (tmp_path / "vllm.py").write_text(ENGINE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = warm.run(SCRIPT, ["--peers", "ours", "--vllm", sys.executable, "--temperature", "0.7", *SMALL], tmp_path)
     assert done.returncode == 0, done.stderr
     asked = {"temperature": 0.7, "max_tokens": 6, "max_num_seqs": 4, "dtype": "float32"}
-    assert (tmp_path / "asked").read_text().splitlines() == [f"2 3 {asked}"] * 2  # once to warm up
+    assert (tmp_path / "asked").read_text().splitlines() == [f"2 3 {asked}"] * 2  # the first call is the warm-up
     assert json.loads(done.stdout.splitlines()[-1])["ours_over"].keys() == {"vllm"}
 
 
-def test_an_engine_that_does_not_start_ends_the_benchmark(tmp_path, monkeypatch):
+def test_engine_that_does_not_start_ends_the_benchmark(tmp_path, monkeypatch):
     (tmp_path / "vllm.py").write_text("raise RuntimeError('no such processor')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = warm.run(SCRIPT, ["--peers", "ours", "--vllm", sys.executable, *SMALL], tmp_path)
@@ -65,7 +66,7 @@ def test_an_engine_that_does_not_start_ends_the_benchmark(tmp_path, monkeypatch)
     assert "no such processor" in done.stderr and "vllm exited with status 1" in done.stderr
 
 
-def test_the_engines_strings_end_a_program_where_our_rule_does():
+def test_stop_strings_of_engines_match_our_end_of_program_rule():
     assert all(ended("    return x" + stop) for stop in STOP)
-    goes_on = "    if x:\n\n# why\n        return x\n\t"
-    assert not ended(goes_on) and not any(stop in goes_on for stop in STOP)
+    unfinished = "    if x:\n\n# why\n        return x\n\t"
+    assert not ended(unfinished) and not any(stop in unfinished for stop in STOP)

@@ -1,4 +1,4 @@
-"""Every two settings of a fine-tuning go together: a tiny model trains, samples and is saved."""
+"""Every pair of fine-tuning settings works together: a tiny model is trained, sampled and saved."""
 
 import itertools
 from pathlib import Path
@@ -36,7 +36,7 @@ def pairs(row):
 
 
 def rows():
-    """Settings in which each value of each stands with each value of each other: greedily few."""
+    """Yield combinations of values, chosen greedily so that few of them cover every pair of values."""
     every = list(itertools.product(*FACTORS.values()))
     left = set().union(*map(pairs, every))
     while left:
@@ -45,7 +45,7 @@ def rows():
         yield row
 
 
-def test_no_value_is_left_out():
+def test_factors_list_every_option():
     for key, values in FACTORS.items():
         if key == "save.dtype":
             assert set(values) == set(_ALLOWED[key])
@@ -55,7 +55,7 @@ def test_no_value_is_left_out():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """In 16 bits, as most models are published, with the tokenizer of mini."""
+    """Return a model in 16 bits, like most published models, with the tokenizer of mini."""
     folder = folder_of("Llama", tmp_path_factory.mktemp("base"), vocab_size=1280, eos_token_id=0)
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
     load_tokenizer(MINI).save_pretrained(folder)
@@ -64,7 +64,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("row", rows(), ids=" ".join)
-def test_any_two_settings_go_together(row, base, tmp_path):
+def test_every_pair_of_settings_works_together(row, base, tmp_path):
     own = " ".join(f"{key}={value}" for key, value in zip(FACTORS, row, strict=True)).split()
     settings = compose_settings("trainer=cpu", "sampler.max_new_tokens=4", f"model.path={base}", *own)
     tokenizer = load_tokenizer(base)

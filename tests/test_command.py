@@ -1,4 +1,4 @@
-"""The command as a user starts it: what it imports, where it finds options, and the package that pip installs."""
+"""The command line: what it imports, where it finds options, and the package that pip installs."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ilf.installation import CONF
 
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "numpy", "matplotlib")
 COMPLETION = {"COMP_LINE": "python run.py data=", "COMP_POINT": "19"}
-SHOWN = {  # what it prints, of what shows and runs nothing
+SHOWN = {  # arguments that only print something, and a part of the output
     "--help": "refinements: gold, human",
     "--cfg job": "precision: null",
     "--cfg job --resolve": "output_dir: outputs/",
@@ -28,7 +28,7 @@ SHOWN = {  # what it prints, of what shows and runs nothing
 
 
 @pytest.mark.parametrize("arguments", SHOWN)
-def test_what_only_shows_something_imports_nothing_heavy(arguments, tmp_path):
+def test_informational_options_import_no_heavy_packages(arguments, tmp_path):
     code = (
         f"import sys, runpy; sys.argv = {['run.py', *arguments.split()]}\n"
         f"try: runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
@@ -43,7 +43,7 @@ def test_what_only_shows_something_imports_nothing_heavy(arguments, tmp_path):
 
 @pytest.fixture
 def mine(tmp_path):
-    """A folder of options of a user's own."""
+    """Return a folder with user-defined options."""
     texts = {
         "arm/mine": "# @package _global_\ndefaults:\n  - override /refinements: gold\n\narm: mine\n",
         "experiment/mine": "# @package _global_\nseed: 7\n",
@@ -61,8 +61,8 @@ def mine(tmp_path):
 WAYS = ("ILF_CONFIG_PATH", "--config-dir", "hydra.searchpath")
 
 
-def given(way, folder, monkeypatch):
-    """Return the words of a command line by which a folder is sought for options, if it is not the environment."""
+def arguments_for(way, folder, monkeypatch):
+    """Return the arguments that add a folder of options, or set ILF_CONFIG_PATH and return no arguments."""
     if way == "ILF_CONFIG_PATH":
         monkeypatch.setenv(way, f"{os.pathsep}{folder}{os.pathsep}")
         return []
@@ -71,8 +71,8 @@ def given(way, folder, monkeypatch):
 
 @pytest.mark.parametrize("sweep", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_options_of_a_users_own_are_found_and_checked_as_ours_are(way, sweep, cli, mine, tmp_path, monkeypatch):
-    words = [*["-m"] * sweep, *given(way, mine, monkeypatch), "experiment=mine", "mode=store"]
+def test_user_options_are_found_and_checked_like_built_in_options(way, sweep, cli, mine, tmp_path, monkeypatch):
+    words = [*["-m"] * sweep, *arguments_for(way, mine, monkeypatch), "experiment=mine", "mode=store"]
     for arms in ("mine", "mine,gold") if sweep else ("mine",):
         done = cli(*words, f"arm={arms}", "hydra.run.dir=run", "hydra.sweep.dir=run")
         assert done.returncode == 0, done.stderr
@@ -84,9 +84,9 @@ def test_options_of_a_users_own_are_found_and_checked_as_ours_are(way, sweep, cl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_options_of_a_users_own_are_found_in_the_jobs_of_a_launcher(way, mine, tmp_path, monkeypatch):
+def test_user_options_are_found_in_the_jobs_of_a_launcher(way, mine, tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="requirements-extras.txt is not installed")
-    words = ["-m", *given(way, mine, monkeypatch), "hydra/launcher=processes", "mode=store", "experiment=mine"]
+    words = ["-m", *arguments_for(way, mine, monkeypatch), "hydra/launcher=processes", "mode=store", "experiment=mine"]
     command = [sys.executable, str(ROOT / "run.py"), *words, "hydra.sweep.dir=run"]
     done = subprocess.run([*command, "arm=mine,gold"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -99,18 +99,16 @@ def test_options_of_a_users_own_are_found_in_the_jobs_of_a_launcher(way, mine, t
     "arguments", [["mode=store"], ["-m", "mode=store"], ["--help", "seed=1"], ["--cfg", "job", "seed=1"]]
 )
 @pytest.mark.parametrize("way", WAYS)
-def test_a_folder_of_options_that_is_not_there_is_named(way, arguments, cli, tmp_path, monkeypatch):
-    done = cli(*arguments[:-1], *given(way, tmp_path / "nosuch", monkeypatch), *arguments[-1:])
+def test_missing_option_folder_is_reported(way, arguments, cli, tmp_path, monkeypatch):
+    done = cli(*arguments[:-1], *arguments_for(way, tmp_path / "nosuch", monkeypatch), *arguments[-1:])
     assert str(tmp_path / "nosuch") in done.stderr and "Traceback" not in done.stderr
-    if way != "hydra.searchpath" or "mode=store" in arguments:  # Hydra warns of it where it only shows something
+    if way != "hydra.searchpath" or "mode=store" in arguments:  # otherwise Hydra only warns
         assert done.returncode == 1 and not (tmp_path / "outputs").exists() and not (tmp_path / "multirun").exists()
 
 
-def test_an_option_of_our_name_wins_by_the_environment_and_is_refused_where_it_would_be_passed_over(
-    cli, mine, monkeypatch
-):
+def test_user_option_overrides_built_in_or_is_an_error_if_shadowed(cli, mine, monkeypatch):
     for way in ("--config-dir", "hydra.searchpath"):
-        words = given(way, mine, monkeypatch)
+        words = arguments_for(way, mine, monkeypatch)
         for choice in ("trainer=cpu", "experiment=[mini/rounds,mine]"):
             if "mini" in choice:
                 (mine / "experiment" / "mini").mkdir(exist_ok=True)
@@ -118,12 +116,12 @@ def test_an_option_of_our_name_wins_by_the_environment_and_is_refused_where_it_w
             done = cli(*words, choice, "mode=store")
             assert done.returncode == 1 and f"{way}='file://{mine}'" in done.stderr, done.stderr
             assert "would not be read" in done.stderr and "Traceback" not in done.stderr
-    given("ILF_CONFIG_PATH", mine, monkeypatch)
+    arguments_for("ILF_CONFIG_PATH", mine, monkeypatch)
     assert "precision: bf16-true" in cli("trainer=cpu", "--cfg", "job").stdout
     assert "seed: 8" in cli("experiment=mini/rounds", "--cfg", "job").stdout
 
 
-def test_the_first_of_several_folders_wins_as_in_path(cli, mine, tmp_path, monkeypatch):
+def test_first_folder_in_ilf_config_path_wins(cli, mine, tmp_path, monkeypatch):
     other = tmp_path / "other" / "experiment"
     other.mkdir(parents=True)
     (other / "mine.yaml").write_text("# @package _global_\nseed: 9\n")
@@ -133,15 +131,15 @@ def test_the_first_of_several_folders_wins_as_in_path(cli, mine, tmp_path, monke
         assert f"seed: {seed}" in done.stdout and "arm: mine" in done.stdout, done.stderr
 
 
-def test_help_and_completion_list_the_options_of_a_users_own(cli, mine, monkeypatch):
-    given("ILF_CONFIG_PATH", mine, monkeypatch)
+def test_help_and_completion_list_user_options(cli, mine, monkeypatch):
+    arguments_for("ILF_CONFIG_PATH", mine, monkeypatch)
     assert re.search(r"^arm: .*, mine,", cli("--help").stdout, re.M)
     monkeypatch.setenv("COMP_LINE", "python run.py paths=")
     monkeypatch.setenv("COMP_POINT", "20")
     assert cli("-sc", "query=bash").stdout.split() == ["paths=default", "paths=elsewhere"]
 
 
-def test_bash_completes():
+def test_bash_completion_completes_options():
     script = """
         eval "$(python run.py -sc install=bash)"
         COMP_WORDS=(python run.py trainer=f) COMP_CWORD=2
@@ -153,8 +151,8 @@ def test_bash_completes():
     assert done.stdout.split() == ["trainer=fsdp"], done.stderr
 
 
-def test_paths_of_a_users_own_move_what_a_run_writes(cli, mine, tmp_path, monkeypatch):
-    given("ILF_CONFIG_PATH", mine, monkeypatch)
+def test_user_paths_option_moves_all_files_of_a_run(cli, mine, tmp_path, monkeypatch):
+    arguments_for("ILF_CONFIG_PATH", mine, monkeypatch)
     few = ["data.limit.test=2", "stages=[zero_shot]", "logger=none", "sampler.n=4", "evaluate.k=[1]"]
     done = cli("paths=elsewhere", *few, "extras.print_config=true")
     assert done.returncode == 0, done.stderr
@@ -163,14 +161,14 @@ def test_paths_of_a_users_own_move_what_a_run_writes(cli, mine, tmp_path, monkey
     tree = (tmp_path / "elsewhere" / "run" / "config_tree.txt").read_text()
     for line in ("└── name: mini", "dir: elsewhere/store", "temperature: 0.8", "├── seed: 0"):
         assert line in tree and line in done.stdout
-    # Nothing is written into the folder of another run; and who does not ask sees no tree.
+    # A run writes nothing into another run's folder. Without print_config, no tree is printed.
     done = cli("paths=elsewhere", *few, "extras.print_config=true", "seed=1")
     assert done.returncode == 1 and "holds the results of other settings" in done.stderr
     assert (tmp_path / "elsewhere" / "run" / "config_tree.txt").read_text() == tree
     assert "└── name: mini" not in cli("paths=elsewhere", *few).stdout
 
 
-def test_a_folder_of_configuration_is_sought_from_the_working_one(cli, tmp_path):
+def test_config_path_is_relative_to_the_working_folder(cli, tmp_path):
     few = ["data.limit.test=2", "stages=[zero_shot]", "logger=none", "sampler.n=4", "evaluate.k=[1]"]
     assert cli(*few, "hydra.run.dir=run").returncode == 0
     for path in ("run/.hydra", str(tmp_path / "run" / ".hydra")):
@@ -179,8 +177,8 @@ def test_a_folder_of_configuration_is_sought_from_the_working_one(cli, tmp_path)
     assert (tmp_path / "again" / "run.log").exists()
 
 
-def test_every_package_is_installed():
-    """They are listed by hand, because one of them lies outside of src/."""
+def test_pyproject_lists_every_package():
+    """The packages are listed by hand, because one of them is outside src/."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     there = {file.parent.relative_to(ROOT / "src").as_posix().replace("/", ".") for file in ROOT.glob("src/**/*.py")}
     assert set(table["packages"]) == there | {"ilf.conf"} and ROOT / table["package-dir"]["ilf.conf"] == CONF
@@ -188,7 +186,7 @@ def test_every_package_is_installed():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The programs of a virtual environment in which the package is installed from its wheel."""
+    """Return the `bin` folder of a virtual environment in which the wheel is installed."""
     pytest.importorskip("setuptools", minversion="77", reason="pip would fetch it to build a wheel")
     folder = tmp_path_factory.mktemp("installed")
 
@@ -196,7 +194,7 @@ def installed(tmp_path_factory):
         done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    source = ["pyproject.toml", "requirements.txt", "README.md", "LICENSE", "src", "conf"]  # builds leave files there
+    source = ["pyproject.toml", "requirements.txt", "README.md", "LICENSE", "src", "conf"]  # a build leaves files there
     (folder / "source").mkdir()
     run("cp", "-r", *(ROOT / name for name in source), folder / "source")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
@@ -206,7 +204,7 @@ def installed(tmp_path_factory):
     programs = folder / "venv" / "bin"
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     own = next((folder / "venv").glob("lib/python*/site-packages"))
-    (own / "outer.pth").write_text(packages)  # after its own: what the tests have installed
+    (own / "outer.pth").write_text(packages)  # the packages of the tests' environment come after its own
     run(*pip, "--python", programs / "python", "install", "--no-deps", "--no-index", *folder.glob("*.whl"))
     assert (own / "ilf" / "conf" / "config.yaml").exists()
     return programs

@@ -1,4 +1,4 @@
-"""Folders that are no model, or a damaged one: refused at the start with the setting, the folder and what to do."""
+"""Damaged or unsuitable model folders: an error at the start names the setting, the folder and what to do."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def edit(file, **changes):
 
 
 def in_shards(folder):
-    """Divide the weights into two files with an index, as large models have them."""
+    """Split the weights into two files with an index, like those of large models."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names, places = sorted(tensors), {}
@@ -81,7 +81,7 @@ def as_file(folder):
 
 
 def as_model(folder, model):
-    """Another kind of model, whole, in place of the one that is there."""
+    """Replace the folder's model by another one, which is complete."""
     for file in ("config.json", "model.safetensors"):
         (folder / file).unlink()
     model.save_pretrained(folder)
@@ -165,7 +165,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("key", SETTINGS)
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_folder_that_can_not_be_loaded_is_refused_at_the_start(name, key, tmp_path):
+def test_unloadable_model_folder_is_an_error_at_the_start(name, key, tmp_path):
     damage, message = DAMAGE[name]
     folder = tmp_path / "models" / "model"
     shutil.copytree(MINI, folder)
@@ -175,11 +175,11 @@ def test_a_folder_that_can_not_be_loaded_is_refused_at_the_start(name, key, tmp_
         build(compose_settings(*own, *SETTINGS[key], f"{key}={folder}"))
     found, value, _, advice = error.value.args
     assert (found, value) == (key, str(folder)) and len(advice) > 20
-    assert not (tmp_path / "store").exists() or not any((tmp_path / "store").glob("*/*"))  # no stage has begun
+    assert not (tmp_path / "store").exists() or not any((tmp_path / "store").glob("*/*"))  # no stage has started
 
 
-def test_what_the_hub_gave_is_checked_too(tmp_path, monkeypatch):
-    """A download that broke off, in the cache."""
+def test_incomplete_hub_download_is_an_error(tmp_path, monkeypatch):
+    """The cache contains an interrupted download."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cache = tmp_path / "models--some--model"
@@ -187,20 +187,20 @@ def test_what_the_hub_gave_is_checked_too(tmp_path, monkeypatch):
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("abc")
     own = ["logger=none", f"store.dir={tmp_path / 'store'}", f"output_dir={tmp_path / 'run'}"]
-    for key, given in (
+    for key, overrides in (
         ("model.hub", ["model.path=null", "model.hub=some/model"]),
         ("llm.model", ["feedback=llm", "llm.model=some/model"]),
     ):
         with pytest.raises(InputError, match=rf"{key}='.*abc': holds no weights"):
-            build(compose_settings(*own, *given))
+            build(compose_settings(*own, *overrides))
 
 
-def whole(folder):
-    """Nothing is done to it."""
+def unchanged(folder):
+    """Leave the folder as it is."""
 
 
 GOOD = {
-    "whole": whole,
+    "whole": unchanged,
     "in shards": in_shards,
     "a .bin": as_bin,
     "a .bin of torch before 1.6": lambda f: as_bin(f, _use_new_zipfile_serialization=False),
@@ -213,20 +213,20 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_can_be_loaded_passes(name, tmp_path):
+def test_loadable_model_folder_passes_the_check(name, tmp_path):
     shutil.copytree(MINI, tmp_path / "model")
     GOOD[name](tmp_path / "model")
     check_model("model.path", tmp_path / "model")
     load_model(tmp_path / "model", torch.float32)
 
 
-def test_where_a_server_holds_the_weights_the_folder_may_lack_them(tmp_path):
+def test_folder_of_a_served_model_needs_no_weights(tmp_path):
     shutil.copytree(MINI, tmp_path / "model", ignore=lambda *_: ["model.safetensors"])
     check_model("model.path", tmp_path / "model", weights=False)
 
 
-def test_only_headers_are_read(tmp_path):
-    """Weights of 10 GB, in a file of holes."""
+def test_check_reads_only_the_headers_of_weights(tmp_path):
+    """The weights are a sparse file of 10 GB."""
     shutil.copytree(MINI, tmp_path / "model")
     edit(tmp_path / "model" / "config.json", vocab_size=13_000_000)
     header, end = {}, 0
@@ -241,14 +241,14 @@ def test_only_headers_are_read(tmp_path):
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
     assert end > 9.9e9
-    check_model("model.path", MINI)  # what it imports
+    check_model("model.path", MINI)  # so that imports are not timed
     start = time.process_time()
     check_model("model.path", tmp_path / "model")
     assert time.process_time() - start < 0.5
 
 
-def test_an_id_that_no_token_has_is_drawn_and_spells_nothing(tmp_path):
-    """Embeddings are often padded to a multiple of 64; here the model always draws the last row."""
+def test_sampled_ids_without_a_token_decode_to_nothing(tmp_path):
+    """Embeddings are often padded to a multiple of 64. This model always samples the last row."""
     shutil.copytree(MINI, tmp_path / "model")
     as_model(tmp_path / "model", GPTNeoXForCausalLM(GPTNeoXConfig(**TINY | {"vocab_size": 1344})))
     _, tokenizer = check_model("model.path", tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The Lightning face without Hydra, settings or store: what a Lightning user expects of it."""
+"""The Lightning classes without Hydra, settings or store: they behave as Lightning users expect."""
 
 import json
 from functools import partial
@@ -28,7 +28,7 @@ def cells():
     return found
 
 
-def test_the_notebook_runs_and_its_figures_are_of_every_task(cells):
+def test_notebook_runs_and_evaluates_every_test_task(cells):
     assert {"train_policy/pass@1", "train_policy/pass@2"} == set(cells["tested"])
     assert {"train_policy/validation_pass@1", "train_policy/validation_pass@2"} == set(cells["validated"])
     assert len(cells["judge"].programs) == sum(len(batch["completions"]) for batch in cells["predictions"]) == 12
@@ -38,7 +38,7 @@ def test_the_notebook_runs_and_its_figures_are_of_every_task(cells):
     }
 
 
-def test_a_module_is_loaded_with_its_hyperparameters(cells):
+def test_checkpoint_restores_the_modules_hyperparameters(cells):
     again = cells["again"]
     assert isinstance(again.sampler, HFSampler) and again.sampler.max_new_tokens == 64
     assert again.hparams["optimizer"]["lr"] == 2e-4 and again.hparams["model"] == cells["model"]
@@ -64,12 +64,12 @@ def fit(trainer, **module):
         ({"max_epochs": 1, "precision": "bf16-mixed", "limit_val_batches": 0}, 4),
     ],
 )
-def test_the_trainers_own_arguments_say_how_long_and_how(trainer, steps):
+def test_trainer_arguments_determine_the_number_of_steps(trainer, steps):
     assert fit(trainer)[1].global_step == steps
 
 
-def test_accumulated_batches_are_one_larger_batch():
-    """SGD without momentum: a step on the mean of two batches of two is one on a batch of four."""
+def test_gradient_accumulation_matches_a_larger_batch():
+    """With SGD without momentum, a step on the mean of two batches of two equals a step on a batch of four."""
 
     def weights(batch_size, accumulated):
         data = MBPPDataModule(MINI, data=Mini(limit=Limit(train=8, refine=1, test=1)), batch_size=batch_size)
@@ -95,12 +95,12 @@ def test_the_trainer_clips_gradients():
     assert moved[0] > 100 * moved[1] > 0
 
 
-def test_a_schedule_that_needs_an_end_is_refused_without_one():
+def test_schedule_without_an_end_of_training_is_an_error():
     with pytest.raises(InputError, match="sets no end to the training"):
         fit({"max_epochs": -1}, scheduler=Component("ilf.training.schedules.linear"))
 
 
-def test_a_model_that_is_given_whole_is_no_hyperparameter(tmp_path):
+def test_checkpoint_restores_a_module_built_from_a_model_object(tmp_path):
     net = adapt(load_model(MINI, torch.float32), lora())
     module = ILFModule(net, load_tokenizer(MINI), sampler=HFSampler(max_new_tokens=4))
     data = MBPPDataModule(MINI, data=Mini(limit=Limit(test=1, refine=1, train=2)))

@@ -1,4 +1,4 @@
-"""Feedback and refinements by another model: from servers on loopback, a local folder, and stored answers."""
+"""Feedback and refinements by an LLM: from servers on the loopback interface, local folders and stored answers."""
 
 import json
 import re
@@ -30,7 +30,10 @@ FEW += ["data.limit.prompt=10"]
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers to who has the key, with words or the gold program, fenced; every third request fails at first."""
+    """An endpoint that checks the API key and answers with feedback, or with the gold program in a code block.
+
+    After every third answer, one request fails.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -93,7 +96,7 @@ def endpoint(monkeypatch):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A store for all tests, so that samples are drawn once."""
+    """Return the folder of a store for all tests, so that programs are sampled only once."""
     return tmp_path_factory.mktemp("shared")
 
 
@@ -112,7 +115,7 @@ def answer(settings, answers):
     OtherModel(settings, 0.8).answer("refinement", queries(), answers)
 
 
-def test_questions_show_worked_examples_and_never_the_gold_program_or_the_annotators_words():
+def test_questions_show_examples_but_not_the_gold_program_or_feedback():
     asked = queries()
     assert len({q["seed"] for q in asked}) == 6 and [q["sample"] for q in asked] == [0, 1] * 3
     for q in asked:
@@ -125,7 +128,7 @@ def test_questions_show_worked_examples_and_never_the_gold_program_or_the_annota
         assert "All of it." in shown and TASKS[1].code in q["messages"][2]["content"]
 
 
-def test_answers_are_kept_as_they_come_and_only_the_missing_ones_are_asked_for(endpoint, tmp_path):
+def test_stored_answers_survive_an_error_and_are_not_requested_again(endpoint, tmp_path):
     settings, answers = LLM(url=endpoint.url, model="m", parallel=2), JsonLines(tmp_path / "answers.jsonl")
     endpoint.broken_after = 4
     with pytest.raises(InputError, match=r"llm\.url=.*model 'm'.*OPENAI_API_KEY"):
@@ -143,7 +146,7 @@ def test_answers_are_kept_as_they_come_and_only_the_missing_ones_are_asked_for(e
     assert all(r["model"] == "m" and 0 <= r["seed"] < 2**31 for r in endpoint.requests)
 
 
-def test_an_endpoint_that_is_not_there_is_named(tmp_path, monkeypatch):
+def test_unreachable_endpoint_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *a, **k: 0)
     with pytest.raises(InputError, match=r"llm\.url='http://127\.0\.0\.1:1/v1'"):
         answer(LLM(url="http://127.0.0.1:1/v1", model="m"), JsonLines(tmp_path / "a"))
@@ -158,13 +161,13 @@ def test_an_endpoint_that_is_not_there_is_named(tmp_path, monkeypatch):
         ("def f():\n    return 1\n", "def f():\n    return 1"),
     ],
 )
-def test_the_last_block_of_an_answer_is_the_program(answer, code):
+def test_program_is_the_last_code_block_of_an_answer(answer, code):
     asked = queries(ids=(311,), n=1)
     (found,) = llm.programs(asked, [{"task_id": 311, "sample": 0, "answer": answer}])
     assert found.program == code and found.completion == answer
 
 
-def test_a_stored_answer_about_another_program_is_an_error_with_its_line(tmp_path):
+def test_stored_answer_about_another_program_is_an_error(tmp_path):
     file = tmp_path / "answers.jsonl"
     rows = [{"task_id": q["task_id"], "sample": q["sample"], "parent": q["parent"], "answer": "x"} for q in queries()]
     rows[3]["parent"] = "0" * 64
@@ -177,9 +180,7 @@ def test_a_stored_answer_about_another_program_is_an_error_with_its_line(tmp_pat
     assert len(JsonLines(tmp_path / "out").read()) == 5
 
 
-def test_a_policy_learns_from_another_models_refinements_live_and_stored_and_the_key_stays_secret(
-    endpoint, few, small_stages, tmp_path
-):
+def test_policy_trains_on_llm_refinements_from_endpoint_and_from_file(endpoint, few, small_stages, tmp_path):
     live = small_stages(*few, "arm=llm_1shot", f"llm.url={endpoint.url}", "llm.model=m", "logger=many")
     found = live.run()
     live.tracker.close()
@@ -191,12 +192,12 @@ def test_a_policy_learns_from_another_models_refinements_live_and_stored_and_the
     assert {row["task_id"] for row in rows} <= set(found["refiner"]["solved_tasks"])
     everything = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file() and f.suffix != ".safetensors")
     assert KEY.encode() not in everything and b"llm_1shot" in everything
-    # Its stored answers give the same run without the endpoint.
+    # The stored answers give the same results without the endpoint.
     asked = len(endpoint.requests)
     again = small_stages(*few, "arm=llm_1shot", f"llm.path={live.folder / 'programs' / 'llm_answers.jsonl'}").run()
     assert len(endpoint.requests) == asked
     assert again["training_task_ids"] == found["training_task_ids"] and again["finetuned"] == found["finetuned"]
-    # A task without its stored answers has failed; it does not leave the figure.
+    # Tasks without stored answers count as failed in pass@1; they are not left out.
     kept = (live.folder / "programs" / "llm_answers.jsonl").read_text().splitlines()[::2]
     (tmp_path / "half.jsonl").write_text("\n".join(kept))
     half = small_stages(*few, "arm=llm_1shot", f"llm.path={tmp_path / 'half.jsonl'}").run()
@@ -216,7 +217,7 @@ def asked(endpoint):
     return ["feedback=llm", f"llm.url={endpoint.url}", "llm.model=m"]
 
 
-def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, asked, few, small_stages):
+def test_refiner_trains_on_llm_feedback_from_endpoint_and_from_file(endpoint, asked, few, small_stages):
     first = small_stages(*few, "stages=[sample]").run()
     failed = {int(i) for i, passed in first["samples"]["per_task"].items() if not passed}
     endpoint.says_nothing_on = {max(failed)}
@@ -245,22 +246,22 @@ def test_the_refiner_learns_from_another_models_words_live_and_stored(endpoint, 
         if task_id in feedback:
             f = feedback[task_id]
             assert (f["source"], f["text"]) == ("llm", f"Task {task_id} needs {{other}} code.")
-            sample = samples[task_id, f["program"]]  # one of the policy's own, with what executing it gave
+            sample = samples[task_id, f["program"]]  # a sample of the policy; the question contains its verdict
             assert f["program"] in asked_last and f"{sample['verdict']}. {sample['detail']}" in asked_last
     refined = lines(live.folder / "programs" / "refinements.jsonl")
     assert refined and all(feedback[row["task_id"]]["text"] in row["prompt"] for row in refined)
-    # The stored answers stand for the endpoint.
+    # The stored answers replace the endpoint.
     count = len(endpoint.requests)
     stored = live.folder / "programs" / "llm_feedback.jsonl"
     again = small_stages(*few, *SHORT, "feedback=llm", f"llm.path={stored}")
     assert again.run()["refiner"] == found["refiner"] and len(endpoint.requests) == count
     assert (again.folder / "feedback.jsonl").read_bytes() == (live.folder / "feedback.jsonl").read_bytes()
-    # They are no refinements.
+    # Stored feedback can't be used as refinements.
     with pytest.raises(InputError, match=r"llm\.path=.*'refinement'.*llm_answers"):
         small_stages(*few, "refinements=llm", f"llm.path={stored}")
 
 
-def test_among_several_sources_it_is_asked_only_where_it_is_its_turn(endpoint, asked, few, small_stages):
+def test_mixed_feedback_asks_the_llm_only_about_its_share_of_tasks(endpoint, asked, few, small_stages):
     mixed = ["feedback=mixed", "feedback.sources=[scripted,llm]", "feedback.shares=[1,1]", *asked[1:]]
     stages = small_stages(*few, *mixed, "stages=[sample,annotate]")
     stages.run()
@@ -273,9 +274,7 @@ def test_among_several_sources_it_is_asked_only_where_it_is_its_turn(endpoint, a
     assert all(row["shots"] == 1 for row in rows)
 
 
-def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_the_script(
-    endpoint, asked, few, small_stages, tmp_path
-):
+def test_human_examples_replace_scripted_ones_and_shots_0_shows_none(endpoint, asked, few, small_stages, tmp_path):
     few = [*few, *asked, "stages=[sample,annotate]"]
     both = ["llm.shots=0", "refinements=llm", "refinements.tasks=annotated", "stages=[sample,annotate,refine]"]
     none = small_stages(*few, *both)
@@ -284,13 +283,13 @@ def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_
     stored = [none.folder / "programs" / f"llm_{name}.jsonl" for name in ("feedback", "answers")]
     for row in lines(stored[0]) + lines(stored[1]):
         assert row["shots"] == 0 and [turn["role"] for turn in row["messages"]] == ["system", "user"]
-    # Answers of both uses in one file are told apart.
+    # Feedback and refinements in the same file are told apart.
     (tmp_path / "both.jsonl").write_text("".join(file.read_text() for file in stored))
     count = len(endpoint.requests)
     again = small_stages(*few, *both, "llm.url=null", f"llm.path={tmp_path}/both.jsonl").run()
     assert again["llm"] == found["llm"] and again["llm_answers"] == found["llm_answers"]
     assert len(endpoint.requests) == count
-    # A person's annotations of ids 1 to 10; one of another id is of no use here.
+    # Only human annotations of ids 1 to 10 are worked examples.
     file = tmp_path / "annotations.jsonl"
     columns = ("Feedback", "original_model_completion", "unedited_annotator_completion")
     wrong = TASKS[1].prompt + "    return None"
@@ -301,20 +300,20 @@ def test_without_worked_examples_no_annotator_has_a_word_and_people_come_before_
     by_source = {row["source"]: row for row in lines(one.folder / "feedback.jsonl")}
     assert set(by_source) == {"human", "llm"} and by_source["human"]["text"] == "Mine 1."
     for row in lines(one.folder / "programs" / "llm_feedback.jsonl"):
-        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "user"]  # no system, no such turn
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "user"]  # no system turn
         assert row["messages"][1]["content"] == "Mine 1." and "Mine 320." not in str(row)
     with pytest.raises(InputError, match=r"llm\.shots=2.*ids 1 to 10\), and there are 1"):
         small_stages(*few, f"feedback.path={file}", "llm.shots=2")
 
 
-# ---- the key --------------------------------------------------------------------------------------------------------
+# ---- the API key ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_refused_leaves_no_byte_of_the_key(endpoint, asked, few, shared, cli, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")  # as from a file
+def test_refused_api_key_appears_in_no_file_or_output(endpoint, asked, few, shared, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")  # as if read from a file
     endpoint.refused_after = 5
     own = ["llm.shots=0", "stages=[sample,annotate]", "logger=many", "hydra.sweep.dir=sweep", "evaluate.k=[1]"]
-    # With what the client and its libraries have to say, too.
+    # hydra.verbose also prints the debug logs of the client and its libraries.
     done = cli("-m", *SMALL, *few, *asked, *own, "hydra.verbose=true")
     assert done.returncode != 0 and "wrong key: Bearer $OPENAI_API_KEY" in done.stderr
     assert endpoint.keys == {f"Bearer {KEY}"} and len(endpoint.requests) >= 5
@@ -335,7 +334,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def chat_folder(tmp_path_factory):
-    """The mini model with a chat template, and with settings of its own that would make it greedy."""
+    """Return the mini model with a chat template, and with a generation config that would make sampling greedy."""
     folder = tmp_path_factory.mktemp("model") / "chat"
     shutil.copytree(MINI, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
@@ -344,7 +343,7 @@ def chat_folder(tmp_path_factory):
 
 
 def ask(settings, temperature, folder, file, seed=0):
-    """Answers on five programs of different lengths."""
+    """Return the answers about five programs of different lengths, by task."""
     wrong = [
         Program(i, "train", 0, 0, "", "", TASKS[i].prompt + "    return 0\n" * (i - 310), Verdict("failed", "x"))
         for i in range(311, 316)
@@ -355,7 +354,7 @@ def ask(settings, temperature, folder, file, seed=0):
 
 
 @pytest.mark.parametrize("template", [True, False])
-def test_a_local_model_is_shown_what_its_template_makes_of_the_turns(template, chat_folder, tmp_path):
+def test_local_model_receives_turns_formatted_by_its_chat_template(template, chat_folder, tmp_path):
     folder = chat_folder if template else MINI
     found = ask(LLM(model=str(folder), parallel=3, max_tokens=12), 1e-3, folder, tmp_path / "answers.jsonl")
     model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
@@ -368,25 +367,26 @@ def test_a_local_model_is_shown_what_its_template_makes_of_the_turns(template, c
         assert row["usage"]["prompt_tokens"] == ids.shape[1] and row["finish_reason"] in ("length", "stop")
 
 
-def test_a_local_model_samples_by_seed_and_a_killed_one_goes_on_with_the_same_answers(chat_folder, tmp_path):
+def test_resumed_local_model_gives_the_same_answers_for_the_same_seed(chat_folder, tmp_path):
     settings, file = LLM(model=str(chat_folder), parallel=2, max_tokens=12), tmp_path / "answers.jsonl"
     found = ask(settings, 0.8, chat_folder, file)
     whole = file.read_bytes()
     rows = whole.splitlines(keepends=True)
-    file.write_bytes(b"".join(rows[:3]) + rows[3][:40])  # in the middle of the second batch
+    file.write_bytes(b"".join(rows[:3]) + rows[3][:40])  # interrupted within the second batch
     ask(settings, 0.8, chat_folder, file)
     assert file.read_bytes() == whole
     others = ask(settings, 0.8, chat_folder, tmp_path / "others.jsonl", seed=1)
     assert [row["answer"] for row in found.values()] != [row["answer"] for row in others.values()]
 
 
-def test_a_real_server_answers_as_its_folder_does_and_runs_take_both(server, chat_folder, few, small_stages, tmp_path):
+def test_real_server_and_local_model_give_the_same_feedback(server, chat_folder, few, small_stages, tmp_path):
     extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 0, "pad_token_id": 0})
     served = LLM(url=server, model=str(chat_folder), max_tokens=12, extra={"generation_config": extra})
     found = ask(served, 1e-3, None, tmp_path / "served.jsonl")
     local = ask(LLM(model=str(chat_folder), max_tokens=12), 1e-3, chat_folder, tmp_path / "local.jsonl")
     same = [i for i, row in found.items() if row["answer"] == local[i]["answer"]]
-    assert found.keys() == local.keys() and len(same) >= len(found) - 1  # of one, two first tokens are as likely
+    # One answer may differ, because two first tokens are equally likely.
+    assert found.keys() == local.keys() and len(same) >= len(found) - 1
     assert [found[i]["usage"] for i in same] == [local[i]["usage"] for i in same]
     few = [*few, "feedback=llm", f"llm.model={chat_folder}", "llm.max_tokens=8", "stages=[sample,annotate]"]
     few += [f"+llm.extra.generation_config='{extra}'", "llm.shots=2"]
@@ -406,7 +406,7 @@ def test_a_real_server_answers_as_its_folder_does_and_runs_take_both(server, cha
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shots", [0, 1, 2])
-def test_a_real_chat_model_writes_feedback_by_server_and_by_folder(shots, server, chat_model, small_stages):
+def test_real_chat_model_writes_feedback_from_server_and_from_folder(shots, server, chat_model, small_stages):
     few = [*FEW, "data.limit.refine=6", "data.limit.train=6", "stages=[sample,annotate]"]
     few += ["feedback=llm", f"llm.model={chat_model}", "llm.max_tokens=64", f"llm.shots={shots}", "llm.parallel=4"]
     extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 2, "pad_token_id": 2})
@@ -422,24 +422,24 @@ def test_a_real_chat_model_writes_feedback_by_server_and_by_folder(shots, server
 
 # ---- any text --------------------------------------------------------------------------------------------------------
 
-HALF = "a\ud83db\0\r\u2028"
+LONE_SURROGATES = "a\ud83db\0\r\u2028"
 
 
-class Odd(Handler):
-    """Answers with what no file of UTF-8 can hold, in the escapes that JSON has for it."""
+class SurrogateHandler(Handler):
+    """Answers with lone surrogates, which UTF-8 can't encode, as JSON escapes."""
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(request)
         one = {"id": "1", "created": 0, "model": "served"}
         if self.path.endswith("chat/completions"):
-            message = {"role": "assistant", "content": HALF}
+            message = {"role": "assistant", "content": LONE_SURROGATES}
             choices = [{"index": 0, "finish_reason": "stop", "message": message}]
             return self.reply(200, one | {"object": "chat.completion", "choices": choices})
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        for text in ("    return 'a\ud83d", "\ude00\ud83d'"):  # a pair in two parts, and half of one
+        for text in ("    return 'a\ud83d", "\ude00\ud83d'"):  # a surrogate pair in two parts, then half of a pair
             part = one | {"object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": None}]}
             self.wfile.write(b"data: " + json.dumps(part).encode() + b"\n\n")
         self.wfile.write(b"data: [DONE]\n\n")
@@ -447,7 +447,7 @@ class Odd(Handler):
 
 @pytest.fixture
 def odd():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SurrogateHandler)
     server.requests = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server, f"http://127.0.0.1:{server.server_port}/v1"
@@ -455,14 +455,14 @@ def odd():
     server.server_close()
 
 
-def test_half_of_a_surrogate_pair_goes_to_no_server_and_comes_from_none(odd, tmp_path):
+def test_lone_surrogates_are_replaced_in_requests_and_answers(odd, tmp_path):
     server, url = odd
     asked = queries(program="def f(:  # \ud800")
     model = OtherModel(LLM(name="reviewer", url=url, model="served"), 0.0)
     rows = JsonLines(tmp_path / "answers.jsonl")
     model.answer("refinement", asked, rows)
     assert {row["answer"] for row in rows.read()} == {"a\ufffdb\0\r\u2028"}
-    check_stored(str(rows.path), ["refinement"])  # as llm.path takes it
+    check_stored(str(rows.path), ["refinement"])  # as for llm.path
     sampler = ServedSampler(url=url)
     draws = [Draw(1, "test", i, i, "def f():\n    # \udfff\n", "def f():\n") for i in range(2)]
     texts = [text for _, text in sampler.sample("served", load_tokenizer(MINI), draws)]

