@@ -1,4 +1,4 @@
-"""The annotation page: its server over HTTP, what lands in its file, and the page in a real browser."""
+"""The annotation page: its server over HTTP, its file of answers, and the page in a real browser."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ from ilf.settings import Annotate
 from ilf.tasks.prompts import normalise_newlines
 from ilf.types import InputError, Program
 
-# What is annotated already in a file restricts nothing, and need not be there.
+# mode=annotate does not restrict the tasks to those in feedback.path, which need not exist.
 BUDGET = [*SMALL, "data.limit.refine=12", "data.limit.train=12", "data.limit.test=4", "mode=annotate", "logger=none"]
 BUDGET += ["feedback=human", "feedback.path=nowhere.jsonl"]
 
@@ -64,7 +64,7 @@ def free_port():
 
 @contextlib.contextmanager
 def serving(work, port=None):
-    """Serve from a thread; give a client, whose base_url is the address."""
+    """Serve in a thread, and yield a client whose base_url is the server's address."""
     settings = Annotate(port=port or free_port())
     with bind(settings) as listener:
         server = uvicorn.Server(uvicorn.Config(application(work, settings.host), log_config=None))
@@ -84,19 +84,19 @@ def post(client, path, annotator="Ann", **body):
 
 
 def save(client, task, annotator="Ann", refinement=None, feedback="Start from 0.", **more):
-    """Answer a task; with a refinement, or the program as it is."""
+    """Answer a task with a refinement, by default the unchanged program."""
     program = task["programs"][0]["text"]
     body = {"task_id": task["task_id"], "program": program, "refinement": refinement or program, "feedback": feedback}
     return post(client, "answer", annotator, seconds=1.5, **body | more)
 
 
 def gold(stages, task_id):
-    """A refinement that passes: the gold program under the task's prompt."""
+    """Return a refinement that passes: the task's prompt and the body of its gold program."""
     task = stages.tasks.by_id[task_id]
     return task.prompt + task.code.partition(":\n")[2]
 
 
-def test_what_is_served_is_the_tasks_that_fail_and_nothing_of_test(stages, failing, answers):
+def test_the_server_serves_failing_tasks_and_nothing_of_test(stages, failing, answers):
     with serving(work_of(stages, failing, answers)) as client:
         served = post(client, "progress")["tasks"]
         assert {t["task_id"] for t in served} == set(failing)
@@ -106,12 +106,12 @@ def test_what_is_served_is_the_tasks_that_fail_and_nothing_of_test(stages, faili
             program = {"program": task.code, "refinement": task.code}
             for path, body in [("open", {}), ("run", program), ("answer", {**program, "feedback": "x", "seconds": 1})]:
                 assert post(client, path, task_id=task.task_id, **body)[0] == 422
-    half = [t["split"] for t in served[: len(served) // 2]]  # whoever stops half way has of both
+    half = [t["split"] for t in served[: len(served) // 2]]  # annotators who stop half way have tasks of both splits
     assert {"refine", "train"} <= set(half)
     assert not answers.path.exists()
 
 
-def test_only_this_page_is_answered(stages, failing, answers):
+def test_requests_that_the_page_does_not_send_are_rejected(stages, failing, answers):
     with serving(work_of(stages, failing, answers)) as client:
         body = {"session": "a window", "annotator": "Ann"}
         port = client.base_url.port
@@ -121,12 +121,12 @@ def test_only_this_page_is_answered(stages, failing, answers):
             return client.post(path, content=json.dumps(body), headers=headers).status_code
 
         assert status() == status(origin=f"http://127.0.0.1:{port}") == 200
-        assert status(host="localhost:9999", origin="http://localhost:9999") == 200  # the other end of a tunnel
-        assert status(host=f"evil.example:{port}") == 403  # a name that was pointed here
+        assert status(host="localhost:9999", origin="http://localhost:9999") == 200  # through a tunnel
+        assert status(host=f"evil.example:{port}") == 403  # DNS rebinding: a foreign name that resolves to this host
         assert client.get("/", headers={"host": "evil.example"}).status_code == 403
         for origin in ("http://evil.example", "null", f"http://localhost:{port}", "http://127.0.0.1:1"):
             assert status(origin=origin) == 403, origin
-        assert status(content_type="text/plain") == 415  # what a form of another site can send
+        assert status(content_type="text/plain") == 415  # a type that a form on another site can send
         big = client.post("/api/progress", json={**body, "skipped": [1] * 1_000_000})
         chunked = client.post("/api/progress", content=iter([b"{}"]), headers={"content-type": "application/json"})
         assert big.status_code == chunked.status_code == 413
@@ -137,7 +137,7 @@ def test_only_this_page_is_answered(stages, failing, answers):
             assert client.get(path).status_code == 404
 
 
-def test_only_feedback_with_a_refinement_that_passes_or_none_is_saved(stages, failing, answers):
+def test_only_valid_answers_are_saved(stages, failing, answers):
     with serving(work_of(stages, failing, answers)) as client:
         first, second = (post(client, "open", task_id=i)["task"] for i in sorted(failing)[:2])
         x0, x1 = first["programs"][0]["text"], gold(stages, first["task_id"])
@@ -176,7 +176,7 @@ def test_only_feedback_with_a_refinement_that_passes_or_none_is_saved(stages, fa
     assert two["unedited_annotator_completion"] == "" and two["refinement_edit_distance"] is None
 
 
-def test_a_correction_is_appended_and_stands(stages, failing, answers):
+def test_a_corrected_answer_is_appended_and_replaces_the_earlier_one(stages, failing, answers):
     task_id = min(failing)
     answers.append(old := {"task_id": task_id, "Feedback": "old", "original_model_completion": "def f(:", "mine": [1]})
     with serving(work_of(stages, failing, answers)) as client:
@@ -191,15 +191,15 @@ def test_a_correction_is_appended_and_stands(stages, failing, answers):
 
 
 @pytest.mark.parametrize("servers", [1, 2])
-def test_annotators_at_the_same_time_lose_nothing(stages, failing, answers, servers):
+def test_concurrent_annotators_lose_no_answers(stages, failing, answers, servers):
     works = [work_of(stages, failing, answers) for _ in range(servers)]
     done, opened = {"Ann": [], "Ben": [], "Cy": []}, []
-    together = threading.Barrier(len(done))
+    barrier = threading.Barrier(len(done))
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(serving(work)) for work in works]
 
         def annotate(annotator, client):
-            together.wait()
+            barrier.wait()
             while task := post(client, "open", annotator)["task"]:
                 opened.append(task["task_id"])
                 save(client, task, annotator, feedback="long " * 4000)
@@ -216,12 +216,12 @@ def test_annotators_at_the_same_time_lose_nothing(stages, failing, answers, serv
     rows = answers.rows()
     assert sorted((r["annotator"], r["task_id"]) for r in rows) == sorted((a, i) for a in done for i in done[a])
     assert {row["task_id"] for row in rows} == set(failing)
-    assert all(task["answered_by"] for state in states for task in state)  # each server sees the other's
-    if servers == 1:  # claims are a server's own
+    assert all(task["answered_by"] for state in states for task in state)  # each server sees the other's answers
+    if servers == 1:  # servers do not share claims
         assert len(opened) == len(set(opened)) == len(failing)
 
 
-def test_a_task_that_somebody_has_open_is_given_to_nobody_else_until_they_leave(stages, failing, answers, monkeypatch):
+def test_a_task_is_held_until_its_annotator_leaves_or_times_out(stages, failing, answers, monkeypatch):
     with serving(work_of(stages, failing, answers)) as client:
         first = post(client, "open", "Ann")["task"]["task_id"]
         second = post(client, "open", "Ben")["task"]["task_id"]
@@ -232,13 +232,13 @@ def test_a_task_that_somebody_has_open_is_given_to_nobody_else_until_they_leave(
         post(client, "leave", "Ann")
         assert post(client, "open", "Ben", skipped=[second])["task"]["task_id"] == first
         monkeypatch.setattr("ilf.annotation.assignments._PATIENCE", 0.0)
-        assert post(client, "open", "Cy")["task"]["task_id"] == first  # nobody gave a sign of life
+        assert post(client, "open", "Cy")["task"]["task_id"] == first  # all claims have expired
         monkeypatch.undo()
-        everything = sorted(failing, key=lambda i: i != second)  # skipped ones come last, in the order of skipping
+        everything = sorted(failing, key=lambda i: i != second)  # skipped tasks come last, in the order of skipping
         assert post(client, "open", "Ben", skipped=everything)["task"]["task_id"] == second
 
 
-def test_a_row_that_a_kill_cut_off_is_none_and_one_without_a_newline_is_kept(answers):
+def test_only_a_truncated_last_row_of_the_answers_is_ignored(answers):
     row = {"task_id": 1, "Feedback": "ä", "original_model_completion": "x"}
     text = json.dumps(row, ensure_ascii=False)
     answers.path.write_text(f"{text}\n\n{text[:-9]}")
@@ -261,12 +261,12 @@ def test_a_row_that_a_kill_cut_off_is_none_and_one_without_a_newline_is_kept(ans
             Answers(answers.path).rows()
 
 
-def test_a_port_in_use_is_named(capfd):
+def test_a_port_in_use_is_reported(capfd):
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(InputError, match=r"annotate\.port=.*8766"):
         bind(Annotate(port=other.getsockname()[1]))
 
 
-def test_a_killed_server_loses_nothing_and_the_next_goes_on_until_ctrl_c(stages, failing, answers, tmp_path):
+def test_a_restarted_server_resumes_after_a_kill_and_exits_on_sigint(stages, failing, answers, tmp_path):
     store, out = stages.runner.store.root, tmp_path / "printed.out"
 
     @contextlib.contextmanager
@@ -297,7 +297,7 @@ def test_a_killed_server_loses_nothing_and_the_next_goes_on_until_ctrl_c(stages,
     command = printed.partition("train:")[2].split("\n")[0]
     assert f"feedback=human feedback.path={answers.path}" in command and "mode=" not in command
     with answers.path.open("a") as file:
-        file.write('{"task_id": 1, "Feed')  # as a kill in the middle of a row leaves it
+        file.write('{"task_id": 1, "Feed')  # a row that a kill cut off
     with page(signal.SIGINT, 0) as client:
         following = post(client, "open")["task"]
         assert following["task_id"] != task["task_id"]
@@ -322,8 +322,8 @@ def browser():
         browser.close()
 
 
-def test_the_page_in_a_browser(stages, failing, answers, browser):
-    """Write, run, save, go back, reload, with the server away, by keys, and with hostile texts."""
+def test_the_page_works_in_a_browser(stages, failing, answers, browser):
+    """Write, run, save, go back and reload; with the server down, with the keyboard only, and with hostile texts."""
     first, second, third = sorted(failing, key=lambda i: (-len({p.program for p in failing[i]}), i))[:3]
     some = {i: failing[i] for i in (first, second, third)}
     task = stages.tasks.by_id[first]
@@ -341,7 +341,7 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
 
-    def at(task_id):
+    def wait_for_task(task_id):
         page.wait_for_selector(f"#task-id:text-is('Task {task_id}')")
 
     port = free_port()
@@ -351,8 +351,8 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
         page.keyboard.press("Enter")
         page.wait_for_selector("#work:not([hidden])")
         page.goto(f"{client.base_url}/#{first}")
-        at(first)
-        # Hostile texts stay texts, also as what a program returns.
+        wait_for_task(first)
+        # Hostile texts are shown as text, also if a program returns them.
         number = page.locator("#programs label").count()
         page.keyboard.press(str(number))
         assert EVIL in page.text_content("#text") and EVIL in page.text_content("#program")
@@ -361,7 +361,7 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
         page.wait_for_selector("#outcomes .bad")
         assert EVIL[:40] in page.text_content("#detail")
         assert page.evaluate("[window.hacked, document.images.length, document.scripts.length]") == [None, 0, 1]
-        # Keys: 1 chooses, f and r lead to the boxes, Tab indents, Esc leaves, Ctrl+Enter runs.
+        # Keys: 1 chooses a program, f and r focus the boxes, Tab indents, Esc leaves a box, Ctrl+Enter runs.
         page.keyboard.press("1")
         program = page.input_value("#refinement")
         assert program == page.evaluate("document.querySelector('#program pre:last-child').textContent")
@@ -380,12 +380,12 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
         assert page.input_value("#refinement").endswith("    return None")
         page.keyboard.press("Control+Enter")
         page.wait_for_selector("#rules .bad >> text=passes all tests")
-        page.keyboard.press("Control+s")  # a wrong refinement is refused, and nothing is lost
+        page.keyboard.press("Control+s")  # an incorrect refinement is rejected but kept in the box
         page.wait_for_selector("#notice.bad >> text=does not pass")
         assert not answers.path.exists()
-        # A reload restores what was typed.
+        # A reload restores the typed text.
         page.reload()
-        at(first)
+        wait_for_task(first)
         assert page.input_value("#feedback") == "n1b? is text here"
         assert page.input_value("#refinement").endswith("return None")
         right = gold(stages, first)
@@ -398,10 +398,10 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
         page.fill("#refinement", right + "\n")
         page.click("text=Go back to it")
         assert page.input_value("#refinement") == right
-        page.wait_for_timeout(1200)  # time at work is counted in seconds
+        page.wait_for_timeout(1200)  # working time is counted in seconds
         page.fill("#bugs", "2")
         page.get_by_label("missing step").check()
-    # The server is away: what was typed is kept, and saved when it is back.
+    # While the server is down, the typed text is kept. It can be saved when the server is back.
     page.keyboard.press("Control+s")
     page.wait_for_selector("#notice.bad >> text=does not answer")
     assert page.input_value("#refinement") == right and not answers.path.exists()
@@ -413,19 +413,19 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
         assert row["unedited_annotator_completion"] == right and row["seconds"] >= 1
         assert "1 of 3" in page.text_content("#count")
         here = int(page.text_content("#task-id").split()[1])
-        # Skipped: this one comes last; the other window of the same annotator gets another task.
+        # A skipped task comes last. Another window of the same annotator gets another task.
         page.keyboard.press("n")
         there = ({second, third} - {here}).pop()
-        at(there)
+        wait_for_task(there)
         other = context.new_page()
         other.goto(str(client.base_url))
         other.wait_for_selector(f"#task-id:text-is('Task {here}')")
         other.close()
-        # Back leads to what was answered, with the answer in the boxes; what is saved then is a second row.
+        # Back leads to the answered tasks, with the answer in the boxes. Saving again appends a second row.
         page.keyboard.press("b")
-        at(here)
+        wait_for_task(here)
         page.keyboard.press("b")
-        at(first)
+        wait_for_task(first)
         assert page.input_value("#feedback") == "n1b? is text here" and page.input_value("#bugs") == "2"
         assert page.input_value("#refinement") == right and page.get_by_label("missing step").is_checked()
         page.fill("#feedback", "better words")
@@ -434,7 +434,7 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
         page.wait_for_selector("#notice.good")
         assert [r["Feedback"] for r in answers.rows()] == ["n1b? is text here", "better words"]
         assert answers.rows()[1]["unedited_annotator_completion"] == ""
-        # By keys alone through the rest, to the end.
+        # The remaining tasks are answered with the keyboard only.
         for _ in range(2):
             page.keyboard.press("f")
             page.keyboard.type("words")
@@ -447,7 +447,7 @@ def test_the_page_in_a_browser(stages, failing, answers, browser):
         assert page.locator("#tasks .answered").count() == 3
         page.locator("#tasks button").first.click()
         page.wait_for_selector("#work:not([hidden])")
-        for width in (380, 700, 1000, 1400):  # nothing sticks out
+        for width in (380, 700, 1000, 1400):  # no horizontal overflow
             page.set_viewport_size({"width": width, "height": 844})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert errors == []
@@ -458,8 +458,8 @@ ODD = "\0\r\f\x1c\x85\u2028\ufeff\ufffe|`<script>&$\\'\";\U0001f600"
 
 
 @pytest.mark.parametrize("odd", [*ODD, ODD, "half \ud83d of a pair", "x" * 19_000])
-def test_the_page_takes_and_gives_any_text(stages, failing, answers, odd):
-    """In what a person writes, and in a program that failed."""
+def test_the_server_accepts_and_returns_any_text(stages, failing, answers, odd):
+    """The text is part of the annotator's answer and of the failed program."""
     task_id = next(iter(failing))
     program = replace(failing[task_id][0], program=f"def f(:  # {whole(odd)}")
     with serving(work_of(stages, {task_id: [program]}, answers)) as client:
@@ -467,7 +467,7 @@ def test_the_page_takes_and_gives_any_text(stages, failing, answers, odd):
         def sent(path, **body):
             body = {"session": "a window", "annotator": f"Ann{odd}"[:50], **body}
             headers = {"content-type": "application/json"}
-            return client.post(f"/api/{path}", content=json.dumps(body), headers=headers)  # with escapes
+            return client.post(f"/api/{path}", content=json.dumps(body), headers=headers)  # json.dumps escapes the text
 
         (shown,) = sent("open", task_id=task_id).json()["task"]["programs"]
         assert shown["text"] == program.program
@@ -477,7 +477,7 @@ def test_the_page_takes_and_gives_any_text(stages, failing, answers, odd):
         body |= {"refinement": program.program, "feedback": f"Mend {odd} it.", "seconds": 1}
         done = sent("answer", **body, categories=[f"c{odd}c"[:50].replace(";", "")])
         assert done.status_code == 200, done.text
-        assert sent("answer", **body | {"bugs": -1, "feedback": odd}).status_code == 422  # told, with what was sent
+        assert sent("answer", **body | {"bugs": -1, "feedback": odd}).status_code == 422  # the error quotes the text
         assert sent("progress").status_code == 200
     (row,) = Answers(answers.path).rows()
     assert row["Feedback"] == normalise_newlines(f"Mend {whole(odd)} it.")

@@ -1,6 +1,6 @@
-"""Each architecture of a list is sampled as uncached decoding does, planned, trained, saved, or refused by name.
+"""Sampling, memory plans, fine-tuning and saving of each architecture of a list.
 
-docs/how-to/models.md has the table of what is found here: each test holds its column against it.
+The tests compare their findings with the table in docs/how-to/models.md.
 """
 
 import math
@@ -27,7 +27,7 @@ from ilf.training.mbpp_datamodule import MBPPDataModule
 from ilf.types import Draw, InputError, Splits
 
 FAMILIES = pytest.mark.parametrize("family", ARCHITECTURES)
-# Of three lengths, the shortest and the longest twice: with places for four, rows come and go beside one another.
+# Prompts of three lengths, and five draws for four rows, so that rows join and leave the batch.
 PROMPTS = [
     "".join(f" t{7 * i % 290 + 3}" for i in range(start, start + length))
     for start, length in ((1, 3), (9, 7), (20, 14))
@@ -46,10 +46,10 @@ def tokenizer():
 
 
 @torch.inference_mode()
-def uncached(model, tokenizer, draw):
-    """What a draw begins with, where the whole text is read again for each token, alone.
+def sample_uncached(model, tokenizer, draw):
+    """Return the start of a draw's program, sampled alone and without a cache.
 
-    It breaks off where its random number is so near the border of two tokens that rounding decides.
+    It ends where the random number is so close to the border between two tokens that rounding decides.
     """
     numbers = torch.rand(STEPS, generator=torch.Generator().manual_seed(draw.seed))
     prompt = tokenizer(draw.prompt, add_special_tokens=False).input_ids
@@ -65,17 +65,17 @@ def uncached(model, tokenizer, draw):
 
 
 @FAMILIES
-def test_samples_are_those_of_uncached_decoding(family, tokenizer):
+def test_samples_match_uncached_decoding(family, tokenizer):
     model = model_of(family)
     found = dict(SAMPLING.sample(model, tokenizer, DRAWS))
-    expected = {draw: uncached(model, tokenizer, draw) for draw in DRAWS}
+    expected = {draw: sample_uncached(model, tokenizer, draw) for draw in DRAWS}
     assert all(found[draw].startswith(text) for draw, text in expected.items())
     assert TABLE[family]["sampling"] == ("together" if joinable(model) else "a prompt at a time")
     assert len(set(found.values())) > 3 and sum(text.count(" ") for text in expected.values()) > 2 * STEPS
 
 
 @FAMILIES
-def test_perplexity_is_that_of_the_whole_text(family, tokenizer):
+def test_perplexity_matches_a_full_forward_pass(family, tokenizer):
     model, texts = model_of(family), [(p, q) for p in PROMPTS[:2] for q in (" t9", " t8 t7 t200")]
     for found, (prompt, target) in zip(perplexity(model, tokenizer, texts, 1000), texts, strict=True):
         example = encode(tokenizer, 0, prompt, target, 1000)
@@ -88,8 +88,8 @@ def test_perplexity_is_that_of_the_whole_text(family, tokenizer):
 
 
 @FAMILIES
-def test_the_memory_plan_never_stops_a_run(family, caplog):
-    """Where it can't count, it says so. Where rows of several texts go together, and layers are alike, it counts."""
+def test_the_memory_plan_counts_memory_or_logs_that_it_cannot(family, caplog):
+    """It counts the cache of models that sample several prompts together, and of the others logs that it can't."""
     config = config_of(family)
     drawing = sampling(config, SAMPLING, torch.float32, 4)
     training = fine_tuning(config, FineTuning(None, ADAMW, "32-true", 1, 4, False))
@@ -104,7 +104,7 @@ def test_the_memory_plan_never_stops_a_run(family, caplog):
 
 
 @FAMILIES
-def test_packed_weights_give_the_logits_of_the_model(family, tmp_path):
+def test_packed_weights_match_the_logits_of_the_model(family, tmp_path):
     folder = folder_of(family, tmp_path)
     ids = torch.arange(3, 15).view(2, 6)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
@@ -124,8 +124,8 @@ def loss(model, tokenizer, examples):
 
 
 @FAMILIES
-def test_what_is_accepted_at_the_start_learns_and_is_saved_whole(family, tokenizer, tmp_path):
-    """Or it is refused there."""
+def test_adapters_accepted_at_startup_can_be_trained_and_saved(family, tokenizer, tmp_path):
+    """The table lists the others as refused."""
     folder = folder_of(family, tmp_path / "base")
     config, _ = check_model("model.path", folder)
     examples = [encode(tokenizer, i, PROMPTS[i], target, 100) for i, target in enumerate((" t9 t8", " t200 t44 t5"))]
@@ -137,10 +137,10 @@ def test_what_is_accepted_at_the_start_learns_and_is_saved_whole(family, tokeniz
             assert TABLE[family][name] == "refused"
             continue
         assert TABLE[family][name] == "yes"
-        learns_and_is_saved(folder, adapter, tokenizer, examples, tmp_path / "tuned")
+        check_training_and_saving(folder, adapter, tokenizer, examples, tmp_path / "tuned")
 
 
-def learns_and_is_saved(folder, adapter, tokenizer, examples, tuned):
+def check_training_and_saving(folder, adapter, tokenizer, examples, tuned):
     part, quantize = adapter
     model = adapt(load_model(folder, torch.float32, quantize=quantize), part).train()
     optimizer = ADAMW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -152,15 +152,15 @@ def learns_and_is_saved(folder, adapter, tokenizer, examples, tuned):
         optimizer.zero_grad()
     assert losses[-1] < losses[0]
     save(model.eval(), tokenizer, tuned)
-    if quantize:  # the adapter that was trained on quantised weights, on those that they were made of
+    if quantize:  # the adapter was trained on quantized weights; apply it to the original weights
         model = PeftModel.from_pretrained(load_model(folder, torch.float32), tuned / "adapter").eval()
     with torch.no_grad():
         found, expected = (float(loss(m, tokenizer, examples)) for m in (load_model(tuned, torch.float32), model))
-    assert found == pytest.approx(expected, rel=1e-2)  # merged in 32 bits, which may tip a choice of experts
+    assert found == pytest.approx(expected, rel=1e-2)  # merging in 32 bits may change a choice of experts
 
 
 @FAMILIES
-def test_continuous_batching_is_refused_at_the_start_where_the_class_tells(family):
+def test_continuous_batching_errors_at_startup_name_the_model_class(family):
     try:
         check_continuous(config_of(family))
     except InputError as error:
@@ -170,7 +170,7 @@ def test_continuous_batching_is_refused_at_the_start_where_the_class_tells(famil
 
 @pytest.mark.slow
 @FAMILIES
-def test_continuous_batching_draws_what_greedy_decoding_gives_or_names_what_would(family, tokenizer):
+def test_continuous_batching_matches_greedy_decoding_or_is_rejected(family, tokenizer):
     model, drawing = model_of(family), {"temperature": 1e-6, "max_new_tokens": STEPS, "batch_size": 2}
     expected = dict(HFSampler(**drawing).sample(model, tokenizer, DRAWS[:3]))
     try:
@@ -183,5 +183,5 @@ def test_continuous_batching_draws_what_greedy_decoding_gives_or_names_what_woul
         assert found == expected and TABLE[family]["continuous"] == "yes"
 
 
-def test_the_table_has_each_family_once():
+def test_the_table_lists_each_family_once():
     assert list(TABLE) == list(ARCHITECTURES)

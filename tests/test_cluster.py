@@ -1,4 +1,4 @@
-"""Unit tests on a Ray cluster, and sweeps whose jobs run in other processes: all on this machine, and real."""
+"""Unit tests on a Ray cluster, and sweeps with parallel jobs: real clusters, all on this machine."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SWEEP = [
 
 
 def check_sweep(folder: Path, arms: list[str], failed: str, status: str) -> None:
-    """Check that a sweep whose jobs ran side by side lacks nothing, and that its jobs shared what they could."""
+    """Check that a sweep with parallel jobs is complete, and that its jobs shared their common stages."""
     with (folder / "sweep" / "comparison.csv").open() as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     assert [row["status"] for row in rows.values()] == [status] * len(arms) + ["failed"]
@@ -51,7 +51,7 @@ def free_ports(n: int) -> list[int]:
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A Slurm of this machine alone, with its own keys and ports."""
+    """A Slurm cluster whose only node is this machine, with its own keys and ports."""
     programs = [
         shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("munged", "slurmctld", "slurmd")
     ]
@@ -101,7 +101,7 @@ def slurm(tmp_path, monkeypatch):
         yield
     finally:
         subprocess.run(["scancel", "--full", "-u", "root"], capture_output=True)
-        for process in reversed(processes):  # munged last: the others end with its help
+        for process in reversed(processes):  # munged last: the others need it to shut down
             process.terminate()
             try:
                 process.wait(20)
@@ -117,7 +117,7 @@ def wait_until(met, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-# Each verdict, programs that need longer than others, and one twice.
+# Several verdicts, programs that take longer than others, and a duplicate.
 JOBS = [
     *(Job(f"def f(x):\n    return x + {i}\n", (f"assert f(1) == {1 + i % 7}", "assert f(0) >= 0")) for i in range(60)),
     Job("def f(x):\n    while True:\n        pass\n", ("assert f(1) == 1",), gold="def f(x):\n    return x\n"),
@@ -130,7 +130,7 @@ JOBS = [
 
 
 def outcome(verdict: Verdict) -> tuple[object, ...]:
-    """Return what of a verdict does not depend on the clock."""
+    """Return the parts of a verdict that do not depend on timing."""
     return verdict.verdict, verdict.tests, "" if verdict.verdict == "timed_out" else verdict.detail
 
 
@@ -153,23 +153,23 @@ def ray_cluster():
 
 
 @pytest.mark.slow
-def test_verdicts_of_a_cluster_are_those_of_this_machine(ray_cluster):
+def test_cluster_verdicts_match_local_verdicts(ray_cluster):
     from ilf.sandbox.cluster import ClusterSandbox
 
     local, limits = Sandbox(Limits(time_limit=1)), Limits(time_limit=1, workers=1)
-    spread = ClusterSandbox(limits, ray_cluster[0].address)
-    assert [outcome(v) for v in spread.run(JOBS)] == [outcome(v) for v in local.run(JOBS)]
+    remote = ClusterSandbox(limits, ray_cluster[0].address)
+    assert [outcome(v) for v in remote.run(JOBS)] == [outcome(v) for v in local.run(JOBS)]
     assert {v.verdict for v in local.run(JOBS)} >= {"passed", "failed", "crashed", "timed_out", "memory"}
-    assert spread.isolation == local.isolation and spread.run([]) == []
+    assert remote.isolation == local.isolation and remote.run([]) == []
     import ray
 
     code = ray.get(ray.remote(lambda: __import__("ilf").__file__).remote())
-    assert "py_modules" in code  # sent along: another machine need not have it
+    assert "py_modules" in code  # sent to the nodes, which need not have ilf installed
     with pytest.raises(InputError, match=r"executor\.workers=3.*processors"):
         ClusterSandbox(Limits(workers=3))
 
 
-def test_an_isolation_report_says_what_any_node_leaves_open():
+def test_the_isolation_report_is_that_of_the_least_isolated_node():
     from ilf.sandbox.cluster import _worse
 
     whole = Isolation(("user", "network", "seccomp"), {}, ())
@@ -178,7 +178,7 @@ def test_an_isolation_report_says_what_any_node_leaves_open():
 
 
 @pytest.mark.slow
-def test_a_run_on_a_cluster_gives_what_a_run_here_gives_and_shares_its_stages(ray_cluster, small_stages, store):
+def test_cluster_and_local_runs_share_stages_and_give_equal_results(ray_cluster, small_stages, store):
     few = ["stages=[zero_shot]", "data.limit.test=4"]
     address = f"executor.address={ray_cluster[0].address}"
     there = small_stages(*few, "executor=ray", address).run()
@@ -195,16 +195,16 @@ def test_a_run_on_a_cluster_gives_what_a_run_here_gives_and_shares_its_stages(ra
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_costs_no_verdict_and_the_last_that_could_go_on_ends_the_run(ray_cluster):
+def test_losing_a_node_loses_no_verdicts_unless_no_suitable_node_is_left(ray_cluster):
     from ilf.sandbox.cluster import ClusterSandbox
 
     cluster, second = ray_cluster
     slow = "import time\ndef f(x):\n    time.sleep(0.15)\n    return x + {}\n"
     jobs = [Job(slow.format(i), (f"assert f(1) == {1 + i % 2}",)) for i in range(90)]
-    spread, wide = ClusterSandbox(Limits(workers=1), cluster.address), ClusterSandbox(Limits(workers=2))
+    remote, wide = ClusterSandbox(Limits(workers=1), cluster.address), ClusterSandbox(Limits(workers=2))
     (raylet,) = [p[0].process.pid for kind, p in second.all_processes.items() if kind == "raylet"]
     with ThreadPoolExecutor() as pool:
-        whole = pool.submit(lambda: list(spread._execute(jobs)))
+        whole = pool.submit(lambda: list(remote._execute(jobs)))
         wait_until(lambda: "_judge" in processes_of(raylet))
         ending = pool.submit(wide.run, jobs)  # needs two processors
         cluster.remove_node(second, allow_graceful=False)
@@ -227,16 +227,16 @@ def processes_of(parent: int) -> str:
     return "\n".join(commands)
 
 
-def test_a_cluster_that_is_not_there_is_named_before_a_model_loads(small_stages):
+def test_an_unreachable_cluster_is_reported_at_startup(small_stages):
     pytest.importorskip("ray", reason="pip install -r requirements-extras.txt")
     import ray
 
-    ray.shutdown()  # what the tests before are connected to would be used
+    ray.shutdown()  # otherwise the connection of an earlier test would be used
     with pytest.raises(InputError, match=r"executor\.address='127\.0\.0\.1:1'.*ray start"):
         small_stages("executor=ray", "executor.address=127.0.0.1:1")
 
 
-def test_an_extra_that_is_not_there_is_named(monkeypatch):
+def test_a_missing_ray_package_and_an_unknown_argument_are_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"executor='ray'.*requirements-extras\.txt"):
         compose_settings("executor=ray")
@@ -245,18 +245,18 @@ def test_an_extra_that_is_not_there_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_by_joblib_is_one_sweep(tmp_path):
+def test_a_sweep_with_joblib_shares_stages_and_reports_all_jobs(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install -r requirements-extras.txt")
     launcher = ["hydra/launcher=processes", "hydra.launcher.n_jobs=2", "stages=[sample,zero_shot,annotate]"]
     command = [sys.executable, ROOT / "run.py", "-m", *launcher, "refinements=gold,none,human", "feedback=unit_tests"]
-    # Not by the fork server, whose processes end in another order than joblib's workers need.
+    # Not started by the fork server, whose order of shutdown does not suit joblib's workers.
     done = subprocess.run([*command, *SWEEP], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and "refinements='human'" in done.stderr  # the arm that can't be with unit_tests
+    assert done.returncode != 0 and "refinements='human'" in done.stderr  # an arm that is invalid with unit_tests
     check_sweep(tmp_path, ["gold", "none"], "human", "partial")
 
 
 @pytest.mark.slow
-def test_a_sweep_by_slurm_is_one_sweep(slurm, cli, tmp_path):
+def test_a_sweep_with_slurm_shares_stages_and_reports_all_jobs(slurm, cli, tmp_path):
     small = [f"hydra.launcher.{key}" for key in ("gpus_per_node=null", "mem_gb=null", "cpus_per_task=1")]
     launcher = ["hydra/launcher=slurm", *small]
     done = cli("-m", *launcher, "refinements=gold,none,human", "feedback=unit_tests", *SWEEP)
@@ -267,7 +267,7 @@ def test_a_sweep_by_slurm_is_one_sweep(slurm, cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_slurm_job_that_is_told_to_make_room_goes_on_when_it_is_its_turn_again(slurm, tmp_path):
+def test_a_slurm_job_resumes_after_sigusr1_and_requeueing(slurm, tmp_path):
     arguments = [*SWEEP[:-1], "logger=none", "hydra.run.dir=run", "sampler.n=10", "data.limit.train=300"]
     script = tmp_path / "job.sh"
     command = " ".join([sys.executable, str(ROOT / "run.py"), *map(shlex.quote, arguments)])
@@ -277,13 +277,13 @@ def test_a_slurm_job_that_is_told_to_make_room_goes_on_when_it_is_its_turn_again
     log, output = tmp_path / "run" / "run.log", tmp_path / "job.out"
     wait_until(lambda: log.exists() and "sample: 1 of" in log.read_text(), 200)
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
-    wait_until(lambda: "stopped by SIGUSR1" in output.read_text() and "PENDING" in state(job), 30)
+    wait_until(lambda: "stopped by SIGUSR1" in output.read_text() and "PENDING" in job_state(job), 30)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "interrupted"
-    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)  # else in two minutes
-    wait_until(lambda: "COMPLETED" in state(job), 300)
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)  # or it waits two minutes
+    wait_until(lambda: "COMPLETED" in job_state(job), 300)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "complete"
     assert "zero_shot: reused" in log.read_text() and "stored samples are reused" in log.read_text()
 
 
-def state(job: str) -> str:
+def job_state(job: str) -> str:
     return subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout

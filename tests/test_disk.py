@@ -1,4 +1,4 @@
-"""Where a run writes: refused at the start where it can't, planned where it may not fit, and named where it is full."""
+"""The folders that a run writes to: unwritable folders, plans of the disk space, and errors on full disks."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from ilf.types import InputError
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Make a real file system of so many bytes."""
+    """A function that mounts a real file system of a given size in bytes."""
     made = []
 
     def mount(size):
@@ -41,7 +41,7 @@ def mounted(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-NOWHERE = {
+UNWRITABLE = {
     "a file": lambda folder: ROOT / "README.md",
     "below a file": lambda folder: ROOT / "README.md" / "x" / "y",
     "a read-only place": lambda folder: Path("/proc/x"),
@@ -53,23 +53,23 @@ NOWHERE = {
 
 
 @pytest.mark.parametrize("key", ["store.dir", "output_dir"])
-@pytest.mark.parametrize("name", NOWHERE)
-def test_a_place_that_can_not_be_written_is_refused_at_the_start(name, key, tmp_path):
-    place = NOWHERE[name](tmp_path)
+@pytest.mark.parametrize("name", UNWRITABLE)
+def test_unwritable_folders_are_rejected_at_startup(name, key, tmp_path):
+    place = UNWRITABLE[name](tmp_path)
     own = {"store.dir": tmp_path / "store", "output_dir": tmp_path / "run"} | {key: place}
     with pytest.raises(InputError, match="the system says: ") as error:
         build(compose_settings(*SMALL, "logger=none", *(f"{name}={folder}" for name, folder in own.items())))
     assert error.value.args[:2] == (key, str(place))
 
 
-def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path, monkeypatch):
+def test_check_writable_leaves_no_files_or_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "a" / "b", Path("c") / "d", Path()):
         check_writable("store.dir", folder)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_checks_a_place_imports_no_torch():
+def test_the_disk_module_does_not_import_torch():
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import ilf.disk; print('torch' in sys.modules)"
     assert subprocess.run(["python3", "-c", code], capture_output=True, text=True).stdout == "False\n"
 
@@ -93,7 +93,7 @@ PATHS = {"rows": "rows.jsonl", "a mark": "done.json", "a model": "model.unfinish
 
 @pytest.mark.parametrize("left", [0, 40_960])
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_named_with_the_path(name, left, mounted):
+def test_full_disk_errors_name_the_path(name, left, mounted):
     folder = mounted(10**6)
     fill(folder, left)
     with pytest.raises(OSError, match="No space left on device") as error:
@@ -101,8 +101,8 @@ def test_a_full_disk_is_named_with_the_path(name, left, mounted):
     assert PATHS[name] in str(error.value) and str(folder) in str(error.value)
 
 
-def test_a_full_disk_is_named_where_a_tokenizer_is_written(mounted):
-    """Which is after the weights, and by a library of its own."""
+def test_full_disk_errors_of_the_tokenizer_name_the_path(mounted):
+    """The tokenizer is written after the weights, by another library."""
     folder = mounted(8 * 10**6)
     fill(folder, (MINI / "model.safetensors").stat().st_size + 40_960)
     with pytest.raises(OSError, match=r"No space left on device: .*model\.unfinished"):
@@ -120,7 +120,7 @@ KINDS = {
     "two rounds": [*TWO, "rounds=2", "feedback=unit_tests"],
 }
 QUICK = ("full",)
-ROWS = 4 * 10**6  # allowed for what is not planned: rows, keys, verdicts
+ALLOWANCE = 4 * 10**6  # for files that are not planned: rows, keys, verdicts
 
 
 def _stages(store, output, *own):
@@ -129,18 +129,18 @@ def _stages(store, output, *own):
 
 
 @pytest.mark.parametrize("name", [pytest.param(k, marks=[] if k in QUICK else pytest.mark.slow) for k in KINDS])
-def test_a_run_fits_the_space_that_is_planned_and_no_less(name, mounted, tmp_path):
+def test_the_planned_disk_space_is_sufficient_and_necessary(name, mounted, tmp_path):
     need, _ = Budget(compose_settings(*KINDS[name]), AutoConfig.from_pretrained(MINI), 50).disk()
     with pytest.raises(InputError, match=r"store\.dir=.*models and checkpoints need .* GB .*store\.dir=FOLDER"):
         _stages(mounted(need - 4096) / "store", tmp_path / "run", *KINDS[name])
-    disk = mounted(need + ROWS)
+    disk = mounted(need + ALLOWANCE)
     assert _stages(disk / "store", disk / "run", *KINDS[name]).run()["status"] == "complete"
     less = mounted(int(0.9 * need))
     with pytest.raises(OSError, match=f"No space left on device: '{less}/"):
         _stages(less / "store", less / "run", *KINDS[name], "memory=warn").run()
 
 
-def test_only_what_is_written_where_it_is_written_counts(mounted, tmp_path, caplog):
+def test_space_checks_cover_only_what_each_folder_will_store(mounted, tmp_path, caplog):
     small = mounted(10**6)
     _stages(small / "store", small / "run", "stages=[zero_shot,sample]")
     _stages(small / "store", small / "run", "refinements=none")
@@ -150,7 +150,7 @@ def test_only_what_is_written_where_it_is_written_counts(mounted, tmp_path, capl
         _stages(small / "store", tmp_path / "run", "memory=warn")
         assert "store.dir=" in caplog.text
         caplog.clear()
-        (small / "store" / "train_refiner" / "abc").mkdir(parents=True)  # an earlier run's, or this one's
+        (small / "store" / "train_refiner" / "abc").mkdir(parents=True)  # a training that the run may reuse
         _stages(small / "store", tmp_path / "run")
         assert "store.dir=" in caplog.text
     with pytest.raises(InputError, match=r"store\.dir="):

@@ -1,4 +1,4 @@
-"""Several processes, started as launchers start them, do what one does."""
+"""Runs in several processes, started as launchers start them, match runs in one process."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def as_srun(rank: int, port: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def two(program: Path, arguments: list[str], folder: Path, launcher=as_torchrun) -> Iterator[list]:
+def two_processes(program: Path, arguments: list[str], folder: Path, launcher=as_torchrun) -> Iterator[list]:
     """Start a program in two processes that end with the block; they print to printed0 and printed1."""
     port, processes = free_port(), []
     try:
@@ -78,7 +78,7 @@ def two(program: Path, arguments: list[str], folder: Path, launcher=as_torchrun)
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def end(processes, folder: Path) -> list[int]:
+def exit_codes_of(processes, folder: Path) -> list[int]:
     """Return the exit codes of processes that end by themselves."""
     for process in processes:
         process.join(120)
@@ -88,7 +88,7 @@ def end(processes, folder: Path) -> list[int]:
 
 
 def programs(folder: Path) -> dict[str, list[tuple]]:
-    """What was sampled, and whether it passed, of every stage."""
+    """Return the samples of every stage, with their verdicts."""
     found = {}
     for file in sorted((folder / "programs").glob("*.jsonl")):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -97,7 +97,7 @@ def programs(folder: Path) -> dict[str, list[tuple]]:
 
 
 def results(folder: Path) -> dict:
-    """results.json, without what has to differ."""
+    """Return results.json without the entries that differ between runs."""
     found = json.loads((folder / "results.json").read_text())
     return {k: v for k, v in found.items() if k not in ("seconds", "overrides", "processes", "entries")}
 
@@ -111,19 +111,19 @@ def alone(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_that_loses_a_process_ends_and_goes_on_as_one_that_did_not(alone, tmp_path):
+def test_a_run_that_lost_a_process_resumes_with_unchanged_results(alone, tmp_path):
     arguments = [*BUDGET, "trainer=ddp", "hydra.run.dir=killed"]
-    with two(ROOT / "run.py", arguments, tmp_path) as (first, other):
+    with two_processes(ROOT / "run.py", arguments, tmp_path) as (first, other):
         deadline = time.monotonic() + 120
         samples = "store/sample/*/samples*.jsonl"
         while len(list(tmp_path.glob(samples))) < 2 and time.monotonic() < deadline and first.is_alive():
             time.sleep(0.01)
         os.killpg(other.pid, signal.SIGKILL)
-        assert end([first], tmp_path) == [1]
+        assert exit_codes_of([first], tmp_path) == [1]
     drawn = [json.loads(line) for file in tmp_path.glob(samples) for line in file.read_text().splitlines()]
     assert len(drawn) >= 10 and not list(tmp_path.glob("store/sample/*/done*.json"))
 
-    # The next time, nobody has started processes: the first starts the other.
+    # The second run is started as one process, which starts the other.
     done = warm.run(ROOT / "run.py", [*arguments[:-1], "trainer.devices=2", "hydra.run.dir=out"], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "stored samples are reused" in (tmp_path / "out" / "run.log").read_text()
@@ -191,15 +191,15 @@ distributed.lead(program)
 """
 
 
-def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp_path):
+def test_training_in_two_processes_matches_training_in_one(tmp_path):
     program, names = tmp_path / "training.py", ["ddp_full", "fsdp_lora"]
     program.write_text(TRAINING)
     done = warm.run(program, [str(MINI), str(tmp_path), "auto_full", "auto_lora"], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = {line.split()[0].split("_")[1]: line.split()[1:] for line in done.stdout.splitlines()}
     assert set(expected) == {"full", "lora"} and expected["full"][0] == "2" and len(expected["full"]) == 4
-    with two(program, [str(MINI), str(tmp_path), *names], tmp_path) as processes:
-        assert end(processes, tmp_path) == [0, 0], (tmp_path / "printed0.err").read_text()[-3000:]
+    with two_processes(program, [str(MINI), str(tmp_path), *names], tmp_path) as processes:
+        assert exit_codes_of(processes, tmp_path) == [0, 0], (tmp_path / "printed0.err").read_text()[-3000:]
     lines = [line.split() for line in (tmp_path / "printed0.out").read_text().splitlines()]
     assert [line[0] for line in lines] == names
     base = load_file(MINI / "model.safetensors")
@@ -214,7 +214,7 @@ def test_a_model_that_is_trained_together_is_the_one_that_one_process_trains(tmp
         assert not (tmp_path / name / "checkpoints").exists()
 
 
-# As many steps as the policy's training could have, were there an example on every task.
+# As many steps as the policy's training would have with an example for every task.
 LONG_WARMUP = ["scheduler.num_warmup_steps=8", "training.refiner.epochs=1"]
 LONG_WARMUP += ["training.refiner.batch_size=1", "training.policy.batch_size=1"]
 
@@ -222,22 +222,22 @@ LONG_WARMUP += ["training.refiner.batch_size=1", "training.policy.batch_size=1"]
 @pytest.mark.parametrize(
     ("launcher", "arguments", "message"),
     [
-        (as_torchrun, ["sampler.n=0"], "sampler.n=0"),  # before there is a group
+        (as_torchrun, ["sampler.n=0"], "sampler.n=0"),  # before the process group exists
         (as_srun, ["trainer=auto"], "trainer.strategy='auto': is one process, but 2 were started"),
         (
             as_srun,
             ["trainer=ddp", *LONG_WARMUP],
             "scheduler.num_warmup_steps=8: must be from 0",
-        ),  # in both
+        ),  # in both processes
         (as_torchrun, ["trainer=ddp", "training.max_length=53", f"refiner.path={MINI}"], "no program is left"),
     ],
 )
-def test_all_processes_end_where_the_first_has_an_error(launcher, arguments, message, alone, tmp_path):
+def test_an_error_in_the_first_process_ends_all_processes(launcher, arguments, message, alone, tmp_path):
     store = f"store.dir={alone / 'store'}"
     local = ["refiner=local"] if arguments[-1].startswith("refiner.path") else []
     words = [*BUDGET, *local, *arguments, store, "hydra.run.dir=out"]
-    with two(ROOT / "run.py", words, tmp_path, launcher) as processes:
-        assert end(processes, tmp_path) == [1, 1]
+    with two_processes(ROOT / "run.py", words, tmp_path, launcher) as processes:
+        assert exit_codes_of(processes, tmp_path) == [1, 1]
     assert f"error: {message}" in (tmp_path / "printed0.err").read_text()
     assert "Traceback" not in (tmp_path / "printed1.err").read_text()
 
@@ -248,7 +248,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def machines() -> Iterator[list[str]]:
-    """Two network namespaces, ilf0 and ilf1, which reach each other by one cable and nothing else."""
+    """Two network namespaces, ilf0 and ilf1, connected only to each other."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("machines of its own need root and the command ip")
     names, ends = ["ilf0", "ilf1"], ["ilfend0", "ilfend1"]
@@ -268,8 +268,8 @@ def machines() -> Iterator[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_machines_do_what_one_process_does(strategy, machines, alone, tmp_path):
-    """torchrun on each, as the README has it; they share a disk and a network."""
+def test_a_run_on_two_machines_matches_a_run_in_one_process(strategy, machines, alone, tmp_path):
+    """torchrun starts one process on each machine, as in the README. The machines share a disk and a network."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     launch += ["--master-addr=10.77.0.1", "--master-port=29500"]
     words = [str(ROOT / "run.py"), *BUDGET, f"trainer={strategy}", "hydra.run.dir=out"]
@@ -288,18 +288,18 @@ def test_two_machines_do_what_one_process_does(strategy, machines, alone, tmp_pa
     assert programs(tmp_path / "out") == programs(alone / "out")
     assert results(tmp_path / "out") == results(alone / "out")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["processes"] == 2
-    assert (tmp_path / "printed1").read_text().count("pass@1") == 0  # the first alone reports
+    assert (tmp_path / "printed1").read_text().count("pass@1") == 0  # only the first process prints results
 
 
-def test_an_error_that_one_process_alone_meets_ends_all(tmp_path):
-    """Only the longest prompt leaves too few positions, and the first process has it."""
+def test_an_error_in_the_samples_of_one_process_ends_all_processes(tmp_path):
+    """Only the longest prompt leaves too few positions, and only the first process samples it."""
     tasks = tasks_from(mini.rows()[10:14], None, "paper")[0]
     lengths = sorted(len(TOKENIZER(task.prompt, add_special_tokens=False).input_ids) for task in tasks)
     assert lengths[-1] > lengths[-2]
     limit = AutoConfig.from_pretrained(MINI).max_position_embeddings - lengths[-1] + 1
     words = [*BUDGET, "trainer=ddp", f"sampler.max_new_tokens={limit}", "stages=[zero_shot]", "hydra.run.dir=out"]
-    with two(ROOT / "run.py", words, tmp_path) as processes:
-        assert end(processes, tmp_path) == [1, 1]
+    with two_processes(ROOT / "run.py", words, tmp_path) as processes:
+        assert exit_codes_of(processes, tmp_path) == [1, 1]
     assert f"error: sampler.max_new_tokens={limit}" in (tmp_path / "printed0.err").read_text()
 
 
@@ -307,7 +307,7 @@ def test_an_error_that_one_process_alone_meets_ends_all(tmp_path):
     ("started", "strategy", "devices", "message"),
     [("2", "auto", None, "2 were started"), ("2", "fsdp", 3, "2 processes were started"), ("1", "ddp", None, "no GPU")],
 )
-def test_the_number_of_processes_is_what_was_asked_for(started, strategy, devices, message, monkeypatch):
+def test_join_rejects_an_unexpected_number_of_processes(started, strategy, devices, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("WORLD_SIZE", started)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
@@ -320,7 +320,7 @@ TASK = Task(1, "test", "", "", "f", (), "", "def f(x):\n")
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 8), st.integers(1, 5))
-def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, micro, count):
+def test_examples_and_draws_are_divided_evenly_among_processes(lengths, batch_size, micro, count):
     examples = [Example(i, (5,) * n, (i + 1, 0)) for i, n in enumerate(lengths)]
     draws = plan_draws([(TASK, TASK.prompt)], "test", len(lengths), 0)
     data = MBPPDataModule(
@@ -335,8 +335,8 @@ def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, 
         data.trainer = SimpleNamespace(current_epoch=0, global_rank=rank, world_size=count)
         shares.append(list(data.train_dataloader()))
         sampled.append(list(data.test_dataloader()))
-    for step in zip(*shares, strict=True):  # as many steps
-        assert len({len(share) for share in step}) == 1  # as many passes
+    for step in zip(*shares, strict=True):  # equal numbers of steps
+        assert len({len(share) for share in step}) == 1  # equal numbers of forward passes
         seen = [
             (int(row[row != -100][0]), float(part["share"]))
             for share in step
@@ -351,7 +351,7 @@ def test_each_process_has_its_share_and_none_is_waited_for(lengths, batch_size, 
     assert all(isinstance(d, Draw) for one in sampled for batch in one for d in batch.draws)
 
 
-def test_a_process_that_exits_before_it_is_connected_ends_the_run():
+def test_a_process_that_exits_before_connecting_ends_the_run():
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
         "import logging; logging.basicConfig()\n"
@@ -364,7 +364,7 @@ def test_a_process_that_exits_before_it_is_connected_ends_the_run():
     assert done.returncode == 1 and "exited with code 3 before it connected" in done.stderr
 
 
-def test_a_signal_ends_all_processes_that_a_run_has_started(tmp_path):
+def test_sigterm_ends_all_processes_that_a_run_started(tmp_path):
     arguments = [*BUDGET, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=run"]
     process = warm.start(ROOT / "run.py", arguments, tmp_path, tmp_path / "printed")
     log = tmp_path / "run" / "run.log"
@@ -380,8 +380,8 @@ def test_a_signal_ends_all_processes_that_a_run_has_started(tmp_path):
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "interrupted"
 
 
-def test_a_signal_ends_a_process_that_waits_for_another_in_a_call_of_a_library(tmp_path):
-    """Python's handlers don't run there: a thread ends the process."""
+def test_sigterm_ends_a_process_that_waits_in_a_library_call(tmp_path):
+    """Python's signal handlers don't run during such a call, so a thread ends the process."""
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, time\n"
@@ -394,17 +394,18 @@ def test_a_signal_ends_a_process_that_waits_for_another_in_a_call_of_a_library(t
         "    distributed.gather([1])\n"
         "shutdown.command(main, shutdown.explain)\n"
     )
-    with two(program, [], tmp_path) as (first, _):
+    with two_processes(program, [], tmp_path) as (first, _):
         printed = tmp_path / "printed0.out"
         while first.is_alive() and not (printed.exists() and "waiting" in printed.read_text()):
             time.sleep(0.01)
         time.sleep(2)
         os.kill(first.pid, signal.SIGTERM)
-        assert end([first], tmp_path) == [128 + signal.SIGTERM]
+        assert exit_codes_of([first], tmp_path) == [128 + signal.SIGTERM]
         assert "run the same command again to resume" in (tmp_path / "printed0.err").read_text()
 
 
-def test_a_signal_that_comes_where_python_drops_exceptions_ends_the_process_too(tmp_path):
+def test_sigterm_during_a_destructor_ends_the_process(tmp_path):
+    """Python discards exceptions that are raised in `__del__`."""
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, time\n"

@@ -1,4 +1,4 @@
-"""What would go wrong only after hours of sampling is refused at the start, and names the setting."""
+"""Errors that would occur only after hours of sampling are raised at startup, and name the setting."""
 
 import subprocess
 import sys
@@ -20,14 +20,14 @@ from ilf.tasks.data import split_tasks
 from ilf.training.dry_run import check_training
 from ilf.types import InputError, NoTrainingExamples
 
-# Numbers that any value suits, or that are checked with what they belong to.
-ELSEWHERE = {"seed", "trainer.devices", "annotate.port", "evaluate.k", "feedback.shares"}
-# Of another data set, only how many tasks to evaluate on is read; it is checked as that of `data`.
+# Numbers that accept any value, or that are checked together with other settings.
+WITHOUT_RANGE = {"seed", "trainer.devices", "annotate.port", "evaluate.k", "feedback.shares"}
+# Of `data@transfer`, a run reads only the limit of Test tasks, which is checked like that of `data`.
 WITH_TRANSFER = "data@transfer=humaneval"
 
 
 def numbers(kind=Settings, key=""):
-    """Every setting that holds numbers, with its type; those of parts are below."""
+    """Yield every setting that holds numbers, with its type, except those in COMPONENT_NUMBERS."""
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if holds_components(hint):
             continue
@@ -43,7 +43,7 @@ NUMBERS = list(numbers())
 FLOATS = [(key, is_list) for key, is_float, is_list in NUMBERS if is_float]
 
 
-def put(settings, key, value):
+def set_value(settings, key, value):
     *path, last = key.split(".")
     for part in path[:-1]:
         settings = getattr(settings, part)
@@ -58,13 +58,13 @@ def put(settings, key, value):
 @pytest.mark.parametrize(("key", "is_list"), FLOATS)
 def test_every_float_must_be_finite(key, is_list, value):
     settings = compose_settings(WITH_TRANSFER)
-    put(settings, key, [0.5, value] if is_list else value)
+    set_value(settings, key, [0.5, value] if is_list else value)
     with pytest.raises(InputError) as error:
         check(settings)
     assert error.value.args[0] == key and "finite" in str(error.value)
 
 
-OF_PARTS = [
+COMPONENT_NUMBERS = [
     f"{group}.{name}"
     for group in ("sampler", "executor")
     for name, value in vars(getattr(compose_settings(), group)).items()
@@ -73,31 +73,31 @@ OF_PARTS = [
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "many", "true", "null"])
-@pytest.mark.parametrize("key", OF_PARTS)
-def test_every_number_of_a_part_is_finite_and_has_a_range(key, value):
+@pytest.mark.parametrize("key", COMPONENT_NUMBERS)
+def test_numbers_of_components_must_be_finite_and_in_range(key, value):
     with pytest.raises(InputError) as error:
         compose_settings(f"{key}={value}")
     assert error.value.args[0] == key and "must be" in str(error.value)
 
 
-def test_free_fields_of_requests_must_be_finite():
+def test_numbers_in_llm_extra_must_be_finite():
     with pytest.raises(InputError, match=r"llm\.extra\.one\.two=nan"):
         compose_settings("+llm.extra.one.two=nan")
 
 
-@pytest.mark.parametrize("key", sorted({key for key, *_ in NUMBERS} - ELSEWHERE))
+@pytest.mark.parametrize("key", sorted({key for key, *_ in NUMBERS} - WITHOUT_RANGE))
 def test_every_number_has_a_range(key):
     settings = compose_settings(WITH_TRANSFER)
-    put(settings, key, -1)
+    set_value(settings, key, -1)
     with pytest.raises(InputError) as error:
         check(settings)
     name, _, allowed, _ = error.value.args
     assert name == key and allowed.startswith("must be")
 
 
-def test_no_range_is_of_a_setting_that_is_not_there():
+def test_every_range_is_for_an_existing_setting():
     listed = {key for _, keys in RANGES.values() for key in keys}
-    assert listed <= {key for key, *_ in NUMBERS} and not listed & ELSEWHERE
+    assert listed <= {key for key, *_ in NUMBERS} and not listed & WITHOUT_RANGE
 
 
 BAD = {
@@ -114,7 +114,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_values_that_a_training_refuses_are_refused_before_anything_loads(name):
+def test_invalid_values_are_rejected_when_settings_are_composed(name):
     overrides, key = BAD[name]
     with pytest.raises(InputError) as error:
         compose_settings(*overrides)
@@ -123,10 +123,10 @@ def test_values_that_a_training_refuses_are_refused_before_anything_loads(name):
 
 TASKS = split_tasks(Mini().load()[0], {})
 MINI_CONFIG = AutoConfig.from_pretrained(MINI)
-# Past the ranges: what only the libraries know. As settings, so that the trial itself is what is tested.
+# Values that libraries reject. They are set directly, without the checks of ranges, to test the dry run itself.
 REFUSED = {
     "optimizer.betas": [[1.5, 0.9], [0.9, -1.0]],
-    "optimizer.eps": [-1.0, 1e-60],  # the second is 0 in 32 bits: 0/0 where a gradient is 0
+    "optimizer.eps": [-1.0, 1e-60],  # 1e-60 is 0 in 32 bits, which gives 0/0 where a gradient is 0
     "optimizer.weight_decay": [-1.0],
     "training.refiner.lr": [1e300],
     "training.policy.lr": [-1.0, 1e300],
@@ -141,26 +141,26 @@ REFUSED = {
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in REFUSED.items() for value in values])
-def test_what_a_library_refuses_is_tried_and_named(key, value, optimizer):
+def test_the_dry_run_names_settings_that_libraries_reject(key, value, optimizer):
     settings = compose_settings("adapter=lora", f"optimizer={optimizer}")
-    put(settings, key, value)
+    set_value(settings, key, value)
     with pytest.raises(InputError) as error:
         check_training(settings, MINI_CONFIG, TASKS)
     name, shown, _, advice = error.value.args
     assert (name, shown) == (key, value) and advice
-    settings.stages = ["zero_shot", "sample"]  # it is not used then
+    settings.stages = ["zero_shot", "sample"]  # these stages don't train
     check_training(settings, MINI_CONFIG, TASKS)
 
 
-def test_where_no_setting_alone_is_guilty_the_group_is_named():
+def test_the_dry_run_names_the_group_if_several_settings_are_invalid():
     settings = compose_settings()
     settings.optimizer = settings.optimizer.having(eps=-1.0, weight_decay=-1.0)
     with pytest.raises(InputError, match=r"^optimizer=\{.*'eps': -1\.0.*is rejected"):
         check_training(settings, MINI_CONFIG, TASKS)
 
 
-def test_a_run_without_adapters_or_8_bits_imports_neither(tmp_path):
-    """Start-up time matters, and they take a second each."""
+def test_default_settings_do_not_import_peft_or_bitsandbytes(tmp_path):
+    """Importing each takes a second."""
     code = f"""
 import sys
 sys.path[:0] = [{str(ROOT / "src")!r}]
@@ -177,7 +177,7 @@ print("HEAVY", sorted({{"peft", "bitsandbytes"}} & set(sys.modules)))
     assert "HEAVY []" in done.stdout, done.stderr
 
 
-WARMUPS = {  # 30 tasks of each split, of which the refiner learns on 24
+WARMUPS = {  # 30 tasks of each split; the refiner trains on 24
     "the refiner's": (["training.refiner.batch_size=5", "training.policy.batch_size=1"], 2 * 5, "refiner"),
     "the policy's": (["training.refiner.batch_size=1", "training.policy.batch_size=7"], 2 * 5, "policy"),
     "of a few tasks": (["training.batch_size=2", "feedback.limit=5"], 2 * 3, "policy"),
@@ -186,7 +186,7 @@ WARMUPS = {  # 30 tasks of each split, of which the refiner learns on 24
 
 
 @pytest.mark.parametrize("name", WARMUPS)
-def test_a_warm_up_that_no_training_can_reach_is_refused_at_the_start(name, small_stages):
+def test_a_warmup_longer_than_a_training_is_rejected_at_startup(name, small_stages):
     own, most, phase = WARMUPS[name]
     own = [*own, "training.refiner.epochs=2", "training.policy.epochs=2"]
     small_stages(*own, f"scheduler.num_warmup_steps={most}")
@@ -195,7 +195,7 @@ def test_a_warm_up_that_no_training_can_reach_is_refused_at_the_start(name, smal
     small_stages(*own, f"scheduler.num_warmup_steps={most + 1}", "stages=[sample]")
 
 
-def test_a_row_too_short_for_any_prompt_is_refused_with_the_shortest(small_stages):
+def test_a_max_length_too_small_for_the_shortest_prompt_is_rejected(small_stages):
     stages = small_stages()
     lengths = {
         name: min(len(stages.tokenizer(task.prompt).input_ids) for task in getattr(stages.tasks, name))
@@ -210,7 +210,7 @@ def test_a_row_too_short_for_any_prompt_is_refused_with_the_shortest(small_stage
 
 @pytest.fixture
 def short(tmp_path):
-    """A model with learned positions, of which there are few."""
+    """A model with only 256 learned positions."""
     config = GPT2Config(vocab_size=len(load_tokenizer(MINI)), n_positions=256, n_embd=8, n_layer=1, n_head=1)
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "short")
@@ -226,13 +226,13 @@ TOO_LONG = [
 
 
 @pytest.mark.parametrize(("overrides", "message"), TOO_LONG)
-def test_more_tokens_than_the_model_has_positions_for_are_refused_at_the_start(overrides, message, short, small_stages):
+def test_more_tokens_than_model_positions_are_rejected_at_startup(overrides, message, short, small_stages):
     own = ["training.max_length=256"] if overrides else []
     with pytest.raises(InputError, match=message):
         small_stages(*short, *own, *overrides)
 
 
-def test_a_refine_prompt_that_is_too_long_ends_a_run_and_loses_nothing(short, small_stages, store):
+def test_a_run_that_ends_at_a_too_long_refine_prompt_keeps_its_samples(short, small_stages, store):
     own = [*short, "training.max_length=256", "sampler.max_new_tokens=60", "sampler.n=2", "evaluate.k=[1]"]
     own += ["refiner=local", short[1].replace("model.", "refiner."), "data.limit.train=4", "measure=[]"]
     with pytest.raises(
@@ -241,7 +241,7 @@ def test_a_refine_prompt_that_is_too_long_ends_a_run_and_loses_nothing(short, sm
         small_stages(*own).run()
     drawn = {file: file.read_bytes() for file in store.rglob("programs-*.jsonl")}
     assert len(drawn) == 2  # zero_shot and sample
-    with pytest.raises(NoTrainingExamples):  # its weights are random; the refiner has written all the same
+    with pytest.raises(NoTrainingExamples):  # the refiner samples, but its random weights solve nothing
         small_stages(*own, "refiner.old_code_tokens=1").run()
     assert len(list(store.rglob("programs-*.jsonl"))) == 3
     assert {file: file.read_bytes() for file in drawn} == drawn

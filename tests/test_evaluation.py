@@ -1,4 +1,4 @@
-"""How the programs of the figures are drawn, and how settings are chosen on Refine."""
+"""How programs are sampled for evaluation, and how settings are selected on Refine."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ilf.types import InputError, Task
 TRAINED = ("refinements=gold", "refinements.tasks=annotated", "training.epochs=1", "measure=[]")
 
 
-def test_what_is_reported_is_drawn_by_its_own_settings_and_what_is_learnt_from_is_not(small_stages):
+def test_evaluation_settings_do_not_affect_training_samples(small_stages):
     stages = small_stages(*TRAINED, "sampler.n=4", "evaluate.n=3", "evaluate.top_k=5", "evaluate.k=[1]")
     found = stages.run()
     assert found["zero_shot"]["n_samples"] == found["finetuned"]["n_samples"] == 3
@@ -26,7 +26,7 @@ def test_what_is_reported_is_drawn_by_its_own_settings_and_what_is_learnt_from_i
     assert found["evaluation"] == own and found["sampling"]["top_k"] == 0
 
 
-def test_greedy_programs_do_not_depend_on_the_seed(small_stages):
+def test_greedy_samples_do_not_depend_on_the_seed(small_stages):
     greedy = ("stages=[zero_shot]", "evaluate.temperature=0", "evaluate.n=1", "evaluate.k=[1]", "measure=[]")
     rows = []
     for seed in (0, 1):
@@ -41,13 +41,15 @@ def test_greedy_programs_do_not_depend_on_the_seed(small_stages):
     ("dtype", "learns", "reported"),
     [("auto", "bfloat16", "float32"), ("bfloat16", "bfloat16", "bfloat16"), ("float32", "float32", "float32")],
 )
-def test_a_fine_tuned_model_is_sampled_as_it_was_trained(small_stages, monkeypatch, tmp_path, dtype, learns, reported):
-    """bfloat16 would round a small update away, and the programs that it is compared with are sampled alike."""
+def test_auto_bfloat16_excludes_evaluation_and_fine_tuned_models(
+    small_stages, monkeypatch, tmp_path, dtype, learns, reported
+):
+    """bfloat16 would round small updates away. The zero-shot samples use the same dtype as the evaluation."""
     monkeypatch.setattr(load, "_cpu_has_fast_bfloat16", lambda: True)
     runner = small_stages(f"model.dtype={dtype}").runner
     learns, reported = getattr(torch, learns), getattr(torch, reported)
     assert runner.dtype_of("sample", MINI) == learns
-    tuned = tmp_path / "policy"  # which a later round samples
+    tuned = tmp_path / "policy"  # a later round samples it
     for stage, model in (("sample", tuned), ("zero_shot", MINI), ("evaluate", MINI), ("evaluate", tuned)):
         assert runner.dtype_of(stage, model) == reported
     assert runner.dtype_of("refine", tuned) == runner.dtype_of("validate", tuned) == reported
@@ -63,16 +65,16 @@ def test_a_fine_tuned_model_is_sampled_as_it_was_trained(small_stages, monkeypat
         ({"architecture": "arm64"}, torch.float32),
     ],
 )
-def test_a_cpu_samples_training_programs_in_bfloat16_only_where_that_is_faster(monkeypatch, processor, dtype):
+def test_auto_dtype_is_bfloat16_only_on_cpus_where_it_is_faster(monkeypatch, processor, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     assert load.sampling_dtype("auto", torch.device("cpu")) == dtype
     assert load.sampling_dtype("auto", torch.device("cpu"), learns=False) == torch.float32
 
 
-# ---- settings chosen on Refine ------------------------------------------------------------------------------------
+# ---- selection of settings on Refine ------------------------------------------------------------------------------
 
 
-def test_settings_are_judged_on_all_of_refine_though_only_some_of_it_is_annotated():
+def test_validation_covers_refine_tasks_without_annotations():
     tasks = [Task(i, "refine" if i < 8 else "train", "t", "", "f", (), "", "p") for i in range(1, 12)]
     splits = split_tasks(tasks, {"refine": 5}, only={1, 2, 9})
     assert [t.task_id for t in splits.refine] == [1, 2] and [t.task_id for t in splits.train] == [9]
@@ -80,14 +82,14 @@ def test_settings_are_judged_on_all_of_refine_though_only_some_of_it_is_annotate
 
 
 @pytest.mark.parametrize(("more", "count"), [(["select=1"], 20), (["select=4", "data.limit.refine=30"], 120)])
-def test_a_selection_by_few_programs_is_refused_before_anything_is_drawn(small_stages, more, count):
+def test_selection_on_too_few_programs_is_rejected_at_startup(small_stages, more, count):
     selecting = "stages=[sample,annotate,train_refiner,refine,train_policy]"
     with pytest.raises(InputError, match=rf"select=.*on {count} programs.*select_min_programs={count}"):
         small_stages(selecting, "data.limit.refine=20", *more)
     small_stages(selecting, "data.limit.refine=20", *more, f"select_min_programs={count}")
 
 
-def job(folder: Path, arm: str, passed: float, **phase: float) -> None:
+def write_results(folder: Path, arm: str, passed: float, **phase: float) -> None:
     phase = {"lr": 1e-4, "epochs": 2, "batch_size": 8, **phase}
     overrides = [f"arm={arm}", *(f"training.policy.{name}={value}" for name, value in phase.items())]
     found = {"arm": arm, "seed": 0, "overrides": overrides, "validation": {"pass@1": passed}, "training": phase}
@@ -105,18 +107,16 @@ def job(folder: Path, arm: str, passed: float, **phase: float) -> None:
     ],
 )
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_settings_that_do_equally_well_the_one_that_trains_least_is_chosen(
-    tmp_path, monkeypatch, settings, chosen, order
-):
+def test_selection_breaks_ties_in_favor_of_less_training(tmp_path, monkeypatch, settings, chosen, order):
     for i, (passed, phase) in enumerate(settings[::order]):
-        job(tmp_path / f"{i}_gold", "gold", passed, **phase)
+        write_results(tmp_path / f"{i}_gold", "gold", passed, **phase)
     ran = []
     monkeypatch.setattr(sweep, "_run_chosen", lambda folder, target, overrides: ran.append(overrides))
     assert sweep.select_and_report(tmp_path) == []
     assert len(ran) == 1 and f"training.policy.{chosen}" in ran[0]
 
 
-def test_the_last_id_of_train_moves_what_comes_after_it_to_test(mbpp_file):
+def test_last_train_id_moves_later_tasks_to_test(mbpp_file):
     settings = compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.last_train_id=610", "feedback=unit_tests")
     by_split = {}
     for task in settings.data.load()[0]:
@@ -130,14 +130,14 @@ def test_the_last_id_of_train_moves_what_comes_after_it_to_test(mbpp_file):
 
 @dataclass
 class Warm(HFSampler):
-    """A sampler that knows no greedy decoding."""
+    """A sampler without greedy decoding."""
 
     def check(self) -> None:
         if self.temperature == 0:
             raise InputError("evaluate.temperature", 0, "is nothing that this sampler does", "Use another.")
 
 
-def test_a_sampler_can_refuse_how_programs_are_to_be_evaluated():
+def test_samplers_can_reject_evaluation_settings():
     own = "++sampler._target_=test_evaluation.Warm"
     compose_settings(own)
     with pytest.raises(InputError, match=r"evaluate\.temperature=0: is nothing that this sampler does"):

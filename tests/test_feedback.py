@@ -1,4 +1,4 @@
-"""Feedback from unit tests, of several sources, and what is done to it."""
+"""Feedback from unit tests and from several sources, its transforms, its limit and its cost."""
 
 import json
 from collections import Counter
@@ -33,7 +33,7 @@ def sandbox() -> Sandbox:
     return Sandbox(Limits(time_limit=0.5))
 
 
-def words(body: str, sandbox: Sandbox, task: Task = TASK) -> str:
+def feedback_on(body: str, sandbox: Sandbox, task: Task = TASK) -> str:
     text = body if body.startswith("def") else task.prompt + body
     (verdict,) = score([(text, task)], sandbox, "all")
     return unit_tests.in_words(Program(task.task_id, "train", 0, 0, task.prompt, body, text, verdict), task)
@@ -54,15 +54,15 @@ def words(body: str, sandbox: Sandbox, task: Task = TASK) -> str:
         ("    return 'x' * 10**12", "It takes more memory than it may have: line 2, `return 'x' * 10**12`"),
     ],
 )  # fmt: skip
-def test_unit_tests_say_what_came_what_should_have_and_where(body, said, sandbox):
-    assert said in words(body, sandbox)
+def test_unit_test_feedback_describes_each_kind_of_failure(body, said, sandbox):
+    assert said in feedback_on(body, sandbox)
 
 
-def test_a_line_of_set_up_code_is_not_taken_for_one_of_the_program(sandbox):
+def test_unit_test_feedback_reports_errors_in_setup_code(sandbox):
     task = replace(
         TASK, setup="\n" * 8 + "def helper():\n    raise ValueError('no')", tests=("assert double(helper()) == 2",)
     )
-    assert "ValueError: no" in words("    return x", sandbox, task)
+    assert "ValueError: no" in feedback_on("    return x", sandbox, task)
 
 
 def annotation(text: str, bugs: int | None = None, task_id: int = 311) -> Feedback:
@@ -82,12 +82,12 @@ def annotation(text: str, bugs: int | None = None, task_id: int = 311) -> Feedba
         ("The other way round.", 3, "The other way round."),
     ],
 )
-def test_one_bug_keeps_the_words_on_the_first_mistake(text, bugs, first):
+def test_one_bug_keeps_only_the_feedback_on_the_first_bug(text, bugs, first):
     (found,) = transforms.one_bug([annotation(text, bugs)])
     assert (found.text, found.bugs, found.categories) == (first, bugs and 1, ("logic",))
 
 
-def test_every_task_has_one_of_its_own_sources_in_the_shares_asked_for():
+def test_share_out_chooses_an_available_source_with_the_given_shares():
     sources = {i: ["a", "b", "c"] if i % 2 else ["b"] for i in range(2000)}
     chosen = transforms.share_out(sources, {"a": 1, "b": 3, "c": 0}, 0)
     assert all(chosen[i] in sources[i] for i in sources) and chosen.keys() == sources.keys()
@@ -99,7 +99,7 @@ def test_every_task_has_one_of_its_own_sources_in_the_shares_asked_for():
     assert transforms.share_out({1: ["c"]}, {"c": 0}, 0) == {}
 
 
-def test_results_say_whose_feedback_stands_behind_what(small_stages):
+def test_results_are_broken_down_by_feedback_source(small_stages):
     mixed = ["feedback=mixed", "feedback.shares=[1,2]", "feedback.transform=[one_bug]"]
     stages = small_stages(*mixed, "stages=[sample,annotate,train_refiner,refine,train_policy]")
     found = stages.run()
@@ -123,7 +123,7 @@ def annotated(stages):
     return result, *({row["task_id"]: row["text"] for row in given if row["split"] == s} for s in ("refine", "train"))
 
 
-def test_feedback_is_limited_on_train_and_the_tasks_of_a_smaller_limit_are_among_those_of_a_larger(small_stages):
+def test_feedback_limits_apply_to_train_and_select_nested_subsets(small_stages):
     own, found = ["training.epochs=1", "stages=[sample,annotate,train_refiner,refine]"], {}
     for limit in ("null", "7", "3", "1"):
         result, refine, train = annotated(small_stages(f"feedback.limit={limit}", *own))
@@ -134,15 +134,15 @@ def test_feedback_is_limited_on_train_and_the_tasks_of_a_smaller_limit_are_among
         found[limit] = (refine, train)
     assert [len(train) for _, train in found.values()][1:] == [7, 3, 1]
     assert found["1"][1].items() < found["3"][1].items() < found["7"][1].items() < found["null"][1].items()
-    assert all(refine == found["null"][0] for refine, _ in found.values())  # the refiner learns from all of Refine
+    assert all(refine == found["null"][0] for refine, _ in found.values())  # Refine is not limited
     own = ["feedback.limit=3", "stages=[sample,annotate]"]
     _, _, shuffled = annotated(small_stages(*own, "feedback.transform=[shuffle]"))
     assert shuffled.keys() == found["3"][1].keys() and shuffled != found["3"][1]
-    assert sorted(shuffled.values()) == sorted(found["3"][1].values())  # no words on a task that is left out
+    assert sorted(shuffled.values()) == sorted(found["3"][1].values())  # no feedback on a task that is left out
     assert annotated(small_stages(*own, "seed=1"))[2].keys() != found["3"][1].keys()
 
 
-def test_a_limit_that_nothing_reads_is_an_error():
+def test_an_unused_limit_is_an_error():
     inner = "{_target_: ilf.feedback.Scripted, limit: 3}"
     for own, message in (
         (["feedback=mixed", f"feedback.sources=[{inner},unit_tests]"], r"feedback\.sources\[0\]\.limit=3: applies to"),
@@ -153,7 +153,7 @@ def test_a_limit_that_nothing_reads_is_an_error():
             compose_settings(*own)
 
 
-def test_the_cost_of_feedback_is_in_points_for_a_hundred_annotations():
+def test_feedback_cost_reports_minutes_and_points_per_100_annotations():
     given = [replace(annotation("f", task_id=i), seconds=90.0 if i < 30 else None) for i in range(40)]
     outcome = Outcome(
         rounds=[Round(feedback=given), Round(feedback=[replace(given[0], source="llm", seconds=None)] * 10)]
@@ -173,10 +173,10 @@ def test_the_cost_of_feedback_is_in_points_for_a_hundred_annotations():
     assert of_feedback(settings, Outcome(), None)["minutes"] is None
 
 
-def test_more_annotations_repeat_only_what_they_change(small_stages, tmp_path, monkeypatch):
+def test_additional_annotations_reuse_unaffected_samples(small_stages, tmp_path, monkeypatch):
     drawn = []
     draw = FineTuningModule.sample
-    monkeypatch.setattr(  # before any run: the store knows the code that samples
+    monkeypatch.setattr(  # before any run, as the store's keys depend on the sampling code
         FineTuningModule,
         "sample",
         lambda self, draws: drawn.extend((type(self).__name__, d.split, d.task_id) for d in draws) or draw(self, draws),
@@ -207,7 +207,7 @@ def test_more_annotations_repeat_only_what_they_change(small_stages, tmp_path, m
     run([row for row in people if row["task_id"] not in last])
     found = run(people)
     assert {"zero_shot", "train_refiner"} <= set(found["seconds"]["reused"])
-    # The refiner mends the two new programs, and the new policy is evaluated: nothing else.
+    # Only refinements of the two new programs and the evaluation of the new policy are sampled.
     assert Counter(drawn) == Counter(
         {("ILFModule", "train", i): 4 for i in last} | {("ILFModule", "test", i): 4 for i in range(11, 19)}
     )

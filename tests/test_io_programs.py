@@ -1,4 +1,4 @@
-"""Programs that read standard input and write standard output: judged, as rows of a file, and through ILF."""
+"""Programs that read standard input and write standard output: verdicts, rows of a file, and runs of ILF."""
 
 import ast
 import dataclasses
@@ -34,14 +34,14 @@ def sandbox():
     made.close()
 
 
-def judged(sandbox: Sandbox, program: str, pairs: dict[str, str], **options: str) -> Verdict:
+def verdict_of(sandbox: Sandbox, program: str, pairs: dict[str, str], **options: str) -> Verdict:
     return sandbox.run([Job(program, inputs=tuple(pairs), outputs=tuple(pairs.values()), **options)])[0]
 
 
 SUMS = {"1 2\n": "3\n", "30 4\n": "34\n"}
 
 
-# ---- honest programs --------------------------------------------------------------------------------------------
+# ---- ways to read input and to exit -----------------------------------------------------------------------------
 
 READING = {
     "input": "a, b = map(int, input().split())\nprint(a + b)",
@@ -79,37 +79,37 @@ ENDING = {
 
 @LINUX
 @pytest.mark.parametrize("name", [*READING, *ENDING])
-def test_honest_programs_pass(sandbox, name):
-    found = judged(sandbox, (READING | ENDING)[name], SUMS)
+def test_verdicts_do_not_depend_on_how_programs_read_input_or_exit(sandbox, name):
+    found = verdict_of(sandbox, (READING | ENDING)[name], SUMS)
     assert found.passed and found.tests == (True, True), found
-    wrong = judged(sandbox, (READING | ENDING)[name], {"1 2\n": "4\n", "30 4\n": "34\n"})
+    wrong = verdict_of(sandbox, (READING | ENDING)[name], {"1 2\n": "4\n", "30 4\n": "34\n"})
     assert (wrong.verdict, wrong.tests) == ("failed", (False, True)), wrong
 
 
-def test_text_is_utf_8_and_newlines_are_as_anywhere(sandbox):
-    assert judged(sandbox, "print(input()[::-1])", {"\u4e16\u00e9": "\u00e9\u4e16"}, compare_output="exact").passed
-    assert judged(sandbox, "print(len(input()), input())", {"ab\r\nc\r\n": "2 c"}).passed
-    assert judged(sandbox, "print(repr(open(0, 'rb').read()))", {"a\r\n": r"b'a\r\n'"}).passed
-    assert judged(sandbox, "print(open(0).read() == '')", {"": "True"}).passed
+def test_text_is_utf8_with_universal_newlines_and_bytes_are_unchanged(sandbox):
+    assert verdict_of(sandbox, "print(input()[::-1])", {"\u4e16\u00e9": "\u00e9\u4e16"}, compare_output="exact").passed
+    assert verdict_of(sandbox, "print(len(input()), input())", {"ab\r\nc\r\n": "2 c"}).passed
+    assert verdict_of(sandbox, "print(repr(open(0, 'rb').read()))", {"a\r\n": r"b'a\r\n'"}).passed
+    assert verdict_of(sandbox, "print(open(0).read() == '')", {"": "True"}).passed
 
 
-def test_a_large_input_and_output_cross_whole(sandbox):
+def test_large_inputs_and_outputs_are_not_truncated(sandbox):
     numbers = "\n".join(map(str, range(100_000)))
     limits = Limits(time_limit=5)
     big = Sandbox(limits)
-    assert judged(
+    assert verdict_of(
         big, "import sys\nsys.stdout.write(sys.stdin.read())", {numbers: numbers}, compare_output="exact"
     ).passed
-    off = judged(big, "import sys\nsys.stdout.write(sys.stdin.read().replace('77777', '0'))", {numbers: numbers})
+    diff = verdict_of(big, "import sys\nsys.stdout.write(sys.stdin.read().replace('77777', '0'))", {numbers: numbers})
     big.close()
-    assert off.detail == "input 1: word 77778 of the output is '0'"
+    assert diff.detail == "input 1: word 77778 of the output is '0'"
 
 
-# ---- comparing --------------------------------------------------------------------------------------------------
+# ---- comparison of outputs --------------------------------------------------------------------------------------
 
 
-def same(sandbox: Sandbox, written: str, expected: str, how: str) -> bool:
-    found = judged(sandbox, f"import sys\nsys.stdout.write({written!r})", {"": expected}, compare_output=how)
+def outputs_match(sandbox: Sandbox, written: str, expected: str, how: str) -> bool:
+    found = verdict_of(sandbox, f"import sys\nsys.stdout.write({written!r})", {"": expected}, compare_output=how)
     assert found.verdict in ("passed", "failed"), found
     return found.passed
 
@@ -125,7 +125,7 @@ def same(sandbox: Sandbox, written: str, expected: str, how: str) -> bool:
         ("\n1 2\n", "1 2\n", True, False),
         ("1 2 \n", "1 2\n", True, False),
         ("1\t2\n", "1 2\n", True, False),
-        ("1\u00a02\n", "1 2\n", False, False),  # a space that divides no words
+        ("1\u00a02\n", "1 2\n", False, False),  # a no-break space does not separate words
         ("12\n", "1 2\n", False, False),
         ("1 2 3\n", "1 2\n", False, False),
         ("1\n", "1 2\n", False, False),
@@ -140,12 +140,12 @@ def same(sandbox: Sandbox, written: str, expected: str, how: str) -> bool:
         (" ", "", True, False),
     ],
 )
-def test_outputs_are_compared_by_words_or_exactly(sandbox, written, expected, tokens, exact):
-    assert same(sandbox, written, expected, "tokens") is tokens
-    assert same(sandbox, written, expected, "exact") is exact
+def test_outputs_are_compared_by_tokens_or_exactly(sandbox, written, expected, tokens, exact):
+    assert outputs_match(sandbox, written, expected, "tokens") is tokens
+    assert outputs_match(sandbox, written, expected, "exact") is exact
 
 
-def test_words_that_are_numbers_compare_approximately_where_asked():
+def test_compare_approx_applies_to_numeric_tokens_only():
     approx = Sandbox(Limits(compare="approx"))
     pairs = [
         ("0.30000000000000004 x", "0.3 x", True),
@@ -164,20 +164,20 @@ def test_words_that_are_numbers_compare_approximately_where_asked():
         ("1 2", "1", False),
         ("1", "1.0 2", False),
     ]
-    found = [(a, b, same(approx, a, b, "tokens")) for a, b, _ in pairs]
-    exact = same(approx, "1.0", "1", "exact")
+    found = [(a, b, outputs_match(approx, a, b, "tokens")) for a, b, _ in pairs]
+    exact = outputs_match(approx, "1.0", "1", "exact")
     approx.close()
     assert found == pairs and not exact
 
 
-def test_the_detail_says_which_input_and_what_was_written(sandbox):
+def test_the_detail_names_the_input_and_the_first_difference(sandbox):
     program = "n = int(input())\nprint(*range(n))"
     numbers = " ".join(map(str, range(200)))
 
     def detail(n, expected, **options):
-        return judged(sandbox, program, {f"{n}": expected}, **options).detail
+        return verdict_of(sandbox, program, {f"{n}": expected}, **options).detail
 
-    assert judged(sandbox, program, {"1": "0", "3": "0 1 3"}).detail == "input 2: the output is '0 1 2\\n'"
+    assert verdict_of(sandbox, program, {"1": "0", "3": "0 1 3"}).detail == "input 2: the output is '0 1 2\\n'"
     assert detail(200, numbers.replace(" 150 ", " x ")) == "input 1: word 151 of the output is '150'"
     assert detail(200, numbers + " 200") == "input 1: the output ends after word 200"
     assert detail(300, numbers) == "input 1: the output goes on after word 200"
@@ -185,7 +185,7 @@ def test_the_detail_says_which_input_and_what_was_written(sandbox):
     assert len(detail(200, "x" * 10**5)) <= 500
 
 
-# ---- other ends -------------------------------------------------------------------------------------------------
+# ---- failures and limits ----------------------------------------------------------------------------------------
 
 
 @LINUX
@@ -215,33 +215,33 @@ def test_the_detail_says_which_input_and_what_was_written(sandbox):
         ("import numpy", "failed", "ModuleNotFoundError"),
     ],
 )
-def test_each_way_to_end_has_its_verdict(sandbox, program, expected, detail):
-    found = judged(sandbox, program, {"1": "3"})
+def test_each_kind_of_failure_has_its_verdict(sandbox, program, expected, detail):
+    found = verdict_of(sandbox, program, {"1": "3"})
     assert (found.verdict, detail in found.detail, found.tests) == (expected, True, (False,)), found
 
 
-def test_each_input_has_its_outcome_and_its_own_time(sandbox):
-    divides = judged(sandbox, "print(6 // int(input()))", {"1": "6", "0": "0", "2": "4", "3": "2"})
+def test_each_input_has_its_own_outcome_and_time_limit(sandbox):
+    divides = verdict_of(sandbox, "print(6 // int(input()))", {"1": "6", "0": "0", "2": "4", "3": "2"})
     assert (divides.verdict, divides.tests) == ("failed", (True, False, False, True))
     assert divides.detail.startswith("input 2: ZeroDivisionError")
-    # Each within the limit, though together they are beyond it.
+    # Each run is within the time limit; together they exceed it.
     slow = "import time\nend = time.process_time() + .4\nwhile time.process_time() < end: pass\nprint(input())"
-    three = judged(sandbox, slow, {str(i): str(i) for i in range(3)})
+    three = verdict_of(sandbox, slow, {str(i): str(i) for i in range(3)})
     assert three.passed and 0.3 < three.seconds < 0.9
-    hangs = judged(sandbox, "n = int(input())\nwhile n == 2: pass\nprint(n)", {"1": "0", "2": "2", "3": "3"})
+    hangs = verdict_of(sandbox, "n = int(input())\nwhile n == 2: pass\nprint(n)", {"1": "0", "2": "2", "3": "3"})
     assert (hangs.verdict, hangs.tests) == ("timed_out", (False, False, False)) and "input 2" in hangs.detail
 
 
-def test_a_program_that_does_not_end_takes_its_time_once():
+def test_remaining_inputs_are_skipped_after_a_timeout():
     sandbox = Sandbox(Limits(time_limit=1, workers=1))
     start = time.monotonic()
-    found = judged(sandbox, "while True: pass", {str(i): "" for i in range(50)})
+    found = verdict_of(sandbox, "while True: pass", {str(i): "" for i in range(50)})
     took = time.monotonic() - start
     sandbox.close()
     assert (found.verdict, found.tests, took < 6) == ("timed_out", (False,) * 50, True)
 
 
-def test_the_time_limit_follows_the_gold_program():
+def test_the_time_limit_scales_with_the_gold_programs_run_time():
     slow = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass\nprint(input())"
     own = {"inputs": ("1",), "outputs": ("1",)}
     sandbox = Sandbox(Limits(time_limit=1))
@@ -251,18 +251,18 @@ def test_the_time_limit_follows_the_gold_program():
 
 
 @LINUX
-def test_an_output_that_is_too_large_to_compare_does_not_end_the_judge():
+def test_the_worker_survives_outputs_that_are_too_large_to_compare():
     sandbox = Sandbox(Limits(output_mb=1024, workers=1))
-    assert judged(sandbox, "print(1)", {"": "1"}).passed
+    assert verdict_of(sandbox, "print(1)", {"": "1"}).passed
     (worker,) = sandbox._workers
-    huge = judged(sandbox, "import os\nos.ftruncate(1, 900 << 20)", {"": "1"})
+    huge = verdict_of(sandbox, "import os\nos.ftruncate(1, 900 << 20)", {"": "1"})
     assert (huge.verdict, huge.detail) == ("output", "input 1: wrote more than can be compared")
-    words = judged(sandbox, "print('ab ' * 2**25)", {"": "1"})
+    words = verdict_of(sandbox, "print('ab ' * 2**25)", {"": "1"})
     assert words.detail == "input 1: word 1 of the output is 'ab'" and sandbox._workers == [worker]
     sandbox.close()
 
 
-# ---- forging and isolation --------------------------------------------------------------------------------------
+# ---- forged verdicts and isolation ------------------------------------------------------------------------------
 
 FORGERIES = {
     "nothing": "",
@@ -293,7 +293,7 @@ FORGERIES = {
 @LINUX
 @pytest.mark.parametrize("isolation", ["best", "off"])
 @pytest.mark.parametrize("how", ["tokens", "exact"])
-def test_no_verdict_is_forged(isolation, how):
+def test_programs_cannot_forge_a_passing_verdict(isolation, how):
     sandbox = Sandbox(Limits(time_limit=1, isolation=isolation, compare="approx"))
     jobs = [
         Job(text, inputs=("2 3\n", "five"), outputs=("5\n", "5"), compare_output=how) for text in FORGERIES.values()
@@ -304,8 +304,8 @@ def test_no_verdict_is_forged(isolation, how):
     assert {name: v for name, v in found.items() if v.passed} == {} and honest.passed
 
 
-def test_no_expected_output_is_in_the_process(sandbox):
-    """Look through all that the process can address for a word that only the expected output has."""
+def test_expected_outputs_are_not_in_the_programs_memory(sandbox):
+    """Search all objects that the garbage collector knows for a word that only the expected output contains."""
     secret = "zygomorphic" + str(os.getpid())
     search = (
         "import gc\nword = input()[::{}].encode()\nfound = 0\n"
@@ -324,7 +324,7 @@ def test_no_expected_output_is_in_the_process(sandbox):
 
 @LINUX
 @pytest.mark.parametrize("isolation", ["best", "off"])
-def test_no_state_goes_from_one_input_to_the_next(isolation):
+def test_runs_on_different_inputs_share_no_state(isolation):
     leave = (
         "import builtins, os, sys, json\nfound = sorted(os.listdir('.'))\n"
         "seen = found, hasattr(builtins, 'left'), hasattr(json, 'left')\n"
@@ -333,43 +333,43 @@ def test_no_state_goes_from_one_input_to_the_next(isolation):
     )
     sandbox = Sandbox(Limits(time_limit=1, isolation=isolation, workers=1))
     pairs = {str(i): f"{i} [] False False 4 0 0" for i in range(4)}
-    assert judged(sandbox, leave, pairs).passed, judged(sandbox, leave, pairs)
-    assert judged(sandbox, "def f(): return 1", {"": ""}).passed
+    assert verdict_of(sandbox, leave, pairs).passed, verdict_of(sandbox, leave, pairs)
+    assert verdict_of(sandbox, "def f(): return 1", {"": ""}).passed
     (called,) = sandbox.run([Job("def f(x): return x", ("assert f(1) == 1",))])
     sandbox.close()
     assert called.passed
 
 
 @LINUX
-def test_a_run_that_spoils_its_folder_spoils_no_other_program():
+def test_deeply_nested_folders_do_not_affect_the_next_program():
     deep = "import os\ntry:\n    for i in range(1500):\n        os.mkdir('d')\n        os.chdir('d')\n"
     deep += "except OSError: pass\nprint(input())"
     sandbox = Sandbox(Limits(workers=1, time_limit=2))
-    spoilt, honest = sandbox.run(
+    nested, honest = sandbox.run(
         [Job(deep, inputs=("1", "2"), outputs=("1", "2")), Job(READING["input"], inputs=("1 2",), outputs=("3",))]
     )
     sandbox.close()
-    assert honest.passed and (spoilt.passed or spoilt.verdict == "disk"), spoilt
+    assert honest.passed and (nested.passed or nested.verdict == "disk"), nested
 
 
 @LINUX
-def test_many_runs_leave_no_trace(sandbox):
+def test_runs_do_not_leak_file_descriptors(sandbox):
     def state():
         (worker,) = sandbox._workers[:1]
         judge = worker._process.pid
         return len(os.listdir(f"/proc/{judge}/fd")), len(os.listdir("/proc/self/fd"))
 
-    def some(start):
+    def run_programs(start):
         jobs = [Job(f"print({i})", inputs=("a", "b"), outputs=(str(i), str(i))) for i in range(start, start + 100)]
         assert all(v.passed for v in sandbox.run(jobs))
 
-    some(0)
+    run_programs(0)
     before = state()
-    some(100)
+    run_programs(100)
     assert state() == before
 
 
-# ---- what may be handed in --------------------------------------------------------------------------------------
+# ---- validation of jobs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -389,12 +389,12 @@ def test_many_runs_leave_no_trace(sandbox):
         ({"tests": ("assert f()",), "compare_output": "exact"}, "compare_output='exact'"),
     ],
 )
-def test_a_job_has_tests_or_inputs_with_outputs(given, said):
+def test_a_job_must_have_either_tests_or_inputs_with_outputs(given, said):
     with pytest.raises(InputError, match=said):
         Job("x", **given)
 
 
-def test_the_command_takes_inputs_and_outputs():
+def test_the_command_line_accepts_rows_with_inputs_and_outputs():
     rows = [
         {"id": 1, "program": READING["input"], "inputs": list(SUMS), "outputs": list(SUMS.values())},
         {"id": 2, "program": "print(1,  2)", "inputs": [""], "outputs": ["1  2"], "compare_output": "exact"},
@@ -426,7 +426,7 @@ def test_the_command_takes_inputs_and_outputs():
         ({"inputs": ["1"], "outputs": ["1"], "setup_code": "x = 1"}, "setup_code"),
     ],
 )
-def test_a_bad_line_is_named_before_anything_runs(row, said):
+def test_an_invalid_line_is_reported_before_any_program_runs(row, said):
     lines = [{"program": "x", "tests": ["assert 1"]}, {"program": "x", **row}]
     done = command("-", given="\n".join(map(json.dumps, lines)))
     assert (done.returncode, done.stdout) == (2, "") and "-:2" in done.stderr and said in done.stderr
@@ -466,14 +466,14 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_bad_row_is_named_with_its_line(name, tmp_path):
+def test_an_invalid_row_is_reported_with_its_line_number(name, tmp_path):
     change, said = BAD_ROWS[name]
     row = {name: value for name, value in (ROW | {"task_id": 2} | change).items() if value is not None}
     with pytest.raises(InputError, match=r"tasks\.jsonl:2.*" + said):
         written(tmp_path / "tasks.jsonl", ROW, row).load()
 
 
-def test_rows_become_tasks(tmp_path):
+def test_rows_are_read_as_tasks(tmp_path):
     rows = [
         {**ROW, "code": GOLD, "split": "test"},
         {**ROW, "task_id": 2, "split": "train", "inputs": ["1\r\n2"], "outputs": ["3"], "compare_output": "exact"},
@@ -493,14 +493,14 @@ def test_rows_become_tasks(tmp_path):
     assert (third.inputs, third.compare_output) == ((), "tokens")
 
 
-def test_a_file_of_asserts_hashes_as_if_there_were_no_scripts(tmp_path):
+def test_the_digest_of_a_file_with_asserts_omits_the_io_columns(tmp_path):
     columns = ["task_id", "text", "test_list", "code", "signature", "test_setup_code", "split"]
     row = dict(zip(columns, (1, "t", ["assert f(1)"], "", "def f(x):", "", "test"), strict=True))
     _, sha256 = written(tmp_path / "tasks.jsonl", row).load()
     assert sha256 == content_sha256([row], columns)
 
 
-def test_the_prompt_of_any_text_is_a_program(tmp_path):
+def test_prompts_are_valid_python_for_any_text(tmp_path):
     odd = ['say """', "back\\slash \\", "a\0b", 'ends with "', '\'"""\'', ">>> x", "{braces} %s"]
     rows = [
         {**ROW, "task_id": i, "split": "test", "text": text, "inputs": [text], "outputs": [text]}
@@ -512,12 +512,12 @@ def test_the_prompt_of_any_text_is_a_program(tmp_path):
         assert ast.get_docstring(tree, clean=False).count(text) == 3 and len(tree.body) == 2, text
 
 
-def test_a_data_set_of_ones_own_needs_one_kind_of_test():
-    (task,), _ = Made(tasks=[task_with()]).load()
+def test_user_defined_tasks_must_have_exactly_one_kind_of_test():
+    (task,), _ = UserData(tasks=[task_with()]).load()
     assert task.checks == 1
     for change in ({"tests": ("assert f()",)}, {"inputs": (), "outputs": ()}, {"outputs": ("1", "2")}):
         with pytest.raises(InputError, match="data: task 1=1: must have tests, or equally many inputs and outputs"):
-            Made(tasks=[task_with(**change)]).load()
+            UserData(tasks=[task_with(**change)]).load()
 
 
 def task_with(**change) -> Task:
@@ -526,7 +526,7 @@ def task_with(**change) -> Task:
 
 
 @dataclasses.dataclass
-class Made(Data):
+class UserData(Data):
     tasks: list = dataclasses.field(default_factory=list)
 
     def read(self, key):
@@ -543,9 +543,9 @@ PROGRAM = (
 @pytest.mark.parametrize(
     "after", ["", "\n", "\n\n# done\n", '\n\n"""\nAnother task.\n"""\n', "\n\n\nOLD CODE:\nx", "\n```\nThat"]
 )
-def test_a_whole_program_ends_where_another_prompt_begins(after):
+def test_a_script_is_cut_where_other_text_begins(after):
     assert cut(PROGRAM + after, script=True) == PROGRAM
-    # Token by token nothing else comes out, whatever a token is.
+    # Stopping during generation gives the same program for every token length.
     for size in (1, 3, 1000):
         for end in range(size, len(PROGRAM + after) + size, size):
             if ended((PROGRAM + after)[:end], script=True):
@@ -553,7 +553,7 @@ def test_a_whole_program_ends_where_another_prompt_begins(after):
         assert cut((PROGRAM + after)[:end], script=True) == PROGRAM
 
 
-def test_a_program_goes_back_to_what_stands_after_its_prompt():
+def test_completion_of_returns_a_script_without_its_prompt():
     prompt = task_with().prompt
     assert (
         completion_of(prompt, f"{PROGRAM}\n# end\n", "") == completion_of(prompt, f"{prompt}\n{PROGRAM}", "") == PROGRAM
@@ -565,64 +565,64 @@ def test_a_program_goes_back_to_what_stands_after_its_prompt():
         completion_of(prompt, 'x = 1\n"""\na note\n"""\n', "")
 
 
-def said_of(task: Task, text: str, sandbox: Sandbox, tests: str = "all") -> str:
+def feedback_on(task: Task, text: str, sandbox: Sandbox, tests: str = "all") -> str:
     (found,) = score([(text, task)], sandbox, tests)
     return in_words(Program(1, "train", 0, 0, "", "", text, found), task)
 
 
-def test_feedback_says_which_input_gave_what_instead_of_what(sandbox):
+def test_feedback_names_the_input_and_the_expected_and_actual_output(sandbox):
     task = task_with(inputs=("1\n", "2\n", "3\n"), outputs=("2\n", "4\n", "6\n"))
-    assert said_of(task, "print(int(input()) ** 2)", sandbox) == (
+    assert feedback_on(task, "print(int(input()) ** 2)", sandbox) == (
         r"On the input '1', the program should print '2', but it prints '1\n'. It passes 1 of 3 inputs."
     )
-    assert said_of(task, "n = int(input())\nprint(n + n // (n - 3))", sandbox, "unseen") == (
+    assert feedback_on(task, "n = int(input())\nprint(n + n // (n - 3))", sandbox, "unseen") == (
         r"On the input '2', the program should print '4', but it prints '0\n'."
     )
-    assert said_of(task, "n = int(input())\nprint(2 * n + 0 // (n - 3))", sandbox) == (
+    assert feedback_on(task, "n = int(input())\nprint(2 * n + 0 // (n - 3))", sandbox) == (
         "On the input '3', the program should print '6', but line 2, `print(2 * n + 0 // (n - 3))`, raises "
         "ZeroDivisionError: integer division or modulo by zero. It passes 2 of 3 inputs."
     )
-    assert said_of(task, "while True: pass", sandbox) == "On the input '1', the program does not come to an end."
+    assert feedback_on(task, "while True: pass", sandbox) == "On the input '1', the program does not come to an end."
     assert (
-        said_of(task, "print(", sandbox)
+        feedback_on(task, "print(", sandbox)
         == "The program does not run: line 1, `print(`, raises SyntaxError: '(' was never closed."
     )
-    assert said_of(task, "import os\nos._exit(3)", sandbox).endswith("but it ends with exit status 3.")
-    assert said_of(task, "import os\nos.abort()", sandbox).endswith("but it ended early with signal 6.")
-    assert "it takes more memory than it may have" in said_of(task, "x = [0] * 10**9", sandbox)
+    assert feedback_on(task, "import os\nos._exit(3)", sandbox).endswith("but it ends with exit status 3.")
+    assert feedback_on(task, "import os\nos.abort()", sandbox).endswith("but it ended early with signal 6.")
+    assert "it takes more memory than it may have" in feedback_on(task, "x = [0] * 10**9", sandbox)
     long = task_with(inputs=("",), outputs=(" ".join(map(str, range(300))),))
-    swapped = said_of(long, "print(*range(250), 'x', *range(251, 300))", sandbox)
+    swapped = feedback_on(long, "print(*range(250), 'x', *range(251, 300))", sandbox)
     assert swapped == "On the input '', word 251 of the output should be '250', but is 'x'."
-    short = said_of(long, "print(*range(250))", sandbox)
+    short = feedback_on(long, "print(*range(250))", sandbox)
     assert short.endswith("..., but the output ends after word 250.")
 
 
-# ---- all of ILF -------------------------------------------------------------------------------------------------
+# ---- runs of ILF ------------------------------------------------------------------------------------------------
 
 
-def test_all_gold_programs_of_the_example_pass():
+def test_gold_programs_of_the_example_pass_and_hard_coded_ones_fail():
     data = Jsonl(path=str(PROGRAMS))
     tasks, _ = data.load()
     sandbox = Sandbox(Limits())
     data.check_gold(tasks, sandbox)
     assert len(tasks) == 10 and all(3 <= len(task.inputs) <= 5 for task in tasks)
     assert {task.split for task in tasks} == {"prompt", "test", "refine", "train"}
-    # And no program that answers the example alone does.
-    parrots = [(f"print({task.outputs[0]!r}, end='')", task) for task in tasks]
-    assert not any(v.passed for v in score(parrots, sandbox, "all"))
+    # Programs that print the first expected output for every input fail.
+    hard_coded = [(f"print({task.outputs[0]!r}, end='')", task) for task in tasks]
+    assert not any(v.passed for v in score(hard_coded, sandbox, "all"))
     for task in tasks:
         ran = score([(task.prompt + completion_of(task.prompt, task.code, ""), task)], sandbox, "unseen")
         assert ran[0].passed and len(ran[0].tests) == task.checks - 1
     sandbox.close()
 
 
-OWN = ["data=jsonl", f"data.path={PROGRAMS}", "sampler.n=2", "sampler.max_new_tokens=24", "evaluate.k=[1,2]"]
-OWN += ["training.max_length=1024", "refiner.old_code_tokens=64", "feedback=unit_tests"]
+OVERRIDES = ["data=jsonl", f"data.path={PROGRAMS}", "sampler.n=2", "sampler.max_new_tokens=24", "evaluate.k=[1,2]"]
+OVERRIDES += ["training.max_length=1024", "refiner.old_code_tokens=64", "feedback=unit_tests"]
 
 
-def test_all_of_ilf_runs_on_programs_that_read_and_write(small_stages, tmp_path):
+def test_ilf_runs_end_to_end_on_tasks_with_inputs_and_outputs(small_stages, tmp_path):
     stages = small_stages(
-        *OWN,
+        *OVERRIDES,
         "refinements=gold",
         "refinements.tasks=annotated",
         "training.refiner.epochs=1",
@@ -641,8 +641,8 @@ def test_all_of_ilf_runs_on_programs_that_read_and_write(small_stages, tmp_path)
     for row in rows:
         assert row["target"] == stages.tasks.by_id[row["task_id"]].code
 
-    with pytest.raises(NoTrainingExamples):  # mini's refiner, which is trained and sampled, solves nothing
-        small_stages(*OWN, "refinements=model", "training.refiner.epochs=1").run()
+    with pytest.raises(NoTrainingExamples):  # mini's refiner is trained and sampled, but solves nothing
+        small_stages(*OVERRIDES, "refinements=model", "training.refiner.epochs=1").run()
     (refined,) = tmp_path.glob("run1/programs/refinements.jsonl")
     programs = [json.loads(line) for line in refined.read_text().splitlines()]
     assert {p["task_id"] for p in programs} == {8, 9, 10}
@@ -652,7 +652,7 @@ def test_all_of_ilf_runs_on_programs_that_read_and_write(small_stages, tmp_path)
         assert p["program"] == prompt + p["completion"]
 
 
-def test_few_worked_examples_and_another_model_see_whole_programs():
+def test_llm_prompts_show_inputs_with_outputs_and_whole_programs():
     tasks = {task.task_id: task for task in Jsonl(path=str(PROGRAMS)).load()[0]}
     task, asked = tasks[1], Feedback(8, "train", tasks[8].prompt + "print(1)", "All of it is wrong.", "human")
     example = Feedback(1, "prompt", task.prompt + "print(0)", "It ignores the input.", "human")
@@ -664,7 +664,7 @@ def test_few_worked_examples_and_another_model_see_whole_programs():
     assert answer.endswith(task.code) and last.startswith(tasks[8].text)
 
 
-def test_the_hub_has_the_same_columns(tmp_path):
+def test_hub_data_sets_support_inputs_and_outputs(tmp_path):
     written(
         tmp_path / "rows.jsonl", {"question": "Double n.", "read": ["1", "2"], "write": ["2", "4"], "split": "test"}
     )
@@ -681,21 +681,21 @@ def test_the_hub_has_the_same_columns(tmp_path):
         (["data.annotator=scripted"], r"data\.annotator='scripted'"),
     ],
 )
-def test_what_is_for_functions_is_refused_at_the_start(overrides, said):
+def test_options_for_functions_only_are_rejected_at_startup(overrides, said):
     with pytest.raises(InputError, match=said):
-        build(compose_settings(*OWN, *overrides)).sandbox.close()
+        build(compose_settings(*OVERRIDES, *overrides)).sandbox.close()
 
 
-def test_scoring_by_unseen_inputs_needs_more_than_the_example(tmp_path):
+def test_scoring_unseen_inputs_requires_an_input_not_in_the_prompt(tmp_path):
     rows = [
         {**ROW, "task_id": i, "split": split, "code": GOLD} for i, split in enumerate(("test", "refine", "train"), 1)
     ]
     written(tmp_path / "tasks.jsonl", *rows, {**rows[0], "task_id": 4, "inputs": ["1"], "outputs": ["2"]})
     with pytest.raises(InputError, match=r"executor\.tests='unseen': leaves task 4 without an input"):
-        build(compose_settings(*OWN, f"data.path={tmp_path}/tasks.jsonl", "executor.tests=unseen"))
+        build(compose_settings(*OVERRIDES, f"data.path={tmp_path}/tasks.jsonl", "executor.tests=unseen"))
 
 
-def test_a_wrong_gold_program_is_named_with_its_line(tmp_path):
+def test_a_failing_gold_program_is_reported_with_its_line_number(tmp_path):
     data = written(
         tmp_path / "tasks.jsonl",
         {**ROW, "code": GOLD, "split": "test"},
@@ -706,7 +706,7 @@ def test_a_wrong_gold_program_is_named_with_its_line(tmp_path):
         data.check_gold(tasks, Sandbox(Limits()))
 
 
-def test_verdicts_of_other_outputs_are_not_taken(small_stages, tmp_path):
+def test_the_key_of_verdicts_depends_on_outputs_and_comparison(small_stages, tmp_path):
     rows = [json.loads(line) for line in PROGRAMS.read_text().splitlines()]
     keys = set()
     for change in ({}, {"outputs": [*rows[1]["outputs"][:-1], "0"]}, {"compare_output": "exact"}):

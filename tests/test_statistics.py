@@ -12,7 +12,7 @@ from ilf.types import Program, Verdict
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=7), st.data())
-def test_pass_at_k_is_the_share_of_k_subsets_with_a_pass(outcomes, data):
+def test_pass_at_k_is_the_fraction_of_k_subsets_with_a_pass(outcomes, data):
     k = data.draw(st.integers(1, len(outcomes)))
     subsets = list(itertools.combinations(outcomes, k))
     assert pass_at_k(len(outcomes), sum(outcomes), k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
@@ -24,11 +24,11 @@ def test_pass_at_k_without_enough_samples_is_an_error(n, k):
         pass_at_k(n, n, k)
 
 
-def test_every_task_counts():
+def test_mean_pass_at_k_averages_over_all_tasks():
     assert mean_pass_at_k([[True, True], [False, False], [False, False], [False, False]], 1) == 0.25
 
 
-def test_the_interval_covers_the_mean_about_as_often_as_it_says():
+def test_the_bootstrap_interval_has_about_its_nominal_coverage():
     rng = np.random.default_rng(0)
     covered = 0
     for i in range(200):
@@ -37,7 +37,7 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says():
     assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_p_values_are_uniform_without_an_effect_and_small_with_one():
+def test_the_sign_flip_test_controls_type_i_errors_and_detects_effects():
     rng = np.random.default_rng(1)
     null = [sign_flip_p_value(rng.normal(0, 1, 30), draws=500) for _ in range(200)]
     assert 0.01 <= np.mean(np.array(null) < 0.05) <= 0.11
@@ -46,7 +46,7 @@ def test_p_values_are_uniform_without_an_effect_and_small_with_one():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
+def test_holm_never_lowers_p_values_and_preserves_their_order(p_values):
     corrected = holm(p_values)
     assert all(c >= p for c, p in zip(corrected, p_values, strict=True))
     assert all(
@@ -57,7 +57,7 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
     )
 
 
-def test_an_effect_of_the_smallest_detectable_size_is_found_four_times_in_five():
+def test_the_smallest_detectable_effect_is_found_with_80_percent_power():
     rng = np.random.default_rng(2)
     before = rng.normal(0, 1, 100)
     size = paired(before, before + rng.normal(0, 1, 100))["smallest_detectable"]
@@ -69,7 +69,7 @@ def program(task_id: int, sample: int, passed: bool) -> Program:
     return Program(task_id, "test", sample, 0, "", "", "", Verdict("passed" if passed else "failed"))
 
 
-def test_a_comparison_is_paired_by_task_whatever_the_order_of_the_programs():
+def test_delta_pairs_programs_by_task_in_any_order():
     before = [program(t, s, t == 1) for t in (1, 2, 3) for s in (0, 1)]
     after = [program(t, s, t != 3) for s in (1, 0) for t in (3, 1, 2)]
     found = delta(before, after, [1])["pass@1"]
@@ -79,7 +79,7 @@ def test_a_comparison_is_paired_by_task_whatever_the_order_of_the_programs():
         delta(before, after[:2], [1])
 
 
-def test_a_program_that_looks_for_the_tested_input_is_flagged():
+def test_programs_that_hard_code_a_tested_input_are_flagged():
     tests = ["assert f([1, 2]) == 42"]
     assert returns_expected_literal("def f(x):\n    if x == [1, 2]:\n        return 42\n    return 0", tests)
     assert not returns_expected_literal("def f(x):\n    if x == []:\n        return 0\n    return sum(x)", tests)
@@ -87,7 +87,7 @@ def test_a_program_that_looks_for_the_tested_input_is_flagged():
 
 
 @given(st.text("ab(", max_size=9), st.text("ab(", max_size=9), st.text("ab(", max_size=5))
-def test_edit_distance_is_the_least_number_of_edits(a, b, shared):
+def test_edit_distance_is_the_normalized_minimum_number_of_edits(a, b, shared):
     def edits(x, y):
         if not x or not y:
             return len(x) + len(y)

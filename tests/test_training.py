@@ -19,7 +19,7 @@ from ilf.training.refine_module import RefineModule
 from ilf.training.trainer import make_trainer
 from ilf.types import Example, Feedback, InputError, Refinement, Task
 
-FULL, NF4, INT8 = (None, None), (lora(), "nf4"), (lora(), "int8")  # adapters, and how the base is kept under them
+FULL, NF4, INT8 = (None, None), (lora(), "nf4"), (lora(), "int8")  # adapter, and quantization of the base model
 TASK = Task(311, "train", "t", "def f(x):\n    return 1", "f", ("assert f(1) == 1",), "", '"""\nt\n"""\n\ndef f(x):\n')
 
 
@@ -72,7 +72,7 @@ def fit(
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]), trainer
 
 
-def test_the_loss_is_on_target_tokens_only_and_eos_is_one_of_them(folder, tokenizer):
+def test_loss_covers_only_target_tokens_including_eos(folder, tokenizer):
     model = load_model(folder, torch.float32)
     module = ILFModule(model, tokenizer)
     data = MBPPDataModule(tokenizer)
@@ -90,15 +90,15 @@ def test_the_loss_is_on_target_tokens_only_and_eos_is_one_of_them(folder, tokeni
         module.losses(batch)
 
 
-def test_a_row_that_is_too_long_is_refused_and_not_cut(tokenizer):
+def test_encode_rejects_rows_longer_than_max_length(tokenizer):
     length = len(tokenizer("abc").input_ids) + len(tokenizer("xyz").input_ids) + 1
     assert encode(tokenizer, 1, "abc", "xyz", length).target_ids[-1] == tokenizer.eos_token_id
     with pytest.raises(ValueError, match="max_length"):
         encode(tokenizer, 1, "abc", "xyz", length - 1)
 
 
-def test_the_cut_into_micro_batches_changes_nothing(folder, tokenizer, monkeypatch):
-    """Ten examples in steps of four: the last step of each epoch has two. With padding, eight go in one pass, too."""
+def test_micro_batch_size_does_not_affect_the_trained_weights(folder, tokenizer, monkeypatch):
+    """Ten examples in steps of four: the last step of each epoch has two. With padding, eight fit one forward pass."""
     whole, trainer = fit(folder, tokenizer, micro=4)
     for micro in (1, 3):
         parts, _ = fit(folder, tokenizer, micro=micro)
@@ -122,13 +122,13 @@ def check_micro_batches(rows, size):
 
 
 @given(st.lists(st.integers(1, 1024), max_size=64), st.integers(1, 16))
-def test_no_micro_batch_is_padded_by_more_than_a_twentieth(lengths, size):
+def test_micro_batches_have_at_most_five_percent_padding(lengths, size):
     groups = check_micro_batches([Example(i, (), (0,) * n) for i, n in enumerate(lengths)], size)
-    if len(set(lengths)) == 1:  # and no more are made than must be
+    if len(set(lengths)) == 1:  # as few micro-batches as possible
         assert len(groups) == -(-len(lengths) // size)
 
 
-def test_a_training_on_mini_is_padded_by_less_than_a_twentieth(tokenizer):
+def test_training_on_mini_has_at_most_five_percent_padding(tokenizer):
     tasks = [task for task in tasks_from(mini.rows(), None, "paper")[0] if 111 <= task.task_id <= 310]
     by_id = {task.task_id: task for task in tasks}
     feedback = annotate(wrong_programs(tasks), by_id, mini.specifications(), 0)
@@ -137,7 +137,7 @@ def test_a_training_on_mini_is_padded_by_less_than_a_twentieth(tokenizer):
     steps = list(data.train_dataloader())
     masks = [part["attention_mask"] for step in steps for part in step]
     assert 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks) <= 0.05
-    assert len(rows) > 150 and len(masks) < len(rows) / 2  # which single examples would meet, too
+    assert len(rows) > 150 and len(masks) < len(rows) / 2  # single examples would have no padding either
     for step in steps:
         assert sum(len(part["labels"]) * float(part["share"]) for part in step) == pytest.approx(1)
 
@@ -151,9 +151,9 @@ def test_training_lowers_the_loss(folder, tokenizer):
 @pytest.mark.parametrize(
     ("optimizer", "adapter"), [("adamw", FULL), ("adamw_8bit", FULL), ("paged_adamw_8bit", NF4), ("adamw", INT8)]
 )
-def test_a_resumed_training_gives_the_weights_of_an_unbroken_one(folder, tokenizer, tmp_path, optimizer, adapter):
+def test_resumed_training_matches_uninterrupted_training(folder, tokenizer, tmp_path, optimizer, adapter):
     options = {"optimizer": optimizer, "adapter": adapter}
-    unbroken, _ = fit(folder, tokenizer, epochs=3, **options)
+    uninterrupted, _ = fit(folder, tokenizer, epochs=3, **options)
 
     class Stop(Exception):
         pass
@@ -172,20 +172,20 @@ def test_a_resumed_training_gives_the_weights_of_an_unbroken_one(folder, tokeniz
     finally:
         del ILFModule.on_train_epoch_start
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
-    assert sum(tensor.numel() for tensor in saved.values()) == unbroken.numel()  # only what is trained
+    assert sum(tensor.numel() for tensor in saved.values()) == uninterrupted.numel()  # only trainable parameters
     resumed, _ = fit(folder, tokenizer, epochs=3, checkpoints=tmp_path, resume="last", **options)
-    assert torch.equal(unbroken, resumed)
-    assert not torch.equal(unbroken, fit(folder, tokenizer, epochs=1, **options)[0])
+    assert torch.equal(uninterrupted, resumed)
+    assert not torch.equal(uninterrupted, fit(folder, tokenizer, epochs=1, **options)[0])
 
 
 def gradients(folder, tokenizer, adapter, **options):
-    """The gradients of one batch, and how often the first layer was computed for them."""
+    """Return the gradients of one batch, and the number of forward passes of the first layer."""
     torch.manual_seed(0)
     part, quantize = adapter
     model = adapt(load_model(folder, torch.float32, quantize=quantize), part)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "lora_B" in name:  # zero at first, and so would be the gradients of lora_A
+            if "lora_B" in name:  # initially zero, which would make the gradients of lora_A zero
                 p.normal_(0, 0.1)
     module = ILFModule(model, tokenizer, **options).train()
     module.setup("fit")
@@ -198,15 +198,15 @@ def gradients(folder, tokenizer, adapter, **options):
 
 
 @pytest.mark.parametrize("adapter", [FULL, (lora(lora_dropout=0.5), None), NF4, INT8])
-def test_gradient_checkpointing_computes_twice_and_changes_no_gradient(folder, tokenizer, adapter):
+def test_gradient_checkpointing_recomputes_layers_with_equal_gradients(folder, tokenizer, adapter):
     kept, once = gradients(folder, tokenizer, adapter)
     again, twice = gradients(folder, tokenizer, adapter, gradient_checkpointing=True)
     assert (once, twice) == (1, 2) and all(bool(g.any()) for g in kept)
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
-def test_compiling_changes_neither_names_nor_what_is_computed(folder, tokenizer, tmp_path):
-    """All but the compiler itself, which takes minutes: benchmarks/training.py compiles."""
+def test_compiling_changes_neither_parameter_names_nor_weights(folder, tokenizer, tmp_path):
+    """The compiler takes minutes and is not run here; benchmarks/training.py runs it."""
     weights, plain = fit(folder, tokenizer, n=6, epochs=1)
     with torch.compiler.set_stance("force_eager"):
         compiled, trainer = fit(folder, tokenizer, n=6, epochs=1, compile=True, checkpoints=tmp_path)
@@ -216,7 +216,7 @@ def test_compiling_changes_neither_names_nor_what_is_computed(folder, tokenizer,
     assert names == {name for name, _ in plain.lightning_module.named_parameters()}
 
 
-def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
+def test_each_epoch_has_every_example_once_in_a_new_order(tokenizer):
     data = MBPPDataModule(tokenizer, Contents(examples(tokenizer, 11)), batch_size=4, micro_batch_size=2)
     orders = []
     for epoch in range(2):
@@ -224,10 +224,10 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
         steps = list(data.train_dataloader())
         orders.append([{tuple(row[row != -100].tolist()) for b in step for row in b["labels"]} for step in steps])
         assert [sum(len(b["labels"]) for b in step) for step in steps] == [4, 4, 3]
-        # Each example counts the same in the gradient, and a fair share in its step's mean loss.
+        # Each example has the same weight in the gradient, and an equal share of its step's mean loss.
         assert {float(b["weight"]) for step in steps for b in step} == {1 / 4}
         assert [round(1 / float(b["share"])) for step in steps for b in step[-1:]] == [4, 4, 3]
-        # Which examples a step has is the same draw, however it is cut.
+        # The micro-batch size does not affect which examples a step has.
         data.micro_batch_size = 1
         assert orders[-1] == [
             {tuple(b["labels"][0][b["labels"][0] != -100].tolist()) for b in step} for step in data.train_dataloader()
@@ -236,8 +236,8 @@ def test_every_row_is_seen_once_an_epoch_in_an_order_of_its_own(tokenizer):
     assert orders[0] != orders[1]
 
 
-def test_a_short_last_step_weighs_its_examples_as_the_others_do(folder, tokenizer):
-    """Of 5 examples in steps of 4, the last one would move the model four times as far as the others do."""
+def test_examples_of_a_short_last_step_have_the_same_weight(folder, tokenizer):
+    """Of 5 examples in steps of 4, the last one would otherwise have four times the weight of the others."""
     once = {
         "epochs": 1,
         "optimizer": Component("torch.optim.SGD"),
@@ -246,50 +246,50 @@ def test_a_short_last_step_weighs_its_examples_as_the_others_do(folder, tokenize
     }
     start, _ = fit(folder, tokenizer, n=1, lr=1e-30, **once)
     moved = {size: fit(folder, tokenizer, n=5, batch_size=size, lr=1e-3, **once)[0] - start for size in (4, 5)}
-    # To the first order, a step of all and steps of 4 and 1 are the same sum over the examples, over a batch each.
+    # To first order, both are the same sum over the examples, divided by the batch size.
     assert float((4 * moved[4] - 5 * moved[5]).norm() / (5 * moved[5]).norm()) < 0.1
 
 
-def test_a_warm_up_longer_than_the_training_is_an_error(folder, tokenizer):
+def test_a_warmup_longer_than_training_is_an_error(folder, tokenizer):
     with pytest.raises(InputError, match=r"scheduler\.num_warmup_steps=7.*6"):
         fit(folder, tokenizer, scheduler=LINEAR.having(num_warmup_steps=7))
 
 
-def test_a_training_that_diverges_is_an_error_with_its_step_and_rate(folder, tokenizer):
+def test_divergence_is_an_error_with_the_step_and_learning_rate(folder, tokenizer):
     what = r"the (loss|gradient norm) of optimizer step \d+ is (nan|inf)"
     with pytest.raises(InputError, match=rf"training\.policy\.lr=1e\+30: the training diverged: {what}.*Lower"):
         fit(folder, tokenizer, n=4, epochs=2, lr=1e30)
 
 
-def test_a_weight_that_the_last_step_has_left_as_no_number_is_an_error(folder, tokenizer, monkeypatch):
+def test_non_finite_weights_after_the_last_step_are_an_error(folder, tokenizer, monkeypatch):
     step = torch.optim.AdamW.step
 
-    def spoilt(self, closure=None):
+    def step_with_inf(self, closure=None):
         done = step(self, closure)
         self.param_groups[0]["params"][-1].data.view(-1)[3] = torch.inf
         return done
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", spoilt)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step_with_inf)
     with pytest.raises(InputError, match=r"training\.policy\.lr=0\.001.*after the last step, 1 weights are not finite"):
         fit(folder, tokenizer, n=4, epochs=1)
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(folder, tokenizer, tmp_path, monkeypatch):
+def test_an_interrupted_checkpoint_write_keeps_the_previous_checkpoint(folder, tokenizer, tmp_path, monkeypatch):
     fit(folder, tokenizer, epochs=1, checkpoints=tmp_path)
     before = (tmp_path / "last.ckpt").read_bytes()
 
-    def half(checkpoint, file):
+    def partial_save(checkpoint, file):
         file.write(before[:1000])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(SystemExit):  # what Lightning makes of it
+    monkeypatch.setattr(torch, "save", partial_save)
+    with pytest.raises(SystemExit):  # Lightning converts the KeyboardInterrupt
         fit(folder, tokenizer, epochs=2, checkpoints=tmp_path, resume=str(tmp_path / "last.ckpt"))
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
-def test_training_in_16_bits_rounds_no_rotary_frequencies(folder, tokenizer):
-    """They are read in 32 bits by whoever evaluates the model."""
+def test_16_bit_training_does_not_round_rotary_frequencies(folder, tokenizer):
+    """Evaluation reads the frequencies in 32 bits."""
     model = load_model(folder, torch.float32)
     expected = {name: buffer.clone() for name, buffer in model.named_buffers()}
     module = ILFModule(model, tokenizer)
@@ -301,12 +301,12 @@ def test_training_in_16_bits_rounds_no_rotary_frequencies(folder, tokenizer):
     assert expected and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_long_fine_tuning_says_how_far_it_has_come(folder, tokenizer, monkeypatch, caplog):
+def test_fine_tuning_logs_its_progress(folder, tokenizer, monkeypatch, caplog):
     monkeypatch.setattr("ilf.training.fine_tuning.EVERY", 0.0)
     with caplog.at_level("INFO"):
         fit(folder, tokenizer)
-    said = [re.search(r"train_policy: (\d) of (\d) steps, loss \d+\.\d{3}", line) for line in caplog.messages]
-    assert [found.groups() for found in said if found] == [(str(step), "6") for step in range(1, 7)]
+    matches = [re.search(r"train_policy: (\d) of (\d) steps, loss \d+\.\d{3}", line) for line in caplog.messages]
+    assert [found.groups() for found in matches if found] == [(str(step), "6") for step in range(1, 7)]
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_long_fine_tuning_says_how_far_it_has_come(folder, tokenizer, monkeypa
         (6, [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 0]),
     ],
 )
-def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_nothing(folder, tokenizer, warmup, shares):
+def test_learning_rate_warms_up_linearly_and_decays_to_zero(folder, tokenizer, warmup, shares):
     schedule = LINEAR.having(num_warmup_steps=warmup)
     module = ILFModule(folder, tokenizer, optimizer=ADAMW.having(lr=1e-3), scheduler=schedule)
     module.trainer = type("T", (), {"estimated_stepping_batches": 6})()
@@ -331,7 +331,7 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_nothing(folder, t
     assert found == pytest.approx([1e-3 * share for share in shares])
 
 
-def test_the_refiner_sees_the_old_code_cut_and_writes_the_prompt_again(tokenizer):
+def test_refiner_examples_truncate_old_code_and_train_on_the_prompt(tokenizer):
     x0 = TASK.prompt + "    y = 0\n" * 200 + "    return 0"
     feedback = Feedback(311, "train", x0, "Return one.", "human", TASK.prompt + "    return 1")
     prompt = RefineModule.prompt(tokenizer, feedback, TASK, 60)
@@ -343,12 +343,12 @@ def test_the_refiner_sees_the_old_code_cut_and_writes_the_prompt_again(tokenizer
     assert tokenizer.decode(example.target_ids[:-1]) == TASK.prompt + "    return 1"
 
 
-def test_draws_are_planned_with_seeds_of_their_own(tokenizer):
+def test_draws_get_distinct_seeds_per_stage_run_seed_and_sample(tokenizer):
     plan = plan_draws([(TASK, TASK.prompt)], "sample", 4, 0)
     seeds = {
         d.seed for stage in ("sample", "evaluate") for seed in (0, 1) for d in plan_draws([(TASK, "p")], stage, 4, seed)
     }
     assert len(seeds) == 16 and [d.seed for d in plan] == [d.seed for d in plan_draws([(TASK, "q")], "sample", 4, 0)]
-    many = plan_draws([(TASK, TASK.prompt)], "sample", 20, 0)  # a batch holds eight times what is drawn at once
+    many = plan_draws([(TASK, TASK.prompt)], "sample", 20, 0)  # a batch holds eight times sampling_batch_size
     batches = MBPPDataModule(tokenizer, sampling_batch_size=1).draw_batches(many)
     assert [d.sample for b in batches for d in b] == list(range(20)) and [len(b) for b in batches] == [8, 8, 4]
