@@ -1,4 +1,4 @@
-"""What a command line says is what runs: every key is known and read, or named with what to do."""
+"""Every key on the command line is known and read by the run, or is an error that says what to do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ilf.checks.keys import _READ_BY, known_keys
 from ilf.types import InputError
 
 GROUPS = sorted({key.rpartition(".")[0] for key in known_keys()} - {"transfer.split", "transfer.limit", "transfer"})
-OPEN = ("llm.extra", "sampler.extra")  # fields of a request, which are the server's
+UNCHECKED = ("llm.extra", "sampler.extra")  # extra fields of requests, which the server defines
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_an_added_key_that_nothing_reads_is_an_error_in_every_group(group):
+def test_unknown_keys_are_input_errors_in_every_group(group):
     key = f"{group}.nosuch".lstrip(".")
     with pytest.raises(InputError, match=rf"{re.escape(key)}=3: is (no|not an?) (argument|setting)"):
         compose_settings(f"+{key}=3")
@@ -23,11 +23,11 @@ def test_an_added_key_that_nothing_reads_is_an_error_in_every_group(group):
         compose_settings(f"++{key}=3")
 
 
-CLOSE = ("model", "module", "feedback.sources", "transfer", *OPEN)  # to another known key, by a letter
+SIMILAR = ("model", "module", "feedback.sources", "transfer", *UNCHECKED)  # one letter from another known key
 
 
-@pytest.mark.parametrize("key", [key for key in known_keys() if key not in CLOSE and not key.startswith("transfer.")])
-def test_a_misspelt_key_is_named_with_the_one_that_was_meant(key):
+@pytest.mark.parametrize("key", [key for key in known_keys() if key not in SIMILAR and not key.startswith("transfer.")])
+def test_errors_about_misspelled_keys_suggest_the_known_key(key):
     group, _, name = key.rpartition(".")
     if len(name) < 4:
         pytest.skip("too short to be told from others by one letter")
@@ -37,12 +37,12 @@ def test_a_misspelt_key_is_named_with_the_one_that_was_meant(key):
     assert f"Did you mean {key}?" in str(error.value)
 
 
-def test_fields_of_a_servers_requests_are_free():
+def test_extra_fields_of_server_requests_can_have_any_name():
     settings = compose_settings("sampler=openai", "sampler.url=http://localhost:1/v1", "+sampler.extra.top_k=-1")
     assert settings.sampler.extra == {"top_k": -1}
 
 
-# For each key that not every run reads, a value that the schema takes.
+# A valid value for each key that only some runs read.
 VALUES = {
     "data.revision": "abc",
     "data.newlines": "published",
@@ -76,7 +76,7 @@ VALUES = {
     "run": str(ROOT),
     "export": "x.csv",
 }
-# Runs that don't read what the default run reads.
+# Overrides of runs that don't read a key that the default run reads.
 RUNS = {
     "data.revision": ["data=mbpp", f"data.path={ROOT / 'README.md'}", "feedback=unit_tests"],
     "data.newlines": ["data=mbpp", "feedback=unit_tests", "refinements=none"],
@@ -96,20 +96,20 @@ RUNS = {
 
 
 @pytest.mark.parametrize("key", _READ_BY)
-def test_a_key_that_this_run_does_not_read_is_an_error(key):
+def test_keys_that_a_run_does_not_read_are_input_errors(key):
     override = f"{key}{VALUES[key]}" if key.endswith(".") else f"{key}={VALUES[key]}"
     with pytest.raises(InputError, match=rf"{re.escape(key)}.* is read only by .*, so it would have no effect"):
         compose_settings(*RUNS.get(key, []), override)
 
 
-def test_where_they_are_read_they_are_taken():
+def test_keys_that_a_run_reads_are_accepted():
     settings = compose_settings("adapter=lora", "adapter.r=8", "refiner=few_shot", "refiner.shots=2", "rounds=2")
     assert (settings.adapter.get("r"), settings.refiner.shots) == (8, 2)
     assert compose_settings("mode=compare", f"compare.folders=[{ROOT / 'tests'}]", "mode=store").mode == "store"
 
 
 @pytest.mark.parametrize("group", [g for g in GROUPS if f"{g}.name" in known_keys()])
-def test_the_name_of_an_option_chooses_none(group):
+def test_the_name_key_cannot_choose_an_option(group):
     if "." in group:
         pytest.skip("part of a group")
     with pytest.raises(InputError, match=rf"{group}\.name='?\w+'?: (only records the chosen option|must be one of)"):
@@ -117,7 +117,7 @@ def test_the_name_of_an_option_chooses_none(group):
 
 
 @pytest.mark.parametrize("name", ["lr=0.003", "epochs=5", "batch_size=7"])
-def test_a_setting_of_both_fine_tunings_reaches_both(name):
+def test_shared_training_settings_apply_to_refiner_and_policy(name):
     key, _, value = name.partition("=")
     training = compose_settings(f"training.{name}").training
     assert getattr(training.refiner, key) == getattr(training.policy, key) == float(value)
@@ -125,13 +125,13 @@ def test_a_setting_of_both_fine_tunings_reaches_both(name):
     assert (getattr(apart.refiner, key), getattr(apart.policy, key)) == (3, float(value))
 
 
-def test_the_miniature_has_its_own_settings_for_each():
+def test_mini_has_separate_training_settings_for_refiner_and_policy():
     training = compose_settings().training
     assert (training.refiner.lr, training.refiner.epochs) == (1e-4, 3)
     assert (training.policy.lr, training.policy.epochs) == (2e-4, 2)
 
 
-def test_a_file_can_not_keep_a_setting_of_the_command_line_from_its_reader(cli, tmp_path):
+def test_user_files_with_conflicting_or_misspelled_keys_are_errors(cli, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     file = tmp_path / "mine" / "experiment" / "mine.yaml"
     file.write_text("# @package _global_\ntraining:\n  refiner:\n    epochs: 3\n")
@@ -166,16 +166,16 @@ def test_a_file_can_not_keep_a_setting_of_the_command_line_from_its_reader(cli, 
         (["sampler.n=many"], "sampler.n='many': must be a valid integer"),
     ],
 )
-def test_a_command_that_can_not_be_what_was_meant_is_one_line_and_exits_non_zero(cli, arguments, message):
+def test_invalid_commands_fail_with_an_error_and_no_traceback(cli, arguments, message):
     done = cli(*arguments)
     assert done.returncode == 1 and message in done.stderr
     assert "Traceback" not in done.stderr and "warn" not in done.stderr
 
 
-def test_no_logger_is_none():
+def test_removing_the_logger_group_gives_no_loggers():
     assert compose_settings("~logger").logger == {}
 
 
-def test_a_configuration_can_be_shown_resolved(cli):
+def test_cfg_prints_the_resolved_configuration(cli):
     done = cli("--cfg", "job", "--resolve")
     assert done.returncode == 0 and "output_dir: outputs/" in done.stdout and "${" not in done.stdout

@@ -1,4 +1,4 @@
-"""The manual builds without a warning, and its reference has every option and every key."""
+"""The manual builds without warnings, its reference is complete, and its error messages are current."""
 
 import ast
 import html
@@ -15,7 +15,7 @@ from ilf.checks.keys import known_keys
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The manual as a site; --strict makes an error of a broken link and of a page that is not in the navigation."""
+    """Build the manual, and return its folder. Broken links and pages outside of the navigation are errors."""
     pytest.importorskip("mkdocs", reason="requirements-dev.txt is not installed")
     folder = tmp_path_factory.mktemp("site")
     quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
@@ -25,7 +25,7 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_the_reference_has_every_option_with_its_command(site):
+def test_reference_has_every_option_with_its_command(site):
     page = (site / "reference" / "options" / "index.html").read_text()
     headings = [html.unescape(heading) for heading in re.findall(r"<h3 [^>]*>([^<]+)<", page)]
     text = html.unescape(re.sub(r"<[^>]+>", "", page))
@@ -36,7 +36,7 @@ def test_the_reference_has_every_option_with_its_command(site):
         assert name in headings and command in text, file
 
 
-def test_the_reference_has_every_key_with_what_it_means(site):
+def test_reference_has_every_key(site):
     page = (site / "reference" / "settings" / "index.html").read_text()
     groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()} - {"llm", "model"}
     keys = [key for key in known_keys() if key in groups or key.partition(".")[0] not in groups]
@@ -45,7 +45,7 @@ def test_the_reference_has_every_key_with_what_it_means(site):
         assert f"<code>{key}</code>" in page or f'id="{key.replace(".", "")}"' in page, key
 
 
-def test_the_reference_has_the_classes_to_derive_from(site):
+def test_reference_has_the_base_classes_of_components(site):
     page = (site / "reference" / "api" / "index.html").read_text()
     for name in ("feedback.source.Source", "protocols.Refiner", "refinements.Refinements", "protocols.Sampler"):
         assert f'id="ilf.{name}"' in page, name
@@ -53,8 +53,8 @@ def test_the_reference_has_the_classes_to_derive_from(site):
         assert f'id="ilf.{name}"' in page, name
 
 
-def texts_of_the_code():
-    """Return the strings in the code as patterns, with the length of the text that no f-string fills in."""
+def string_patterns_of_the_code():
+    """Return the strings of the code as regular expressions, each with the length of its constant text."""
     found = set()
     for file in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -66,23 +66,23 @@ def texts_of_the_code():
     return [(re.compile(pattern), length) for pattern, length in found]
 
 
-def share_said(message, known):
-    """Return the share of a message's characters that texts of the code give, values that they fill in included."""
-    said = set()
+def share_covered(message, known):
+    """Return the share of a message's characters that strings of the code match, including the inserted values."""
+    covered = set()
     for pattern, length in known:
         for match in pattern.finditer(message):
             if 4 * length >= len(match[0]):
-                said |= set(range(*match.span()))
-    return len(said) / len(message)
+                covered |= set(range(*match.span()))
+    return len(covered) / len(message)
 
 
-def test_the_errors_of_the_faq_are_those_of_the_code():
-    """An error that is worded anew would no longer be found there."""
+def test_error_messages_in_the_faq_match_the_code():
+    """Users search the FAQ for the text of an error, so outdated messages would not be found."""
     page = (ROOT / "docs" / "faq.md").read_text().partition("## Errors")[2]
-    known = texts_of_the_code()
+    known = string_patterns_of_the_code()
     blocks = re.findall(r"```\n(error.*?)```", page, re.DOTALL)
     messages = [" ".join(one.split()) for block in blocks for one in block.split("error: ")[1:]]
     assert len(messages) > 20
     for message in messages:
-        if not message.startswith("In 'config': Could not find"):  # Hydra's
-            assert share_said(re.sub(r"^\S+?=\S+: ", "", message), known) > 0.5, message
+        if not message.startswith("In 'config': Could not find"):  # an error of Hydra
+            assert share_covered(re.sub(r"^\S+?=\S+: ", "", message), known) > 0.5, message

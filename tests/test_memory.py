@@ -1,4 +1,4 @@
-"""The memory plan against what is really allocated, and what a run does with it."""
+"""The memory plan, compared with measured memory, and the checks that use it."""
 
 import re
 from dataclasses import replace
@@ -20,7 +20,7 @@ from ilf.training.gpu_checks import CODEGEN_6B, run_checks
 from ilf.types import InputError
 
 
-def how(adapter=(None, None), optimizer="adamw", precision="32-true", rows=2, tokens=16, checkpointing=False):
+def training_work(adapter=(None, None), optimizer="adamw", precision="32-true", rows=2, tokens=16, checkpointing=False):
     part, quantize = adapter
     return FineTuning(part, OPTIMIZERS[optimizer], precision, rows, tokens, checkpointing, quantize=quantize)
 
@@ -34,7 +34,7 @@ ADAPTERS = {"full": FULL, "lora": (lora(), None), "nf4": QLORA, "int8": (lora(16
 
 
 def whole(module):
-    """Bytes of a module's parameters, with what bitsandbytes keeps beside quantised ones."""
+    """Return the bytes of a module's parameters, including the scales of weights that bitsandbytes quantized."""
     total = size(module.parameters())
     for one in module.modules():
         if isinstance(one, bnb.nn.Linear4bit):
@@ -50,8 +50,8 @@ def scales(state: QuantState):
 
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_parameters_gradients_and_states_are_counted_exactly(adapter, optimizer):
-    plan = fine_tuning(AutoConfig.from_pretrained(MINI), how(adapter, optimizer))
+def test_planned_parameters_gradients_and_states_are_exact(adapter, optimizer):
+    plan = fine_tuning(AutoConfig.from_pretrained(MINI), training_work(adapter, optimizer))
     part, quantize = adapter
     model = adapt(load_model(MINI, torch.float32, quantize=quantize), part)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -69,39 +69,39 @@ SHAPE = ["--rows", "8", "--tokens", "256", "--batch-size", "64", "--new-tokens",
 
 @pytest.mark.slow
 @pytest.mark.parametrize("work", ["sampling", "full"])
-def test_the_plan_is_near_the_measured_peak(work, tmp_path):
-    """In a process of its own, by its largest resident set. Most of it is what comes and goes."""
+def test_the_plan_is_close_to_the_measured_peak(work, tmp_path):
+    """The peak is the maximum resident set size of a separate process. The cache or activations dominate it."""
     done = warm.run(ROOT / "benchmarks" / "memory.py", [*SHAPE, "--only", work], tmp_path)
     measured, config = int(done.stdout.split()[-1]), AutoConfig.from_pretrained(MINI)
     if work == "sampling":
         plan = sampling(config, HFSampler(n=8, batch_size=64, max_new_tokens=16), torch.float32, 256)
         assert plan.cache > 0.5 * plan.total
     else:
-        plan = fine_tuning(config, how(rows=8, tokens=256))
+        plan = fine_tuning(config, training_work(rows=8, tokens=256))
         assert plan.activations > 0.5 * plan.total
-    assert 0.65 < plan.total / measured < 1.33  # the allocator keeps more on some runs than on others
+    assert 0.65 < plan.total / measured < 1.33  # the allocator's overhead varies between runs
 
 
 @pytest.mark.slow
-def test_the_plan_counts_an_optimizers_step(tmp_path):
-    """Of bitsandbytes' on a CPU, which writes the largest weight's states out in full: here it is most of all."""
+def test_the_plan_includes_the_memory_of_an_optimizer_step(tmp_path):
+    """On a CPU, bitsandbytes dequantizes the states of the largest weight. Here, they are most of the memory."""
     config = CodeGenConfig(vocab_size=200_000, n_embd=64, n_layer=1, n_head=4, rotary_dim=8, tie_word_embeddings=True)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
     shape = ["--model", str(tmp_path / "wide"), "--rows", "1", "--tokens", "16", "--only", "full, adamw_8bit"]
     measured = int(warm.run(ROOT / "benchmarks" / "memory.py", shape, tmp_path).stdout.split()[-1])
-    plan = fine_tuning(config, how(optimizer="adamw_8bit", rows=1))
+    plan = fine_tuning(config, training_work(optimizer="adamw_8bit", rows=1))
     assert plan.activations > 0.5 * plan.total
     assert 0.65 < plan.total / measured < 1.33
 
 
-def test_a_6b_model_is_trained_whole_on_80_gb_and_by_qlora_on_12():
-    eight_bit = fine_tuning(CODEGEN_6B, how(FULL, "adamw_8bit", "bf16-mixed", 1, 1024, True))
+def test_6b_model_fits_80_gb_with_full_fine_tuning_and_12_gb_with_qlora():
+    eight_bit = fine_tuning(CODEGEN_6B, training_work(FULL, "adamw_8bit", "bf16-mixed", 1, 1024, True))
     assert 70e9 < eight_bit.total < 80e9
-    assert fine_tuning(CODEGEN_6B, how(FULL, "adamw_8bit", "bf16-mixed", 1, 1024, False)).total > 85e9
-    assert fine_tuning(CODEGEN_6B, how(QLORA, "adamw", "bf16-mixed", 1, 1024, True)).total < 12e9
+    assert fine_tuning(CODEGEN_6B, training_work(FULL, "adamw_8bit", "bf16-mixed", 1, 1024, False)).total > 85e9
+    assert fine_tuning(CODEGEN_6B, training_work(QLORA, "adamw", "bf16-mixed", 1, 1024, True)).total < 12e9
     assert eight_bit.parameters == 4 * 7_064_213_504
-    paged = fine_tuning(CODEGEN_6B, how(FULL, "paged_adamw_8bit", "bf16-mixed", 1, 64, True), device="cpu")
-    assert paged.least == paged.total  # there is nowhere to go from a CPU
+    paged = fine_tuning(CODEGEN_6B, training_work(FULL, "paged_adamw_8bit", "bf16-mixed", 1, 64, True), device="cpu")
+    assert paged.least == paged.total  # on a CPU, states can't be paged out
     assert optimizer_bytes(OPTIMIZERS["paged_adamw_8bit"], [torch.empty(4095)]) == 8 * 4095
 
 
@@ -112,7 +112,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("work", TOO_LARGE)
-def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, caplog, monkeypatch):
+def test_a_run_that_exceeds_memory_is_an_error_that_suggests_settings(work, small_stages, caplog, monkeypatch):
     monkeypatch.setattr("ilf.resources.device_memory", lambda trainer: ("a small machine", 2 * 10**9))
     overrides = ["data.limit.train=8", "training.validate_n=0", *TOO_LARGE[work]]
     with pytest.raises(InputError, match=rf"memory='refuse': {work} needs .* GB at its peak") as error:
@@ -121,14 +121,14 @@ def test_a_run_that_can_not_fit_is_refused_with_what_fits(work, small_stages, ca
     assert fitting, error.value
     settings = compose_settings(*overrides, *fitting[0].split())
     config = AutoConfig.from_pretrained(MINI)
-    check_memory(Budget(settings, config, 8))  # advice that is followed is enough
+    check_memory(Budget(settings, config, 8))  # the suggested settings fit
     if work == "sampling":
         with caplog.at_level("WARNING"):
             check_memory(Budget(compose_settings(*overrides, "memory=warn"), config, 8))
         assert f"{work} needs" in caplog.text
 
 
-def test_an_objective_of_pairs_needs_room_for_both_texts_and_a_teacher_for_its_weights():
+def test_pair_objectives_and_teachers_add_to_the_planned_memory():
     config = AutoConfig.from_pretrained(MINI)
 
     def needs(*overrides):
@@ -145,19 +145,19 @@ def test_an_objective_of_pairs_needs_room_for_both_texts_and_a_teacher_for_its_w
 
 
 @pytest.mark.parametrize(("trainer", "optimizer"), [("ddp", "adamw"), ("ddp", "adamw_8bit"), ("fsdp", "adamw")])
-def test_advice_to_several_processes_is_allowed(trainer, optimizer, monkeypatch):
-    """bitsandbytes takes no model in parts."""
+def test_suggested_settings_are_valid_with_several_processes(trainer, optimizer, monkeypatch):
+    """bitsandbytes does not support sharded models, so trainer=fsdp is not suggested with its optimizers."""
     own = ["training.validate_n=0", f"trainer={trainer}", f"optimizer={optimizer}"]
     for variable in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(variable, "2")
     budget = Budget(compose_settings(*own), AutoConfig.from_pretrained(MINI), 50)
     advice = re.findall(r"(?:fit: |; )(.+?) \([\d.]+ GB\)", budget.advice("fine-tuning the policy", int(1e9)))
     for fitting in advice:
-        compose_settings(*own, *fitting.split())  # refuses what can't be
+        compose_settings(*own, *fitting.split())  # raises if the suggestion is invalid
     assert advice and any("trainer=fsdp" in one for one in advice) == ((trainer, optimizer) == ("ddp", "adamw"))
 
 
-def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned(monkeypatch):
+def test_smaller_settings_need_less_and_only_requested_work_is_planned(monkeypatch):
     config = AutoConfig.from_pretrained(MINI)
 
     def needs(*overrides):
@@ -170,18 +170,18 @@ def test_a_smaller_setting_needs_less_and_only_requested_work_is_planned(monkeyp
     small = needs("training.gradient_checkpointing=true", "optimizer=adamw_8bit", "sampler.batch_size=20")
     assert all(small[work] < whole[work] for work in whole)
     assert list(needs("sampler=openai", "sampler.url=http://localhost:1/v1")) == list(whole)[1:]
-    monkeypatch.setenv("WORLD_SIZE", "4")  # a quarter of 16 bytes a parameter, where those are divided
+    monkeypatch.setenv("WORLD_SIZE", "4")  # FSDP divides the 16 bytes per parameter among processes
     parts = Budget(compose_settings("trainer=fsdp"), config, 50).needs("fine-tuning the policy")[0]
     assert 4 * parts.parameters == 4 * sum(p.numel() for p in load_model(MINI, torch.float32).parameters())
-    # Programs that are drawn between epochs, beside optimizer states, are part of a fine-tuning.
+    # Fine-tuning includes the sampling of validation programs, next to the optimizer states.
     assert needs("training.validate_n=1", "sampler.batch_size=2000")["fine-tuning the policy"] > whole["sampling"]
 
 
 @pytest.mark.slow
-def test_the_checks_of_a_gpu_run_and_say_what_failed(small_stages, tmp_path, cli):
-    """On the CPU and at a size for it, where there is too little memory to measure for its checks to pass."""
+def test_gpu_checks_run_and_report_failures(small_stages, tmp_path, cli):
+    """The checks run on the CPU with a small model, which uses too little memory for the memory checks to pass."""
     small = CodeGenConfig(vocab_size=1280, n_embd=64, n_layer=2, n_head=4, rotary_dim=8, n_positions=256, n_ctx=256)
-    qlora = how(QLORA, tokens=32, checkpointing=True)
+    qlora = training_work(QLORA, tokens=32, checkpointing=True)
     trainings = {"broken": replace(qlora, attention="none such"), "qlora": qlora}
     drawing, ran = HFSampler(n=2, batch_size=4, max_new_tokens=8), []
 

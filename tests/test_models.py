@@ -1,3 +1,5 @@
+"""Sampling from models, attention implementations, and loading and saving of models."""
+
 import copy
 import math
 import shutil
@@ -46,13 +48,13 @@ PROMPTS = [task.prompt for task in tasks_from(mini_tasks.rows()[10:13], None, "p
 
 
 def sample(sampler, model, tokenizer, plan):
-    """The completions, in the order of the plan."""
+    """Return the completions in the order of the plan."""
     found = dict(sampler.sample(model, tokenizer, plan))
     return [found[draw] for draw in plan]
 
 
-def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(mini):
-    """Nor on how many go on at once: with 5 places, 18 draws of prompts of three lengths come and go."""
+def test_a_sample_depends_on_its_seed_and_not_on_its_batch(mini):
+    """With batch_size=5, 18 draws of prompts of three lengths join and leave the batch."""
     model, tokenizer, _ = mini
     plan = draws(PROMPTS, 6)
     together = sample(HFSampler(max_new_tokens=40), model, tokenizer, plan)
@@ -63,8 +65,11 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(mini):
     assert len(set(together)) > 3
 
 
-def test_a_program_that_is_cut_off_may_end_while_nearly_all_others_go_on(mini):
-    """A long one, and twenty-two short ones of which half begin where the others end: it reaches the bound alone."""
+def test_a_truncated_program_leaves_the_batch_without_affecting_others(mini):
+    """The batch has 12 places, for one long program and 22 short ones.
+
+    Half of the short ones start when the other half end. The long one reaches the token limit soon after that.
+    """
     model, tokenizer, _ = mini
     greedy = {"temperature": 1e-6, "batch_size": 12}
     texts = dict(HFSampler(**greedy, max_new_tokens=96).sample(model, tokenizer, draws(PROMPTS, 1)))
@@ -78,7 +83,7 @@ def test_a_program_that_is_cut_off_may_end_while_nearly_all_others_go_on(mini):
     assert len(tokenizer(found[0]).input_ids) <= bound
 
 
-def test_a_prompt_is_prefilled_once_and_waiting_draws_take_the_places_of_finished_ones(mini):
+def test_prompts_are_prefilled_once_and_waiting_draws_fill_free_places(mini):
     model, tokenizer, _ = mini
     calls = []
     hook = model.register_forward_hook(
@@ -91,7 +96,7 @@ def test_a_prompt_is_prefilled_once_and_waiting_draws_take_the_places_of_finishe
     steps = [rows for rows, width in calls if width == 1]
     lengths = [len(tokenizer(text).input_ids) for text in found.values()]
     assert max(steps) == 4
-    # Each step goes on with four while draws wait; one at a time after the other would take the longest of each four.
+    # Each step has four rows while draws wait. Separate batches of four would each take as long as their longest draw.
     assert len(steps) < 1.25 * sum(lengths) / 4 + max(lengths)
 
 
@@ -116,8 +121,8 @@ def models():
     yield MistralForCausalLM(MistralConfig(**small, num_key_value_heads=2, sliding_window=5, **shape))
 
 
-def test_near_temperature_zero_we_give_what_generate_gives_greedily(mini):
-    """Left padding, positions, sliding windows, the shared prefill, leaving and joining rows change nothing."""
+def test_sampling_near_zero_temperature_matches_greedy_generate(mini):
+    """Covers left padding, positions, sliding windows, the shared prefill, and rows that join and leave the batch."""
     _, tokenizer, _ = mini
     for model in models():
         model = model.eval()
@@ -133,8 +138,8 @@ def test_near_temperature_zero_we_give_what_generate_gives_greedily(mini):
 
 
 @contextmanager
-def uninitialised_memory_is_no_number():
-    torch.use_deterministic_algorithms(True)  # which fills it so
+def uninitialized_memory_is_nan():
+    torch.use_deterministic_algorithms(True)  # fills uninitialized memory with NaN
     try:
         assert torch.empty(3).isnan().all()
         yield
@@ -142,9 +147,9 @@ def uninitialised_memory_is_no_number():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("limit", [12, 150])  # within the room that a batch has for new tokens, and beyond
-def test_steps_on_memory_that_stays_give_the_same_samples(mini, limit, monkeypatch):
-    """A GPU captures them; here they run as they are captured."""
+@pytest.mark.parametrize("limit", [12, 150])  # below and above a batch's initial room for new tokens
+def test_steps_in_fixed_memory_give_the_same_samples(mini, limit, monkeypatch):
+    """On a GPU, these steps are captured as CUDA graphs. Here, the same code runs without capture."""
     _, tokenizer, _ = mini
     for model in models():
         model = model.eval()
@@ -156,22 +161,22 @@ def test_steps_on_memory_that_stays_give_the_same_samples(mini, limit, monkeypat
         del model._ilf_tried
         prefill._tried.clear()
         monkeypatch.setattr(prefill, "capturable", lambda tensor: True)
-        with uninitialised_memory_is_no_number():
+        with uninitialized_memory_is_nan():
             assert sample(sampler, model, tokenizer, plan) == expected
         assert not shares or model._ilf_tried == (True, True)
 
 
-def test_a_step_that_a_gpu_can_not_capture_is_computed_without(mini, monkeypatch, caplog):
+def test_sampling_continues_if_cuda_graph_capture_fails(mini, monkeypatch, caplog):
     model, tokenizer, _ = mini
     sampler, plan = HFSampler(max_new_tokens=20), draws(PROMPTS, 2)
     expected = sample(sampler, model, tokenizer, plan)
     monkeypatch.setattr(model, "_ilf_tried", (True, True))
-    monkeypatch.setattr(cuda_graphs, "capturable", lambda tensor: True)  # there is no CUDA to capture anything
+    monkeypatch.setattr(cuda_graphs, "capturable", lambda tensor: True)  # capture is tried, and fails without CUDA
     assert sample(sampler, model, tokenizer, plan) == expected
     assert "could not be captured" in caplog.text
 
 
-def test_a_publishers_generation_settings_are_dropped(mini, tmp_path):
+def test_generation_config_of_a_model_folder_is_ignored(mini, tmp_path):
     model, tokenizer, _ = mini
     save(model, tokenizer, tmp_path / "m")
     GenerationConfig(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=1.5).save_pretrained(tmp_path / "m")
@@ -180,7 +185,7 @@ def test_a_publishers_generation_settings_are_dropped(mini, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["missing", "of another shape"])
-def test_weights_that_a_folder_lacks_are_an_error_and_never_random_numbers(tmp_path, change, small_stages):
+def test_missing_or_mismatched_weights_are_input_errors(tmp_path, change, small_stages):
     folder = tmp_path / "model"
     shutil.copytree(MINI, folder)
     tensors = load_file(MINI / "model.safetensors")
@@ -195,7 +200,7 @@ def test_weights_that_a_folder_lacks_are_an_error_and_never_random_numbers(tmp_p
         small_stages("refiner=local", f"refiner.path={folder}").run()
 
 
-def test_when_memory_runs_out_half_as_many_go_on_and_the_samples_stay(mini):
+def test_out_of_memory_halves_the_batch_and_keeps_the_samples(mini):
     model, tokenizer, _ = mini
     sampler = HFSampler(max_new_tokens=40)
     plan = draws(PROMPTS, 4)
@@ -219,7 +224,7 @@ def test_when_memory_runs_out_half_as_many_go_on_and_the_samples_stay(mini):
     hook.remove()
 
 
-def test_sampling_stops_where_the_function_ends(mini):
+def test_sampling_stops_at_the_end_of_the_function(mini):
     model, tokenizer, _ = mini
     calls = []
     hook = model.register_forward_hook(lambda *a: calls.append(1))
@@ -229,9 +234,9 @@ def test_sampling_stops_where_the_function_ends(mini):
 
 
 @pytest.mark.parametrize("script", [False, True])
-def test_samples_are_the_same_where_their_text_is_asked_after_each_token(mini, monkeypatch, script):
+def test_decoding_only_at_line_ends_does_not_change_samples(mini, monkeypatch, script):
     model, tokenizer, _ = mini
-    sampler = HFSampler(max_new_tokens=60, temperature=1.3, batch_size=30)  # so hot that much ends oddly
+    sampler = HFSampler(max_new_tokens=60, temperature=1.3, batch_size=30)  # a high temperature gives unusual endings
     plan = [replace(draw, script=script) for draw in draws(PROMPTS, 20)]
     asked = []
     text = Continuation.text
@@ -243,7 +248,7 @@ def test_samples_are_the_same_where_their_text_is_asked_after_each_token(mini, m
     assert 3 * few < len(asked) - few
 
 
-def test_implementations_of_attention_agree_and_one_that_a_model_lacks_is_named(mini, tmp_path):
+def test_attention_implementations_agree_and_unsupported_ones_are_errors(mini, tmp_path):
     model, tokenizer, folder = mini
     tokenized = tokenizer(PROMPTS, return_tensors="pt", padding=True)
     expected = model(**tokenized).logits[tokenized.attention_mask.bool()]
@@ -257,7 +262,7 @@ def test_implementations_of_attention_agree_and_one_that_a_model_lacks_is_named(
         load_model(tmp_path, torch.float32, "sdpa")
 
 
-def test_lora_is_saved_merged_and_apart(mini, tmp_path):
+def test_lora_is_saved_merged_and_as_an_adapter(mini, tmp_path):
     _, tokenizer, folder = mini
     model = adapt(load_model(folder, torch.float32), lora())
     with torch.no_grad():
@@ -274,7 +279,7 @@ def test_lora_is_saved_merged_and_apart(mini, tmp_path):
 
 
 @pytest.mark.parametrize("adapter", [None, lora()])
-def test_weights_are_merged_before_they_are_cast(adapter, mini, tmp_path):
+def test_saved_weights_are_merged_before_casting_and_must_not_overflow(adapter, mini, tmp_path):
     _, tokenizer, folder = mini
     model = adapt(load_model(folder, torch.float32), adapter)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Sources of feedback, transforms, refiners and arms of a user's: a package and YAML of their own, no edit of ours."""
+"""User-defined feedback sources, transforms, refiners and arms, in a package and YAML files outside of ilf."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ path: null
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's package on sys.path; returns the folder of their options."""
+    """Put a user's package on sys.path, and return the folder of its options."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "mine.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(tmp_path / "code")
@@ -185,7 +185,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def own_stages(mine: Path, small_stages: Callable[..., Stages]) -> Callable[..., Stages]:
-    """Build a run in this process that finds a user's options."""
+    """Return a function that builds a run in this process with the user's options."""
     return lambda *overrides: small_stages(f"hydra.searchpath=[file://{mine}]", *FEW, *overrides)
 
 
@@ -193,8 +193,8 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
-def test_a_source_of_a_users_is_heard_throughout_and_asked_once(own_stages, tmp_path, mine):
+@pytest.mark.slow  # the test of docs/extend.md covers similar code
+def test_user_defined_feedback_reaches_all_stages_and_is_stored(own_stages, tmp_path, mine):
     log = tmp_path / "asked"
     own = ["feedback=reviewer", f"feedback.log={log}"]
     first = own_stages(*own)
@@ -212,7 +212,7 @@ def test_a_source_of_a_users_is_heard_throughout_and_asked_once(own_stages, tmp_
     assert "task 0 (reviewer): none" in found["rejected"]
     own_stages(*own, "feedback.words=Think.", "stages=[sample,annotate]").run()
     assert log.read_text().count("\n") == 2, "its arguments are part of the key"
-    # So is its code.
+    # Its code is part of the key, too.
     file = tmp_path / "code" / "mine.py"
     file.write_text(file.read_text().replace("programs[0].program", "programs[-1].program"))
     del sys.modules["mine"]
@@ -220,8 +220,8 @@ def test_a_source_of_a_users_is_heard_throughout_and_asked_once(own_stages, tmp_
     assert log.read_text().count("\n") == 3
 
 
-@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
-def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_stages):
+@pytest.mark.slow  # the test of docs/extend.md covers similar code
+def test_user_defined_sources_and_transforms_mix_with_built_in_ones(own_stages):
     sources = "feedback.sources=[{_target_: mine.Reviewer, words: Hm.}, unit_tests]"
     changed = "feedback.transform=[{_target_: mine.polite, word: Pray}, one_bug, {_target_: mine.Louder, times: 2}]"
     stages = own_stages("feedback=mixed", sources, changed, "stages=[sample,annotate]")
@@ -259,15 +259,15 @@ def test_a_source_of_a_users_is_mixed_with_ours_and_its_words_are_changed(own_st
         (["feedback=mixed", "feedback.sources=[unit_tests,{_target_: mine.Silent}]"], r"sources\[1\]\._target_"),
     ],
 )  # fmt: skip
-def test_what_is_no_source_or_transform_is_named_before_anything_loads(overrides, message, mine):
+def test_invalid_user_defined_components_are_input_errors(overrides, message, mine):
     from conftest import compose_settings
 
     with pytest.raises(InputError, match=message):
         compose_settings(f"hydra.searchpath=[file://{mine}]", *overrides)
 
 
-@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
-def test_a_refiner_of_a_users_prompts_a_folder_of_its_choice(own_stages):
+@pytest.mark.slow  # the test of docs/extend.md covers similar code
+def test_a_user_defined_refiner_without_training_uses_its_prompts(own_stages):
     stages = own_stages("refiner=terse", "stages=[sample,annotate,train_refiner,refine]")
     found = stages.run()
     assert found["refiner_kind"] == "terse" and found["refiner"]["n_tasks"] > 0
@@ -277,8 +277,8 @@ def test_a_refiner_of_a_users_prompts_a_folder_of_its_choice(own_stages):
     assert not (stages.folder / "refiner").exists()
 
 
-@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
-def test_a_refiner_of_a_users_is_fine_tuned_on_its_own_prompts(own_stages):
+@pytest.mark.slow  # the test of docs/extend.md covers similar code
+def test_a_user_defined_refiner_is_fine_tuned_on_its_own_prompts(own_stages):
     stages = own_stages("refiner=longer", "stages=[sample,annotate,train_refiner,refine]")
     found = stages.run()
     assert found["refiner_kind"] == "longer" and (stages.folder / "refiner" / "config.json").exists()
@@ -298,13 +298,13 @@ def test_a_refiner_of_a_users_is_fine_tuned_on_its_own_prompts(own_stages):
         ),
     ],
 )
-def test_what_a_refiner_gives_is_checked_before_it_is_used(refiner, message, own_stages):
+def test_invalid_results_of_a_user_defined_refiner_are_input_errors(refiner, message, own_stages):
     with pytest.raises(InputError, match=message):
         own_stages(f"refiner={refiner}", "stages=[sample,annotate,train_refiner,refine]").run()
 
 
-@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
-def test_an_arm_of_a_users_says_which_program_of_a_task_is_learnt(own_stages):
+@pytest.mark.slow  # the test of docs/extend.md covers similar code
+def test_a_user_defined_arm_trains_on_its_chosen_programs(own_stages):
     stages = own_stages("refinements=shortest")
     found = stages.run()
     assert found["status"] == "complete" and (found["arm"], found["refinements"]) == ("shortest", "shortest")
@@ -319,7 +319,7 @@ def test_an_arm_of_a_users_says_which_program_of_a_task_is_learnt(own_stages):
     assert found["training_task_ids"] == gold["training_task_ids"], "the tasks are those of the other arms"
 
 
-def test_programs_of_a_users_own_are_executed_and_those_that_fail_are_named(own_stages):
+def test_incorrect_programs_of_a_user_defined_arm_are_rejected(own_stages):
     stages = own_stages("refinements=commented", "refinements.note=hm")
     found = stages.run()
     rows = lines(stages.folder / "training.jsonl")
@@ -332,20 +332,20 @@ def test_programs_of_a_users_own_are_executed_and_those_that_fail_are_named(own_
 @pytest.mark.parametrize(
     ("option", "arm"), [("refinements=shortest", "shortest"), ("arm=gold", "gold"), ("seed=1", "model")]
 )
-def test_a_run_is_called_after_its_arm_wherever_a_file_says_so(option, arm, mine):
+def test_arm_can_be_interpolated_in_other_settings(option, arm, mine):
     from conftest import compose_settings
 
     settings = compose_settings(f"hydra.searchpath=[file://{mine}]", "logger=csv", "logger.csv.version=${arm}", option)
     assert settings.arm == settings.logger["csv"].get("version") == settings.config["arm"] == arm
 
 
-def test_feedback_on_test_is_no_feedback(own_stages):
+def test_feedback_on_the_test_split_is_an_input_error(own_stages):
     with pytest.raises(InputError, match=r"feedback='OnTest'.*on Prompt, Refine and Train, not Feedback\(task_id=11"):
         own_stages("feedback=on_test", "stages=[sample,annotate]").run()
 
 
-@pytest.mark.slow  # docs/extend.md shows the like, and its test runs it
-def test_a_source_from_outside_runs_by_the_command_line(mine, cli, tmp_path, monkeypatch):
+@pytest.mark.slow  # the test of docs/extend.md covers similar code
+def test_a_user_defined_source_runs_from_the_command_line(mine, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
     done = cli(
         *("--config-dir", str(mine), "feedback=reviewer", "stages=[sample,annotate]", "hydra.run.dir=run"),
@@ -355,8 +355,8 @@ def test_a_source_from_outside_runs_by_the_command_line(mine, cli, tmp_path, mon
     assert re.search(r'"feedback": "reviewer"', (tmp_path / "run" / "results.json").read_text())
 
 
-@pytest.mark.slow  # test_command.py has one that is shorter
-def test_a_row_of_a_users_study_is_an_arm_whose_settings_stand(mine, cli, tmp_path, monkeypatch):
+@pytest.mark.slow  # test_command.py has a shorter test
+def test_a_user_defined_arm_option_fixes_its_refinements(mine, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
     few = ["--config-dir", str(mine), "stages=[zero_shot]", "data.limit.test=2", "logger=none", "store.dir=store"]
     done = cli("-m", *few, "arm=brief,gold", "hydra.sweep.dir=out")

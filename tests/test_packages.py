@@ -1,4 +1,4 @@
-"""Packages that programs may import: what they reach, how their values compare, and what can't be done by them."""
+"""Packages that programs may import: their dependencies, their values in comparisons, and attacks that use them."""
 
 import importlib.util
 import itertools
@@ -24,7 +24,7 @@ from ilf.types import InputError
 SITE = Path(np.__file__).parent.parent
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs the Linux kernel's mechanisms")
 PANDAS = pytest.mark.skipif(not importlib.util.find_spec("pandas"), reason="pandas is not installed")
-HEAD = "import numpy as np\n"
+IMPORT_NUMPY = "import numpy as np\n"
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,14 @@ def with_pandas():
 
 
 def outcome(sandbox: Sandbox, program: str, *tests: str) -> tuple[str, str]:
-    (found,) = sandbox.run([Job(HEAD + program, tests)])
+    (found,) = sandbox.run([Job(IMPORT_NUMPY + program, tests)])
     return found.verdict, found.detail
 
 
-# ---- which packages -----------------------------------------------------------------------------------------------
+# ---- selection of packages -----------------------------------------------------------------------------------------
 
 
-def test_the_default_is_the_standard_library():
+def test_only_the_standard_library_is_importable_by_default():
     sandbox = Sandbox(Limits(isolation="off"))
     found = sandbox.run(
         [
@@ -65,26 +65,26 @@ def test_the_default_is_the_standard_library():
 
 @pytest.mark.parametrize("name", ["no-such-package", "numpy.linalg", "", "../numpy", "math"])
 @pytest.mark.parametrize("executor", [LocalExecutor, RayExecutor])
-def test_what_is_not_installed_is_named_before_anything_runs(name, executor):
+def test_invalid_package_names_are_input_errors(name, executor):
     with pytest.raises(InputError, match=rf"executor\.packages='{name}'.*[Ll]eave it out"):
         executor(packages=("numpy", name)).check()
     with pytest.raises(InputError, match=r"executor\.packages="):
         Sandbox(Limits(packages=(name,)))
 
 
-def test_a_name_in_place_of_a_list_is_an_error():
+def test_a_string_instead_of_a_list_of_packages_is_an_input_error():
     with pytest.raises(InputError, match=r"executor\.packages='numpy'"):
         Sandbox(Limits(packages="numpy"))  # type: ignore[arg-type]
 
 
-def test_verdicts_are_kept_by_the_versions_of_the_packages():
+def test_executor_rules_include_package_versions():
     assert LocalExecutor(packages=("numpy",)).rules["packages"] == (f"numpy {np.__version__}",)
     assert LocalExecutor().rules["packages"] == ()
     assert LocalExecutor(packages=("numpy",)).limits.packages == ("numpy",)
 
 
 def install(site: Path, name: str, requires: tuple[str, ...] = (), **files: str) -> None:
-    """Put a package where the environment has its packages, as pip does."""
+    """Install a package into the folder `site`, as pip does."""
     info = site / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
     texts = {file.replace("__", "/", 1) + ".py": text for file, text in files.items()}
@@ -96,7 +96,7 @@ def install(site: Path, name: str, requires: tuple[str, ...] = (), **files: str)
     (info / "RECORD").write_text("".join(f"{file},,\n" for file in texts) + f"{info.name}/METADATA,,\n")
 
 
-def test_a_package_brings_what_it_needs_and_nothing_else(tmp_path, monkeypatch):
+def test_a_package_includes_its_dependencies_and_no_other_packages(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     install(
         tmp_path, "Needed-By", ("its.Helper>=1; python_version>'3'", "unasked; extra == 'all'", "absent"), one__start=""
@@ -132,11 +132,11 @@ def test_a_package_brings_what_it_needs_and_nothing_else(tmp_path, monkeypatch):
             "starts threads",
         ),
         ("1 / 0", "ZeroDivisionError"),
-        ("import numpy", "No module named 'numpy'"),  # which its metadata should name
+        ("import numpy", "No module named 'numpy'"),  # a dependency that its metadata do not name
     ],
 )
 @LINUX
-def test_what_can_not_be_imported_is_an_error_with_its_reason(tmp_path, monkeypatch, source, reason):
+def test_an_unusable_package_is_an_input_error_with_the_reason(tmp_path, monkeypatch, source, reason):
     monkeypatch.syspath_prepend(str(tmp_path))
     name = f"broken{abs(hash(source))}"
     install(tmp_path, name, **{name: source})
@@ -144,14 +144,14 @@ def test_what_can_not_be_imported_is_an_error_with_its_reason(tmp_path, monkeypa
         Sandbox(Limits(packages=(name,)))
 
 
-def test_an_editable_package_is_an_error(tmp_path, monkeypatch):
+def test_an_editable_install_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     install(tmp_path, "edited")
     with pytest.raises(InputError, match=r"executor\.packages='edited'.*wheel"):
         find(("edited",))
 
 
-def test_the_command_takes_packages():
+def test_sandbox_command_accepts_packages():
     job = {"program": "import numpy\ndef f(): return numpy.sum([1, 2])", "tests": ["assert f() == 3"]}
     words = [sys.executable, "-m", "ilf.sandbox", "--packages", "numpy", "-"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -181,7 +181,7 @@ def test_the_command_takes_packages():
         ("def f(): return np.array([1, 2])", "from numpy.testing import assert_array_equal\nassert_array_equal(f(), [1, 2])"),
         ("def f(): return np.array([1, 2])", "assert (f() == np.array([1, 2])).all() and f().tolist() == [1, 2]"),
         ("def f(): return np.array([1, 2])", "assert list(f()) == [1, 2]"),
-        ("def f(): return np.array([3])", "assert f() == [3]"),  # one number has a truth value
+        ("def f(): return np.array([3])", "assert f() == [3]"),  # an array of one element has a truth value
         ("def f(): return np.array([np.nan, 1])", "np.testing.assert_equal(f(), [np.nan, 1])"),
         ("def f(): return np.array(['a', 'bc'])", "import numpy\nassert numpy.array_equal(f(), ['a', 'bc'])"),
         ("def f(): return np.array(['2020-01-01'], 'M8[D]')", "assert f()[0] == np.datetime64('2020-01-01')"),
@@ -203,7 +203,7 @@ def test_the_command_takes_packages():
         ("def f(): return np.zeros((0, 3))", "assert f().shape == (0, 3)"),
     ],
 )  # fmt: skip
-def test_honest_programs_pass(numpy_only, program, test):
+def test_correct_programs_pass(numpy_only, program, test):
     assert outcome(numpy_only, program, test) == ("passed", "")
 
 
@@ -211,7 +211,7 @@ def test_honest_programs_pass(numpy_only, program, test):
     ("program", "test", "verdict"),
     [
         ("def f(): return np.float64(3.5)", "assert f() == 3", "failed"),
-        ("def f(): return np.array([1, 2])", "assert f() == [1, 2]", "failed"),  # as in Python: no truth value
+        ("def f(): return np.array([1, 2])", "assert f() == [1, 2]", "failed"),  # no truth value, as in Python
         ("def f(): return np.array([1, 2])", "x = f()\nassert x == [1, 2]", "failed"),
         ("def f(): return np.array([1, 3])", "assert np.allclose(f(), [1, 2])", "failed"),
         ("def f(): return np.array([.3, 2])", "import pytest\nassert f() == pytest.approx([.3, 1])", "failed"),
@@ -225,22 +225,22 @@ def test_honest_programs_pass(numpy_only, program, test):
         ("class A(np.ndarray): pass\ndef f(): return np.zeros(1).view(A)", "assert f() == 0", "unsupported_test"),
     ],
 )
-def test_wrong_programs_do_not(numpy_only, program, test, verdict):
+def test_programs_that_do_not_pass_get_the_expected_verdict(numpy_only, program, test, verdict):
     assert outcome(numpy_only, program, test)[0] == verdict
 
 
-def test_numbers_of_numpy_are_compared_approximately_where_numbers_are():
+def test_numpy_numbers_are_compared_approximately_with_compare_approx():
     sandbox = Sandbox(Limits(packages=("numpy",), compare="approx", workers=1))
     tests = ("assert f(1) == .3", "assert f(2) == [1, .3]", "assert f(3) == 7", "assert f(4) == 1")
     program = "def f(x): return {1: np.float32(.1) + np.float32(.2), 2: [np.int64(1), np.float64(.1) * 3], 3: np.int64(7)}.get(x, np.True_)"
-    tenths = [Job(HEAD + program.replace("float32", kind), tests) for kind in ("float64", "float32")]
+    tenths = [Job(IMPORT_NUMPY + program.replace("float32", kind), tests) for kind in ("float64", "float32")]
     double, single = sandbox.run(tenths)
     sandbox.close()
     assert double.passed and single.tests == (True, True, True, True), (double, single)
 
 
 SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
-KINDS = [
+DTYPES = [
     "|b1",
     "|i1",
     "<i8",
@@ -261,8 +261,8 @@ KINDS = [
 
 
 @settings(max_examples=150, database=None)
-@given(st.sampled_from(KINDS), SHAPES, st.randoms(use_true_random=False))
-def test_an_array_crosses_bit_by_bit(kind, shape, rng):
+@given(st.sampled_from(DTYPES), SHAPES, st.randoms(use_true_random=False))
+def test_array_serialization_round_trips_bit_by_bit(kind, shape, rng):
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     data = bytes(
         rng.choice((0, 1) if kind == "|b1" else (0, 0, 65)) for _ in range(size // 4 * 4 if "U" in kind else size)
@@ -293,17 +293,17 @@ def test_an_array_crosses_bit_by_bit(kind, shape, rng):
         ("<f8", (1, 2**63, 0), "AAAAAAAAAAA="),
         ("<f8", (1,), "A A"),
         ("<U0", (10**9,), ""),
-        ("<U2", (1,), "//////////8="),  # no characters
+        ("<U2", (1,), "//////////8="),  # invalid code points
         (">U2", (1,), "/////wAAAAA="),
         ("<M8[x]", (1,), "AAAAAAAAAAA="),
     ],
 )
-def test_parts_that_lie_make_no_array(kind, shape, data):
+def test_invalid_parts_of_a_serialized_array_are_rejected(kind, shape, data):
     with pytest.raises((ValueError, TypeError)):
         arrays.put_together(kind, shape, data)
 
 
-def test_each_truth_value_is_true_or_false():
+def test_deserialized_booleans_are_normalized_to_zero_or_one():
     found = arrays.put_together("|b1", (3,), "AAL/")  # bytes 0, 2, 255
     assert found.tobytes() == b"\0\1\1" and found.tolist() == [False, True, True]
 
@@ -331,7 +331,7 @@ TABLES = {
 
 @PANDAS
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_crosses_both_ways_as_it_is(with_pandas, table):
+def test_data_frames_are_passed_unchanged_in_both_directions(with_pandas, table):
     program = f"import pandas as pd\ndef f(): return {TABLES[table]}\ndef g(x): return x"
     tests = (
         f"import pandas as pd\npd.testing.assert_frame_equal(f(), {TABLES[table]}, check_exact=True)",
@@ -342,7 +342,7 @@ def test_a_table_crosses_both_ways_as_it_is(with_pandas, table):
 
 
 @PANDAS
-def test_no_table_passes_for_another(with_pandas):
+def test_different_data_frames_never_compare_equal(with_pandas):
     program = f"import pandas as pd\nT = [{', '.join(TABLES.values())}]\ndef f(n): return T[n]"
     pairs = [(a, b) for a, b in itertools.product(range(len(TABLES)), repeat=2) if a != b]
     values = list(TABLES.values())
@@ -366,12 +366,12 @@ def test_no_table_passes_for_another(with_pandas):
         ("def f(): return pd.DataFrame({'a': [1]})", "import pandas\nassert isinstance(f(), pandas.DataFrame) and f()['a'][0] == 1"),
     ],
 )  # fmt: skip
-def test_honest_programs_with_tables_pass(with_pandas, program, test):
+def test_correct_programs_with_pandas_pass(with_pandas, program, test):
     assert outcome(with_pandas, f"import pandas as pd\n{program}", test) == ("passed", "")
 
 
 @PANDAS
-def test_a_table_that_does_not_cross_is_unsupported_and_can_be_asked(with_pandas):
+def test_data_frame_subclasses_support_method_calls_but_not_comparison(with_pandas):
     program = "import pandas as pd\nclass D(pd.DataFrame): pass\ndef f(): return D({'a': [1, 2]})"
     same = "import pandas as pd\npd.testing.assert_frame_equal(f(), pd.DataFrame({'a': [1, 2]}))"
     (found,) = with_pandas.run([Job(program, (same, "assert f()['a'].tolist() == [1, 2] and f().shape == (2, 1)"))])
@@ -390,7 +390,7 @@ def test_a_table_that_does_not_cross_is_unsupported_and_can_be_asked(with_pandas
         "import io\npd.read_pickle(io.BytesIO(b'cos\\nsystem\\n(Vtouch /tmp/ilf-forged\\ntR.'))",
     ],
 )
-def test_no_test_runs_or_reads_by_pandas_what_a_program_says(with_pandas, test):
+def test_pandas_functions_that_run_code_or_access_files_are_unsupported(with_pandas, test):
     program = "def f(): return \"@pd.io.common.os.system('touch /tmp/ilf-forged') == 0\""
     assert outcome(with_pandas, program, test)[0] == "unsupported_test"
     assert not Path("/tmp/ilf-forged").exists()
@@ -398,7 +398,7 @@ def test_no_test_runs_or_reads_by_pandas_what_a_program_says(with_pandas, test):
 
 # ---- attacks ------------------------------------------------------------------------------------------------------
 
-LYING = """
+FORGED_SUBCLASS = """
 class L(np.ndarray):
     def __eq__(self, o): return np.True_
     __ne__ = lambda self, o: np.False_
@@ -408,7 +408,7 @@ class L(np.ndarray):
     def __bool__(self): return True
 def f(): return np.array([6, 7]).view(L)
 """
-POSING = """
+FORGED_INTERFACE = """
 class P:
     __array_interface__ = {'data': (ADDRESS, False), 'shape': (2,), 'typestr': '<i8', 'version': 3}
     __array_ufunc__ = lambda self, *a, **k: np.True_
@@ -420,9 +420,9 @@ class P:
 def f(): return P()
 """
 FORGERIES = {
-    "subclass": LYING,
-    "posing as an array": POSING.replace("ADDRESS", "8"),
-    "posing in an array": POSING.replace("ADDRESS", "8").replace("return P()", "a = np.empty(2, object); a[0] = a[1] = P(); return a"),
+    "subclass": FORGED_SUBCLASS,
+    "posing as an array": FORGED_INTERFACE.replace("ADDRESS", "8"),
+    "posing in an array": FORGED_INTERFACE.replace("ADDRESS", "8").replace("return P()", "a = np.empty(2, object); a[0] = a[1] = P(); return a"),
     "single number": "class F(np.float64):\n    def __eq__(s, o): return True\n    __hash__ = None\ndef f(): return F(6)",
     "patched comparison": "np.equal = np.allclose = np.array_equal = np.ndarray = lambda *a, **k: True\ndef f(): return np.array([6, 7])",
     "patched module": "import sys, types\nm = types.ModuleType('numpy')\nm.ndarray = m.float64 = int\nsys.modules['numpy'] = m\ndef f(): return [6, 7]",
@@ -449,12 +449,12 @@ FORGERIES = {
         "import pytest\nassert f() == pytest.approx([1, 2])",
     ],
 )
-def test_no_comparison_is_forged(numpy_only, forgery, test):
+def test_forged_numpy_values_never_pass_comparisons(numpy_only, forgery, test):
     numpy_only.run([Job("def f(): return 1", ("assert f() == 1",))])
     (worker,) = numpy_only._workers
     verdict, detail = outcome(numpy_only, FORGERIES[forgery], test)
     assert verdict in ("failed", "unsupported_test"), detail
-    assert numpy_only._workers == [worker]  # which no address of the program's led astray
+    assert numpy_only._workers == [worker]  # the forged address did not crash the worker
 
 
 @LINUX
@@ -479,7 +479,7 @@ def test_no_comparison_is_forged(numpy_only, forgery, test):
         "subprocess.run([sys.executable, '-c', ''])",
     ],
 )
-def test_what_a_program_tries_by_numpy_does_not_succeed(numpy_only, attempt):
+def test_programs_cannot_escape_the_sandbox_through_numpy(numpy_only, attempt):
     if numpy_only.isolation.open:
         pytest.skip("this machine leaves something open")
     program = (
@@ -512,7 +512,7 @@ def test_what_a_program_tries_by_numpy_does_not_succeed(numpy_only, attempt):
         "import io\nnp.load(io.BytesIO(g()), allow_pickle=True)",
     ],
 )
-def test_no_test_reads_or_writes_files_by_numpy(numpy_only, test):
+def test_file_access_with_numpy_in_tests_is_unsupported(numpy_only, test):
     program = (
         "import io, os\nclass Runs:\n    def __reduce__(self): return os.mkdir, ('/tmp/ilf-forged',)\n"
         "def f(): return '/etc/passwd'\n"
@@ -525,20 +525,20 @@ def test_no_test_reads_or_writes_files_by_numpy(numpy_only, test):
 
 
 @LINUX
-def test_limits_hold_besides_what_the_packages_take(with_pandas, numpy_only):
+def test_memory_limit_excludes_packages_and_numpy_is_single_threaded(with_pandas, numpy_only):
     for sandbox in (numpy_only, with_pandas):
         assert (
             outcome(sandbox, "def f(): return np.ones(20 * 2**20).sum()", f"assert f() == {20 * 2**20}")[0] == "passed"
         )
         assert outcome(sandbox, "def f(): return np.ones(40 * 2**20).sum()", "assert f() == 0")[0] == "memory"
-    # One thread, whatever the machine has: matrices take up no processor time of others.
+    # numpy uses one thread, however many cores the machine has.
     program = "import resource, time\na = np.ones((700, 700))\ndef f():\n    start = time.perf_counter()\n    for _ in range(9): a @ a\n"
     program += "    return resource.getrusage(resource.RUSAGE_SELF).ru_utime <= time.perf_counter() - start + 1"
     assert outcome(numpy_only, program, "assert f() == True") == ("passed", "")
 
 
 @LINUX
-def test_a_worker_that_nobody_needs_leaves_no_folder(tmp_path):
+def test_worker_folder_is_removed_when_the_parent_process_exits(tmp_path):
     code = (
         "import os\nfrom ilf.sandbox import *\n"
         "s = Sandbox(Limits(packages=('numpy',), isolation='off', workers=1))\n"
@@ -554,7 +554,7 @@ def test_a_worker_that_nobody_needs_leaves_no_folder(tmp_path):
     assert not folder.exists()
 
 
-def test_programs_start_with_the_same_random_numbers():
+def test_programs_start_with_the_same_numpy_random_state():
     found = []
     for _ in range(2):
         sandbox = Sandbox(Limits(packages=("numpy",), workers=1))
@@ -564,7 +564,7 @@ def test_programs_start_with_the_same_random_numbers():
 
 
 @LINUX
-def test_what_is_installed_among_the_interpreters_libraries_is_closed_too(numpy_only):
+def test_other_packages_next_to_the_standard_library_are_hidden(numpy_only):
     places = [str(Path(os.__file__).parent / name) for name in ("site-packages", "dist-packages")]
     program = f"import os\ndef f(): return [n for p in {[*places, '/usr/lib/python3/dist-packages']} if os.path.isdir(p) for n in os.listdir(p)]"
     for sandbox in (Sandbox(Limits(workers=1)), numpy_only):
@@ -591,7 +591,7 @@ print(sandbox.isolation.mechanisms, sandbox.isolation.open, found[0].tests)
 
 
 @LINUX
-def test_without_namespaces_other_packages_stay_closed():
+def test_other_packages_are_unreadable_without_namespaces():
     if str(SITE).startswith(os.path.dirname(os.__file__)):
         pytest.skip("packages lie among the interpreter's libraries, which programs may read")
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n" + REFUSING % (pytest.__file__, np.__file__)
@@ -613,7 +613,7 @@ def test_without_namespaces_other_packages_stay_closed():
         '{"type": ["numpy:memmap"]}',
     ],
 )
-def test_messages_that_lie_pass_nothing_and_leave_the_judge_as_it_is(numpy_only, content):
+def test_forged_messages_fail_and_leave_the_worker_usable(numpy_only, content):
     numpy_only.run([Job("def f(): return 1", ("assert f() == 1",))])
     (worker,) = numpy_only._workers
     program = (
@@ -626,17 +626,17 @@ def test_messages_that_lie_pass_nothing_and_leave_the_judge_as_it_is(numpy_only,
     )
 
 
-def test_what_crosses_is_bounded():
+def test_oversized_arrays_are_not_serialized():
     with pytest.raises(serialization.TooLong):
         arrays.taken(np.broadcast_to(np.int8(0), 1 << 40))
 
 
-def test_a_program_that_reads_and_writes_has_packages_too(numpy_only):
-    program = HEAD + "print(*np.cumsum(list(map(int, input().split()))))"
+def test_programs_with_stdin_and_stdout_can_import_packages(numpy_only):
+    program = IMPORT_NUMPY + "print(*np.cumsum(list(map(int, input().split()))))"
     jobs = [
         Job(program, inputs=("1 2 3\n", "5\n"), outputs=("1 3 6\n", "5\n")),
-        Job(HEAD + "def f(): return np.arange(2)", ("import numpy as np\nnp.load('x')",)),
+        Job(IMPORT_NUMPY + "def f(): return np.arange(2)", ("import numpy as np\nnp.load('x')",)),
     ]
     script, refused = numpy_only.run(jobs)
     assert script.passed, script
-    assert refused.verdict == "unsupported_test", refused  # tests are kept from files again
+    assert refused.verdict == "unsupported_test", refused  # file access in tests is blocked again after the script

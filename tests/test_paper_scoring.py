@@ -1,3 +1,5 @@
+"""The paper's scoring, challenge tests, and the options that change gold programs as training targets."""
+
 import ast
 import json
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from ilf.types import Found, InputError, Program, Task
 
 PROMPT = '"""\nt\n"""\n\ndef f(x):\n'
 TASK = Task(1, "test", "t", "def f(x):\n    y = x\n    return y", "f", ("assert f(1) == 1",), "", PROMPT)
-AFTER = {223, 717, 940}  # gold programs with code after their entry point, which is cut
+CUT_GOLD = {223, 717, 940}  # gold programs with code after their entry point, which is cut
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +36,27 @@ def sandbox():
 
 
 def verdicts(completion, sandbox):
-    """Of one completion: as written, and as the paper scores."""
+    """Return the verdicts of a completion as written and with the paper's scoring."""
     return [score([(PROMPT + completion, TASK)], sandbox, "all", as_paper)[0] for as_paper in (False, True)]
 
 
 @pytest.mark.parametrize("indent", ["\t", "  ", " ", "   "])
-def test_a_right_body_with_another_indentation_fails_as_the_paper_scores(indent, sandbox):
+def test_paper_scoring_fails_correct_programs_with_other_indentation(indent, sandbox):
     written, paper = verdicts(f"{indent}y = x\n{indent}return y", sandbox)
     assert written.passed and not paper.passed
     assert "IndentationError" in paper.detail or "TabError" in paper.detail
-    written, paper = verdicts(f"{indent}return x", sandbox)  # its first line is the one that is mended
+    written, paper = verdicts(f"{indent}return x", sandbox)  # the paper's scoring fixes the first line's indentation
     assert written.passed and paper.passed
 
 
 @pytest.mark.parametrize(
     "body", ["    y = x\n    return y", "        y = x\n        return y", "    # x\n    return x"]
 )
-def test_a_body_that_starts_with_four_spaces_passes_in_both(body, sandbox):
+def test_a_body_that_starts_with_four_spaces_passes_both_scorings(body, sandbox):
     assert all(v.passed for v in verdicts(body, sandbox))
 
 
-def test_what_comes_after_the_function_is_cut_and_a_program_without_the_prompt_is_left_as_it_is(sandbox):
+def test_paper_scoring_cuts_trailing_code_of_programs_with_the_prompt(sandbox):
     for rest in ("print(1/0)", "# a\n1/0", '"""\n1/0\n"""'):
         assert as_paper_scores(f"    return x\n\n{rest}\n") == "    return x\n\n"
     assert [v.passed for v in verdicts("    return x\n\nf = None", sandbox)] == [False, True]
@@ -63,7 +65,7 @@ def test_what_comes_after_the_function_is_cut_and_a_program_without_the_prompt_i
 
 
 @given(st.text(alphabet='aZ#"_1 \t\n'))
-def test_only_the_first_line_and_the_end_are_changed(text):
+def test_paper_scoring_changes_only_the_first_line_and_the_end(text):
     found = as_paper_scores(text)
     first, *below = text.split("\n")
     lines = found.split("\n")
@@ -74,8 +76,8 @@ def test_only_the_first_line_and_the_end_are_changed(text):
 
 
 @dataclass
-class Same(Sampler):
-    """Writes one completion."""
+class ConstantSampler(Sampler):
+    """Always returns the same completion."""
 
     completion: str = ""
 
@@ -83,10 +85,10 @@ class Same(Sampler):
         return ((draw, self.completion) for draw in draws)
 
 
-def test_the_callback_stores_what_was_sampled_and_executes_what_the_paper_would(sandbox):
+def test_callback_stores_samples_unchanged_by_paper_scoring(sandbox):
     completion = "\ty = x\n\treturn y"
     draws = plan_draws([(TASK, PROMPT)], "evaluate", 1, 0)
-    module = ILFModule(None, load_tokenizer(MINI), Same(completion=completion))
+    module = ILFModule(None, load_tokenizer(MINI), ConstantSampler(completion=completion))
     for as_paper in (False, True):
         callback = UnitTestCallback(sandbox=sandbox, tasks={1: TASK}, as_paper=as_paper)
         data = MBPPDataModule(module.tokenizer, Contents(test_draws=draws))
@@ -96,9 +98,9 @@ def test_the_callback_stores_what_was_sampled_and_executes_what_the_paper_would(
         assert program.verdict.passed == (not as_paper)
 
 
-def test_about_half_of_mbpps_gold_programs_fail_as_the_paper_scores(mbpp_file, sandbox):
-    """A published replay of 914 targets went from 909 to 470."""
-    tasks = tasks_from(read_rows(str(mbpp_file), ""), None, "paper")[0][::2]  # the other half takes as long again
+def test_paper_scoring_fails_about_half_of_mbpps_gold_programs(mbpp_file, sandbox):
+    """In a published replay of 914 targets, 909 passed as written, and 470 with the paper's scoring."""
+    tasks = tasks_from(read_rows(str(mbpp_file), ""), None, "paper")[0][::2]  # every second task, to save time
     programs = [(t.prompt + completion_of(t.prompt, t.code, t.entry_point), t) for t in tasks]
     written, paper = (score(programs, sandbox, "all", as_paper) for as_paper in (False, True))
     assert [t.task_id for t, v in zip(tasks, written, strict=True) if not v.passed] == []
@@ -107,20 +109,20 @@ def test_about_half_of_mbpps_gold_programs_fail_as_the_paper_scores(mbpp_file, s
     assert 0.4 < passed / len(tasks) < 0.6
     for task, verdict in zip(tasks, paper, strict=True):
         indentation = verdict.detail.startswith(("IndentationError", "TabError"))
-        assert verdict.passed or indentation or task.task_id in AFTER, (task.task_id, verdict.detail)
+        assert verdict.passed or indentation or task.task_id in CUT_GOLD, (task.task_id, verdict.detail)
 
 
-# ---- the tests that decide: executor.tests=challenge -----------------------------------------------------------------
+# ---- challenge tests: executor.tests=challenge -----------------------------------------------------------------------
 
 
-def test_challenge_tests_decide_in_place_of_the_others_where_a_task_has_some(sandbox):
+def test_challenge_tests_replace_the_other_tests_of_a_task(sandbox):
     hard = replace(TASK, tests=("assert f(1) == 1", "assert f(2) == 2"), challenge=("assert f(-1) == -1",))
     programs = {"def f(x):\n    return x": [True, True], "def f(x):\n    return abs(x)": [True, False]}
     programs["def f(x):\n    return min(x, 0)"] = [False, True]
     for text, expected in programs.items():
         found = [score([(text, hard)], sandbox, tests)[0] for tests in ("all", "challenge")]
         assert [v.passed for v in found] == expected and [len(v.tests) for v in found] == [2, 1]
-        # Without one the task's own tests decide, the one that the prompt shows among them.
+        # Without challenge tests, all tests of the task decide, including the one in the prompt.
         (own,) = score([(text, replace(hard, challenge=()))], sandbox, "challenge")
         assert (own.passed, own.tests) == (found[0].passed, found[0].tests)
     (failed,) = score([("def f(x):\n    return abs(x)", hard)], sandbox, "challenge")
@@ -128,24 +130,24 @@ def test_challenge_tests_decide_in_place_of_the_others_where_a_task_has_some(san
     assert in_words(program, hard) == "`f(-1)` should return `-1`, but it returns `1`."
 
 
-def test_mbpps_gold_programs_pass_its_challenge_tests_which_only_test_has(mbpp_file, sandbox):
+def test_mbpps_gold_programs_pass_its_challenge_tests(mbpp_file, sandbox):
     tasks, sha256 = MBPP(path=str(mbpp_file)).load()
     hard = [task for task in tasks if task.challenge]
     assert [t.task_id for t in hard] == [11, 16, 20, 23, 25, 26, 28, 42, 43, 44, 47]
     verdicts = score([(task.code, task) for task in hard], sandbox, "challenge")
     assert all(v.passed for v in verdicts) and [len(v.tests) for v in verdicts] == [len(t.challenge) for t in hard]
     assert not any(set(t.challenge) & set(t.tests) for t in hard)
-    assert sha256 == SHA256  # of the other columns
+    assert sha256 == SHA256  # the digest of the other columns
 
 
-def test_a_run_says_how_many_test_tasks_have_no_challenge_test(mbpp_file, small_stages, tmp_path):
+def test_results_count_test_tasks_without_challenge_tests(mbpp_file, small_stages, tmp_path):
     own = ["data=mbpp", f"data.path={mbpp_file}", "feedback=unit_tests", "stages=[zero_shot]", "sampler.n=1"]
     own += ["evaluate.k=[1]", "sampler.max_new_tokens=4", "data.limit.test=6"]  # tasks 11 to 16
     challenged = small_stages(*own, "executor.tests=challenge").run()
     assert challenged["scoring"]["tests"] == "challenge" and challenged["counts"]["without_challenge_tests"] == 4
     plain = small_stages(*own).run()
     assert plain["counts"]["without_challenge_tests"] is None
-    assert plain["seconds"]["reused"] == []  # the same programs are scored anew
+    assert plain["seconds"]["reused"] == []  # the same programs are scored again
     rows = [
         [json.loads(line) for line in (tmp_path / f"run{i}" / "programs" / "zero_shot.jsonl").open()] for i in (0, 1)
     ]
@@ -154,7 +156,7 @@ def test_a_run_says_how_many_test_tasks_have_no_challenge_test(mbpp_file, small_
     assert [[len(row["tests"]) for row in of_run] for of_run in rows] == [[2, 3, 3, 3, 3, 1], [3] * 6]
 
 
-def test_challenge_tests_that_are_nowhere_or_none_are_errors(tmp_path, small_stages):
+def test_missing_or_malformed_challenge_tests_are_input_errors(tmp_path, small_stages):
     with pytest.raises(InputError, match=r"^executor\.tests='challenge': uses the column challenge_test_list"):
         small_stages("executor.tests=challenge")
     row = {"task_id": 11, "text": "t", "code": TASK.code, "test_list": list(TASK.tests), "test_setup_code": ""}
@@ -170,11 +172,11 @@ def test_challenge_tests_that_are_nowhere_or_none_are_errors(tmp_path, small_sta
         MBPP(path=f"{tmp_path}/mbpp.jsonl", sha256=None).load()
 
 
-# ---- the gold programs that are trained on: data.newlines, data.reindent ---------------------------------------------
+# ---- gold programs as training targets: data.newlines, data.reindent -------------------------------------------------
 
 
 def targets(tasks):
-    """What the gold arm trains on, by id."""
+    """Return the training targets of the gold arm by task id."""
     found = {t.task_id: Gold().program(Found(t, None, [], [], 0)) for t in tasks}
     return {t.task_id: completion_of(t.prompt, found[t.task_id], t.entry_point) for t in tasks}
 
@@ -182,7 +184,7 @@ def targets(tasks):
 @pytest.mark.parametrize(
     "own", [{"newlines": "published"}, {"reindent": True}, {"newlines": "published", "reindent": True}]
 )
-def test_options_of_gold_change_what_is_trained_on_and_nothing_else(own, mbpp_file, sandbox):
+def test_newlines_and_reindent_change_only_the_training_targets(own, mbpp_file, sandbox):
     plain, sha256 = MBPP(path=str(mbpp_file)).load()
     tasks, again = MBPP(path=str(mbpp_file), **own).load()
     assert again == sha256 and [replace(t, gold="") for t in tasks] == plain and not any(t.gold for t in plain)
@@ -195,14 +197,14 @@ def test_options_of_gold_change_what_is_trained_on_and_nothing_else(own, mbpp_fi
     assert not any("\r" in t.prompt + t.code for t in tasks)
 
 
-def test_reindented_gold_passes_as_the_paper_scores_unless_code_follows_its_function(mbpp_file, sandbox):
+def test_reindented_gold_passes_paper_scoring_unless_it_is_cut(mbpp_file, sandbox):
     tasks = MBPP(path=str(mbpp_file), reindent=True).load()[0]
     after = targets(tasks)
     verdicts = score([(t.prompt + after[t.task_id], t) for t in tasks], sandbox, "all", True)
-    assert {t.task_id for t, v in zip(tasks, verdicts, strict=True) if not v.passed} == AFTER
+    assert {t.task_id for t, v in zip(tasks, verdicts, strict=True) if not v.passed} == CUT_GOLD
 
 
-def test_reindenting_keeps_every_gold_programs_syntax_tree(mbpp_file):
+def test_reindenting_preserves_the_syntax_trees_of_gold_programs(mbpp_file):
     for _, row in read_rows(str(mbpp_file), ""):
         code = row["code"]
         again = reindented(code)
@@ -246,7 +248,7 @@ REINDENTED = {
 
 
 @pytest.mark.parametrize("name", REINDENTED)
-def test_reindenting_moves_statements_and_no_text(name):
+def test_reindenting_moves_statements_but_not_strings(name):
     code, expected = REINDENTED[name]
     assert reindented(code) == expected
     assert ast.dump(ast.parse(expected)) == ast.dump(ast.parse(code))

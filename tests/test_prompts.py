@@ -1,3 +1,5 @@
+"""Task prompts, training targets, and where a sampled program ends."""
+
 import ast
 import json
 from pathlib import Path
@@ -18,7 +20,7 @@ def tasks_of(path: Path, style: str = "paper"):
     return tasks_from(read_rows(str(path), ""), SHA256, style)[0]
 
 
-def test_every_task_gets_a_prompt_and_a_split(mbpp_file):
+def test_every_mbpp_task_belongs_to_a_split(mbpp_file):
     tasks = tasks_of(mbpp_file)
     assert [t.task_id for t in tasks] == list(range(1, 975))
     splits = split_tasks(tasks, {})
@@ -26,25 +28,25 @@ def test_every_task_gets_a_prompt_and_a_split(mbpp_file):
     assert all(t.task_id in SPLIT_IDS[t.split] for t in tasks)
 
 
-def test_prompts_are_the_papers_byte_for_byte(mbpp_file, annotations_file):
+def test_prompts_match_the_papers_published_prompts(mbpp_file, annotations_file):
     prompts = {t.task_id: t.prompt for t in tasks_of(mbpp_file)}
     rows = [json.loads(line) for line in annotations_file.open()]
     assert len(rows) == 195
     differ = {r["task_id"] for r in rows if prompts[r["task_id"]] != normalise_newlines(r["prompt"])}
-    # In these two the published file holds U+FFFD for each byte of a dash and of an apostrophe.
+    # In these two, the published file has U+FFFD for each byte of a dash or an apostrophe.
     assert differ == {260, 679}
     damaged = {i: prompts[i].encode().decode("ascii", "replace") for i in differ}
     assert all(damaged[r["task_id"]] == normalise_newlines(r["prompt"]) for r in rows if r["task_id"] in differ)
 
 
-def test_gold_programs_survive_the_way_into_a_target_and_back(mbpp_file):
+def test_gold_programs_keep_their_syntax_trees_as_targets(mbpp_file):
     for task in tasks_of(mbpp_file):
         target = completion_of(task.prompt, task.code, task.entry_point)
         again, gold = ast.parse(task.prompt + target).body[1:], ast.parse(task.code).body
         assert list(map(ast.dump, again)) == list(map(ast.dump, gold)), task.task_id
 
 
-def test_sampling_would_stop_at_the_end_of_each_gold_function(mbpp_file):
+def test_cut_stops_at_the_end_of_each_gold_function(mbpp_file):
     """Only three gold programs have code after their entry point."""
     tasks = tasks_of(mbpp_file)
     longer = {
@@ -53,7 +55,7 @@ def test_sampling_would_stop_at_the_end_of_each_gold_function(mbpp_file):
     assert longer == {223, 717, 940}
 
 
-def test_no_leak_shows_no_helper_and_keeps_imports(mbpp_file):
+def test_no_leak_prompts_have_only_imports_before_the_entry_point(mbpp_file):
     paper, clean = tasks_of(mbpp_file), tasks_of(mbpp_file, "no_leak")
     changed = [c for p, c in zip(paper, clean, strict=True) if p.prompt != c.prompt]
     assert changed
@@ -64,25 +66,25 @@ def test_no_leak_shows_no_helper_and_keeps_imports(mbpp_file):
         assert isinstance(body[-1], ast.FunctionDef) and body[-1].name == task.entry_point
 
 
-HEAD = '"""\nt\n\n>>> Example: f(1) = 1\n"""\n\ndef f(x):\n'
+PROMPT = '"""\nt\n\n>>> Example: f(1) = 1\n"""\n\ndef f(x):\n'
 
 
 @pytest.mark.parametrize("indent", ["    ", "  ", " ", "\t"])
 @pytest.mark.parametrize("header", ["def f(x):", "def f(x) :", "def f(x: dict = {1: 2}) -> int:  # why"])
-def test_targets_do_not_depend_on_indentation_or_header_style(indent, header):
+def test_targets_work_with_any_indentation_and_header_style(indent, header):
     code = f"{header}\n{indent}if x:\n{indent * 2}return 1\n{indent}return x"
     scope: dict = {}
-    exec(HEAD + completion_of(HEAD, code, "f"), scope)
+    exec(PROMPT + completion_of(PROMPT, code, "f"), scope)
     assert (scope["f"](0), scope["f"](5)) == (0, 1)
 
 
-def test_an_import_that_the_prompt_lacks_moves_into_the_body():
-    target = completion_of(HEAD, "import math\ndef f(x):\n\treturn math.floor(x)", "f")
+def test_imports_missing_from_the_prompt_move_into_the_body():
+    target = completion_of(PROMPT, "import math\ndef f(x):\n\treturn math.floor(x)", "f")
     scope: dict = {}
-    exec(HEAD + target, scope)
+    exec(PROMPT + target, scope)
     assert scope["f"](1.5) == 1
     with pytest.raises(ValueError, match="not in the prompt"):
-        completion_of(HEAD, "LIMIT = 3\ndef f(x):\n    return LIMIT", "f")
+        completion_of(PROMPT, "LIMIT = 3\ndef f(x):\n    return LIMIT", "f")
 
 
 @pytest.mark.parametrize(
@@ -94,19 +96,19 @@ def test_an_import_that_the_prompt_lacks_moves_into_the_body():
         "\n\n    return 1",
     ],
 )
-def test_a_function_goes_on_through_brackets_strings_and_comments(body):
+def test_brackets_strings_and_comments_do_not_end_a_function(body):
     assert function_end(body) is None
     for rest in ("\n\nprint(f(1))", "\ndef g():\n    pass", "\n```\nText", "\nclass A: pass", "\n# note\nx = 1"):
         assert cut(body + rest) == body
 
 
 @given(st.text(max_size=80))
-def test_cut_never_fails_and_only_cuts(text):
+def test_cut_returns_a_prefix_and_is_idempotent(text):
     assert text.startswith(cut(text))
     assert cut(cut(text)) == cut(text)
 
 
-def test_the_rows_are_checked(tmp_path):
+def test_invalid_rows_are_input_errors(tmp_path):
     row = {"task_id": 11, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
     row["test_setup_code"] = ""
 
@@ -129,10 +131,10 @@ def test_a_prompt_needs_exactly_one_entry_point():
         task_prompt("t", "def f(x):\n  return x\ndef g(x):\n  return x", ("assert f(1) == g(1)",))
 
 
-# ---- any text in a prompt --------------------------------------------------------------------------------------------
+# ---- arbitrary text in a prompt --------------------------------------------------------------------------------------
 
 BLANKS = (
-    "\f\v\x1c\x1d\x1e\x85\u2028\u2029\xa0"  # `str.splitlines` or `str.strip` takes them for ends of lines or blanks
+    "\f\v\x1c\x1d\x1e\x85\u2028\u2029\xa0"  # `str.splitlines` or `str.strip` treats these as line ends or whitespace
 )
 TEXTS = st.lists(
     st.sampled_from(["\\", '"', "'", "\n", "\r", "\0", "xi", "users", "N{DASH}", "N{", "08", "{}", " ", *BLANKS])
@@ -149,7 +151,7 @@ def docstring(prompt):
 @example("the root $\\xi$ of C:\\users\\new")
 @example('a "quoted" """word"')
 @example("ends in \\")
-def test_any_description_gives_a_prompt_that_parses_and_says_it(text):
+def test_any_description_is_kept_in_the_docstring_of_the_prompt(text):
     prompt = task_prompt(text, "def f(x):\n    return x", ("assert f(1) == 1",))
     assert docstring(prompt) == normalise_newlines(f"\n{text}\n\n>>> Example: f(1) = 1\n")
 
@@ -163,29 +165,29 @@ def test_any_assert_gives_a_prompt_that_parses(text, quote, prefix):
     try:
         assume(len(ast.parse(test).body) == 1)
         prompt = task_prompt("t", "def f(x):\n    return x", (test,))
-    except (SyntaxError, ValueError):  # the test itself is none
+    except (SyntaxError, ValueError):  # the test itself is invalid
         return
     value = docstring(prompt)
     assert [type(node) for node in ast.parse(prompt + "    pass").body] == [ast.Expr, ast.FunctionDef]
     assert value.startswith("\nt\n\n>>> Example: f(") and value.endswith(" = 1\n")
     shown = test.removeprefix("assert ").replace("==", "=")
-    # Written as it stands, or so that the docstring says it as it stands.
+    # The prompt contains the test unchanged, or escaped so that the docstring's value contains it.
     assert shown in prompt or normalise_newlines(shown) in value
 
 
-def test_what_parses_already_stands_as_it_is_written():
+def test_text_that_parses_is_not_escaped():
     code, test = "def f(x):\n    return x", r"assert f('a\nb\\c\d') == '\x41'"
     prompt = task_prompt(r"digits \d+ of " "y" "", code, (test,))
     assert "\ndigits \\d+ of y\n" in prompt and r">>> Example: f('a\nb\\c\d') = '\x41'" in prompt
 
 
-def test_each_task_of_mbpp_stands_as_it_is_written(mbpp_file):
+def test_mbpp_descriptions_and_tests_are_not_escaped(mbpp_file):
     for task in tasks_of(mbpp_file):
         shown = task.tests[0].removeprefix("assert ").replace("==", "=")
         assert task.prompt.startswith(f'"""\n{task.text}\n\n>>> Example: {shown}\n"""\n\n'), task.task_id
 
 
-# ---- what ends a line ------------------------------------------------------------------------------------------------
+# ---- line ends -------------------------------------------------------------------------------------------------------
 
 CHARACTERS = st.text([*BLANKS, "\0", "\r", "\n", "x", "'", " ", "\t"], max_size=4)
 
@@ -200,8 +202,8 @@ CHARACTERS = st.text([*BLANKS, "\0", "\r", "\n", "x", "'", " ", "\t"], max_size=
 )
 @example("", "a\fb", "", "", "\n", False)
 @example("\f", "\x1c", "\x1d", "\u2028", "\r\n", True)
-def test_a_program_survives_any_character_that_python_takes(above, comment, string, below, newline, tabs):
-    """The prompt goes up to the colon of `def`, and the target does what the program does."""
+def test_targets_keep_programs_with_any_valid_character(above, comment, string, below, newline, tabs):
+    """The prompt ends after the colon of `def`. Prompt and target together behave like the program."""
     indent = "\t" if tabs else " \f  "
     lines = [
         f"# {comment}",

@@ -1,4 +1,4 @@
-"""LoRA on a quantised base: what it is, that it learns, samples and is saved whole. test_training.py resumes it."""
+"""LoRA on a quantized base model: layers, training, sampling and saving. test_training.py tests resuming."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from ilf.sampling import HFSampler
 from ilf.types import Draw
 
 IDS = torch.arange(100, 130)[None]
-BOTH = pytest.mark.parametrize("adapter", [NF4, INT8], ids=["nf4", "int8"])
+NF4_AND_INT8 = pytest.mark.parametrize("adapter", [NF4, INT8], ids=["nf4", "int8"])
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +27,23 @@ def linears(model):
 
 
 def values(module):
-    """The weights that a quantised layer computes with, and the bytes that they take."""
+    """Return the dequantized weights of a layer, and the bytes of their quantized form with its scales."""
     weight = module.weight
     if isinstance(module, Linear8bitLt):
-        scale = module.state.SCB if weight.SCB is None else weight.SCB  # of each row
+        scale = module.state.SCB if weight.SCB is None else weight.SCB  # per row
         return weight.data * scale[:, None] / 127, weight.nbytes + scale.nbytes
     state = weight.quant_state
     kept = weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     return dequantize_4bit(weight.data, state), kept
 
 
-@BOTH
-def test_all_linear_layers_but_the_output_are_kept_in_few_bits_and_frozen(adapter):
+@NF4_AND_INT8
+def test_all_linear_layers_except_the_output_are_quantized_and_frozen(adapter):
     base = dict(load_model(MINI, torch.float32).named_modules())
     model = adapt(load_model(MINI, torch.float32, quantize=adapter[1]), adapter[0])
     found = linears(model)
     assert len(found) == 7 * base["model"].config.num_hidden_layers
-    error, bits = (0.1, 4.2) if adapter is NF4 else (0.01, 8.5)  # with the scales, doubly quantised for nf4
+    error, bits = (0.1, 4.2) if adapter is NF4 else (0.01, 8.5)  # with the scales, which nf4 quantizes, too
     for name, module in found.items():
         assert module.weight.dtype == (torch.uint8 if adapter is NF4 else torch.int8)
         original = base[name.removeprefix("base_model.model.").removesuffix(".base_layer")].weight
@@ -55,8 +55,8 @@ def test_all_linear_layers_but_the_output_are_kept_in_few_bits_and_frozen(adapte
     assert model.lm_head.weight.dtype == torch.float32
 
 
-@BOTH
-def test_training_lowers_the_loss_leaves_the_base_and_is_saved_in_full_precision(adapter, tokenizer, tmp_path):
+@NF4_AND_INT8
+def test_training_lowers_the_loss_keeps_the_base_and_saves_float32(adapter, tokenizer, tmp_path):
     _, before = fit(MINI, tokenizer, epochs=1, adapter=adapter)
     _, after = fit(MINI, tokenizer, epochs=8, adapter=adapter)
     assert after.callback_metrics["train_policy/loss"] < 0.7 * before.callback_metrics["train_policy/loss"]
@@ -81,11 +81,11 @@ def test_training_lowers_the_loss_leaves_the_base_and_is_saved_in_full_precision
     assert not torch.allclose(untouched, apart, atol=0.1)
     original = load_model(MINI, torch.float32).state_dict()
     for name, p in saved.named_parameters():
-        assert torch.equal(p, original[name]) != ("_proj" in name)  # changed where LoRA is, and only there
+        assert torch.equal(p, original[name]) != ("_proj" in name)  # only layers with LoRA changed
 
 
-@BOTH
-def test_sizes_that_no_block_divides_are_quantised_right(adapter, tmp_path):
+@NF4_AND_INT8
+def test_sizes_not_divisible_by_the_block_size_are_quantized_correctly(adapter, tmp_path):
     torch.manual_seed(0)
     shape = {"hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=200, **shape)).save_pretrained(tmp_path)
@@ -99,8 +99,8 @@ def test_sizes_that_no_block_divides_are_quantised_right(adapter, tmp_path):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_evaluation_does_not_repack_the_weights_that_training_goes_on_with(monkeypatch):
-    """On a CPU with AVX512-BF16 bitsandbytes does, unless told not to: the other CPUs are made to look like one."""
+def test_evaluation_does_not_repack_the_quantized_weights(monkeypatch):
+    """On a CPU with AVX512-BF16, bitsandbytes repacks weights by default. The test simulates such a CPU on others."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     model = load_model(MINI, torch.float32, quantize="nf4")
     before = {name: values(module)[0] for name, module in linears(model).items()}
@@ -111,9 +111,9 @@ def test_evaluation_does_not_repack_the_weights_that_training_goes_on_with(monke
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
-def test_the_state_of_the_8_bit_optimizers_has_8_bits(optimizer, tokenizer):
+def test_8_bit_optimizers_keep_states_of_large_weights_in_uint8(optimizer, tokenizer):
     _, trainer = fit(MINI, tokenizer, epochs=1, optimizer=optimizer)
     (made,) = trainer.optimizers
     large = {p: state for p, state in made.state.items() if p.numel() >= 4096}
-    assert made.is_paged == optimizer.startswith("paged") and len(large) == 36  # not the norms
+    assert made.is_paged == optimizer.startswith("paged") and len(large) == 36  # all weights except the norms
     assert all(state[key].dtype == torch.uint8 for state in large.values() for key in ("state1", "state2"))

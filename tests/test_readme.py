@@ -21,21 +21,21 @@ RUNS = sorted({c.split("python run.py")[1].strip() for c in COMMANDS if "python 
 
 
 @pytest.mark.parametrize("arguments", RUNS)
-def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
+def test_every_documented_command_composes_and_passes_the_checks(arguments, tmp_path):
     from conftest import compose_settings
 
     for name in ("tasks.jsonl", "mbpp.jsonl", "annotations.jsonl", "llm_feedback.jsonl", "FOLDER/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     if "--config-" in arguments or "my_package" in arguments:
-        return  # run by test_store.py and test_command.py
+        return  # tested in test_store.py and test_command.py
     words = [w for w in shlex.split(arguments) if w != "-m"]
     words = [
         re.sub(r"=(tasks.jsonl|mbpp.jsonl|annotations.jsonl|llm_feedback.jsonl|FOLDER)$", rf"={tmp_path}/\1", word)
         for word in words
     ]
     words = [word.replace("=docs/", f"={ROOT}/docs/") for word in words]
-    if re.search(r"sampler=(vllm|sglang|llama_cpp)", arguments):  # which are not installed here
+    if re.search(r"sampler=(vllm|sglang|llama_cpp)", arguments):  # not installed here
         words = [word for word in words if not word.startswith("sampler.python=")] + ["sampler.module=null"]
     words = [word.replace("outputs/DATE/TIME/mini", str(tmp_path / "FOLDER")) for word in words]
     words = [word.replace("run=outputs/DATE/TIME", f"run={tmp_path}") for word in words]
@@ -44,7 +44,7 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
         (tmp_path / folder / "0_gold_seed0").mkdir(parents=True)
         (tmp_path / folder / "0_gold_seed0" / "failed.json").touch()
     words = [word.replace("multirun/", f"{tmp_path}/multirun/") for word in words]
-    # A sweep composes one job for each of its values, the others at their first.
+    # For a sweep, compose one job per value of each key, with the first value of each other key.
     swept = {w.partition("=")[0]: w.partition("=")[2].split(",") for w in words if "," in w and "[" not in w}
     kept = [w for w in words if w.partition("=")[0] not in swept]
     for key, value in [(key, value) for key, values in swept.items() for value in values] or [("", "")]:
@@ -54,13 +54,13 @@ def test_every_command_composes_and_passes_the_checks(arguments, tmp_path):
         )
 
 
-def test_every_link_and_picture_is_there():
+def test_every_linked_file_exists():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)
 
 
-def test_every_study_has_its_page():
+def test_every_study_has_a_page_with_its_command():
     studies = ROOT / "conf" / "experiment"
     for file in (*studies.glob("paper/*.yaml"), *studies.glob("beyond/*.yaml")):
         assert (
@@ -68,7 +68,7 @@ def test_every_study_has_its_page():
         )
 
 
-def test_the_python_of_the_guide_runs(store, tmp_path):
+def test_the_python_example_of_the_guide_runs(store, tmp_path):
     page = (ROOT / "docs" / "how-to" / "python.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
     small = ", ".join(f'"{override}"' for override in SMALL)
@@ -81,18 +81,18 @@ def test_the_python_of_the_guide_runs(store, tmp_path):
     assert "'mean'" in done.stdout, done.stderr
 
 
-def test_the_readme_is_read_in_five_minutes():
+def test_readme_does_not_exceed_its_word_limits():
     assert len(README.split()) <= 1400
     assert len([word for line in README.splitlines() if not line.startswith("|") for word in line.split()]) <= 1200
 
 
-def test_the_readme_names_every_group():
+def test_readme_names_every_configuration_group():
     for file in (ROOT / "conf").glob("*/**/*.yaml"):
         group, *parts = file.relative_to(ROOT / "conf").parts
         assert f"`{'/'.join((group, *parts[:-1])) if group == 'hydra' else group}`" in README, file
 
 
-def test_the_annotator_of_the_readme_annotates(small_stages, tmp_path, monkeypatch):
+def test_the_annotator_example_of_the_readme_gives_feedback(small_stages, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n# my_package/reviewers.py\n(.*?)```", README, re.DOTALL)
     option = re.search(r'echo "(.*?)" > mine/feedback/reviewer.yaml', README).group(1)
     for name, text in (("my_package/reviewers.py", code), ("mine/feedback/reviewer.yaml", option)):

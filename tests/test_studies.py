@@ -1,4 +1,4 @@
-"""Every study of conf/experiment, run as a user does on a small budget: its table, its picture, its figures."""
+"""Every study of conf/experiment, run with a small budget: its table, plot and metrics."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ SHORTER = {
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Run an experiment in this process, and return its folder; once for each."""
+    """Return a function that runs each experiment once, in this process, and returns its folder."""
     root, made = tmp_path_factory.mktemp("studies"), set()
 
     def run(name: str, *overrides: str, again: str = "") -> Path:
@@ -77,11 +77,11 @@ def rows(folder: Path, stem: str) -> dict[str, dict[str, str]]:
     return {row["row"]: row for row in csv.DictReader((folder / f"{stem}.csv").open())}
 
 
-SLOW = ("policy_change", "scorer_effect", "sweep_a1", "figure4", "table3", "tables5_6")  # the others take the same way
+SLOW = ("policy_change", "scorer_effect", "sweep_a1", "figure4", "table3", "tables5_6")  # the others use the same code
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in PAPER])
-def test_each_study_is_one_command_that_writes_its_table_and_picture(study, name):
+def test_each_paper_study_writes_its_table_and_plot(study, name):
     folder = study(f"paper/{name}", *SHORTER.get(name, []))
     text = (folder / f"{name}.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -101,15 +101,15 @@ FEWER = {
 
 
 @pytest.mark.parametrize("name", BEYOND)
-def test_each_study_beyond_the_paper_is_one_command_too(study, name):
+def test_each_study_beyond_the_paper_writes_its_table_and_plot(study, name):
     folder = study(f"beyond/{name}", *FEWER[name])
     text, found = (folder / f"{name}.md").read_text(), results(folder)
     assert {one["study"] for one in found} == {f"beyond/{name}"} and f"]({name}.png)" in text
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert len({tuple(one["training_task_ids"]) for one in found}) == 1  # on the same tasks
+    assert len({tuple(one["training_task_ids"]) for one in found}) == 1  # all arms train on the same tasks
 
 
-def test_a_turn_draws_once_what_fails_and_leaves_the_rest(study):
+def test_a_turn_resamples_exactly_the_failing_programs(study):
     (found,) = results(study("beyond/turns", *FEWER["turns"]))
     folder = next(study("beyond/turns", *FEWER["turns"]).glob("*/results.json")).parent
 
@@ -121,7 +121,7 @@ def test_a_turn_draws_once_what_fails_and_leaves_the_rest(study):
         before = programs(stage)
         failing = {at for at, row in before.items() if row["verdict"] != "passed"}
         revised, fresh = programs(f"{stage}_turn1"), programs(f"{stage}_turn1_fresh")
-        assert set(revised) == set(fresh) == failing  # as many draws, of the same programs
+        assert set(revised) == set(fresh) == failing  # both resample the same programs
         assert all(before[at]["program"].rstrip() in row["prompt"] for at, row in revised.items())
         assert all("FEEDBACK:\n" in row["prompt"] for row in revised.values())
         assert not any("FEEDBACK" in row["prompt"] for row in fresh.values())
@@ -133,22 +133,22 @@ def test_a_turn_draws_once_what_fails_and_leaves_the_rest(study):
             assert first == found[part]
 
 
-def test_every_study_with_a_table_has_its_experiment():
+def test_every_study_with_a_table_has_an_experiment_file():
     names = {f"paper/{name}" for name in PAPER} | {f"beyond/{name}" for name in BEYOND}
     assert names | {"mini/optuna"} == set(STUDIES)
 
 
-def test_table1_is_over_every_task_of_every_split(study):
+def test_table1_covers_all_tasks_of_all_splits(study):
     folder = study("paper/table1")
     table, (found,) = rows(folder, "table1"), results(folder)
     assert int(table["whole benchmark"]["tasks"]) == 6 + 4 + 20 + 24
     counted = {**found["zero_shot"]["per_task"], **found["samples"]["per_task"]}
     assert float(table["whole benchmark"]["pass@1"]) == pytest.approx(sum(counted.values()) / 2 / len(counted))
-    theirs = table[f"whole benchmark, {paper.MODEL}"]
-    assert float(theirs["pass@1"]) == 0.31 and float(theirs["one_correct"]) == 0.67
+    paper_result = table[f"whole benchmark, {paper.MODEL}"]
+    assert float(paper_result["pass@1"]) == 0.31 and float(paper_result["one_correct"]) == 0.67
 
 
-def test_table2_refines_before_any_training_and_differs_in_the_feedback_alone(study):
+def test_table2_uses_an_untrained_refiner_and_varies_only_feedback(study):
     folder = study("paper/table2")
     own, shuffled = results(folder)
     assert (
@@ -164,7 +164,7 @@ def test_table2_refines_before_any_training_and_differs_in_the_feedback_alone(st
 
 
 @pytest.mark.slow
-def test_table3_has_the_same_tasks_and_samples_for_the_refiner_and_its_controls(study):
+def test_table3_arms_share_tasks_and_number_of_samples(study):
     found = {r["arm"]: r for r in results(study("paper/table3"))}
     assert set(found) == {"refiner", "refiner_without_feedback", "fresh_samples"}
     assert len({tuple(r["refiner"]["per_task"]) for r in found.values()}) == 1
@@ -173,7 +173,7 @@ def test_table3_has_the_same_tasks_and_samples_for_the_refiner_and_its_controls(
     assert all("FEEDBACK" not in row["prompt"] for row in fresh) and len({row["seed"] for row in fresh}) == len(fresh)
 
 
-def test_table4_keeps_the_rows_of_arms_that_were_not_run(study):
+def test_table4_includes_rows_of_arms_that_were_not_run(study):
     table = rows(study("paper/table4"), "table4")
     assert [float(row["paper_pass@1"]) for row in table.values() if row["paper_pass@1"]] == [
         paper.FINAL[arm]["pass@1"] for arm in ("zero_shot", "ilf", "llm_1shot", "llm_2shot", "gold", "human")
@@ -184,7 +184,7 @@ def test_table4_keeps_the_rows_of_arms_that_were_not_run(study):
         assert float(row["pass@1"]) == pytest.approx(job.results["finetuned"]["pass@1"])
 
 
-def test_seeds_are_averaged_within_a_task_before_the_interval(study, tmp_path):
+def test_seeds_are_averaged_per_task_before_computing_intervals(study, tmp_path):
     (found,) = results(study("paper/figure5"))
     counts = found["refiner"]["per_task"]
     for seed, passed in ((0, counts), (1, dict.fromkeys(counts, 0))):
@@ -200,19 +200,19 @@ def test_seeds_are_averaged_within_a_task_before_the_interval(study, tmp_path):
     assert float(row["pass@1_high"]) <= 0.5
 
 
-def test_figure3_measures_the_programs_that_the_arms_train_on(study):
+def test_figure3_measures_perplexity_of_training_programs(study):
     (found,) = results(study("paper/figure3"))
     sources = found["perplexity"]
     assert set(sources) == {"gold", "human", "model"} and len({tuple(v) for v in sources.values()}) == 1
     assert all(value > 1 for values in sources.values() for value in values.values())
     table = rows(study("paper/figure3"), "figure3")
     assert int(table["gold"]["tasks"]) == len(sources["gold"]) and "human" in table
-    # Gold is in a style that is rare in what the mini model was trained on.
+    # Gold programs have a style that is rare in the mini model's pretraining corpus.
     assert float(table["gold"]["median"]) > float(table["model"]["median"])
 
 
 @pytest.mark.slow
-def test_figure4_gives_feedback_on_nested_sets_of_tasks(study):
+def test_figure4_feedback_limits_select_nested_sets_of_tasks(study):
     folder = study("paper/figure4", *SHORTER["figure4"])
     found = {r["feedback_limit"]: r for r in results(folder)}
     for limit, result in found.items():
@@ -222,7 +222,7 @@ def test_figure4_gives_feedback_on_nested_sets_of_tasks(study):
     assert set(found[3]["training_task_ids"]) <= set(found[6]["training_task_ids"])
 
 
-def test_figure5_counts_each_refined_task_once_under_its_mistakes(study):
+def test_figure5_counts_each_refined_task_once(study):
     folder = study("paper/figure5")
     (found,) = results(folder)
     table = rows(folder, "figure5")
@@ -236,7 +236,7 @@ def test_tables5_6_count_words_mistakes_and_categories(study):
     folder = study("paper/tables5_6")
     table = rows(folder, "tables5_6")
     feedback = [json.loads(line) for line in next(folder.glob("0_*/feedback.jsonl")).open()]
-    feedback = [f for f in feedback if f["split"] != "prompt"]  # that are only for worked examples
+    feedback = [f for f in feedback if f["split"] != "prompt"]  # feedback on Prompt is only for worked examples
     words = [len(f["text"].split()) for f in feedback]
     assert float(table["words"]["scripted (ours)"]) == pytest.approx(sum(words) / len(words), rel=1e-2)
     assert table["mistakes addressed"]["human, paper"] == "1.8" and not table["mistakes addressed"]["unit_tests"]
@@ -245,18 +245,18 @@ def test_tables5_6_count_words_mistakes_and_categories(study):
 
 
 @pytest.mark.slow
-def test_the_scorers_are_compared_on_the_same_programs(study):
+def test_scorer_effect_compares_scorers_on_the_same_training_tasks(study):
     found = results(study("paper/scorer_effect", *SHORTER["scorer_effect"]))
-    by = {(r["arm"], r["scoring"]["scoring"]): r for r in found}
-    assert len(by) == 4
+    by_arm_and_scoring = {(r["arm"], r["scoring"]["scoring"]): r for r in found}
+    assert len(by_arm_and_scoring) == 4
     for arm in ("ilf", "gold"):
-        ours, theirs = by[arm, "as_written"], by[arm, "paper"]
-        assert ours["training_task_ids"] == theirs["training_task_ids"]
-        assert all(theirs["finetuned"]["per_task"][i] <= c for i, c in ours["finetuned"]["per_task"].items())
+        ours, paper_result = by_arm_and_scoring[arm, "as_written"], by_arm_and_scoring[arm, "paper"]
+        assert ours["training_task_ids"] == paper_result["training_task_ids"]
+        assert all(paper_result["finetuned"]["per_task"][i] <= c for i, c in ours["finetuned"]["per_task"].items())
 
 
 @pytest.mark.slow
-def test_policy_change_is_measured_for_each_arm_on_its_own_samples(study):
+def test_policy_change_is_measured_for_each_arm(study):
     found = {r["arm"]: r for r in results(study("paper/policy_change"))}
     for r in found.values():
         assert 0 < r["weight_change"]["all"] < 0.1 and r["kl"]["mean"] > 0
@@ -265,7 +265,7 @@ def test_policy_change_is_measured_for_each_arm_on_its_own_samples(study):
 
 
 @pytest.mark.slow
-def test_settings_are_chosen_on_refine_and_each_arm_sees_test_once(study):
+def test_sweep_selects_settings_on_refine_and_tests_each_arm_once(study):
     folder = study("paper/sweep_a1", *SHORTER["sweep_a1"])
     tried, chosen = results(folder), results(folder / "chosen")
     assert len(tried) == 4 and all(r["zero_shot"] is r["finetuned"] is None for r in tried)
@@ -273,7 +273,7 @@ def test_settings_are_chosen_on_refine_and_each_arm_sees_test_once(study):
     assert not list(folder.glob("[0-9]*/programs/finetuned.jsonl")) and len(chosen) == 2
     gold = [r for r in tried if r["arm"] == "gold"]
     best = max(gold, key=lambda r: r["validation"]["pass@1"])["training"]
-    assert [r["training"] for r in chosen] == [best] * 2  # ILF takes gold's
+    assert [r["training"] for r in chosen] == [best] * 2  # ILF uses the settings of gold
     table = list(csv.DictReader((folder / "sweep_a1.csv").open()))
     assert sum(row["chosen"] == "chosen" for row in table) == 2 == sum(bool(row["test"]) for row in table)
     assert {row["training.policy.lr"] for row in table} == {"1e-05", "0.001"}
@@ -286,11 +286,12 @@ def test_settings_are_chosen_on_refine_and_each_arm_sees_test_once(study):
 
 
 def chosen(arm, *overrides, seed=0):
+    """Return the job of an arm whose settings a sweep chose."""
     own = [f"arm={arm}", *overrides, f"seed={seed}", "select=4", "store.dir=x"]
     return Job(ROOT, {"arm": arm, "overrides": own})
 
 
-def test_a_sweep_states_table_4_with_its_choice_one_command_for_arms_of_the_same_setting():
+def test_table4_commands_group_arms_with_the_same_chosen_settings():
     sweep = ["experiment=[mbpp/small,paper/sweep_a1]", "feedback.path=my notes.jsonl"]
     gold, human = ([*sweep, f"training.policy.lr={lr}"] for lr in ("1e-5", "5e-6"))
     jobs = [chosen(arm, *gold, seed=seed) for seed in (0, 1) for arm in ("gold", "ilf")] + [chosen("human", *human)]
@@ -300,13 +301,13 @@ def test_a_sweep_states_table_4_with_its_choice_one_command_for_arms_of_the_same
         f"{start} training.policy.lr=5e-06 arm=human",
     ]
     assert table4_commands([]) == [] == table4_commands([chosen("gold", "experiment=mini/optuna")])
-    other = Job(ROOT, {"arm": "gold", "overrides": [*gold, "refinements=gold"]})  # no arm of Table 4
+    other = Job(ROOT, {"arm": "gold", "overrides": [*gold, "refinements=gold"]})  # not an arm of Table 4
     assert table4_commands([other]) == []
 
 
 @pytest.mark.slow
-def test_a_search_looks_at_no_finished_programs_on_test_either(study):
-    study("paper/sweep_a1", *SHORTER["sweep_a1"])  # leaves the chosen settings' programs on Test in the store
+def test_a_repeated_sweep_does_not_use_stored_programs_on_test(study):
+    study("paper/sweep_a1", *SHORTER["sweep_a1"])  # stores the programs on Test of the chosen settings
     again = study("paper/sweep_a1", *SHORTER["sweep_a1"], again="_again")
     tried, chosen = results(again), results(again / "chosen")
     assert all(r["zero_shot"] is r["finetuned"] is None for r in tried) and len(chosen) == 2
@@ -318,7 +319,7 @@ PAGE = (ROOT / "docs" / "studies" / "index.md").read_text()
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Write the study of one's own that docs/studies/index.md shows, and return its folder."""
+    """Write the user-defined study of docs/studies/index.md, and return its folder."""
     code, experiment = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL).group(1) for kind in ("python", "yaml"))
     (tmp_path / "my_studies.py").write_text(code)
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
@@ -331,8 +332,8 @@ def own(tmp_path, monkeypatch):
 OWN = ["--config-dir", "mine", "experiment=words", *TINY, "measure=[]", "store.dir=store", "hydra.sweep.dir=out"]
 
 
-@pytest.mark.slow  # test_extending.py has one that is shorter
-def test_a_study_of_ones_own_needs_no_edit_here(own, cli, monkeypatch):
+@pytest.mark.slow  # test_extending.py has a shorter test
+def test_a_user_defined_study_writes_its_table_and_plot(own, cli, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(own))
     done = cli(*OWN)
     assert done.returncode == 0 and "# Words" in done.stdout and "out/words.png" in done.stdout, done.stderr
@@ -341,7 +342,7 @@ def test_a_study_of_ones_own_needs_no_edit_here(own, cli, monkeypatch):
     for found in results(own / "out"):
         assert (found["study"], found["study_table"]) == ("words", "my_studies.words")
         assert float(table[found["feedback"]]["pass@1"]) == pytest.approx(found["finetuned"]["pass@1"])
-    # It is made again from the results, and what fails there is said with the results kept.
+    # mode=compare makes the table again from the results. If the table fails, the results are kept.
     again = cli("mode=compare", "compare.folders=[out]", "hydra.run.dir=again")
     assert again.returncode == 0 and rows(own / "again", "words") == table, again.stderr
     (own / "my_studies.py").write_text("def words(jobs):\n    return jobs[0].results['no such key']\n")
@@ -364,12 +365,12 @@ def test_a_study_of_ones_own_needs_no_edit_here(own, cli, monkeypatch):
         ("study", "mine/summary", "summary.*"),
     ],
 )
-def test_a_table_that_can_not_be_made_is_an_error_before_anything_runs(key, value, said, own):
+def test_invalid_study_names_and_tables_are_input_errors(key, value, said, own):
     (own / "broken.py").write_text("1 / 0")
     (own / "my_studies.py").open("a").write("\n\nNOTHING = None\n")
     with pytest.raises(InputError, match=re.escape(said)) as error:
-        given = {"study": "words", "study_table": "my_studies.words"} | {key: value}
-        check(compose_settings(*(f"{name}={one}" for name, one in given.items())))
+        study_settings = {"study": "words", "study_table": "my_studies.words"} | {key: value}
+        check(compose_settings(*(f"{name}={one}" for name, one in study_settings.items())))
     assert error.value.args[0] == key
 
 
@@ -379,19 +380,19 @@ def test_a_table_without_a_study_is_named_after_its_function(study, own):
     found = json.loads((own / "results.json").read_text()) | {"study": None, "study_table": "my_studies.words"}
     (own / "results.json").write_text(json.dumps(found))
     assert write_study(own, [own]) == own / "words.md"
-    # In place of one of ours, too: what is asked for is not ignored.
+    # study_table also replaces the table of a built-in study.
     (own / "results.json").write_text(json.dumps(found | {"study": "paper/table4"}))
     assert write_study(own, [own]) == own / "table4.md" and "# Words" in (own / "table4.md").read_text()
 
 
-def test_what_a_search_tries_is_everything_that_its_jobs_override():
+def test_setting_of_a_job_ignores_arm_seed_store_and_logger():
     one = setting_of(["arm=gold", "seed=1", "store.dir=x", "training.policy.lr=1e-4", "adapter.rank=8"])
     assert one == setting_of(["arm=ilf", "seed=2", "logger=none", "training.policy.lr=0.0001", "adapter.rank=8"])
     assert one != setting_of(["arm=gold", "training.policy.lr=1e-4", "adapter.rank=16"])
 
 
 @pytest.mark.slow
-def test_optuna_searches_on_refine(study):
+def test_optuna_selects_settings_by_their_validation_score(study):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="requirements-extras.txt is not installed")
     folder = study(
         "mini/optuna",
@@ -407,7 +408,7 @@ def test_optuna_searches_on_refine(study):
 
 
 @pytest.mark.slow
-def test_rounds_have_their_figures_files_and_picture(study):
+def test_rounds_write_their_metrics_files_and_plot(study):
     folder = study("mini/rounds", "rounds=2")
     (found,) = results(folder)
     first, second = found["rounds"]
@@ -425,7 +426,7 @@ def test_rounds_have_their_figures_files_and_picture(study):
     assert "round 2" in (folder / "summary.md").read_text()
 
 
-def test_a_policy_is_evaluated_on_another_data_set_too(small_stages):
+def test_transfer_evaluates_the_policy_on_another_data_set(small_stages):
     found = small_stages("data@transfer=humaneval", "transfer.limit.test=3", "data.limit.train=12").run()
     transfer = found["transfer"]
     assert transfer["data"] == "humaneval" and found["zero_shot"]["n_tasks"] == 8

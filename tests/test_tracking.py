@@ -1,4 +1,4 @@
-"""What a run shows of itself: W&B's offline file, TensorBoard's events, and summary.md."""
+"""Output of the loggers (W&B, TensorBoard, MLflow, CSV), and summary.md."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tracked run")  # a path that needs quoting in a URI
+    folder = tmp_path_factory.mktemp("tracked run")  # the blank must be quoted in a URI
     own = ["logger=many", "study=trial", "seed=3", f"store.dir={folder}/store", f"output_dir={folder}/run"]
     stages, shown, mended = build(compose_settings(*SMALL, *own)), [], report.mended
     with pytest.MonkeyPatch.context() as patch:
@@ -72,14 +72,14 @@ def of_kind(records, kind):
     return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
 
 
-def test_wandb_groups_runs_by_study_and_knows_their_arm_and_seed(records):
+def test_wandb_run_records_study_arm_and_seed(records):
     run = of_kind(records, "run")[0]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert (run.run_group, run.job_type) == ("trial", "model")
     assert (config["study"], config["arm"], config["seed"]) == ("trial", "model", 3)
 
 
-def test_wandbs_summary_has_intervals_the_gain_with_its_p_and_the_rate(ran, records):
+def test_wandb_summary_has_intervals_p_value_and_learning_rate(ran, records):
     found = {}
     for one in of_kind(records, "summary"):
         found |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in one.update}
@@ -90,13 +90,13 @@ def test_wandbs_summary_has_intervals_the_gain_with_its_p_and_the_rate(ran, reco
     assert found["train_policy/lr"] == 2e-4
 
 
-def test_an_agent_that_searches_for_settings_finds_their_figure(ran):
+def test_summary_of_a_search_job_includes_its_validation_metrics(ran):
     searched = ran.results | {"validation": ran.results["zero_shot"], "delta": None, "finetuned": None}
     assert summary_of(searched)["validation/pass@1"] == ran.results["zero_shot"]["pass@1"]
     assert not [name for name in summary_of(searched) if name.startswith(("delta", "finetuned"))]
 
 
-def test_wandb_that_is_disabled_writes_nothing(tmp_path, monkeypatch):
+def test_disabled_wandb_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     settings = compose_settings("logger=wandb", f"output_dir={tmp_path}")
     assert settings.logger["wandb"].get("mode") == "disabled"
@@ -107,7 +107,7 @@ def test_wandb_that_is_disabled_writes_nothing(tmp_path, monkeypatch):
     assert tracker.upload is None and not list(tmp_path.iterdir()) and "WANDB_DATA_DIR" not in os.environ
 
 
-def test_mlflow_gets_the_figures(tmp_path):
+def test_mlflow_logs_summary_metrics(tmp_path):
     pytest.importorskip("mlflow", reason="pip install -r requirements-extras.txt")
     settings = compose_settings("logger=mlflow", f"output_dir={tmp_path}")
     tracker = Tracker(settings.logger, tmp_path, settings.config, "model", None)
@@ -117,7 +117,7 @@ def test_mlflow_gets_the_figures(tmp_path):
     assert file.read_text().split()[1] == "0.25"
 
 
-def test_wandb_shows_programs_figures_and_plots(ran, records):
+def test_wandb_logs_programs_metrics_and_plots(ran, records):
     history = {}
     for row in of_kind(records, "history"):
         history |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.item}
@@ -132,18 +132,18 @@ def test_wandb_shows_programs_figures_and_plots(ran, records):
         assert (files / history[f"plots/{plot.stem}/path"]).read_bytes() == plot.read_bytes()
 
 
-def test_wandb_has_the_lineage_from_samples_to_the_trained_model(ran, records):
-    """Each parent is named with the digest of an artifact that was attached before."""
+def test_wandb_artifacts_record_lineage_from_samples_to_policy(ran, records):
+    """The parents of an artifact are artifacts that were logged before it, with the same digests."""
     artifacts, parents = {}, {}
     for artifact in of_kind(records, "artifact"):
         if artifact.type.startswith("run_"):
-            continue  # a table's
+            continue  # logged for a table
         metadata = json.loads(artifact.metadata)
         assert (metadata["arm"], metadata["seed"], metadata["study"]) == ("model", 3, "trial")
         assert all(artifacts[parent["name"]].digest == parent["digest"] for parent in metadata["parents"])
         artifacts[artifact.name] = artifact
         parents[artifact.name] = [parent["name"] for parent in metadata["parents"]]
-    folder = Path(shlex.split(ran.upload)[-1])  # as a shell reads it, blanks and all
+    folder = Path(shlex.split(ran.upload)[-1])  # parsed as by a shell: the path contains a blank
     assert folder.is_dir()
     run = folder.name.rpartition("-")[2]
     types = {name.removesuffix(f"-{run}"): artifact.type for name, artifact in artifacts.items()}
@@ -162,7 +162,7 @@ def test_wandb_has_the_lineage_from_samples_to_the_trained_model(ran, records):
     assert f"samples-{run}" in parents[f"training-set-{run}"]
 
 
-def test_wandb_names_the_models_and_copies_none(ran, records):
+def test_wandb_model_artifacts_reference_files_without_copying(ran, records):
     for name in ("policy", "refiner"):
         folder = ran.stages.folder / name
         (artifact,) = [a for a in of_kind(records, "artifact") if a.name.startswith(name)]
@@ -175,7 +175,7 @@ def test_wandb_names_the_models_and_copies_none(ran, records):
         assert files["model.safetensors"].size == size
 
 
-def test_tensorboard_has_the_loss_the_figures_and_the_plots(ran):
+def test_tensorboard_logs_losses_metrics_and_plots(ran):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(ran.stages.folder / "tensorboard"))
@@ -191,7 +191,7 @@ def test_tensorboard_has_the_loss_the_figures_and_the_plots(ran):
         assert image.encoded_image_string[16:24] == plot.read_bytes()[16:24]
 
 
-def test_csv_has_the_figures(ran):
+def test_csv_logger_writes_metrics(ran):
     text = (ran.stages.folder / "csv" / "metrics.csv").read_text()
     assert "finetuned/pass@1" in text and str(ran.results["finetuned"]["pass@1"]) in text
 
@@ -200,7 +200,10 @@ def test_csv_has_the_figures(ran):
 
 
 def blocks(text: str) -> list[tuple[str, list[str]]]:
-    """The fenced blocks of a Markdown text by CommonMark's rule, each with its language. None may be left open."""
+    """Return the language and lines of each fenced code block in Markdown, by CommonMark's rules.
+
+    An open fence at the end is a failure.
+    """
     found, fence = [], ""
     for line in text.splitlines():
         if fence and re.fullmatch(f"{fence}`*", line.strip()):
@@ -214,7 +217,7 @@ def blocks(text: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def test_the_summary_names_every_figure_and_plot(ran):
+def test_summary_page_has_all_metrics_plots_and_main_settings(ran):
     lines = ran.text.splitlines()
     for part, label in report.ROWS.items():
         (row,) = [line for line in lines if line.startswith(f"| {label}")]
@@ -238,29 +241,29 @@ def test_the_summary_names_every_figure_and_plot(ran):
         assert fact in ran.text, fact
 
 
-def test_the_programs_of_the_summary_went_from_failing_to_passing(ran):
+def test_summary_page_shows_programs_that_refinement_corrected(ran):
     tasks = ran.stages.tasks
     assert [m.task_id for m in ran.mended] == ran.results["refiner"]["solved_tasks"][:5] and len(ran.mended) == 5
     for field, passes in (("before", False), ("after", True)):
         programs = [(getattr(m, field), tasks.by_id[m.task_id]) for m in ran.mended]
         assert [v.passed for v in score(programs, ran.stages.sandbox, "all")] == [passes] * 5
-    said = " ".join(" ".join(lines) for language, lines in blocks(ran.text) if language == "text")
+    quoted = " ".join(" ".join(lines) for language, lines in blocks(ran.text) if language == "text")
     diffs = [lines for language, lines in blocks(ran.text) if language == "diff"]
     for m, lines in zip(ran.mended, diffs, strict=True):
         for words in (tasks.by_id[m.task_id].text, m.feedback, m.detail):
-            assert words and "".join(words.split()) in "".join(said.split())
+            assert words and "".join(words.split()) in "".join(quoted.split())
         old, new = m.before.splitlines(), m.after.splitlines()
         assert {line[1:] for line in lines if line[0] == "-"} <= set(old)
         assert {line[1:] for line in lines if line[0] == "+"} <= set(new)
         assert {line[0] for line in lines} & {"-", "+"} and len(lines) <= 30
-        # Every line that only one of the two has is shown.
+        # The diff shows every line that only one of the two programs contains.
         assert {*old} ^ {*new} <= {line[1:] for line in lines if line[0] in "-+"}
 
 
 EVIL = "```\n# no heading\n````\n| a | b |\n<b>" + "x" * 3000 + " ```` `"
 
 
-def test_no_text_breaks_out_of_its_fence(ran):
+def test_summary_text_stays_inside_its_code_fence(ran):
     before = f'def f(x):\n    """{EVIL}"""\n' + "\n".join(f"    x += {i}" for i in range(300))
     mended = [Mended(311, EVIL, before, EVIL, EVIL, before.replace("+=", "-="))] * 2
     text = summary(ran.results | {"rejected": [EVIL] * 50}, mended, ["pass_at_k.png"])
@@ -275,7 +278,7 @@ def test_no_text_breaks_out_of_its_fence(ran):
 
 
 def composed(command: str) -> list:
-    """The settings of each job that a command starts, checked as run.py does."""
+    """Return the settings of each job that a command starts, checked as run.py checks them."""
     words = shlex.split(command)
     assert words[:2] == ["python", "run.py"]
     words = words[2:]
@@ -291,8 +294,8 @@ def delta(mean: float, p: float, smallest: float | None) -> dict:
     return {"delta": {"pass@1": found}}
 
 
-FILE = ROOT / "README.md"  # stands for annotations, which are not read
-CALLS = {  # what is changed in a run's results, what some command must say, what none may
+FILE = ROOT / "README.md"  # in place of a file of annotations, which is not read
+NEXT_RUN_CASES = {  # changes to the results, text that a command must contain, text that none may contain
     "complete": ({}, "refinements=gold,human,model,self,none", "stages"),
     "a seed": ({"seed": 7}, "seed=7,8,9", "feedback.select"),
     "partial": (
@@ -319,9 +322,9 @@ CALLS = {  # what is changed in a run's results, what some command must say, wha
 }
 
 
-@pytest.mark.parametrize("case", CALLS)
-def test_what_to_run_next_follows_from_the_results_and_composes(ran, case):
-    changes, some, none = CALLS[case]
+@pytest.mark.parametrize("case", NEXT_RUN_CASES)
+def test_suggested_next_runs_fit_the_results_and_compose(ran, case):
+    changes, some, none = NEXT_RUN_CASES[case]
     results = ran.results | {"overrides": ["sampler.n=4", "evaluate.k=[1,4]"]} | changes
     found = next_runs(results)
     commands = [" ".join(shlex.split(command)) for command, _ in found]
@@ -334,15 +337,15 @@ def test_what_to_run_next_follows_from_the_results_and_composes(ran, case):
         assert composed(command)
 
 
-def test_the_next_run_goes_on_with_the_command_line_of_this_one(cli, tmp_path):
-    given = [*SMALL, "store.dir=store", "logger=none", "stages=[zero_shot]", "seed=5"]
-    done = cli(*given, "hydra.run.dir=out")
+def test_suggested_command_keeps_overrides_and_adds_missing_stages(cli, tmp_path):
+    overrides = [*SMALL, "store.dir=store", "logger=none", "stages=[zero_shot]", "seed=5"]
+    done = cli(*overrides, "hydra.run.dir=out")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["overrides"] == given
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["overrides"] == overrides
     text = (tmp_path / "out" / "summary.md").read_text()
     command = next(lines for language, lines in blocks(text) if language == "bash")[1]
     (settings,) = composed(command)
-    expected = compose_settings(*(override for override in given if not override.startswith("stages")))
+    expected = compose_settings(*(override for override in overrides if not override.startswith("stages")))
     assert settings.stages == expected.stages and (settings.seed, settings.store.dir) == (5, "store")
     assert settings.sampler == expected.sampler and settings.data == expected.data
     assert "These stages have not run: sample, annotate" in text and "From failing to passing" not in text
@@ -378,7 +381,7 @@ print("upload:", tracker.upload)
 """
 
 
-def test_an_offline_run_looks_for_nothing_on_the_network(tmp_path, monkeypatch):
+def test_offline_wandb_resolves_no_remote_host_names(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
     (tmp_path / "lookups.py").write_text(LOOKUPS)
     done = warm.run(tmp_path / "lookups.py", [str(tmp_path)], tmp_path)
@@ -387,12 +390,12 @@ def test_an_offline_run_looks_for_nothing_on_the_network(tmp_path, monkeypatch):
     assert found <= {"localhost", "127.0.0.1"}
 
 
-# ---- any text --------------------------------------------------------------------------------------------------------
+# ---- arbitrary program text ------------------------------------------------------------------------------------------
 
 ODD = "".join(map(chr, range(32))) + "\x7f\x85\u2028\u2029\ufeff\ufffe|`<>&$\\'\"#*_[]()\U0001f600"
 
 
-def test_wandb_takes_any_program(tmp_path):
+def test_wandb_tables_keep_arbitrary_program_text(tmp_path):
     config = {"seed": 0, "study": None}
     tracker = Tracker(wandb(save_dir=str(tmp_path), mode="offline"), tmp_path, config, "model", None)
     texts = [ODD, "half \ud83d of a pair", "x" * 200_000, ""]
@@ -407,12 +410,12 @@ def test_wandb_takes_any_program(tmp_path):
     assert [row[3] for row in rows] == [text[:500] for text in texts]
 
 
-# ---- W&B's own rules -------------------------------------------------------------------------------------------------
+# ---- W&B's folders and restrictions ----------------------------------------------------------------------------------
 
 
-def test_a_home_that_can_not_be_written_ends_no_run(tmp_path, monkeypatch, cli):
+def test_run_succeeds_with_an_unwritable_home_folder(tmp_path, monkeypatch, cli):
     home = tmp_path / "home"
-    home.write_text("")  # no folder, so that root can't write into it either
+    home.write_text("")  # a file, so that even root can't write into it
     monkeypatch.setenv("HOME", str(home))
     for name in [name for name in os.environ if name.startswith(("WANDB_", "XDG_"))]:
         monkeypatch.delenv(name)
@@ -423,7 +426,7 @@ def test_a_home_that_can_not_be_written_ends_no_run(tmp_path, monkeypatch, cli):
     assert {item.name for item in tmp_path.iterdir()} <= {"home", "run", "store", "outputs"}
 
 
-def test_where_wandb_writes_may_be_chosen_and_is_each_runs_own(tmp_path, monkeypatch):
+def test_wandb_folders_are_per_run_unless_set_in_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "mine"))
     for folder in ("one", "other"):
         before = dict(os.environ)
@@ -448,7 +451,7 @@ def wandb(**own):
     return {"wandb": Component("pytorch_lightning.loggers.WandbLogger", own)}
 
 
-REFUSED = {
+REJECTED_BY_WANDB = {
     "a long project": ("logger.wandb.project", "x" * 129, "128 characters"),
     **{f"a project with {sign}": ("logger.wandb.project", f"a{sign}b", "cannot contain") for sign in "/\\#?%:"},
     "a project of the environment": ("WANDB_PROJECT", "a/b", "cannot contain"),
@@ -460,9 +463,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_wandb_refuses_is_an_error_at_the_start(case, monkeypatch):
-    name, value, reason = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED_BY_WANDB)
+def test_settings_that_wandb_rejects_are_input_errors(case, monkeypatch):
+    name, value, reason = REJECTED_BY_WANDB[case]
     logger = wandb(project=value if name == "logger.wandb.project" else "ilf")
     if name != "logger.wandb.project":
         monkeypatch.setenv(name, value)
@@ -471,7 +474,7 @@ def test_what_wandb_refuses_is_an_error_at_the_start(case, monkeypatch):
     check_wandb({"csv": Component("pytorch_lightning.loggers.CSVLogger")}, sweep=True)
 
 
-def test_no_secret_is_shown(monkeypatch):
+def test_api_key_is_not_shown_in_error_messages(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", " a secret\n")
     try:
         check_wandb(wandb(), sweep=False)
@@ -479,12 +482,12 @@ def test_no_secret_is_shown(monkeypatch):
         assert "secret" not in str(error)
 
 
-def test_an_id_is_one_runs(monkeypatch, cli, tmp_path):
+def test_wandb_run_id_in_a_sweep_is_an_input_error(monkeypatch, cli, tmp_path):
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     check_wandb(wandb(), sweep=False)
     done = cli("-m", "seed=0,1", "logger=wandb", "hydra.sweep.dir=sweep")
     assert done.returncode != 0 and "WANDB_RUN_ID='mine': all jobs" in done.stderr
     assert not list(tmp_path.glob("sweep/*/")), "a job has started"
-    with pytest.raises(InputError, match="WANDB_RUN_ID"):  # where only a job chooses it
+    with pytest.raises(InputError, match="WANDB_RUN_ID"):  # also if only one job of a sweep uses W&B
         compose_settings("logger=wandb", sweep=True)
     compose_settings("logger=csv", sweep=True)

@@ -1,4 +1,4 @@
-"""Programs started by a fork of a process that has imported everything: from nothing that takes longer than they do."""
+"""Starts Python programs in forks of a process that has imported the slow modules, which saves most of their time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import peft  # noqa: F401
 import torch._dynamo  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-import ilf.stages  # noqa: F401  # with the above, which it imports as late as it needs them
+import ilf.stages  # noqa: F401  # it imports the modules above lazily
 from ilf.tasks import mini
 
-mini.Mini().read("data")  # kept by its cache
+mini.Mini().read("data")  # fills the cache
 gc.collect()
-gc.freeze()  # or each collection goes over all that is imported, and a fork copies it
+gc.freeze()  # otherwise collections touch all imported objects, and each fork copies their memory
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["warm"])
 
@@ -35,22 +35,22 @@ def start(file: Path, arguments: Sequence[str], folder: Path, output: Path) -> B
 
     Args:
         file: A Python program.
-        arguments: Of its command line.
+        arguments: Its command-line arguments.
         folder: Its working directory.
-        output: What it prints goes to `output`.out and .err.
+        output: The files of its stdout and stderr, without their suffixes .out and .err.
     """
     process = _SERVER.Process(target=_main, args=(file, list(arguments), folder, output, dict(os.environ)))
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # where the server finds this module
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # lets the server import this module
         process.start()
     return process
 
 
 def run(file: Path, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `python file *arguments` in a folder to its end."""
+    """Run `python file *arguments` in a folder, and wait until it ends."""
     output = folder / "printed"
     process = start(file, arguments, folder, output)
     process.join(400)
-    if process.is_alive():  # or the tests would wait for it at their end
+    if process.is_alive():  # otherwise pytest would wait for it at exit
         os.killpg(process.pid, signal.SIGKILL)
     assert process.exitcode is not None, f"no end after 400 s: {arguments}"
     out, err = (output.with_suffix(suffix) for suffix in (".out", ".err"))
@@ -72,4 +72,4 @@ def _main(file: Path, arguments: list[str], folder: Path, output: Path, environm
     try:
         runpy.run_path(str(file), run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out
+        atexit._run_exitfuncs()  # multiprocessing doesn't run them
