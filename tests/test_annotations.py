@@ -1,4 +1,4 @@
-"""Annotations: every column checked with its file and line, in JSON Lines and CSV; which rows stand; export."""
+"""Annotations in JSON Lines and CSV: checks of every column, which of several rows on a task is used, and export."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ def write_csv(file, rows):
     return file
 
 
-BAD = {  # of JSON Lines alone, or (the same in a cell) of both
+BAD = {  # invalid values in JSON Lines; most are also invalid as CSV cells
     "task_id": [True, "x", 0, -1, 2.5, None],
     "Feedback": ["", " \n", 3, None],
     "original_model_completion": ["", "\t", None],
@@ -48,7 +48,7 @@ BAD = {  # of JSON Lines alone, or (the same in a cell) of both
 
 
 @pytest.mark.parametrize("column", BAD)
-def test_every_column_is_checked_and_named_with_its_line(column, tmp_path):
+def test_invalid_values_are_errors_that_name_the_line_and_column(column, tmp_path):
     for value in BAD[column]:
         file = write(tmp_path / "a.jsonl", [ROW, "", {**ROW, "task_id": 312, column: value}])
         with pytest.raises(InputError, match=rf"a\.jsonl:3: {column}="):
@@ -56,12 +56,12 @@ def test_every_column_is_checked_and_named_with_its_line(column, tmp_path):
 
 
 @pytest.mark.parametrize("column", [c for c in BAD if c not in ("categories", "annotator", *list(ROW)[3:])])
-def test_cells_are_checked_like_values_and_lines_are_those_of_the_file(column, tmp_path):
+def test_invalid_csv_cells_are_errors_that_name_the_line_and_column(column, tmp_path):
     first = {**ROW, "Feedback": 'two\nlines, and a "quote"', "unedited_annotator_completion": "def f():\n  pass\n"}
     for value in BAD[column]:
         cell = "" if value is None else value
         if value is True or (value == 3 and column == "Feedback") or (value == 5 and column == "saved"):
-            continue  # a cell is a text
+            continue  # valid in CSV, where every cell is text
         file = write_csv(tmp_path / "a.csv", [first, {**ROW, "task_id": 312, column: cell}])
         line = file.read_bytes().count(b"\n") - str({**ROW, column: cell}[column]).count("\n")
         with pytest.raises(InputError, match=rf"a\.csv:{line}: {column}="):
@@ -80,7 +80,7 @@ def test_cells_are_checked_like_values_and_lines_are_those_of_the_file(column, t
         ("task_id,Feedback,original_model_completion\n311,f,\n", r"a\.csv:2: original_model_completion"),
     ],
 )
-def test_what_is_no_table_is_named(text, message, tmp_path):
+def test_malformed_csv_is_an_error_that_names_the_problem(text, message, tmp_path):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         read_annotations(tmp_path / "a.csv")
@@ -89,7 +89,7 @@ def test_what_is_no_table_is_named(text, message, tmp_path):
         read_annotations(tmp_path / "a.csv")
 
 
-def test_what_a_spreadsheet_saves_is_read(tmp_path):
+def test_csv_as_saved_by_a_spreadsheet_is_read(tmp_path):
     head = "\ufefftask_id,seconds,Feedback,original_model_completion,notes,unedited_annotator_completion,,"
     text = f'{head}\r\n311,4.5,"a\r\nb",x0,mine\r\n,,,,\r\n'
     (tmp_path / "a.csv").write_text(text, newline="")
@@ -100,7 +100,7 @@ def test_what_a_spreadsheet_saves_is_read(tmp_path):
     assert one.refinement is None and one.seconds == 4.5 and one.source == "human"
 
 
-def test_of_what_the_page_saved_the_last_row_of_a_task_stands(tmp_path):
+def test_the_last_row_that_the_page_saved_on_a_task_is_used(tmp_path):
     saved = [{**ROW, "Feedback": words, "saved": f"2024-01-0{i}T00:00:00Z"} for i, words in enumerate("abc", 1)]
     file = write(tmp_path / "a.jsonl", [{**ROW, "Feedback": "paper's"}, saved[0], {**ROW, "task_id": 312}, *saved[1:]])
     found = read_annotations(file)
@@ -113,7 +113,7 @@ def test_of_what_the_page_saved_the_last_row_of_a_task_stands(tmp_path):
         read_annotations(file)
 
 
-def test_a_line_that_is_being_written_is_left_out(tmp_path, caplog):
+def test_an_incomplete_last_line_is_skipped_with_a_warning(tmp_path, caplog):
     whole = json.dumps({**ROW, "task_id": 312, "Feedback": "größer"}, ensure_ascii=False).encode()
     file = tmp_path / "a.jsonl"
     for cut in range(len(whole) + 1):
@@ -122,17 +122,17 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path, caplog):
         assert len(read_annotations(file)) == 1 + (cut == len(whole))
         assert ("a.jsonl:2: skipped an incomplete line" in caplog.text) == (0 < cut < len(whole))
     file.write_bytes(whole[:-3] + b"\n" + json.dumps(ROW).encode())
-    with pytest.raises(InputError, match=r"a\.jsonl:1="):  # one that others follow is no line in the making
+    with pytest.raises(InputError, match=r"a\.jsonl:1="):  # only the last line may be incomplete
         read_annotations(file)
 
 
-def test_half_a_character_is_no_text(tmp_path):
+def test_a_lone_surrogate_is_an_error(tmp_path):
     file = write(tmp_path / "a.jsonl", [ROW, {**ROW, "task_id": 312, "Feedback": "a\ud83d"}])
     with pytest.raises(InputError, match=r"a\.jsonl:2=.*surrogates"):
         read_annotations(file)
 
 
-def test_the_split_is_the_tasks_and_an_unknown_task_is_named(tmp_path, caplog):
+def test_annotations_get_their_tasks_split_and_reject_unknown_tasks(tmp_path, caplog):
     file = write(tmp_path / "a.jsonl", [{**ROW, "task_id": i} for i in (313, 311, 400)])
     with pytest.raises(InputError, match=r"a\.jsonl:3: task_id=400.*data's tasks"):
         load_annotations(str(file), SPLITS)
@@ -193,14 +193,14 @@ def test_a_round_trip_through_csv_gives_the_same_rows(tmp_path, rows):
         (["feedback.path=nowhere.csv", "export=a.csv"], r"feedback\.path='nowhere\.csv'.*no such file"),
     ],
 )
-def test_export_says_what_it_needs(overrides, message):
+def test_invalid_export_settings_are_errors(overrides, message):
     from conftest import compose_settings
 
     with pytest.raises(InputError, match=message):
         compose_settings("mode=export", *overrides)
 
 
-def test_the_page_on_annotations_has_every_column():
+def test_the_manual_documents_every_annotation_column():
     page = (ROOT / "docs" / "how-to" / "annotations.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(FIELDS)
     example = json.loads(re.search(r"```json\n(.*?)```", page, re.DOTALL).group(1))

@@ -1,4 +1,4 @@
-"""What a configuration names by `_target_`: checked before it is called, and keyed by its arguments and code."""
+"""Components, which a configuration names by `_target_`: their checks before they are called, and their keys."""
 
 import importlib
 import linecache
@@ -61,7 +61,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_part_that_can_not_be_is_named_with_what_can(case):
+def test_invalid_components_are_errors_that_state_what_is_allowed(case):
     overrides, message = WRONG[case]
     with pytest.raises(InputError, match=message):
         compose_settings(*overrides)
@@ -76,22 +76,22 @@ def outer(inner, make, plain):
     return inner, make(), make(), plain
 
 
-def test_a_part_is_called_anew_each_time_with_what_it_holds():
+def test_each_call_of_a_component_calls_its_nested_components_again():
     node = {
         "_target_": f"{__name__}.outer",
         "inner": {"_target_": f"{__name__}.Inner", "size": 3},
         "make": {"_target_": f"{__name__}.Inner", "_partial_": True},
         "plain": {"a": [1, {"_target_": f"{__name__}.Inner"}]},
     }
-    part = read(Component, node, "x")
-    inner, one, other, plain = part()
+    component = read(Component, node, "x")
+    inner, one, other, plain = component()
     assert inner == Inner(3) and one == other == Inner() and one is not other and plain == {"a": [1, Inner()]}
-    assert part()[0] is not inner
+    assert component()[0] is not inner
 
 
-def test_plain_values_stand_for_parts_and_back():
-    part = Component("torch.optim.SGD", {"lr": 0.1, "nested": Component("torch.optim.Adam", {"eps": 1})})
-    assert from_node(node_of(part)) == part
+def test_components_round_trip_through_plain_values():
+    component = Component("torch.optim.SGD", {"lr": 0.1, "nested": Component("torch.optim.Adam", {"eps": 1})})
+    assert from_node(node_of(component)) == component
     sampler = HFSampler(n=3, temperature=0.5)
     assert from_node(node_of(sampler)) == sampler
     assert node_of(lambda: 1) is None and from_node(None) is None
@@ -112,7 +112,7 @@ class Mine:
 """
 
 
-def test_an_edit_of_a_users_class_changes_its_key_and_what_only_shows_does_not(tmp_path, monkeypatch):
+def test_editing_the_code_of_a_user_defined_class_changes_its_key(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def key(source, **arguments):
@@ -128,11 +128,11 @@ def test_an_edit_of_a_users_class_changes_its_key_and_what_only_shows_does_not(t
     first = key(SOURCE.format(more=""))
     assert first == key(SOURCE.format(more="  # a comment")) == key(SOURCE.format(more=""), shown=True)
     assert first != key(SOURCE.format(more=" + 1")) and first != key(SOURCE.format(more=""), size=2)
-    told = SOURCE.replace("    changes_nothing", "    version = 7\n    changes_nothing")
-    assert key(told.format(more="")) == key(told.format(more=" + 1")) != first
+    versioned = SOURCE.replace("    changes_nothing", "    version = 7\n    changes_nothing")
+    assert key(versioned.format(more="")) == key(versioned.format(more=" + 1")) != first
 
 
-def test_an_edit_of_a_class_that_a_users_derives_from_changes_its_key(tmp_path, monkeypatch):
+def test_editing_the_module_of_a_base_class_changes_the_key(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "derived_of_parts.py").write_text("from base_of_parts import Base\n\nclass Mine(Base): ...\n")
     keys = []
@@ -146,14 +146,14 @@ def test_an_edit_of_a_class_that_a_users_derives_from_changes_its_key(tmp_path, 
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_librarys_class_is_told_by_the_librarys_version():
+def test_the_key_of_a_library_class_contains_the_library_version():
     code = Component("torch.optim.AdamW").key()["code"]
     assert code.startswith("torch 2.") and "+" not in code
 
 
-def test_a_function_is_called_with_what_its_caller_passes():
-    part = read(Component, {"_target_": "math.pow", "_partial_": True}, "x")
-    assert part(2, 3) == 8
+def test_a_function_component_receives_its_callers_arguments():
+    component = read(Component, {"_target_": "math.pow", "_partial_": True}, "x")
+    assert component(2, 3) == 8
     with pytest.raises(InputError, match=r"x\._target_.*takes no size"):
         from typing import Annotated
 

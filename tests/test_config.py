@@ -1,4 +1,4 @@
-"""Every file under conf/, and every kind of bad input."""
+"""Every option under conf/, and every kind of invalid setting."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from ilf.types import InputError, NoTrainingExamples
 
 CONF = ROOT / "conf"
 OPTIONS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
-# Options that are composed and checked but not run here, each with the reason.
+# Options that are composed and checked but not run here, with the reason.
 NOT_RUN = {
     "data/jsonl": "needs a file of tasks; run by test_own_tasks.py",
     "data/hub": "needs a data set; run by test_data.py",
@@ -74,15 +74,15 @@ NOT_RUN = {
 }
 
 
-# What options need to be composed at all.
-EXTRA = {
+# Plugins without which an option can't be composed.
+REQUIRED_PLUGINS = {
     "experiment/mini/optuna": "hydra_plugins.hydra_optuna_sweeper",
     "hparams_search/mini_optuna": "hydra_plugins.hydra_optuna_sweeper",
     "hydra/launcher/slurm": "hydra_plugins.hydra_submitit_launcher",
     "hydra/launcher/processes": "hydra_plugins.hydra_joblib_launcher",
 }
-# Groups whose options have no name in the settings.
-NAMELESS = ("experiment", "debug", "paths", "extras", "hparams_search", "hydra/launcher")
+# Groups whose chosen option is not recorded in the settings.
+UNNAMED_GROUPS = ("experiment", "debug", "paths", "extras", "hparams_search", "hydra/launcher")
 
 
 def override(option: str) -> str:
@@ -90,8 +90,8 @@ def override(option: str) -> str:
     return f"{'hydra/' * option.startswith('hydra/')}{group}={name}"
 
 
-SOME_FILE = ROOT / "README.md"  # stands for annotations where they are not read
-NEEDS = {  # what an option can't be composed without
+SOME_FILE = ROOT / "README.md"  # a placeholder where a file is required but not read
+REQUIRED_OVERRIDES = {  # overrides without which an option can't be composed
     "model/local": [f"model.path={MINI}"],
     "refiner/local": [f"refiner.path={MINI}"],
     "feedback/human": [f"feedback.path={SOME_FILE}"],
@@ -101,7 +101,7 @@ NEEDS = {  # what an option can't be composed without
     "arm/llm_2shot": [f"llm.path={SOME_FILE}"],
     "data/humaneval": ["stages=[zero_shot]"],
     "sampler/openai": ["sampler.url=http://localhost:8000/v1"],
-    "sampler/vllm": ["sampler.module=null"],  # what is not installed here
+    "sampler/vllm": ["sampler.module=null"],  # the engine's module is not installed here
     "sampler/sglang": ["sampler.module=null"],
     "sampler/llama_cpp": ["sampler.module=null"],
     "data/jsonl": [f"data.path={SOME_FILE}", f"feedback.path={SOME_FILE}"],
@@ -114,55 +114,55 @@ NEEDS = {  # what an option can't be composed without
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_names_its_command_and_sets_only_known_keys(option):
-    if option in EXTRA:
-        pytest.importorskip(EXTRA[option], reason="requirements-extras.txt is not installed")
+def test_each_option_starts_with_its_command_and_composes(option):
+    if option in REQUIRED_PLUGINS:
+        pytest.importorskip(REQUIRED_PLUGINS[option], reason="requirements-extras.txt is not installed")
     text = (CONF / f"{option}.yaml").read_text()
     first = next(line for line in text.splitlines() if not line.startswith("# @package"))
     assert first.startswith("# python run.py"), first
     group, _, name = override(option).partition("=")
-    if group == "module":  # there are two of it
+    if group == "module":  # the group is used twice, as module.policy and module.refiner
         assert compose_settings(f"module@module.policy={name}").chosen["module@module.policy"] == name
         return
-    settings = compose_settings(override(option), *NEEDS.get(option, []))
+    settings = compose_settings(override(option), *REQUIRED_OVERRIDES.get(option, []))
     if group == "arm":
         assert settings.arm == name
-    elif group not in NAMELESS:
+    elif group not in UNNAMED_GROUPS:
         assert settings.chosen[group] == name
-    if group in PARTS:  # whose feedback `annotator` is, the data say
+    if group in COMPONENT_GROUPS:  # the data set determines the source that `annotator` stands for
         assert settings.option(group) == ("scripted" if name == "annotator" else name)
 
 
-PARTS = ("feedback", "refiner", "refinements")
+COMPONENT_GROUPS = ("feedback", "refiner", "refinements")
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("/")[0] in ("sampler", "executor", "objective")])
-def test_an_option_lists_every_argument_with_its_default(option):
+def test_sampler_executor_and_objective_options_list_all_defaults(option):
     node = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))
     kind = resolve(node.pop("_target_"), "_target_")
     defaults = {one.name: getattr(kind(), one.name) for one in fields(kind) if one.init}
-    if kind is EngineSampler:  # each engine has values of its own
-        assert node.keys() == defaults.keys() - {"url"}  # which is known once it is started
+    if kind is EngineSampler:  # each engine's option has its own values
+        assert node.keys() == defaults.keys() - {"url"}  # the URL is known only once the engine has started
         return
     assert node == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("/")[0] in PARTS])
-def test_an_option_of_ours_lists_every_argument_with_its_default_and_is_called_as_its_class(option):
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("/")[0] in COMPONENT_GROUPS])
+def test_feedback_refiner_and_arm_options_match_their_classes(option):
     node = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))
     kind = resolve(node.pop("_target_"), "_target_")
     assert set(node) == {one.name for one in fields(kind)}
     group, name = option.split("/")
-    if option == "refiner/own_samples":  # another way to use the class of refiner/finetuned
+    if option == "refiner/own_samples":  # uses the class of refiner/finetuned with other arguments
         return
     if group != "feedback" or name in ("human", "scripted", "unit_tests", "llm", "mixed"):
-        assert kind.name == name  # where no option is known of, as in settings that are built by hand
+        assert kind.name == name  # used if settings are built in Python, without an option
     if name not in ("annotator", "none", "shuffled", "mixed"):
-        given = {key: value for key, value in node.items() if "${" not in str(value)}
-        assert given.items() <= asdict(kind()).items()
+        literals = {key: value for key, value in node.items() if "${" not in str(value)}
+        assert literals.items() <= asdict(kind()).items()
 
 
-# The default options run in the end-to-end tests.
+# Default options, which run in the end-to-end tests.
 DEFAULTS = {
     "data/mini",
     "model/mini",
@@ -191,13 +191,13 @@ DEFAULTS = {
 
 @pytest.fixture(scope="module")
 def shared_store(tmp_path_factory):
-    """One store for all options: what they have in common is done once."""
+    """Return one store for all options, so that common stages run once."""
     return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory):
-    """Annotations in the columns of the paper's file, made by mini's annotator, for what needs a person's."""
+    """Return a file of annotations with the paper's columns, by mini's annotator, for options that need human ones."""
     tasks = [t for t in tasks_from(mini.rows(), None, "paper")[0] if t.task_id in (*range(1, 11), *range(111, 351))]
     failing = wrong_programs(tasks)
     rows = [
@@ -216,19 +216,20 @@ def annotations(tmp_path_factory):
 
 RUN = [option for option in OPTIONS if option not in NOT_RUN and option not in DEFAULTS]
 FEW = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "training.epochs=1", "measure=[]"]
-TOGETHER = ("adapter", "optimizer", "scheduler", "callbacks", "logger", "trainer")  # of a fine-tuning: one run of each
+# One run tests an option of each of these groups.
+FINE_TUNING_GROUPS = ("adapter", "optimizer", "scheduler", "callbacks", "logger", "trainer")
 
 
-def test_every_option_of_a_fine_tuning_runs(small_stages, shared_store):
-    groups = [[option for option in RUN if option.startswith(f"{group}/")] for group in TOGETHER]
+def test_a_run_completes_with_each_fine_tuning_option(small_stages, shared_store):
+    groups = [[option for option in RUN if option.startswith(f"{group}/")] for group in FINE_TUNING_GROUPS]
     for options in itertools.zip_longest(*groups):
         chosen = [override(option) for option in options if option]
         results = small_stages(*chosen, f"store.dir={shared_store}", *FEW).run()
         assert results["status"] == "complete" and results["finetuned"]["n_tasks"] == 4, chosen
 
 
-@pytest.mark.parametrize("option", [option for option in RUN if option.split("/")[0] not in TOGETHER])
-def test_every_option_runs(option, small_stages, shared_store, annotations):
+@pytest.mark.parametrize("option", [option for option in RUN if option.split("/")[0] not in FINE_TUNING_GROUPS])
+def test_a_run_completes_with_each_other_option(option, small_stages, shared_store, annotations):
     extra = [override(option), f"store.dir={shared_store}", *FEW]
     if option in ("feedback/human", "refiner/few_shot"):
         extra += ["feedback=human", f"feedback.path={annotations}", "data.limit.prompt=null"]
@@ -241,24 +242,24 @@ def test_every_option_runs(option, small_stages, shared_store, annotations):
     try:
         results = small_stages(*extra).run()
     except NoTrainingExamples:
-        assert option == "refiner/few_shot"  # mini has never seen a worked example of refinement
+        assert option == "refiner/few_shot"  # the mini model was not trained on worked examples, and may solve no task
         return
     assert results["status"] == "complete" and results["finetuned"]["n_tasks"] == 4
     if option == "refinements/none":
         assert results["training_task_ids"] == []
     if option == "feedback/human":
-        # Nobody says whose programs these are, and they are none of this run's samples.
+        # The file does not state which model wrote the programs, and they are not samples of this run.
         assert results["feedback_on_policy"] is None and results["counts"]["annotated"] > 20
     elif option.startswith("feedback/"):
         assert results["feedback_on_policy"] is True
 
 
-def test_no_option_is_excused_that_is_not_there():
+def test_options_listed_as_not_run_or_default_exist():
     assert set(NOT_RUN) <= set(OPTIONS) and set(OPTIONS) >= DEFAULTS
 
 
-def test_a_composed_configuration_keeps_its_type_in_another_process():
-    """Where the jobs of a launcher unpickle it."""
+def test_a_pickled_configuration_keeps_its_schema_in_another_process():
+    """The jobs of a launcher unpickle the configuration."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config")
@@ -271,7 +272,7 @@ def test_a_composed_configuration_keeps_its_type_in_another_process():
     assert done.stdout.decode().strip() == "True", done.stderr.decode()
 
 
-def test_every_setting_has_a_reader():
+def test_every_setting_is_used_in_the_source():
     source = "\n".join(
         p.read_text() for p in [*(ROOT / "src").rglob("*.py"), ROOT / "run.py"] if p.name != "settings.py"
     )
@@ -456,7 +457,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_values_are_named_with_what_is_allowed(name, monkeypatch, tmp_path):
+def test_invalid_settings_are_errors_that_state_what_is_allowed(name, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     overrides, message = BAD[name]
@@ -465,13 +466,13 @@ def test_bad_values_are_named_with_what_is_allowed(name, monkeypatch, tmp_path):
     assert "pw1" not in str(error.value)
 
 
-def test_a_file_of_other_text_is_no_place_for_answers(tmp_path):
+def test_an_existing_annotate_path_must_contain_json_lines(tmp_path):
     (tmp_path / "a.jsonl").write_text("one\ntwo\n")
     with pytest.raises(InputError, match=r"a\.jsonl:1=.*JSON"):
         compose_settings("mode=annotate", f"annotate.path={tmp_path}/a.jsonl")
 
 
-def test_what_an_arm_sets_can_not_be_taken_back():
+def test_overriding_a_group_that_the_arm_sets_is_an_error():
     def hydra(*overrides):
         register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -490,7 +491,7 @@ def test_what_an_arm_sets_can_not_be_taken_back():
         check_arm(hydra("arm=[gold,ilf]"))
 
 
-def test_good_settings_pass(monkeypatch):
+def test_online_wandb_with_an_api_key_and_seed_0_are_accepted(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x")
     check(compose_settings("logger.mode=online", "seed=0"))
 
@@ -512,13 +513,13 @@ def run(*arguments: str):
         (["sampler.n=2", "evaluate.k=[1,3]"], "error: evaluate.k=[1, 3]"),
     ],
 )
-def test_the_command_line_says_what_is_wrong_and_exits_non_zero(arguments, message, tmp_path):
+def test_invalid_overrides_exit_with_a_message_and_no_traceback(arguments, message, tmp_path):
     done, _ = run(*arguments, f"hydra.run.dir={tmp_path}")
     assert done.returncode != 0 and message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_hub_that_cannot_be_reached_is_named_with_the_way_out(monkeypatch, tmp_path):
+def test_mbpp_without_the_hub_is_an_error_that_suggests_data_path(monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -527,7 +528,7 @@ def test_a_hub_that_cannot_be_reached_is_named_with_the_way_out(monkeypatch, tmp
         build(compose_settings("data=mbpp", "logger=none", f"feedback.path={SOME_FILE}", f"store.dir={tmp_path}"))
 
 
-def test_flash_attention_that_is_not_at_hand_is_named_before_the_model_loads(small_stages, monkeypatch):
+def test_unavailable_flash_attention_is_an_error_when_a_run_is_built(small_stages, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=r"model\.attention='flash_attention_2'.*flash-attn.*sdpa"):
         small_stages("model.attention=flash_attention_2", "model.dtype=bfloat16", "trainer.precision=bf16-mixed")

@@ -1,4 +1,4 @@
-"""Files that users give, of every kind: misspelt columns, text that is no text, paths that are something else."""
+"""Input files of every kind: misspelled columns, invalid text, and paths that are not usable files or folders."""
 
 import csv
 import io
@@ -49,7 +49,8 @@ def write_jsonl(file, rows):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-# Of each kind of file: its name, a good row with all columns, these, how it is written and read, and the setting.
+# For each kind of file: its name, a valid row with all columns, the columns, functions that write and read the file,
+# and the setting that names it (None if there is none).
 KINDS = {
     "annotations": ("a.jsonl", ANNOTATION, human.FILE, write_jsonl, read_annotations, "feedback.path"),
     "a table of annotations": ("a.csv", ANNOTATION, human.FILE, write_csv, read_annotations, "feedback.path"),
@@ -90,8 +91,8 @@ def kind(request, tmp_path):
 # ---- columns ---------------------------------------------------------------------------------------------------------
 
 
-def misspelt(name):
-    """Spellings of a column that a hand or a spreadsheet may give it."""
+def misspellings(name):
+    """Return misspellings of a column name that a user or a spreadsheet may produce."""
     middle = len(name) // 2
     found = [
         name.upper(),
@@ -109,13 +110,13 @@ def misspelt(name):
     return sorted({one for one in found if one != name})
 
 
-def test_a_column_spelt_like_one_that_is_missing_is_an_error_that_names_both(kind):
+def test_a_misspelled_column_is_an_error_that_names_both_spellings(kind):
     file, row, columns, write, read, _ = kind
     write(file, [row])
     read(file)
     line = 1 if file.suffix == ".csv" else 2
     for name in (*columns.required, *columns.optional):
-        for wrong in misspelt(name):
+        for wrong in misspellings(name):
             renamed = {wrong if key == name else key: value for key, value in row.items()}
             rows = [renamed] if file.suffix == ".csv" else [row, renamed]
             write(file, rows)
@@ -124,19 +125,19 @@ def test_a_column_spelt_like_one_that_is_missing_is_an_error_that_names_both(kin
                 read(file)
 
 
-def test_no_column_is_taken_for_one_that_the_row_has_too(kind, caplog):
+def test_a_similar_name_is_no_misspelling_if_the_column_exists(kind, caplog):
     file, row, columns, write, read, key = kind
     for name in (*columns.required, *columns.optional):
         wrong = name + "x"
         write(file, [{**row, wrong: "mine"}])
         caplog.clear()
         read(file)
-        said = [one.getMessage() for one in caplog.records]
-        # The page only appends: what it does not know stays, and a run on the file names it.
-        assert said == ([] if key is None else [f"{file}: these columns are not read: {wrong!r}"])
+        reported = [one.getMessage() for one in caplog.records]
+        # The annotation page only appends and does not warn. A run that reads the file does.
+        assert reported == ([] if key is None else [f"{file}: these columns are not read: {wrong!r}"])
 
 
-def test_a_missing_column_is_named_with_those_that_are_there(kind):
+def test_a_missing_column_error_names_it_and_the_existing_columns(kind):
     file, row, columns, write, read, _ = kind
     for name in columns.required:
         write(file, [{key if key != name else "wholly_other": value for key, value in row.items()}])
@@ -144,7 +145,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(kind):
             read(file)
 
 
-def test_each_unknown_column_that_holds_something_is_named_once_a_file(kind, caplog):
+def test_nonempty_unknown_columns_are_warned_about_once_per_file(kind, caplog):
     file, row, _, write, read, key = kind
     if key is None:
         return
@@ -154,7 +155,7 @@ def test_each_unknown_column_that_holds_something_is_named_once_a_file(kind, cap
     assert [one.getMessage() for one in caplog.records] == [f"{file}: these columns are not read: 'mine'"]
 
 
-def test_published_files_and_those_that_we_write_give_no_warning(mbpp_file, annotations_file, tmp_path, caplog):
+def test_published_and_exported_files_cause_no_warnings(mbpp_file, annotations_file, tmp_path, caplog):
     MBPP(path=str(mbpp_file)).load()
     Jsonl(path=str(mbpp_file)).load()
     Jsonl(path=str(TUTORIAL / "tasks.jsonl")).load()
@@ -171,7 +172,7 @@ def test_published_files_and_those_that_we_write_give_no_warning(mbpp_file, anno
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
-def test_annotations_without_the_column_of_refinements_say_so_on_purpose(name, tmp_path):
+def test_annotations_must_have_a_refinement_column_even_if_empty(name, tmp_path):
     file, write = tmp_path / name, write_csv if name.endswith("csv") else write_jsonl
     column = "unedited_annotator_completion"
     whole = [{**ANNOTATION, "task_id": i} for i in (311, 312)]
@@ -191,7 +192,7 @@ JSON_KINDS = [name for name, kind in KINDS.items() if kind[0].endswith("jsonl")]
 
 
 @pytest.mark.parametrize("name", JSON_KINDS)
-def test_what_json_lets_pass_without_a_word_is_an_error_with_its_line(name, tmp_path):
+def test_repeated_keys_nonfinite_numbers_and_deep_nesting_are_errors(name, tmp_path):
     _, row, _, _, read, _ = KINDS[name]
     file, text = tmp_path / "a.jsonl", json.dumps(row)
     for end in ("", "\n"):
@@ -209,29 +210,29 @@ def test_what_json_lets_pass_without_a_word_is_an_error_with_its_line(name, tmp_
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_text_in_another_encoding_is_named_with_its_file(kind, encoding):
+def test_text_that_is_not_utf_8_is_an_error_that_names_the_file(kind, encoding):
     file, row, _, write, read, _ = kind
     for letters in ("größer", "plain"):
         if (letters, encoding) == ("plain", "latin-1"):
-            continue  # the same bytes as in UTF-8
+            continue  # the bytes are the same as in UTF-8
         write(file, [{**row, "mine": letters}])
         text = file.read_text().replace("\\u00f6", "ö").replace("\\u00df", "ß").rstrip()
-        for end in ("", "\n", "\r\n"):  # without an end, it is no line that somebody is writing either
+        for end in ("", "\n", "\r\n"):  # without a newline, it must not be skipped as an incomplete line either
             file.write_bytes((text + end).encode(encoding))
             with pytest.raises(InputError, match=re.escape(str(file))) as error:
                 read(file)
             assert "UTF-8" in str(error.value) or (letters == "plain" and file.suffix == ".csv")
 
 
-NOTHING = {"no byte": "", "blank lines": "\n \n\n", "a byte-order mark": "\ufeff", "a broken line": '{"task_id": '}
+WITHOUT_ROWS = {"no byte": "", "blank lines": "\n \n\n", "a byte-order mark": "\ufeff", "a broken line": '{"task_id": '}
 
 
-@pytest.mark.parametrize("content", NOTHING)
-def test_a_file_without_a_row_is_named_with_its_setting(kind, content):
+@pytest.mark.parametrize("content", WITHOUT_ROWS)
+def test_a_file_without_rows_is_an_error_that_names_the_file(kind, content):
     file, row, _, write, read, key = kind
-    file.write_text(NOTHING[content])
+    file.write_text(WITHOUT_ROWS[content])
     if key is None:
-        assert read(file) == []  # nobody has answered yet
+        assert read(file) == []  # valid: there are no answers yet
         return
     with pytest.raises(InputError) as error:
         read(file)
@@ -243,7 +244,7 @@ def test_a_file_without_a_row_is_named_with_its_setting(kind, content):
             read(file)
 
 
-def test_stored_answers_of_no_use_or_given_twice_are_named(tmp_path):
+def test_stored_answers_with_an_unknown_use_or_duplicates_are_errors(tmp_path):
     file = tmp_path / "a.jsonl"
     write_jsonl(file, [ANSWER, {**ANSWER, "sample": 1, "use": "feedbck"}])
     with pytest.raises(InputError, match=rf"^{file}:2: use='feedbck'.*feedback, refinement"):
@@ -275,7 +276,7 @@ FOLDERS = {
 }
 
 
-def refused(key, path, overrides):
+def path_error(key, path, overrides):
     key = key.partition(" ")[0]
     value = f"{key}=[{path}]" if key == "compare.folders" else f"{key}={path}"
     with pytest.raises(InputError, match=rf"^{re.escape(key)}=") as error:
@@ -285,7 +286,7 @@ def refused(key, path, overrides):
 
 
 @pytest.mark.parametrize("key", FILES)
-def test_a_path_that_is_no_file_says_what_it_is(key, tmp_path):
+def test_unusable_file_paths_are_errors_that_state_the_reason(key, tmp_path):
     target = key in ("annotate.path", "export")
     own = FILES[key]
     (tmp_path / "folder.jsonl").mkdir()
@@ -293,38 +294,38 @@ def test_a_path_that_is_no_file_says_what_it_is(key, tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     absent = "there is no folder" if target else "no such file"
-    assert "is a folder, but must be a file" in refused(key, tmp_path / "folder.jsonl", own)
-    assert "is a device or pipe, but must be a file" in refused(key, tmp_path / "pipe.jsonl", own)
-    assert absent in refused(key, tmp_path / "none" / "a.jsonl", own)
-    assert absent in refused(key, tmp_path / "file.jsonl" / "a.jsonl", own)
+    assert "is a folder, but must be a file" in path_error(key, tmp_path / "folder.jsonl", own)
+    assert "is a device or pipe, but must be a file" in path_error(key, tmp_path / "pipe.jsonl", own)
+    assert absent in path_error(key, tmp_path / "none" / "a.jsonl", own)
+    assert absent in path_error(key, tmp_path / "file.jsonl" / "a.jsonl", own)
     if not target:
-        assert "no such file" in refused(key, tmp_path / "a.jsonl", own)
-        assert "can't be read (" in refused(key, tmp_path / "loop.jsonl", own)
-        assert "can't be read (" in refused(key, tmp_path / ("a" * 300 + ".jsonl"), own)
+        assert "no such file" in path_error(key, tmp_path / "a.jsonl", own)
+        assert "can't be read (" in path_error(key, tmp_path / "loop.jsonl", own)
+        assert "can't be read (" in path_error(key, tmp_path / ("a" * 300 + ".jsonl"), own)
     (tmp_path / "file.jsonl").chmod(0)
-    if not os.access(tmp_path / "file.jsonl", os.R_OK):  # root may do all
-        said = refused(key, tmp_path / "file.jsonl", own)
-        assert ("can't be written (" if target else "can't be read (Permission denied)") in said
+    if not os.access(tmp_path / "file.jsonl", os.R_OK):  # root can read every file
+        reported = path_error(key, tmp_path / "file.jsonl", own)
+        assert ("can't be written (" if target else "can't be read (Permission denied)") in reported
         tmp_path.chmod(0o500)
         if target:
-            assert "can't be written (" in refused(key, tmp_path / "new.jsonl", own)
+            assert "can't be written (" in path_error(key, tmp_path / "new.jsonl", own)
         tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("key", FOLDERS)
-def test_a_path_that_is_no_folder_says_what_it_is(key, tmp_path):
+def test_unusable_folder_paths_are_errors_that_state_the_reason(key, tmp_path):
     (tmp_path / "file").write_text("x")
-    assert "is a file, but must be a folder" in refused(key, tmp_path / "file", FOLDERS[key])
-    assert "is a file, but must be a folder" in refused(key, MINI / "config.json", FOLDERS[key])
-    assert "no such folder" in refused(key, tmp_path / "none", FOLDERS[key])
+    assert "is a file, but must be a folder" in path_error(key, tmp_path / "file", FOLDERS[key])
+    assert "is a file, but must be a folder" in path_error(key, MINI / "config.json", FOLDERS[key])
+    assert "no such folder" in path_error(key, tmp_path / "none", FOLDERS[key])
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    assert key == "llm.model" or "can't be read (" in refused(key, tmp_path / "loop", FOLDERS[key])
+    assert key == "llm.model" or "can't be read (" in path_error(key, tmp_path / "loop", FOLDERS[key])
     (tmp_path / "shut").mkdir(0)
     if not os.access(tmp_path / "shut", os.R_OK):
-        assert "can't be read (Permission denied)" in refused(key, tmp_path / "shut", FOLDERS[key])
+        assert "can't be read (Permission denied)" in path_error(key, tmp_path / "shut", FOLDERS[key])
 
 
-# ---- Test ------------------------------------------------------------------------------------------------------------
+# ---- splits ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", ["data", "transfer"])
@@ -338,7 +339,7 @@ def test_a_path_that_is_no_folder_says_what_it_is(key, tmp_path):
         ("mbpp", [], "path", "has no row"),
     ],
 )
-def test_tasks_of_which_none_is_for_test_are_named_by_their_setting(group, name, rows, key, message, tmp_path):
+def test_an_empty_test_split_is_an_error_that_names_the_setting(group, name, rows, key, message, tmp_path):
     file = tmp_path / "a.jsonl"
     write_jsonl(file, rows)
     option = f"data={name}" if group == "data" else f"data@transfer={name}"
@@ -350,7 +351,7 @@ def test_tasks_of_which_none_is_for_test_are_named_by_their_setting(group, name,
     assert re.search(message, str(error.value)) and str(file) in str(error.value)
 
 
-def test_shares_that_leave_none_for_test_are_named(tmp_path):
+def test_split_shares_that_leave_test_empty_are_an_error(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{**TASK, "task_id": i} for i in range(1, 9)])
     data = Jsonl(path=str(tmp_path / "a.jsonl"))
     data.split.test, data.split.train = 0.0, 0.7
@@ -359,8 +360,8 @@ def test_shares_that_leave_none_for_test_are_named(tmp_path):
     assert str(asdict(data.split)) in str(error.value)
 
 
-def test_what_keeps_a_stage_from_its_tasks_is_named(small_stages):
-    """A limit is blamed only where it leaves tasks out."""
+def test_a_stage_without_tasks_is_an_error_that_names_the_cause(small_stages):
+    """The error names a limit only if it leaves out tasks."""
     for limit, key in (("2", r"^data\.limit\.train=2.*Raise the limit"), ("null", r"^feedback='scripted'.*Add tasks")):
         stages = small_stages("stages=[refine]", f"data.limit.train={limit}")
         with pytest.raises(InputError, match=key):
@@ -407,11 +408,11 @@ MARKUP = [
 ]
 TEXTS = st.lists(st.sampled_from([*ODD, *MARKUP, "a", " "]) | st.text(max_size=3), max_size=8).map("".join)
 FUZZ = settings(max_examples=150, deadline=None)
-LONG = "x" * 200_000  # more than Python's reader of CSV takes by default
+LONG = "x" * 200_000  # longer than the default field size limit of the csv module
 
 
-def blocks_of(page):
-    """The lines of a Markdown page inside and outside of its fences."""
+def split_by_fences(page):
+    """Return the lines of a Markdown page inside and outside of code fences."""
     inside, outside, fence = [], [], None
     for line in re.split(r"\r\n?|\n", page):
         ticks = re.match("`{3,}", line)
@@ -428,10 +429,10 @@ def blocks_of(page):
 @FUZZ
 @given(TEXTS, st.lists(TEXTS, max_size=3))
 @example("a\ud83db", [LONG])
-def test_json_holds_any_text(tmp_path_factory, text, words):
+def test_json_files_round_trip_any_text(tmp_path_factory, text, words):
     folder = tmp_path_factory.mktemp("json")
     row = {"text": text, "words": words, f"key {text}": 1}
-    row = json.loads(json.dumps(row))  # two halves that meet are one character in every JSON text
+    row = json.loads(json.dumps(row))  # JSON joins two adjacent surrogates into one character
     rows = JsonLines(folder / "rows.jsonl")
     for _ in range(2):
         rows.append([row])
@@ -446,7 +447,7 @@ def test_json_holds_any_text(tmp_path_factory, text, words):
 @FUZZ
 @given(st.lists(st.lists(TEXTS, min_size=2, max_size=2), max_size=3))
 @example([["a\rb", ""], ["", LONG]])
-def test_csv_holds_any_text(tmp_path_factory, cells):
+def test_csv_files_preserve_text_and_escape_lone_surrogates(tmp_path_factory, cells):
     file = tmp_path_factory.mktemp("csv") / "table.csv"
     write_atomically(file, to_csv([{"a": a, "b": b, "c": 1} for a, b in cells], ["a", "b"]))
     csv.field_size_limit(10**6)
@@ -459,9 +460,9 @@ def test_csv_holds_any_text(tmp_path_factory, cells):
 @FUZZ
 @given(TEXTS, TEXTS, TEXTS)
 @example(LONG, LONG, "a\rb")
-def test_annotations_of_any_text_survive_their_way_through_csv(tmp_path_factory, program, words, category):
+def test_annotations_with_any_text_survive_conversion_to_csv_and_back(tmp_path_factory, program, words, category):
     folder = tmp_path_factory.mktemp("annotations")
-    program, words, category = json.loads(json.dumps([program, words, category]))  # two halves are one character
+    program, words, category = json.loads(json.dumps([program, words, category]))  # joins adjacent surrogates
     csv.field_size_limit(131_072)
     row = {**ANNOTATION, "Feedback": f"f{words}", "original_model_completion": f"x{program}"}
     row |= {"unedited_annotator_completion": f"y{program}", "annotator": words, "categories": [f"c{category}c"]}
@@ -480,11 +481,11 @@ def test_annotations_of_any_text_survive_their_way_through_csv(tmp_path_factory,
 @FUZZ
 @given(TEXTS, TEXTS)
 @example("a|b", "<script>alert(1)</script>\n\n# x")
-def test_no_text_breaks_out_of_a_table_or_a_fence(a, b):
+def test_no_text_breaks_a_markdown_table_or_code_fence(a, b):
     lines = markdown.table(["name", a], [[b, "1"], ["2", a]])
     page = "\n".join([*lines, "", *markdown.fence(a.split("\n"), "text"), "", f"- {markdown.inline(b)}", ""])
     page.encode()
-    inside, outside = blocks_of(page)
+    inside, outside = split_by_fences(page)
     assert len(inside) == a.count("\n") + 1 and len(outside) == 4 + 1 + 1 + 1 + 1
     for line in lines:
         assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3, line
@@ -496,13 +497,13 @@ def test_no_text_breaks_out_of_a_table_or_a_fence(a, b):
 @given(TEXTS)
 @example("".join([*ODD, *MARKUP]))
 @example("$\\frac{$ and $")
-def test_any_text_can_be_drawn(tmp_path_factory, text):
+def test_plots_accept_any_text(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("plots")
     bars(folder / "a.png", [f"a{text}"], {"pass@1": [(0.5, 0.4, 0.6)]}, text)
     curve(folder / "b.png", {f"a{text}": [(1, 0.5, 0.4, 0.6)]}, text, text, text, {f"b{text}": 0.5})
     assert plain("a_{b}").count("$") == 0 and (folder / "a.png").stat().st_size > 0 < (folder / "b.png").stat().st_size
 
 
-def test_a_setting_that_no_file_can_hold_is_an_error():
+def test_a_setting_with_a_lone_surrogate_is_an_error():
     with pytest.raises(InputError, match=r"group='a\\udcff': must be text"):
         compose_settings("logger=none", "group='a\udcff'")

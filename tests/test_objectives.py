@@ -56,7 +56,7 @@ OBJECTIVES = {
 }
 
 
-def test_every_option_is_tested():
+def test_every_objective_option_is_tested():
     assert {name.partition(",")[0] for name in OBJECTIVES} == set(NAMES)
 
 
@@ -83,7 +83,7 @@ BODIES = ["    return x", "    y = x\n    return y - 1", "    return 1 + x * 2"]
 
 
 def data(tokenizer, count=5, **more):
-    """A training set of `count` tasks, on which the policy and the refiner have sampled."""
+    """Return a training set of `count` tasks with samples of the policy and of the refiner."""
     tasks = {i: task(i) for i in range(311, 311 + count)}
     rows = [
         Refinement(i, t.prompt, right(i), "model", "", f"It adds {i % 3}.", "human", t.prompt + BODIES[i % 3])
@@ -122,8 +122,8 @@ def policy(scale=1.0):
     return model
 
 
-def referenced(examples, model, tokenizer):
-    """As `with_reference` does, without a run."""
+def add_reference(examples, model, tokenizer):
+    """Return examples with reference log-probabilities, as `with_reference` does, but without a run."""
 
     def given(example):
         (logps,) = target_logps(model, tokenizer, [example], 4096)
@@ -134,11 +134,11 @@ def referenced(examples, model, tokenizer):
 
 def examples_of(objective, tokenizer, **more):
     made = objective.examples(data(tokenizer, **more))
-    return referenced(made, policy(), tokenizer) if objective.needs_reference else made
+    return add_reference(made, policy(), tokenizer) if objective.needs_reference else made
 
 
-class Alone:
-    """What an objective asks of a module, of one process."""
+class SingleProcessModule:
+    """The interface of a module that objectives use, for one process."""
 
     device = torch.device("cpu")
 
@@ -157,23 +157,23 @@ class Alone:
 
 
 def losses(objective, model, examples, tokenizer, size=None):
-    """The losses of a step's examples, read `size` at once."""
+    """Return the losses of a step's examples, in micro-batches of `size`."""
     size = size or len(examples)
     parts = [collate(examples[i : i + size], tokenizer.pad_token_id) for i in range(0, len(examples), size)]
     parts = [part | {"share": torch.tensor(1 / len(examples))} for part in parts]
-    module = Alone(model)
+    module = SingleProcessModule(model)
     objective.before_step(module, parts)
     return torch.cat([objective.losses(module, part) for part in parts])
 
 
-# ---- what holds of all -----------------------------------------------------------------------------------------------
+# ---- all objectives --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_padding_and_micro_batches_change_no_loss(name, tokenizer):
+def test_losses_do_not_depend_on_padding_or_micro_batches(name, tokenizer):
     objective, model = OBJECTIVES[name], policy(1.02)
     examples = examples_of(objective, tokenizer)
-    assert len({e.length for e in examples}) > 1  # so that some are padded
+    assert len({e.length for e in examples}) > 1  # some are padded
     whole = losses(objective, model, examples, tokenizer)
     assert whole.shape == (len(examples),)
     for size in (1, 3):
@@ -181,15 +181,18 @@ def test_padding_and_micro_batches_change_no_loss(name, tokenizer):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_gradients_are_those_of_finite_differences(name, tokenizer):
-    """Along a random direction, in double precision. What an objective holds constant is held constant here."""
+def test_gradients_match_finite_differences(name, tokenizer):
+    """Compare along a random direction, in double precision.
+
+    Values that the objective treats as constant stay constant here, too.
+    """
     objective = OBJECTIVES[name]
     examples, model = examples_of(objective, tokenizer, count=3), policy(1.02).double()
     generator = torch.Generator().manual_seed(0)
     parameter = model.model.layers[2].mlp.down_proj.weight
     direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     part = collate(examples, tokenizer.pad_token_id) | {"share": torch.tensor(1 / len(examples))}
-    module = Alone(model)
+    module = SingleProcessModule(model)
     objective.before_step(module, [part])
     held, read = {}, module.teacher_logits
     module.teacher_logits = lambda *what: held.setdefault("teacher", read(*what))
@@ -212,7 +215,7 @@ def test_gradients_are_those_of_finite_differences(name, tokenizer):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_targets_keep_their_end(name, tokenizer):
+def test_targets_end_with_the_eos_token(name, tokenizer):
     for example in examples_of(OBJECTIVES[name], tokenizer):
         unrelated = isinstance(OBJECTIVES[name], KTO)
         for text in (example, example.other):
@@ -221,7 +224,7 @@ def test_targets_keep_their_end(name, tokenizer):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_training_lowers_the_loss_and_a_batch_is_one_step(name, tokenizer):
+def test_training_lowers_the_loss_with_one_step_per_batch(name, tokenizer):
     objective = OBJECTIVES[name]
     examples = examples_of(objective, tokenizer)
     module = ILFModule(policy(), tokenizer, None, ADAMW.having(lr=1e-4), None, objective).train()
@@ -233,7 +236,7 @@ def test_training_lowers_the_loss_and_a_batch_is_one_step(name, tokenizer):
     assert losses(objective, module.model, examples, tokenizer).mean() < before
 
 
-# ---- each ------------------------------------------------------------------------------------------------------------
+# ---- single objectives -----------------------------------------------------------------------------------------------
 
 
 def as_example(pair, **more):
@@ -244,38 +247,38 @@ def as_example(pair, **more):
     ("name", "objective"),
     [("sigmoid", DPO()), ("sigmoid, beta 0.5", DPO(beta=0.5)), ("sigmoid_norm", DPO(beta=2.0, length_normalised=True))],
 )
-def test_dpo_is_what_trl_computes(name, objective, tokenizer):
+def test_dpo_loss_matches_trl(name, objective, tokenizer):
     pairs = zip(TRL["dpo"]["chosen"], TRL["dpo"]["rejected"], strict=True)
     examples = [as_example(chosen, other=as_example(rejected)) for chosen, rejected in pairs]
-    found = losses(objective, policy(TRL["scale"]), referenced(examples, policy(), tokenizer), tokenizer)
+    found = losses(objective, policy(TRL["scale"]), add_reference(examples, policy(), tokenizer), tokenizer)
     assert float(found.detach().mean()) == pytest.approx(TRL["dpo"]["losses"][name], rel=1e-3)
 
 
-def test_kto_is_what_trl_computes(tokenizer):
+def test_kto_loss_matches_trl(tokenizer):
     kto = TRL["kto"]
     rows = zip(kto["texts"], kto["unrelated"], kto["desirable"], strict=True)
     examples = [as_example(text, value=1.0 if good else -1.5, other=as_example(other)) for text, other, good in rows]
-    found = losses(KTO(beta=0.3), policy(TRL["scale"]), referenced(examples, policy(), tokenizer), tokenizer)
+    found = losses(KTO(beta=0.3), policy(TRL["scale"]), add_reference(examples, policy(), tokenizer), tokenizer)
     assert float(found.detach().mean()) == pytest.approx(kto["loss"], rel=1e-3)
 
 
-def test_a_preference_begins_at_what_an_indifferent_policy_has(tokenizer):
-    """With weights that have not moved every ratio is 1, whatever beta is."""
+def test_preference_losses_of_an_unchanged_policy_are_constants(tokenizer):
+    """If the weights have not changed, every ratio is 1 for any beta."""
     for objective, expected in ((DPO(beta=3.0), math.log(2)), (FocusedDPO(), math.log(2)), (KTO(), 0.5)):
         examples = [replace(e, value=math.copysign(1, e.value)) for e in examples_of(objective, tokenizer)]
         found = losses(objective, policy(), examples, tokenizer)
         assert torch.allclose(found, torch.full_like(found, expected), atol=1e-4)
 
 
-def test_label_smoothing_takes_the_other_side_for_a_share(tokenizer):
+def test_label_smoothing_mixes_in_the_loss_of_swapped_pairs(tokenizer):
     examples, model = examples_of(DPO(), tokenizer), policy(1.03)
-    turned = [replace(e.other, other=replace(e, other=None)) for e in examples]
-    plain, other = (losses(DPO(), model, rows, tokenizer) for rows in (examples, turned))
+    swapped = [replace(e.other, other=replace(e, other=None)) for e in examples]
+    plain, other = (losses(DPO(), model, rows, tokenizer) for rows in (examples, swapped))
     found = losses(DPO(label_smoothing=0.2), model, examples, tokenizer)
     assert torch.allclose(found, 0.8 * plain + 0.2 * other, atol=1e-4)
 
 
-def test_the_sft_term_is_the_papers_loss_on_the_refinement(tokenizer):
+def test_the_sft_term_of_dpo_equals_the_sft_loss_on_the_refinement(tokenizer):
     examples, model = examples_of(DPO(), tokenizer), policy(1.03)
     sft = losses(SFT(), model, [replace(e, other=None) for e in examples], tokenizer)
     for kind in (DPO, FocusedDPO):
@@ -285,53 +288,53 @@ def test_the_sft_term_is_the_papers_loss_on_the_refinement(tokenizer):
 
 
 @given(st.lists(st.integers(1, 5), max_size=12), st.lists(st.integers(1, 5), max_size=12))
-def test_the_tokens_that_count_are_those_that_differ(new, old):
-    mine, theirs = changed([*new, 9], [*old, 9])
-    assert (any(mine) or any(theirs)) == (new != old)
-    if new != old:  # something counts on both sides
-        assert any(mine) and any(theirs)
-    assert new != old or not any((*mine, *theirs))
+def test_changed_marks_tokens_in_both_texts_iff_they_differ(new, old):
+    new_marks, old_marks = changed([*new, 9], [*old, 9])
+    assert (any(new_marks) or any(old_marks)) == (new != old)
+    if new != old:  # both texts have marked tokens
+        assert any(new_marks) and any(old_marks)
+    assert new != old or not any((*new_marks, *old_marks))
 
 
-def test_focused_dpo_is_blind_to_what_both_programs_have(tokenizer):
+def test_focused_dpo_ignores_tokens_that_both_programs_share(tokenizer):
     rows = [replace(data(tokenizer).rows[0], wrong_program=task(311).prompt + "    return x")]
     (pair,) = FocusedDPO().examples(data(tokenizer, rows=rows))
-    assert counting(tokenizer, pair) == " + 311" and counting(tokenizer, pair.other) == tokenizer.eos_token
+    assert focused_text(tokenizer, pair) == " + 311" and focused_text(tokenizer, pair.other) == tokenizer.eos_token
     made = FocusedDPO().examples(data(tokenizer))
     assert sum(sum(e.focus) for e in made) < sum(len(e.target_ids) for e in made)
-    everything = [all_counting(e, other=all_counting(e.other)) for e in made]
+    everything = [focused_on_all(e, other=focused_on_all(e.other)) for e in made]
     model, reference = policy(1.03), policy()
-    whole = losses(FocusedDPO(), model, referenced(everything, reference, tokenizer), tokenizer)
+    whole = losses(FocusedDPO(), model, add_reference(everything, reference, tokenizer), tokenizer)
     assert torch.allclose(whole, losses(DPO(), model, examples_of(DPO(), tokenizer), tokenizer), atol=1e-4)
 
 
-def all_counting(text, **more):
+def focused_on_all(text, **more):
     return replace(text, focus=(True,) * len(text.target_ids), **more)
 
 
-def counting(tokenizer, text):
+def focused_text(tokenizer, text):
     return tokenizer.decode([token for token, counts in zip(text.target_ids, text.focus, strict=True) if counts])
 
 
-def test_kto_learns_from_every_different_program_once_and_balances_the_kinds(tokenizer):
+def test_kto_uses_each_distinct_program_once_and_balances_both_kinds(tokenizer):
     found = KTO().examples(data(tokenizer))
     texts = [(e.task_id, tokenizer.decode(e.target_ids), e.value > 0) for e in found]
     assert len(set(texts)) == len(texts)
     counts = [sum(good == passed for *_, good in texts) for passed in (True, False)]
-    assert counts == [5, 20]  # the refiner's correct program is the row's
+    assert counts == [5, 20]  # the refiner's correct program is the same as the row's
     assert sum(e.value for e in found) == pytest.approx(0)
     assert len(KTO(programs=1).examples(data(tokenizer))) == 10
     assert all(e.other.prompt_ids == e.prompt_ids and e.other.target_ids != e.target_ids for e in found)
 
 
-def test_the_positive_case_of_the_policy_gradient_is_ilf(tokenizer):
+def test_the_default_weighted_objective_equals_sft(tokenizer):
     plain, weighted = (objective.examples(data(tokenizer)) for objective in (SFT(), Weighted()))
     assert plain == weighted
     model = policy(1.03)
     assert torch.equal(*(losses(objective, model, plain, tokenizer) for objective in (SFT(), Weighted())))
 
 
-def test_advantages_are_rewards_less_the_mean(tokenizer):
+def test_advantages_are_rewards_minus_the_mean_reward(tokenizer):
     some = {i: [program(i, 0, BODIES[0], False), program(i, 1, BODIES[1], True)] for i in range(311, 316)}
     values = {e.value for e in Weighted(negatives=5).examples(data(tokenizer, samples=some))}
     assert values == {0.5, -0.5}
@@ -339,7 +342,7 @@ def test_advantages_are_rewards_less_the_mean(tokenizer):
     assert sorted({round(e.value, 6) for e in grouped}) == [-0.2, 0.8] and len(grouped) == 10
 
 
-def test_clipping_stops_what_has_moved_far_enough_and_nothing_else(tokenizer):
+def test_clipping_stops_updates_only_for_tokens_beyond_the_range(tokenizer):
     text = [Example(1, (5, 6), (7, 8, 0), reference=(-1.0, -1.0, -1.0))]
 
     class Fixed:
@@ -364,7 +367,7 @@ def test_clipping_stops_what_has_moved_far_enough_and_nothing_else(tokenizer):
         assert [bool(g.abs() > 1e-6) for g in module.logps.grad] == moving
 
 
-def test_critique_and_multitask_write_the_words_after_the_wrong_program(tokenizer):
+def test_critique_and_multitask_train_on_feedback_after_x0(tokenizer):
     for example, row in zip(Critique().examples(data(tokenizer)), data(tokenizer).rows, strict=True):
         assert tokenizer.decode(example.prompt_ids) == critique_prompt(row.wrong_program)
         assert tokenizer.decode(example.target_ids[:-1]) == row.feedback
@@ -376,7 +379,7 @@ def test_critique_and_multitask_write_the_words_after_the_wrong_program(tokenize
     assert alone == SFT().examples(data(tokenizer))
 
 
-def test_behind_praise_stands_what_is_right_and_the_policy_is_sampled_behind_it(tokenizer):
+def test_feedback_conditional_trains_and_samples_after_praise(tokenizer):
     objective = FeedbackConditional(praise="Well done.")
     right, wrong = objective.examples(data(tokenizer))[:2]
     one = task(311)
@@ -385,13 +388,13 @@ def test_behind_praise_stands_what_is_right_and_the_policy_is_sampled_behind_it(
     assert tokenizer.decode(wrong.target_ids[:-1]) == BODIES[311 % 3]
 
 
-def test_self_distillation_is_zero_where_the_teacher_reads_the_same(tokenizer):
+def test_self_distillation_is_zero_if_the_teacher_reads_the_same_text(tokenizer):
     same = [replace(e, other=replace(e, other=None)) for e in SelfDistillation().examples(data(tokenizer))]
     assert torch.allclose(losses(SelfDistillation(), policy(), same, tokenizer), torch.zeros(5), atol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
-def test_divergence_of_a_hand_computed_pair(alpha):
+def test_divergence_matches_hand_computed_values(alpha):
     p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
     m = (1 - alpha) * p + alpha * q
 
@@ -402,10 +405,10 @@ def test_divergence_of_a_hand_computed_pair(alpha):
     assert float(divergence(p.log(), q.log(), alpha)) == pytest.approx(expected, rel=1e-4)
 
 
-# ---- rows that can't be used, and runs that lack what is needed ------------------------------------------------------
+# ---- unusable rows and missing requirements --------------------------------------------------------------------------
 
 
-def test_a_wrong_program_that_can_not_stand_after_the_prompt_is_replaced_by_one_of_the_policys(tokenizer):
+def test_dpo_replaces_an_unusable_x0_by_a_sample_of_the_policy(tokenizer):
     rows = [replace(row, wrong_program="def f(:") for row in data(tokenizer).rows]
     found = data(tokenizer, rows=rows)
     made = DPO().examples(found)
@@ -415,7 +418,7 @@ def test_a_wrong_program_that_can_not_stand_after_the_prompt_is_replaced_by_one_
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if OBJECTIVES[name].needs_feedback])
-def test_rows_without_feedback_are_named_and_an_arm_without_any_is_refused(name, tokenizer):
+def test_rows_and_arms_without_feedback_are_rejected(name, tokenizer):
     rows = [replace(row, feedback="", wrong_program=None) for row in data(tokenizer).rows]
     found = data(tokenizer, rows=rows, samples={})
     assert OBJECTIVES[name].examples(found) == [] and len(found.rejected) == 5
@@ -427,16 +430,16 @@ def test_rows_without_feedback_are_named_and_an_arm_without_any_is_refused(name,
 
 @pytest.fixture(scope="module")
 def shared_store(tmp_path_factory):
-    """What the runs have in common is done once."""
+    """Return the override for one store, so that the runs share their common stages."""
     return f"store.dir={tmp_path_factory.mktemp('store')}"
 
 
 FEW = ["measure=[]", "data.limit.test=2", "data.limit.train=16", "training.validate_n=0", "training.epochs=1"]
-IDS: dict[str, list[int]] = {}  # what each objective has trained on
+IDS: dict[str, list[int]] = {}  # ids of the tasks that each objective has trained on
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_with_each_objective_trains_on_the_same_tasks(name, small_stages, shared_store):
+def test_runs_with_each_objective_train_on_the_same_tasks(name, small_stages, shared_store):
     results = small_stages(shared_store, *FEW, f"objective={name}").run()
     assert results["objective"] == name and results["status"] == "complete" and not results["rejected"]
     before = {"sample", "annotate", "train_refiner", "refine"}
@@ -445,7 +448,7 @@ def test_a_run_with_each_objective_trains_on_the_same_tasks(name, small_stages, 
     assert results["training_task_ids"] == next(iter(IDS.values())) != []
 
 
-def test_reference_log_probabilities_are_computed_once_and_kept(small_stages, shared_store, monkeypatch):
+def test_reference_log_probabilities_are_computed_once_and_stored(small_stages, shared_store, monkeypatch):
     stages = small_stages(shared_store, "objective=dpo", *FEW)
     stages.run()
     monkeypatch.setattr("ilf.measurements.target_logps", lambda *_: pytest.fail("computed again"))

@@ -32,7 +32,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def tuned():
-    """The mini model with every weight moved a little."""
+    """Return the mini model with a small random change to every weight."""
     model, generator = load_model(MINI, torch.float32), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,7 +46,7 @@ def tokenizer():
 
 
 def changed(tmp_path, change):
-    """The mini model's folder with `change` done to its tensors."""
+    """Return a copy of the mini model's folder, with `change` applied to its tensors."""
     tensors = load_file(MINI / "model.safetensors")
     change(tensors)
     shutil.copytree(MINI, tmp_path, dirs_exist_ok=True)
@@ -65,7 +65,7 @@ GOLD = [program(task, task.code[task.code.index("\n") + 1 :]) for task in TASKS]
 # ---- weights ----------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_has_not_changed_from_itself():
+def test_weight_change_of_a_folder_from_itself_is_zero():
     found, kept = weight_change(MINI, MINI)
     assert kept == 1.0
     assert list(found) == ["all", "embeddings", *(f"layer {i:02d}" for i in range(5)), "norm"]
@@ -75,7 +75,7 @@ def test_a_folder_has_not_changed_from_itself():
 @pytest.mark.parametrize(
     ("part", "group"), [("layers.3.", "layer 03"), ("embed_tokens", "embeddings"), ("model.norm.", "norm")]
 )
-def test_a_group_scaled_by_a_tenth_has_changed_by_a_tenth_and_no_other_has(tmp_path, part, group):
+def test_only_the_scaled_group_has_a_weight_change(tmp_path, part, group):
     def scale(tensors):
         for name in tensors:
             if part in name:
@@ -86,7 +86,7 @@ def test_a_group_scaled_by_a_tenth_has_changed_by_a_tenth_and_no_other_has(tmp_p
     assert 0 < found.pop("all") < 0.1 and set(found.values()) == {0.0}
 
 
-def test_the_change_of_all_is_the_norm_over_all_numbers(tmp_path):
+def test_weight_change_is_the_relative_norm_over_all_parameters(tmp_path):
     def move(tensors):
         for i, name in enumerate(sorted(tensors)):
             tensors[name] += 0.001 * i
@@ -105,7 +105,7 @@ def test_the_change_of_all_is_the_norm_over_all_numbers(tmp_path):
     assert found["layer 02"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_shards_and_halved_precision_change_what_is_read_as_little_as_they_must(tmp_path, base):
+def test_sharding_changes_nothing_and_bfloat16_only_by_rounding(tmp_path, base):
     copy.deepcopy(base).save_pretrained(tmp_path / "shards", max_shard_size="1MB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     assert set(weight_change(MINI, tmp_path / "shards")[0].values()) == {0.0}
@@ -115,7 +115,7 @@ def test_shards_and_halved_precision_change_what_is_read_as_little_as_they_must(
 
 
 @pytest.mark.parametrize(("size", "least", "most"), [(1e-5, 0.0, 0.3), (0.1, 0.99, 1.01)])
-def test_rounding_takes_most_of_a_small_update_of_rounded_weights_away(tmp_path, base, size, least, most):
+def test_rounding_to_bfloat16_removes_only_small_updates(tmp_path, base, size, least, most):
     native = copy.deepcopy(base).bfloat16()
     native.save_pretrained(tmp_path / "base")
     tuned, generator = native.float(), torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def test_rounding_takes_most_of_a_small_update_of_rounded_weights_away(tmp_path,
     exact, whole = weight_change(tmp_path / "base", tmp_path / "tuned")
     rounded, kept = weight_change(tmp_path / "base", tmp_path / "tuned", torch.bfloat16)
     assert whole == pytest.approx(1) and least <= kept <= most
-    assert rounded["all"] != exact["all"]  # it is of what is sampled
+    assert rounded["all"] != exact["all"]  # computed on the rounded weights
 
 
 def codegen():
@@ -142,7 +142,7 @@ def qwen():
 
 
 @pytest.mark.parametrize(("make", "head"), [(codegen, {"head"}), (llama, {"head"}), (qwen, set())])
-def test_every_tensor_of_the_models_we_name_has_a_group(tmp_path, make, head):
+def test_every_tensor_of_codegen_llama_and_qwen_has_a_group(tmp_path, make, head):
     model = make()
     model.save_pretrained(tmp_path / "base")
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_every_tensor_of_the_models_we_name_has_a_group(tmp_path, make, head):
     assert found.pop("layer 11") == pytest.approx(2) and found.pop("all") > 0 and set(found.values()) == {0.0}
 
 
-def test_folders_that_can_not_be_compared_are_errors_that_name_what_differs(tmp_path):
+def test_folders_with_different_parameters_are_an_error_naming_them(tmp_path):
     llama().save_pretrained(tmp_path / "llama")
     with pytest.raises(
         InputError, match=r"model\.embed_tokens\.weight, .*Give a base model and the model that was fine-tuned"
@@ -163,11 +163,11 @@ def test_folders_that_can_not_be_compared_are_errors_that_name_what_differs(tmp_
         weight_change(MINI, tmp_path / "llama")
 
 
-# ---- samples ----------------------------------------------------------------------------------------------------
+# ---- divergence -------------------------------------------------------------------------------------------------
 
 
 def brute_force(base, tuned, tokenizer, program, temperature):
-    """The divergence at each place, token by token and in double precision."""
+    """Return the divergence at each token of a program, with one forward pass per token, in double precision."""
     prompt = tokenizer(program.prompt, add_special_tokens=False).input_ids
     ids, found = list(prompt), []
     for token in [*tokenizer(program.completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]:
@@ -181,39 +181,39 @@ def brute_force(base, tuned, tokenizer, program, temperature):
     return found
 
 
-def test_a_policy_does_not_diverge_from_itself(base, tokenizer):
+def test_divergence_of_a_policy_from_itself_is_zero(base, tokenizer):
     found = divergence(base, copy.deepcopy(base), tokenizer, GOLD, T, 150)
     assert list(found) == [task.task_id for task in TASKS]
-    # Rounding differs by memory layout.
+    # Rounding errors depend on the memory layout.
     assert all(one == pytest.approx((0.0, 0.0), abs=1e-9) for one in found.values())
 
 
 @pytest.mark.parametrize("temperature", [0.5, T, 1.0])
-def test_the_divergence_is_what_its_definition_says(base, tuned, tokenizer, temperature):
-    """Two samples of one task, of unlike length: each place counts once, whichever sample it is in."""
+def test_divergence_matches_a_computation_token_by_token(base, tuned, tokenizer, temperature):
+    """Two samples of one task have different lengths. Each token has the same weight, regardless of its sample."""
     task = TASKS[0]
     samples = [program(task, "    return 1"), program(task, GOLD[0].completion, 1)]
-    places = [brute_force(base, tuned, tokenizer, sample, temperature) for sample in samples]
-    assert len(places[0]) != len(places[1]) and min(map(min, places)) > 0
+    token_kls = [brute_force(base, tuned, tokenizer, sample, temperature) for sample in samples]
+    assert len(token_kls[0]) != len(token_kls[1]) and min(map(min, token_kls)) > 0
     for tokens in (1, 1000):
         found = divergence(base, tuned, tokenizer, samples, temperature, tokens)
         assert list(found) == [task.task_id]
-        bodies = [place[:-1] for place in places]
+        bodies = [kl[:-1] for kl in token_kls]
         assert found[task.task_id].body == pytest.approx(sum(map(sum, bodies)) / sum(map(len, bodies)), rel=1e-3)
-        end = (places[0][-1] + places[1][-1]) / 2
+        end = (token_kls[0][-1] + token_kls[1][-1]) / 2
         assert found[task.task_id].end == pytest.approx(end, rel=1e-3, abs=1e-6)
     other = divergence(tuned, base, tokenizer, samples, temperature, 1000)[task.task_id]
-    assert other.body != pytest.approx(found[task.task_id].body, rel=1e-3)  # it has a direction
+    assert other.body != pytest.approx(found[task.task_id].body, rel=1e-3)  # not symmetric
 
 
-def test_an_empty_completion_counts_the_place_where_it_ended(base, tuned, tokenizer):
-    sample = replace(program(TASKS[0], ""), prompt="x = ")  # after which much may come
-    (place,) = brute_force(base, tuned, tokenizer, sample, T)
-    assert place > 1e-3
-    assert divergence(base, tuned, tokenizer, [sample], T, 1)[TASKS[0].task_id] == pytest.approx((0, place), rel=1e-3)
+def test_an_empty_completion_counts_only_its_end_token(base, tuned, tokenizer):
+    sample = replace(program(TASKS[0], ""), prompt="x = ")  # a prompt with many likely continuations
+    (kl,) = brute_force(base, tuned, tokenizer, sample, T)
+    assert kl > 1e-3
+    assert divergence(base, tuned, tokenizer, [sample], T, 1)[TASKS[0].task_id] == pytest.approx((0, kl), rel=1e-3)
 
 
-def test_batches_decide_nothing_and_the_divergence_is_positive_on_each_task(base, tuned, tokenizer):
+def test_divergence_is_positive_and_does_not_depend_on_batches(base, tuned, tokenizer):
     alone = divergence(base, tuned, tokenizer, GOLD, T, 1)
     assert list(alone) == [task.task_id for task in TASKS] and min(one.body for one in alone.values()) > 1e-4
     found = divergence(base, tuned, tokenizer, GOLD[::-1], T, 150)
@@ -223,7 +223,7 @@ def test_batches_decide_nothing_and_the_divergence_is_positive_on_each_task(base
 # ---- perplexity -------------------------------------------------------------------------------------------------
 
 
-def test_perplexity_and_the_loss_of_the_end_make_up_the_loss_that_is_trained_on(base, tokenizer):
+def test_perplexity_and_end_loss_add_up_to_the_training_loss(base, tokenizer):
     module = ILFModule(base, tokenizer)
     texts = [(p.prompt, p.completion) for p in GOLD]
     examples = [encode(tokenizer, 0, *text, 1024) for text in texts]
@@ -235,9 +235,9 @@ def test_perplexity_and_the_loss_of_the_end_make_up_the_loss_that_is_trained_on(
     assert both == pytest.approx(losses, rel=1e-4)
 
 
-def test_an_end_that_a_model_does_not_know_changes_no_perplexity_of_the_text(base, tokenizer):
+def test_an_unlikely_end_token_does_not_affect_the_body_perplexity(base, tokenizer):
     other = copy.deepcopy(base)
-    other.lm_head.weight = torch.nn.Parameter(other.lm_head.weight.clone())  # mini's is tied to the embeddings
+    other.lm_head.weight = torch.nn.Parameter(other.lm_head.weight.clone())  # the mini model ties it to the embeddings
     with torch.no_grad():
         other.lm_head.weight[tokenizer.eos_token_id] *= -3
     (text,) = [(GOLD[0].prompt, GOLD[0].completion)]
@@ -245,7 +245,7 @@ def test_an_end_that_a_model_does_not_know_changes_no_perplexity_of_the_text(bas
     assert unknown.end > known.end + 1 and unknown.body == pytest.approx(known.body, rel=0.02)
 
 
-def test_perplexity_does_not_depend_on_the_batch_and_is_in_the_order_given(base, tokenizer):
+def test_perplexity_does_not_depend_on_batches_and_keeps_the_order(base, tokenizer):
     texts = [(p.prompt, p.completion) for p in GOLD] + [("x", "y"), ("x = 1\n" * 40, "")]
     alone = [perplexity(base, tokenizer, [text], 1)[0] for text in texts]
     for tokens in (1, 60, 150, 10_000):
@@ -255,7 +255,7 @@ def test_perplexity_does_not_depend_on_the_batch_and_is_in_the_order_given(base,
     assert len({one.end for one in alone}) == len(alone) and min(one.body for one in alone) >= 1
 
 
-def test_what_was_measured_before_memory_ran_out_is_in_the_results(small_stages, monkeypatch):
+def test_earlier_measurements_are_kept_if_memory_runs_out(small_stages, monkeypatch):
     def fail(*arguments):
         raise torch.OutOfMemoryError("no room for a second policy")
 

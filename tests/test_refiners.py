@@ -1,4 +1,4 @@
-"""What the refiner is trained on, and which wrong program feedback is written on."""
+"""The programs that the refiner is trained on, and the incorrect programs that get feedback."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ def trained(refiner, feedback, samples=()):
     return found
 
 
-def said(task, refinement=None):
+def feedback_on(task, refinement=None):
     return Feedback(task.task_id, "refine", task.prompt + "    return 12345", "Return another number.", "a", refinement)
 
 
@@ -59,21 +59,21 @@ def sample(task, body, number=0, passed=True):
 
 
 @pytest.mark.parametrize(("targets", "expected"), [("annotator", "    return 2"), ("gold", None)])
-def test_the_refiner_learns_the_annotators_refinement_or_gold(targets, expected):
+def test_the_refiner_is_trained_on_annotator_or_gold_programs(targets, expected):
     task = TASKS[0]
-    found, _ = trained(FineTuned(targets=targets, held_out=0.0), [said(task, task.prompt + "    return 2")])
+    found, _ = trained(FineTuned(targets=targets, held_out=0.0), [feedback_on(task, task.prompt + "    return 2")])
     body = expected or completion_of(task.prompt, task.code, task.entry_point)
     assert found == {task.task_id: task.prompt + body}
 
 
-def test_gold_programs_as_published_are_what_the_refiner_learns_too():
+def test_the_refiner_is_trained_on_gold_programs_as_published():
     task = replace(TASKS[0], gold=TASKS[0].prompt + "      return 77")
-    feedback = said(task)
+    feedback = feedback_on(task)
     example = RefineModule.example(TOKENIZER, feedback, task, 512, 1024)
     assert TOKENIZER.decode(example.target_ids[:-1]).endswith("      return 77")
 
 
-def test_people_are_asked_where_the_refiner_can_learn(small_stages):
+def test_own_samples_needs_feedback_on_sometimes_solved_refine_tasks(small_stages):
     stages = small_stages("refiner=own_samples", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]")
     failing, samples = stages.to_annotate(), stages.samples[0]
     solved = {p.task_id for p in samples if p.verdict.passed}
@@ -82,7 +82,7 @@ def test_people_are_asked_where_the_refiner_can_learn(small_stages):
 
 
 @pytest.mark.parametrize("rule", ["all", "any"])
-def test_a_task_fails_where_all_samples_are_wrong_or_where_one_is(rule, small_stages):
+def test_a_task_fails_if_all_or_any_of_its_samples_are_incorrect(rule, small_stages):
     stages = small_stages(f"failing={rule}", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]")
     found, passed = stages.to_annotate(), {}
     for p in stages.samples[0]:
@@ -92,28 +92,28 @@ def test_a_task_fails_where_all_samples_are_wrong_or_where_one_is(rule, small_st
     assert all(not p.verdict.passed for programs in found.values() for p in programs)
 
 
-def test_the_refiner_learns_the_nearest_of_the_policys_own_correct_samples():
+def test_own_targets_are_the_nearest_correct_samples_of_the_policy():
     one, other, never = TASKS[:3]
     samples = [
         sample(one, "    x = list(range(7))\n    return sum(x)"),
         sample(one, "    return 1234", 1),
-        sample(one, "    return 12346", 2, passed=False),  # nearer, and wrong
+        sample(one, "    return 12346", 2, passed=False),  # nearer, but incorrect
         sample(other, "    return 0"),
         sample(never, "    return 3", passed=False),
     ]
-    feedback = [said(task, task.prompt + "    return 2") for task in (one, other, never)]
+    feedback = [feedback_on(task, task.prompt + "    return 2") for task in (one, other, never)]
     training, held_out = trained(FineTuned(targets="own", held_out=0.0), feedback, samples)
     assert training == {one.task_id: one.prompt + "    return 1234", other.task_id: other.prompt + "    return 0"}
     assert not held_out
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.1, 2), (0.2, 4), (0.49, 9)])
-def test_the_share_that_is_held_out_is_not_trained_on(share, count):
-    training, held_out = trained(FineTuned(held_out=share), [said(task) for task in TASKS])
+def test_the_held_out_fraction_is_not_trained_on(share, count):
+    training, held_out = trained(FineTuned(held_out=share), [feedback_on(task) for task in TASKS])
     assert len(held_out) == count and len(training) == 20 - count and not training.keys() & held_out.keys()
 
 
-def test_feedback_is_on_a_program_that_passes_most_tests_or_on_any():
+def test_choose_selects_by_passed_tests_or_at_random():
     task = TASKS[0]
     tests = [(True, False, False), (False, False, False), (True, True, False), (True, False, True)]
     programs = [replace(sample(task, f"    return {i}"), verdict=Verdict("failed", "", t)) for i, t in enumerate(tests)]
@@ -121,17 +121,17 @@ def test_feedback_is_on_a_program_that_passes_most_tests_or_on_any():
         choose: {UnitTests(choose=choose).chosen({task.task_id: programs}, seed)[0].completion for seed in range(60)}
         for choose in ("most_passed", "random")
     }
-    assert chosen["most_passed"] == {"    return 2", "    return 3"}  # the seed decides among equals
+    assert chosen["most_passed"] == {"    return 2", "    return 3"}  # the seed breaks the tie
     assert len(chosen["random"]) == 4
 
 
-def test_programs_that_broke_off_before_any_test_can_be_chosen():
+def test_programs_that_crash_before_the_first_test_can_be_chosen():
     failing = wrong_ones(TASKS)
     bare = {i: [replace(p, verdict=Verdict("crashed")) for p in found] for i, found in failing.items()}
     assert [p.task_id for p in UnitTests().chosen(bare, 0)] == sorted(failing)
 
 
-def test_a_refiner_that_learns_own_samples_gets_feedback_where_there_are_some(small_stages):
+def test_own_samples_run_annotates_solved_refine_and_failed_train_tasks(small_stages):
     own = ("refiner=own_samples", "feedback=unit_tests", "sampler.n=8", "evaluate.k=[1]", "stages=[sample,annotate]")
     stages = small_stages(*own)
     found = stages.run()
@@ -146,7 +146,7 @@ def test_a_refiner_that_learns_own_samples_gets_feedback_where_there_are_some(sm
     assert found["counts"]["annotated"] == len(taught | refined)
 
 
-def test_held_out_is_less_than_half():
+def test_invalid_values_of_held_out_and_targets_are_errors():
     with pytest.raises(ValueError, match=r"refiner\.held_out=0\.7"):
         compose_settings("refiner.held_out=0.7")
     with pytest.raises(ValueError, match=r"refiner\.targets='others'"):

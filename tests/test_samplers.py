@@ -1,4 +1,4 @@
-"""Every sampler draws from the model's own distribution; the one of a server against a real server on loopback."""
+"""Every sampler samples from the model's distribution. ServedSampler is tested with a real server on localhost."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def reference(mini) -> list[str]:
-    """What transformers' own `generate` draws."""
+    """Return programs that transformers' own `generate` samples."""
     model, tokenizer = mini
     inputs = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False)
     config = GenerationConfig(
@@ -54,7 +54,7 @@ def reference(mini) -> list[str]:
 
 
 def p_value(a: list[str], b: list[str]) -> float:
-    """Of a chi-squared test of homogeneity over whole programs, rare ones together."""
+    """Return the p-value of a chi-squared test of homogeneity over whole programs. Rare programs share a cell."""
     left, right = Counter(a), Counter(b)
     common = {text for text in left | right if left[text] + right[text] >= 10}
     cells = [(left[t], right[t]) for t in common]
@@ -65,12 +65,12 @@ def p_value(a: list[str], b: list[str]) -> float:
     return float(torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(chi2 / 2)))
 
 
-def test_the_test_sees_another_distribution(mini, reference):
+def test_the_statistical_test_detects_another_temperature(mini, reference):
     other = HFSampler(**SETTINGS | {"temperature": 1.2})
     assert p_value(reference, [text for _, text in other.sample(*mini, PLAN)]) < 1e-4
 
 
-def test_at_temperature_0_all_samplers_take_the_most_likely_tokens(mini):
+def test_local_samplers_decode_greedily_at_temperature_0(mini):
     model, tokenizer = mini
     inputs = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False)
     config = GenerationConfig(
@@ -84,7 +84,7 @@ def test_at_temperature_0_all_samplers_take_the_most_likely_tokens(mini):
         assert [text for _, text in found] == [greedy] * 4
 
 
-def test_top_k_keeps_to_the_most_likely_tokens(mini):
+def test_top_k_samples_only_the_k_most_likely_tokens(mini):
     logits = torch.tensor([[0.0, 3.0, 2.0, 1.0, 2.5]]).expand(2000, 5)
     uniform = torch.arange(2000) / 2000
     drawn = Counter(choose(logits, uniform, 1.0, 3).tolist())
@@ -99,35 +99,35 @@ def test_top_k_keeps_to_the_most_likely_tokens(mini):
     assert 1 < len(narrow) < len(wide)
 
 
-def test_our_sampler_draws_from_the_distribution_that_generate_draws_from(mini, reference):
+def test_hf_sampler_matches_the_distribution_of_generate(mini, reference):
     found = dict(HFSampler(**SETTINGS).sample(*mini, PLAN))
     assert set(found) == set(PLAN) and p_value(reference, list(found.values())) > 1e-3
 
 
-def test_continuous_batching_draws_each_sample_once_from_the_same_distribution(mini, reference):
+def test_continuous_sampler_samples_each_draw_once_and_matches_generate(mini, reference):
     found = list(ContinuousSampler(**SETTINGS).sample(*mini, PLAN[:FEW]))
     assert len(found) == FEW and {draw for draw, _ in found} == set(PLAN[:FEW])
     assert p_value(reference, [text for _, text in found]) > 1e-3
 
 
-def test_a_run_by_continuous_batching(small_stages):
+def test_a_run_with_continuous_batching_solves_some_tasks(small_stages):
     results = small_stages("sampler=continuous", "stages=[zero_shot]", "sampler.max_new_tokens=64").run()
     assert results["zero_shot"]["n_tasks"] == 8 and 0 < results["zero_shot"]["pass@1"] < 1
 
 
-# Without it this server goes by the model's folder, which says nothing of sampling, and decodes greedily.
+# Without it, this server decodes greedily, because the model's own generation config does not enable sampling.
 EXTRA = {"generation_config": json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 0, "pad_token_id": 0})}
 
 
-def test_a_server_draws_each_sample_once_from_the_same_distribution(server, reference):
+def test_served_sampler_samples_each_draw_once_and_matches_generate(server, reference):
     sampler = ServedSampler(**SETTINGS, url=server, extra=EXTRA)
     found = list(sampler.sample(MINI, TOKENIZER, PLAN[:FEW]))
     assert len(found) == FEW and {draw for draw, _ in found} == set(PLAN[:FEW])
     assert p_value(reference, [text for _, text in found]) > 1e-3
 
 
-def test_a_run_on_a_server_goes_on_after_its_last_sample(server, small_stages, store):
-    """Another seed on the server would give other programs: those that are there are not drawn again."""
+def test_a_resumed_run_on_a_server_keeps_its_complete_samples(server, small_stages, store):
+    """Stored samples are not sampled again. The server would return other programs for another seed."""
     own = ["sampler=openai", f"sampler.url={server}", "stages=[zero_shot]", "sampler.max_new_tokens=64"]
     own.append(f"+sampler.extra.generation_config='{EXTRA['generation_config']}'")
     results = small_stages(*own).run()
@@ -135,7 +135,7 @@ def test_a_run_on_a_server_goes_on_after_its_last_sample(server, small_stages, s
     (file,) = store.glob("zero_shot/*/samples.jsonl")
     rows = file.read_text().splitlines()
     kept = rows[:10]
-    file.write_text("\n".join(kept) + "\n" + rows[10][:20])  # killed while it wrote
+    file.write_text("\n".join(kept) + "\n" + rows[10][:20])  # as after a kill during a write
     for mark in file.parent.glob("*-*.json*"):
         mark.unlink()
     small_stages(*own).run()
@@ -145,25 +145,25 @@ def test_a_run_on_a_server_goes_on_after_its_last_sample(server, small_stages, s
 
 
 def test_a_server_that_decodes_greedily_is_an_error(server, tmp_path):
-    shutil.copytree(MINI, tmp_path / "mini")  # it keeps what the first request for a model asked for
+    shutil.copytree(MINI, tmp_path / "mini")  # the server keeps the settings of the first request for a model
     sampler = ServedSampler(**SETTINGS | {"max_new_tokens": 8}, url=server)
     with pytest.raises(InputError, match=r"sampler\.extra=.*same program for every seed"):
         list(sampler.sample(tmp_path / "mini", TOKENIZER, PLAN[:20]))
 
 
-def test_a_server_without_the_model_or_that_is_not_there_is_an_error(server, monkeypatch):
-    monkeypatch.setattr(ServedSampler, "retries", 1)  # the client waits longer before each
+def test_an_unknown_model_or_unreachable_server_is_an_error(server, monkeypatch):
+    monkeypatch.setattr(ServedSampler, "retries", 1)  # the client waits before each retry
     sampler = ServedSampler(**SETTINGS, url=server)
     with pytest.raises(InputError, match=r"sampler\.url='http.*models.*run the same command again"):
         list(sampler.sample(MINI.parent, TOKENIZER, PLAN[:2]))
-    nobody = ServedSampler(**SETTINGS, url="http://localhost:1/v1")
+    unreachable = ServedSampler(**SETTINGS, url="http://localhost:1/v1")
     with pytest.raises(InputError, match=r"sampler\.url='http://localhost:1/v1'.*APIConnectionError"):
-        list(nobody.sample("m", TOKENIZER, PLAN[:2]))
+        list(unreachable.sample("m", TOKENIZER, PLAN[:2]))
 
 
 @dataclass
 class Breaking(Sampler):
-    """Ends with an error after two programs of each batch."""
+    """Raises an error after two programs of each batch."""
 
     def sample(self, model, tokenizer, draws):
         yield from ((draw, "    return 1") for draw in draws[:2])
@@ -175,8 +175,8 @@ class BreakingWhole(Breaking):
     whole_plans = True
 
 
-def drawn_by(sampler, folder, draws, **contents):
-    """What the test loop keeps of draws."""
+def programs_of_test_loop(sampler, folder, draws, **contents):
+    """Return the callback's programs after a test loop over the draws."""
     task = Task(11, "test", "t", "", "f", ("assert f(1) == 1",), "", PROMPT)
     callback = UnitTestCallback(tasks={11: task}, folder=folder, scoring="s")
     data = MBPPDataModule(TOKENIZER, Contents(test_draws=draws, whole_plans=sampler.whole_plans, **contents))
@@ -186,17 +186,17 @@ def drawn_by(sampler, folder, draws, **contents):
 
 
 @pytest.mark.parametrize("kind", [Breaking, BreakingWhole])
-def test_what_was_drawn_before_an_error_is_kept_where_it_can_be_gone_on_from(kind, tmp_path):
-    with pytest.raises(InputError, match="ends"):  # at the end, where the other processes raise it, too
-        drawn_by(kind(), tmp_path, PLAN[:9])
+def test_samples_before_an_error_are_kept_unless_plans_are_whole(kind, tmp_path):
+    with pytest.raises(InputError, match="ends"):  # raised at the end of the epoch, as in all processes
+        programs_of_test_loop(kind(), tmp_path, PLAN[:9])
     file = tmp_path / "samples.jsonl"
     kept = file.read_text().splitlines() if file.exists() else []
-    assert len(kept) == (0 if kind.whole_plans else 2)  # of the second batch nothing is asked for
+    assert len(kept) == (0 if kind.whole_plans else 2)  # the second batch is not sampled
 
 
 @dataclass
 class Fixed(Sampler):
-    """Writes the same program for each draw."""
+    """Returns the same program for each draw."""
 
     whole_plans = True
 
@@ -204,18 +204,18 @@ class Fixed(Sampler):
         return ((draw, "    return 'new'") for draw in draws)
 
 
-def test_a_program_that_is_kept_is_never_drawn_over_though_its_plan_is_drawn_again(tmp_path):
-    """Other processes had drawn part of the plan; its text may stand beside its verdict already."""
+def test_resampling_a_whole_plan_keeps_stored_programs(tmp_path):
+    """Another process has stored part of the plan. The verdicts on its programs may be stored, too."""
     old = {"task_id": 11, "split": "test", "sample": 1, "seed": 0, "prompt": "p", "completion": "old", "program": "old"}
     (tmp_path / "samples.1.jsonl").write_text(json.dumps(old) + "\n")
-    for _ in range(2):  # the second as after a kill
-        found = drawn_by(Fixed(), tmp_path, PLAN[:3], kept=set(kept_samples(tmp_path)))
+    for _ in range(2):  # the second run is as after a kill
+        found = programs_of_test_loop(Fixed(), tmp_path, PLAN[:3], kept=set(kept_samples(tmp_path)))
         drawn = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
         assert [row["sample"] for row in drawn] == [0, 2]
         assert [p.completion for p in found] == ["    return 'new'", "old", "    return 'new'"]
 
 
-def test_more_tokens_than_the_model_has_positions_for_are_an_error(mini):
+def test_max_new_tokens_beyond_the_models_positions_is_an_error(mini):
     model, tokenizer = mini
     length, places = len(tokenizer(PROMPT, add_special_tokens=False).input_ids), model.config.max_position_embeddings
     too_many = HFSampler(temperature=0.8, max_new_tokens=places - length + 1)
@@ -224,7 +224,7 @@ def test_more_tokens_than_the_model_has_positions_for_are_an_error(mini):
     assert len(list(HFSampler(max_new_tokens=places - length).sample(model, tokenizer, PLAN[:1]))) == 1
 
 
-def test_nothing_is_sampled_from_logits_that_are_no_numbers():
+def test_nan_logits_are_an_error():
     net, tokenizer = load_model(MINI, torch.float32), load_tokenizer(MINI)
     with torch.no_grad():
         net.get_output_embeddings().weight[5] = torch.nan
@@ -232,32 +232,32 @@ def test_nothing_is_sampled_from_logits_that_are_no_numbers():
         list(HFSampler().sample(net, tokenizer, PLAN[:2]))
 
 
-# ---- token by token -----------------------------------------------------------------------------------------------
+# ---- distribution of each token -----------------------------------------------------------------------------------
 
-LENGTH = 48  # tokens of each sample; none ends before
+LENGTH = 48  # tokens of each sample; no sample ends earlier
 
 
-def z_of(model, prompt: list[int], samples: list[list[int]], temperature: float) -> float:
-    """How far samples are from a model's distribution, in standard deviations.
+def z_score(model, prompt: list[int], samples: list[list[int]], temperature: float) -> float:
+    """Return how far samples are from a model's distribution, in standard deviations.
 
-    With p the distribution of a token given those before it and H its entropy, log p(token) + H has the mean 0: the sum
-    over all tokens is a martingale, whose variance is that of log p. Whatever favours likely tokens, or unlikely ones,
-    moves it.
+    With p the distribution of a token given the tokens before it, and H its entropy, log p(token) + H has mean 0. The
+    sum over all tokens is a martingale, and its variance is the sum of the variances of log p. The sum changes if
+    likely or unlikely tokens are favored.
     """
-    off, variance = 0.0, 0.0
+    deviation, variance = 0.0, 0.0
     for tokens in samples:
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0, len(prompt) - 1 : -1]
         logs = torch.log_softmax(logits.double() / temperature, dim=-1)
         entropy = -(logs.exp() * logs).sum(-1)
         chosen = logs.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
-        off += float((chosen + entropy).sum())
+        deviation += float((chosen + entropy).sum())
         variance += float(((logs.exp() * logs**2).sum(-1) - entropy**2).sum())
-    return off / variance**0.5
+    return deviation / variance**0.5
 
 
-class AsNumbers:
-    """Spells tokens as their numbers, so that it can be told which were drawn."""
+class TokenIds:
+    """Decodes tokens to their ids, so that a test knows which tokens were sampled."""
 
     def __init__(self, tokenizer, prompt):
         pass
@@ -268,9 +268,9 @@ class AsNumbers:
 
 @pytest.fixture
 def endless(monkeypatch):
-    """Has samplers here draw as many tokens as they may, and give their numbers."""
+    """Make the local samplers sample the maximum number of tokens and return their ids."""
     for module in (hf, continuous):
-        monkeypatch.setattr(module, "Continuation", AsNumbers)
+        monkeypatch.setattr(module, "Continuation", TokenIds)
         monkeypatch.setattr(module, "ended", lambda text, script: False)
         monkeypatch.setattr(module, "cut", lambda text, script: text)
         monkeypatch.setattr(module, "end_ids", lambda model, tokenizer: {-1})
@@ -285,18 +285,22 @@ TOKENS = {"temperature": 0.8, "max_new_tokens": LENGTH, "batch_size": 25}
 
 
 @pytest.mark.parametrize("kind", [HFSampler, ContinuousSampler])
-def test_each_token_is_drawn_from_the_models_distribution(kind, mini, endless):
+def test_each_token_is_sampled_from_the_models_distribution(kind, mini, endless):
     model, tokenizer = mini
     prompt = encode_prompts(tokenizer, [PROMPT])[0]
     samples = drawn(kind(**TOKENS), model, tokenizer, PROMPT)
     assert {len(tokens) for tokens in samples} == {LENGTH}
-    assert abs(z_of(model, prompt, samples, 0.8)) < 4
-    strange = drawn(kind(**TOKENS | {"temperature": 1.0}), model, tokenizer, PROMPT)  # so many samples tell that
-    assert abs(z_of(model, prompt, strange, 0.8)) > 4
+    assert abs(z_score(model, prompt, samples, 0.8)) < 4
+    # The number of samples is large enough to detect another temperature.
+    hotter = drawn(kind(**TOKENS | {"temperature": 1.0}), model, tokenizer, PROMPT)
+    assert abs(z_score(model, prompt, hotter, 0.8)) > 4
 
 
-def test_each_token_of_a_server_is_drawn_from_the_models_distribution(mini, server, tmp_path):
-    """A server streams token by token, and goes on with a model as the first request for its folder asked."""
+def test_each_token_of_a_server_is_sampled_from_the_distribution(mini, server, tmp_path):
+    """The server streams single tokens.
+
+    It keeps the settings of the first request for a folder, so each temperature has its own folder.
+    """
     model, tokenizer = mini
     prompt = encode_prompts(tokenizer, [PROMPT])[0]
     client = openai.OpenAI(base_url=server, api_key="none")
@@ -315,13 +319,13 @@ def test_each_token_of_a_server_is_drawn_from_the_models_distribution(mini, serv
         for temperature, fits in ((0.8, True), (1.1, False)):
             folder = shutil.copytree(MINI, tmp_path / str(temperature))
             samples = list(threads.map(partial(ask, folder, temperature), range(FEW)))
-            assert (abs(z_of(model, prompt, samples, 0.8)) < 4) == fits
+            assert (abs(z_score(model, prompt, samples, 0.8)) < 4) == fits
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_token_of_a_real_model_is_drawn_from_its_distribution(dtype, chat_model, endless):
+def test_each_token_of_a_real_model_is_sampled_from_its_distribution(dtype, chat_model, endless):
     tokenizer = load_tokenizer(chat_model)
     prompt = encode_prompts(tokenizer, [PROMPT])[0]
     samples = drawn(HFSampler(**TOKENS), load_model(chat_model, dtype), tokenizer, PROMPT)
-    assert abs(z_of(load_model(chat_model, torch.float32), prompt, samples, 0.8)) < 4
+    assert abs(z_score(load_model(chat_model, torch.float32), prompt, samples, 0.8)) < 4

@@ -1,4 +1,4 @@
-"""The store and the run's folder: what is damaged is named and computed anew, and nothing is mixed or overwritten."""
+"""The store and the run's folder: damaged files are reported and replaced; results of two runs are never mixed."""
 
 from __future__ import annotations
 
@@ -42,24 +42,25 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, dict]:
-    """A store with a whole run in it, and its results."""
+    """Return a store with a complete run, and the run's results."""
     folder = tmp_path_factory.mktemp("whole")
     own = [f"store.dir={folder / 'store'}", f"output_dir={folder / 'run'}", "logger=none"]
     with opened(compose_settings(*SMALL, *own, *FEW)) as stages:
         return folder / "store", stages.run()
 
 
-def figures(results: dict) -> dict:
+def reproducible(results: dict) -> dict:
+    """Return the results that are equal in every run with the same settings."""
     return {name: value for name, value in results.items() if name not in ("seconds", "entries", "overrides")}
 
 
 CASES = [
     *((kind, "cut") for kind in KINDS),
-    *((kind, "changed") for kind in KINDS if kind not in ("marks", "keys")),  # one of these is of no digest
+    *((kind, "changed") for kind in KINDS if kind not in ("marks", "keys")),  # no digest covers these
     ("digests", "changed in its last letters"),
     *(("programs", "emptied"), ("samples", "removed"), ("marks", "emptied"), ("weights", "removed")),
 ]
-QUICK = {  # each kind of file, and each damage
+QUICK = {  # every kind of file and every damage; the other cases are slow tests
     *(("programs", "changed"), ("samples", "removed"), ("marks", "emptied"), ("keys", "cut"), ("weights", "changed")),
     *(("configurations", "cut"), ("digests", "changed in its last letters")),
 }
@@ -68,9 +69,7 @@ QUICK = {  # each kind of file, and each damage
 @pytest.mark.parametrize(
     ("kind", "damage"), [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in CASES]
 )
-def test_what_is_damaged_is_named_set_aside_and_computed_anew(
-    kind, damage, whole, store, small_stages, caplog, tmp_path
-):
+def test_damaged_entries_are_set_aside_and_computed_again(kind, damage, whole, store, small_stages, caplog, tmp_path):
     shutil.copytree(whole[0], store)
     files = sorted(file for file in store.glob(KINDS[kind]) if file.parent.name != "damaged")
     assert files
@@ -80,9 +79,9 @@ def test_what_is_damaged_is_named_set_aside_and_computed_anew(
     changed = {file for file in files if not file.exists() or file.read_bytes() != content[file]}
     assert changed
     results = small_stages(*FEW).run()
-    assert figures(results) == figures(whole[1])
+    assert reproducible(results) == reproducible(whole[1])
     aside = {file.name.rsplit("-", 2)[0] for file in store.glob("damaged/*")}
-    if kind in ("keys", "digests"):  # made again at each use
+    if kind in ("keys", "digests"):  # these are written again at each use
         assert not aside and len(results["seconds"]["reused"]) >= 7
     else:
         assert aside == {file.relative_to(store).parts[0] for file in changed}
@@ -92,7 +91,7 @@ def test_what_is_damaged_is_named_set_aside_and_computed_anew(
     assert small_stages(*FEW).run()["seconds"]["reused"], "what was computed anew is there"
 
 
-def test_samples_that_are_whole_outlive_the_damage_of_their_verdicts(whole, store, small_stages, caplog):
+def test_intact_samples_are_reused_if_their_verdicts_are_damaged(whole, store, small_stages, caplog):
     shutil.copytree(whole[0], store)
     (file,) = store.glob("evaluate/*/programs-*.jsonl")
     file.write_bytes(b"")
@@ -103,7 +102,7 @@ def test_samples_that_are_whole_outlive_the_damage_of_their_verdicts(whole, stor
     assert "evaluate: 12 stored samples are reused" in caplog.text
 
 
-def test_rows_of_a_damaged_unfinished_stage_are_set_aside(whole, store, small_stages, caplog):
+def test_an_unfinished_entry_with_a_damaged_row_is_set_aside(whole, store, small_stages, caplog):
     shutil.copytree(whole[0], store)
     (mark,) = store.glob("zero_shot/*/done*.json")
     mark.unlink()
@@ -111,11 +110,11 @@ def test_rows_of_a_damaged_unfinished_stage_are_set_aside(whole, store, small_st
     lines = file.read_bytes().split(b"\n")
     lines[2] = lines[2][:20]
     file.write_bytes(b"\n".join(lines))
-    assert figures(small_stages(*FEW).run()) == figures(whole[1])
+    assert reproducible(small_stages(*FEW).run()) == reproducible(whole[1])
     assert "samples.jsonl:3" in caplog.text and len(list(store.glob("damaged/zero_shot-*"))) == 1
 
 
-def test_a_damaged_entry_of_a_stage_that_is_not_asked_for_is_no_result(whole, store, small_stages, caplog):
+def test_a_damaged_entry_of_a_stage_that_does_not_run_is_not_used(whole, store, small_stages, caplog):
     shutil.copytree(whole[0], store)
     for file in store.glob("sample/*/programs-*.jsonl"):
         file.write_bytes(b"")
@@ -124,8 +123,8 @@ def test_a_damaged_entry_of_a_stage_that_is_not_asked_for_is_no_result(whole, st
     assert "has changed. This entry is not used" in caplog.text
 
 
-def test_other_parts_of_an_entry_may_be_unfinished(tmp_path):
-    """Two ways of scoring share the samples; what one of them has half written is no damage of the other."""
+def test_an_unfinished_part_of_an_entry_is_no_damage_of_other_parts(tmp_path):
+    """Two scorings share the samples. Files that one has not finished are no damage of the other."""
     store, key = Store(tmp_path), {"a": 1}
     with store.entry("sample", key, "done-one.json") as entry:
         JsonLines(entry.path / "samples.jsonl").append([{"x": 1}])
@@ -149,13 +148,13 @@ VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st
 
 
 @given(VALUES)
-def test_what_is_written_is_read_back(value):
+def test_json_round_trips_any_value(value):
     assert json.loads(to_json(value)) == value
     assert json.loads(to_json(value, indent=1).encode()) == value
 
 
 @given(st.text(st.characters(), min_size=1))
-def test_any_text_that_a_program_may_hold_can_be_stored(tmp_path_factory, text):
+def test_json_lines_round_trip_any_text(tmp_path_factory, text):
     file = JsonLines(tmp_path_factory.mktemp("rows") / "rows.jsonl")
     file.append([{"text": text}, {"text": text + "\ud800"}])
     assert file.read() == [{"text": text}, {"text": text + "\ud800"}]
@@ -163,12 +162,12 @@ def test_any_text_that_a_program_may_hold_can_be_stored(tmp_path_factory, text):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("write", [to_json, canonical])
-def test_no_number_that_is_none_is_written(bad, write):
+def test_writing_a_nonfinite_number_is_an_error_that_names_its_place(bad, write):
     with pytest.raises(ValueError, match=r"kl\.per_task\.1 = -?(nan|inf)"):
         write({"kl": {"mean": 1.0, "per_task": [2.0, bad]}})
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path):
+def test_invalid_json_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "results.json").write_text('{"a": 1')
     with pytest.raises(InputError, match=r"results\.json.*is damaged"):
         read_json(tmp_path / "results.json")
@@ -177,7 +176,7 @@ def test_a_file_that_is_no_json_is_named(tmp_path):
 # ---- the run's folder ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_in_use_is_another_runs(tmp_path):
+def test_a_run_folder_in_use_is_locked(tmp_path):
     settings = compose_settings(f"output_dir={tmp_path / 'run'}")
     refused = []
 
@@ -209,7 +208,7 @@ def test_a_folder_in_use_is_another_runs(tmp_path):
         ("store.dir=elsewhere", False),
     ],
 )
-def test_a_folder_holds_the_results_of_one_configuration(changed, taken, tmp_path):
+def test_a_run_folder_rejects_settings_that_change_results(changed, taken, tmp_path):
     own = f"output_dir={tmp_path / 'run'}"
     with claimed(compose_settings(own)):
         pass

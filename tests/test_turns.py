@@ -1,4 +1,4 @@
-"""Feedback at test time, and the export of what a run has learnt from."""
+"""Feedback at test time, and the export of a run's training pairs."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ FEW = ["measure=[]", "data.limit.test=4", "data.limit.train=16", "training.epoch
 
 @dataclass
 class Silent(Source):
-    """Has something to say of every second program."""
+    """Gives feedback on every second program."""
 
     def write(self, failing, run):
         assert all(len(programs) == 1 and not programs[0].verdict.passed for programs in failing.values())
@@ -25,12 +25,12 @@ class Silent(Source):
         return [Feedback(p.task_id, p.split, p.program, f"Mend {p.sample}.", "silent") for p in found]
 
 
-def test_a_source_of_a_users_speaks_on_each_program_and_what_it_is_silent_on_stays(small_stages, monkeypatch):
+def test_a_user_defined_source_gives_feedback_at_test_time(small_stages, monkeypatch):
     own = "evaluate.feedback={_target_: test_turns.Silent}"
     stages = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner", "logger=wandb")
     results = stages.run()
     turns = {f"{part}-turn1{way}" for part in ("zero-shot", "finetuned") for way in ("", "-fresh")}
-    assert turns <= set(stages.tracker._attached)  # as artifacts of the run
+    assert turns <= set(stages.tracker._attached)  # logged as artifacts of the run
     by_name = {file.stem: file.read_text() for file in (stages.folder / "programs").glob("*turn1*.jsonl")}
     assert set(by_name) == {f"{p}_turn1{way}" for p in ("zero_shot", "finetuned") for way in ("", "_fresh")}
     for part in ("zero_shot", "finetuned"):
@@ -39,7 +39,7 @@ def test_a_source_of_a_users_speaks_on_each_program_and_what_it_is_silent_on_sta
         assert by_name[f"{part}_turn1_fresh"].count("\n") == failing
     monkeypatch.setattr(Silent, "write", lambda *_: pytest.fail("written again"))
     again = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner").run()
-    assert again["turns"] == results["turns"]  # all from the store
+    assert again["turns"] == results["turns"]  # everything was reused from the store
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_a_source_of_a_users_speaks_on_each_program_and_what_it_is_silent_on_sta
         (["evaluate.turns=-1"], "evaluate.turns=-1: must be 0 or more"),
     ],
 )
-def test_turns_that_can_not_be_taken_are_refused(overrides, message):
+def test_invalid_settings_of_turns_are_errors(overrides, message):
     with pytest.raises(InputError, match=message):
         compose_settings("evaluate.turns=2", *overrides)
 
 
-def test_a_runs_pairs_can_be_taken_elsewhere(small_stages, tmp_path):
+def test_exported_pairs_have_a_passing_and_a_failing_program(small_stages, tmp_path):
     stages = small_stages(*FEW, "refinements.per_task=2", "stages=[sample,annotate,train_refiner,refine,train_policy]")
     stages.run()
     count, left_out = export_pairs(str(stages.folder), str(tmp_path / "pairs"))
@@ -79,7 +79,7 @@ def test_a_runs_pairs_can_be_taken_elsewhere(small_stages, tmp_path):
         compose_settings("mode=export", f"run={tmp_path}", "export=new")
 
 
-def test_programs_that_are_at_hand_take_no_turns_where_their_stage_is_not_asked_for(small_stages):
+def test_stored_programs_take_no_turns_unless_their_stage_is_requested(small_stages):
     small_stages(*FEW, "stages=[zero_shot]").run()
     results = small_stages(*FEW, "evaluate.turns=1", "stages=[sample]").run()
     assert results["zero_shot"] and results["turns"] == {}
