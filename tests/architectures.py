@@ -1,4 +1,4 @@
-"""Tiny models with random weights, of many architectures, each made in milliseconds from its configuration."""
+"""Tiny models of many architectures with random weights, each created in milliseconds from its configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 VOCABULARY = 300
 POSITIONS = 128
-# What a configuration has of these is set: names differ between families.
+# Names of settings differ between families, so only those that a configuration has are set.
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "attention_hidden_size", "lru_width"), 32),
@@ -44,7 +44,7 @@ _MLA = {"head_dim": 4, "num_key_value_heads": 4}
 _VISION = {**dict.fromkeys(("hidden_size", "intermediate_size"), 16), "num_attention_heads": 2}
 _VISION |= {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
 _DECODER = {"is_decoder": True}
-# By family: transformers' model_type, and what it needs besides.
+# By family: the model_type in transformers, and other settings that it needs.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Bamba": ("bamba", {"attn_layer_indices": [1]}),
     "BART decoder": (
@@ -106,9 +106,9 @@ def config_of(family: str, **changes: Any) -> Any:
 
 
 def model_of(family: str, **changes: Any) -> Any:
-    """Return a tiny model of a family, in 32 bits, whose next token depends on every token before it and their order.
+    """Return a tiny float32 model of a family, whose next token depends on all previous tokens and their order.
 
-    Of weights as small as a model's first ones are, the logits hardly depend on the text.
+    With weights as small as those of a newly initialized model, the logits would hardly depend on the text.
     """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_of(family, **changes), dtype=torch.float32).eval()
@@ -121,7 +121,7 @@ def model_of(family: str, **changes: Any) -> Any:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of " t3 t4 ...", in which each text is one list of tokens: what is decoded tells them all."""
+    """Return a tokenizer of " t3 t4 ...". Each text has only one tokenization, so it identifies the tokens."""
     special = ["<pad>", "<bos>", "<eos>"]
     words = {**{token: i for i, token in enumerate(special)}, **{f" t{i}": i for i in range(3, VOCABULARY)}}
     made = Tokenizer(WordLevel(words, unk_token="<pad>"))
@@ -134,7 +134,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def folder_of(family: str, folder: Path, **changes: Any) -> Path:
     """Write a tiny model and its tokenizer as a folder in Hugging Face's layout, and return it."""
     model_of(family, **changes).save_pretrained(folder)
-    letters = ["<pad>", "<bos>", "<eos>", *ByteLevel.alphabet()]  # a tokenizer that can write code, as a run needs it
+    letters = ["<pad>", "<bos>", "<eos>", *ByteLevel.alphabet()]  # a run needs a tokenizer that can encode code
     made = Tokenizer(BPE({letter: i for i, letter in enumerate(letters)}, []))
     made.pre_tokenizer, made.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
     named = dict(zip(("pad_token", "bos_token", "eos_token"), letters, strict=False))
@@ -143,7 +143,7 @@ def folder_of(family: str, folder: Path, **changes: Any) -> Path:
 
 
 def read_table(page: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of the first table of a Markdown page, by what is in their first column."""
+    """Return the rows of the table in a Markdown page, by the text in their first column."""
     lines = [line.strip("| ") for line in page.read_text().splitlines() if line.startswith("|")]
     names, _, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in rows}

@@ -1,4 +1,4 @@
-"""What is stored is kept under the code that made it: an edit or a patch asks for it anew, a comment does not."""
+"""The digest of the code in store keys: edits and run-time patches of the code change it, comments do not."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Component:
         """Return more."""
         return x + LIMIT  # by a constant
 '''
-NOTHING = {
+NEUTRAL_EDITS = {
     "a comment": ("  # by a constant", "  # as the paper does"),
     "a docstring": ('"""Return more."""', '"""Return x and the limit."""'),
     "no docstring": ('        """Return more."""\n', ""),
     "blank lines": ("LIMIT = 3\n", "LIMIT = 3\n\n\n"),
     "brackets": ("return x + LIMIT", "return (x + LIMIT)"),
 }
-SOMETHING = {
+RELEVANT_EDITS = {
     "a constant": ("LIMIT = 3", "LIMIT = 4"),
     "an operator": ("x + LIMIT", "x - LIMIT"),
     "a default": ("x: int)", "x: int = 1)"),
@@ -50,17 +50,17 @@ SOMETHING = {
 }
 
 
-@pytest.mark.parametrize("edit", [*NOTHING, *SOMETHING])
-def test_only_what_may_change_a_result_changes_the_digest(edit, tmp_path):
-    old, new = (NOTHING | SOMETHING)[edit]
+@pytest.mark.parametrize("edit", [*NEUTRAL_EDITS, *RELEVANT_EDITS])
+def test_only_edits_that_can_change_results_change_the_digest(edit, tmp_path):
+    old, new = (NEUTRAL_EDITS | RELEVANT_EDITS)[edit]
     assert old in SOURCE
     before, after = tmp_path / "before.py", tmp_path / "after.py"
     before.write_text(SOURCE)
     after.write_text(SOURCE.replace(old, new))
-    assert (code_sha256(before) == code_sha256(after)) == (edit in NOTHING)
+    assert (code_sha256(before) == code_sha256(after)) == (edit in NEUTRAL_EDITS)
 
 
-def mine(self):
+def replacement(self):
     return [torch.optim.SGD(self.parameters(), lr=0.1)]
 
 
@@ -69,17 +69,17 @@ def mine(self):
     [
         (FineTuningModule, "configure_optimizers", (fine_tuning,)),
         (FineTuningModule, "configure_optimizers", (ILFModule,)),
-        (ILFModule, "configure_optimizers", (ILFModule,)),  # in place of an inherited one
+        (ILFModule, "configure_optimizers", (ILFModule,)),  # overrides an inherited method
         (ILFModule, "example", (ILFModule,)),
         (schedules, "linear", (schedules,)),
         (HFSampler, "_decode", (hf,)),
         (batches, "join", (batches,)),
     ],
 )
-def test_what_is_replaced_while_the_program_runs_changes_the_digest(owner, name, parts, monkeypatch):
+def test_code_replaced_at_run_time_changes_the_digest(owner, name, parts, monkeypatch):
     before = code_sha256(*parts)
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, mine, raising=False)
+        patch.setattr(owner, name, replacement, raising=False)
         patched = code_sha256(*parts)
         assert patched != before
         patch.setattr(owner, name, eval("lambda self: None"), raising=False)
@@ -87,7 +87,7 @@ def test_what_is_replaced_while_the_program_runs_changes_the_digest(owner, name,
     assert code_sha256(*parts) == before
 
 
-def test_a_policy_that_another_optimizer_trained_is_not_taken(small_stages, monkeypatch):
+def test_replaced_optimizer_invalidates_stored_models(small_stages, monkeypatch):
     few = ["data.limit.test=3", "data.limit.refine=8", "data.limit.train=8", "measure=[]", "training.epochs=2"]
     first = small_stages(*few)
     first.run()
@@ -100,24 +100,25 @@ def test_a_policy_that_another_optimizer_trained_is_not_taken(small_stages, monk
     assert not {"train_refiner", "train_policy"} & set(patched.run()["seconds"]["reused"])
     runs = [one.runner.weights(one.folder / "policy") for one in (first, again, patched)]
     assert runs[0] == runs[1] != runs[2]
-    told = small_stages(*few, "store.ignore_code_changes=true", "training.policy.epochs=1")  # nothing there to take
-    assert "train_policy" not in told.run()["seconds"]["reused"]
+    # No stored policy was trained with these settings.
+    ignoring = small_stages(*few, "store.ignore_code_changes=true", "training.policy.epochs=1")
+    assert "train_policy" not in ignoring.run()["seconds"]["reused"]
 
 
-def test_an_edit_that_changes_nothing_can_be_said_to(small_stages, monkeypatch):
+def test_ignore_code_changes_reuses_results_of_older_code(small_stages, monkeypatch):
     few = ["stages=[zero_shot,sample]", "data.limit.test=3", "data.limit.refine=4", "data.limit.train=4"]
     small_stages(*few).run()
-    monkeypatch.setattr(hf, "_edited", mine, raising=False)
-    monkeypatch.setattr(HFSampler, "_edited", mine, raising=False)
-    told = small_stages(*few, "store.ignore_code_changes=true").run()
-    assert set(told["seconds"]["reused"]) == {"zero_shot", "sample"}
-    # It needs to be said once: the results are kept under the new code too.
+    monkeypatch.setattr(hf, "_edited", replacement, raising=False)
+    monkeypatch.setattr(HFSampler, "_edited", replacement, raising=False)
+    ignoring = small_stages(*few, "store.ignore_code_changes=true").run()
+    assert set(ignoring["seconds"]["reused"]) == {"zero_shot", "sample"}
+    # The setting is needed only once: the results are then also stored under the new code.
     assert set(small_stages(*few).run()["seconds"]["reused"]) == {"zero_shot", "sample"}
 
 
-# What runs within a stage and decides nothing of what it stores: records, files, processes, logs, the sandbox's own
-# side of a job, and what is part of a stage's key as a value.
-NEUTRAL = {
+# Files that run within a stage but don't affect what it stores: records, files, processes, logs, the sandbox's side of
+# a job, and settings whose values are part of the stage's key.
+NEUTRAL_FILES = {
     *(
         "types.py",
         "settings.py",
@@ -141,7 +142,7 @@ NEUTRAL = {
 }
 
 
-def test_a_stage_runs_no_code_that_its_digest_leaves_out(small_stages, monkeypatch):
+def test_digest_of_a_stage_covers_the_code_that_it_runs(small_stages, monkeypatch):
     ran: dict[str, set[str]] = defaultdict(set)
     root = Path(runner.__file__).parent
     do = Runner.do
@@ -163,13 +164,8 @@ def test_a_stage_runs_no_code_that_its_digest_leaves_out(small_stages, monkeypat
     monkeypatch.setattr(Runner, "do", traced)
     few = ["data.limit.test=2", "data.limit.refine=6", "data.limit.train=6", "sampler.n=2", "evaluate.k=[1]"]
     small_stages(*few, "training.validate_n=1", "training.epochs=1").run()
-    drawing = (
-        stage_jobs,
-        *stage_jobs.DRAWING,
-        hf,
-        *stage_jobs.DECODING,
-        *runner._JUDGING,
-    )  # of stage_jobs, Drawing.run
+    # Of stage_jobs, the digest has only Drawing.run.
+    drawing = (stage_jobs, *stage_jobs.DRAWING, hf, *stage_jobs.DECODING, *runner._JUDGING)
     training = (stage_jobs, *stage_jobs.TRAINING, hf, *stage_jobs.DECODING, ILFModule, sft, schedules, *runner._JUDGING)
     for stage, parts in (
         *((stage, drawing) for stage in ("zero_shot", "sample", "refine", "evaluate")),
@@ -179,7 +175,7 @@ def test_a_stage_runs_no_code_that_its_digest_leaves_out(small_stages, monkeypat
         assert len(files) > 3
         known = {p if isinstance(p, Path) else Path(_file(p)) for p in parts}
         names = {file.relative_to(root).as_posix() for file in known if file.is_relative_to(root)}
-        assert files <= names | NEUTRAL, stage
+        assert files <= names | NEUTRAL_FILES, stage
 
 
 def _file(part: object) -> str:

@@ -1,4 +1,4 @@
-"""Comparisons over arms and seeds, on jobs' folders written by hand."""
+"""Comparisons over arms and seeds, from job folders that these tests write."""
 
 import csv
 import json
@@ -22,10 +22,10 @@ from ilf.analysis.statistics import paired, pass_at_k, t_ci95
 from ilf.cli.sweep import JobCallback
 from ilf.types import InputError, Program, Verdict
 
-N = 10  # samples a task
+N = 10  # samples per task
 K = (1, 5)
 TASKS = range(11, 31)
-Counts = dict[int, int]  # programs that passed, by task
+Counts = dict[int, int]  # number of passed programs, by task
 
 
 def draw(chance: float, *seed: object) -> Counts:
@@ -45,7 +45,7 @@ def part(passed: Counts) -> dict:
 def write_job(
     folder: Path, overrides: list[str], finetuned: Counts | None, zero: Counts | None = None, **other
 ) -> Path:
-    """Write what a job leaves, as far as a comparison reads it."""
+    """Write the files of a finished job that a comparison reads, and return its folder."""
     said = dict(text.lstrip("+").split("=", 1) for text in overrides)
     seed, refinements = int(said.get("seed", 0)), said.get("refinements", said.get("arm", "model"))
     zero = draw(0.3, "zero", seed) if zero is None else zero
@@ -100,7 +100,7 @@ def write_sweep(folder: Path, arms: list[str], seeds: list[int]) -> Path:
 
 
 def compare(*sweeps: Path, planned: Sequence[Sequence[str]] = ()) -> dict[str, list[dict[str, str]]]:
-    """Return the rows of each CSV file, by the end of its name."""
+    """Write a comparison. Return the rows of its CSV files by the suffix of their names, its text and its plot."""
     target = sweeps[0].parent / f"compared_{'_'.join(s.name for s in sweeps)}"
     target.mkdir(exist_ok=True)
     write_comparison(target, sweeps, planned)
@@ -111,7 +111,7 @@ def compare(*sweeps: Path, planned: Sequence[Sequence[str]] = ()) -> dict[str, l
     return found | {"text": (target / "comparison.md").read_text(), "png": target / "comparison.png"}
 
 
-def of(rows: list[dict[str, str]], **wanted: str) -> dict[str, str]:
+def find_row(rows: list[dict[str, str]], **wanted: str) -> dict[str, str]:
     (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return row
 
@@ -119,23 +119,23 @@ def of(rows: list[dict[str, str]], **wanted: str) -> dict[str, str]:
 LABELS = ["zero-shot", "gold", "human", "model"]
 
 
-def test_an_arm_is_the_mean_over_seeds_within_a_task_then_over_tasks(tmp_path):
-    # The seeds have different tasks: the mean over all programs would be another figure.
+def test_arm_results_are_averaged_over_seeds_per_task_then_over_tasks(tmp_path):
+    # The seeds have different tasks, so the mean over all programs would be a different number.
     few, many = {11: 10, 12: 0}, {11: 10, 12: 4, 13: 2, 14: 0}
     write_job(tmp_path / "s" / "0", ["seed=0"], few, zero=few)
     write_job(tmp_path / "s" / "1", ["seed=1"], many, zero=many)
-    row = of(compare(tmp_path / "s")["_arms"], arm="model")
+    row = find_row(compare(tmp_path / "s")["_arms"], arm="model")
     assert float(row["pass@1"]) == pytest.approx(np.mean([1.0, 0.2, 0.2, 0.0]))
     assert float(row["pass@1_low"]) < float(row["pass@1"]) < float(row["pass@1_high"])
     assert row["seeds"] == "2" and row["training_examples"] == "100-101"
 
 
-def test_the_interval_over_seeds_is_students_and_is_empty_for_one_seed(tmp_path):
+def test_seed_interval_is_students_t_and_is_empty_for_one_seed(tmp_path):
     seeds = [draw(0.4, i) for i in range(3)]
     for i, passed in enumerate(seeds):
         write_job(tmp_path / "three" / str(i), [f"seed={i}"], passed)
     write_job(tmp_path / "one" / "0", ["seed=0"], seeds[0])
-    row = of(compare(tmp_path / "three")["_arms"], arm="model")
+    row = find_row(compare(tmp_path / "three")["_arms"], arm="model")
     means = [column(passed, 1).mean() for passed in seeds]
     half = 4.303 * np.std(means, ddof=1) / np.sqrt(3)
     assert half > 0
@@ -143,10 +143,12 @@ def test_the_interval_over_seeds_is_students_and_is_empty_for_one_seed(tmp_path)
         [np.mean(means) - half, np.mean(means) + half]
     )
     one = compare(tmp_path / "one")
-    assert of(one["_arms"], arm="model")["pass@1_seeds_low"] == "" and "over seeds" not in one["text"].split("\n")[0]
+    assert (
+        find_row(one["_arms"], arm="model")["pass@1_seeds_low"] == "" and "over seeds" not in one["text"].split("\n")[0]
+    )
 
 
-def test_students_interval_covers_the_mean_as_often_as_it_says_at_few_seeds_and_many():
+def test_t_interval_has_95_percent_coverage():
     rng = np.random.default_rng(0)
     for n in (2, 3, 10, 40):
         intervals = [t_ci95(rng.normal(0.3, 1, n).tolist()) for _ in range(1000)]
@@ -154,7 +156,7 @@ def test_students_interval_covers_the_mean_as_often_as_it_says_at_few_seeds_and_
     assert t_ci95([0.3]) is None
 
 
-def test_every_two_arms_are_compared_by_the_paired_test_on_the_means_over_seeds(tmp_path):
+def test_pairs_of_arms_are_compared_by_a_paired_test_on_means_over_seeds(tmp_path):
     found = compare(write_sweep(tmp_path / "s", list(CHANCES), [0, 1, 2]))
     pairs = {(row["arm"], row["against"], row["metric"]): row for row in found["_pairs"]}
     assert [row["arm"] for row in found["_arms"]] == LABELS and len(pairs) == 6 * len(K)
@@ -170,30 +172,30 @@ def test_every_two_arms_are_compared_by_the_paired_test_on_the_means_over_seeds(
         )
         assert float(row["smallest_detectable_points"]) == pytest.approx(100 * expected["smallest_detectable"])
         assert (row["tasks"], row["shared_seeds"]) == ("20", "3")
-        same = of(found["_arms"], arm="gold"), pairs["gold", "zero-shot", f"pass@{k}"]
+        same = find_row(found["_arms"], arm="gold"), pairs["gold", "zero-shot", f"pass@{k}"]
         assert 100 * float(same[0][f"delta_pass@{k}"]) == pytest.approx(float(same[1]["points"]))
         assert same[0][f"p_pass@{k}"] == same[1]["p"]
 
 
-def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path):
+def test_arms_are_compared_on_their_shared_seeds(tmp_path):
     write_sweep(tmp_path / "s", ["gold"], [0, 1, 2])
     write_job(tmp_path / "s" / "7_model_seed2", ["refinements=model", "seed=2"], draw(0.45, "model", 2))
-    row = of(compare(tmp_path / "s")["_pairs"], arm="model", against="gold", metric="pass@1")
+    row = find_row(compare(tmp_path / "s")["_pairs"], arm="model", against="gold", metric="pass@1")
     expected = column(draw(0.45, "model", 2), 1).mean() - column(draw(0.6, "gold", 2), 1).mean()
     assert float(row["points"]) == pytest.approx(100 * expected) and row["shared_seeds"] == "1"
 
 
-def test_arms_without_a_seed_in_common_are_compared_over_all_of_each_and_named(tmp_path):
+def test_arms_without_shared_seeds_are_compared_over_all_seeds_with_a_note(tmp_path):
     write_sweep(tmp_path / "s", ["gold"], [0, 1])
     write_job(tmp_path / "s" / "7_model_seed2", ["refinements=model", "seed=2"], draw(0.45, "model", 2))
     found = compare(tmp_path / "s")
-    row = of(found["_pairs"], arm="model", against="gold", metric="pass@1")
+    row = find_row(found["_pairs"], arm="model", against="gold", metric="pass@1")
     gold = np.mean([column(draw(0.6, "gold", seed), 1).mean() for seed in (0, 1)])
     assert float(row["points"]) == pytest.approx(100 * (column(draw(0.45, "model", 2), 1).mean() - gold))
     assert row["shared_seeds"] == "0" and "different seeds: gold and model." in found["text"]
 
 
-def test_holm_raises_and_never_lowers_and_is_over_the_pairs_of_one_metric(tmp_path):
+def test_holm_correction_only_raises_p_and_counts_pairs_per_metric(tmp_path):
     found = compare(write_sweep(tmp_path / "s", list(CHANCES), [0, 1]))
     for k in K:
         rows = [row for row in found["_pairs"] if row["metric"] == f"pass@{k}"]
@@ -206,7 +208,7 @@ def test_holm_raises_and_never_lowers_and_is_over_the_pairs_of_one_metric(tmp_pa
         assert float(least[f"p_holm_pass@{k}"]) == pytest.approx(min(1, len(arms) * float(least[f"p_pass@{k}"])))
 
 
-def test_an_arm_whose_first_job_failed_keeps_its_others(tmp_path):
+def test_failed_first_job_does_not_hide_the_other_jobs_of_its_arm(tmp_path):
     write_job(tmp_path / "0_gold_seed0", ["refinements=gold", "seed=0"], draw(0.5))
     write_failure(tmp_path / "1_model_seed0", ["refinements=model", "seed=0"], "out of memory")
     write_job(tmp_path / "2_model_seed1", ["refinements=model", "seed=1"], draw(0.9))
@@ -215,7 +217,7 @@ def test_an_arm_whose_first_job_failed_keeps_its_others(tmp_path):
     assert (rows["model"]["seeds"], rows["model"]["failed"]) == ("1", "1") and float(rows["model"]["pass@1"]) > 0.7
 
 
-def test_a_job_whose_results_are_damaged_is_in_the_table_as_failed(tmp_path):
+def test_job_with_damaged_results_is_listed_as_failed(tmp_path):
     for i, arm in enumerate(("gold", "model")):
         write_job(tmp_path / "s" / f"{i}_{arm}", [f"refinements={arm}"], draw(0.5, i))
     file = tmp_path / "s" / "0_gold" / "results.json"
@@ -226,7 +228,7 @@ def test_a_job_whose_results_are_damaged_is_in_the_table_as_failed(tmp_path):
     assert "results.json" in rows[0]["error"] and "is damaged" in rows[0]["error"]
 
 
-def test_arms_that_are_the_same_result_are_named(tmp_path):
+def test_arms_with_the_same_stored_results_are_noted(tmp_path):
     same, other = {"evaluate": ["a"]}, {"evaluate": ["b"]}
     for i, (rank, entries) in enumerate([(4, same), (8, same), (16, other)]):
         write_job(tmp_path / "s" / str(i), [f"adapter.rank={rank}"], draw(0.5, 1), entries=entries)
@@ -236,7 +238,7 @@ def test_arms_that_are_the_same_result_are_named(tmp_path):
     assert "model, adapter.rank=4 and model, adapter.rank=8, seed 0, have the same result" in page
 
 
-def test_failed_jobs_are_in_all_tables_and_change_no_other_figure(tmp_path):
+def test_failed_jobs_are_listed_and_do_not_change_other_results(tmp_path):
     sweep = write_sweep(tmp_path / "s", list(CHANCES), [0, 1])
     before = compare(sweep)
     before_size = before["png"].stat().st_size
@@ -257,13 +259,13 @@ def test_failed_jobs_are_in_all_tables_and_change_no_other_figure(tmp_path):
     assert "| 8_gold_seed5 | gold | 5 | sampler.n=0: must be above 0 |" in table and r"no \| memory" in table
     assert "| gold | 2 (1 failed) |" in after["text"]
     assert after["png"].stat().st_size > before_size
-    # The job was done again into the same folder, and failed there: what it found before is not its result.
+    # The job ran again in the same folder and failed, so its earlier results no longer count.
     shutil.rmtree(stopped)
     (sweep / "0_gold_seed0" / "failed.json").write_text('{"error": "killed"}')
-    assert of(compare(sweep)[""], folder="0_gold_seed0")["finetuned_pass@1"] == ""
+    assert find_row(compare(sweep)[""], folder="0_gold_seed0")["finetuned_pass@1"] == ""
 
 
-def test_a_sweep_of_failures_alone_has_its_tables_and_its_picture(tmp_path):
+def test_sweep_with_only_failed_jobs_has_tables_and_a_plot(tmp_path):
     write_failure(tmp_path / "s" / "0_gold_seed0", ["refinements=gold"], "no memory")
     found = compare(tmp_path / "s")
     assert found["_pairs"] == [] and "no memory" in found["text"] and found["png"].exists()
@@ -273,7 +275,7 @@ def without_folders(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return sorted(({k: v for k, v in row.items() if k != "folder"} for row in rows), key=str)
 
 
-def test_two_sweeps_together_are_one_sweep_with_all_jobs(tmp_path):
+def test_comparing_two_sweeps_equals_comparing_one_with_all_jobs(tmp_path):
     whole = compare(write_sweep(tmp_path / "whole", list(CHANCES), [0, 1]))
     first = write_sweep(tmp_path / "a", ["gold", "human"], [0, 1])
     second = write_sweep(tmp_path / "b", ["model"], [0, 1])
@@ -281,12 +283,12 @@ def test_two_sweeps_together_are_one_sweep_with_all_jobs(tmp_path):
     for name in ("", "_arms", "_pairs"):
         assert without_folders(merged[name]) == without_folders(whole[name])
     assert merged["text"] == whole["text"]
-    # A single run's folder is as good as a sweep's; so is each job in turn.
+    # The folders of the sweep's jobs can also be given one by one.
     alone = compare(*sorted(tmp_path.glob("whole/*")))
     assert alone["_arms"] == whole["_arms"] and alone["_pairs"] == whole["_pairs"]
 
 
-def test_of_the_same_job_in_two_sweeps_the_later_stands_and_a_failed_one_never(tmp_path):
+def test_later_duplicate_of_a_job_replaces_the_earlier_unless_it_failed(tmp_path):
     first = write_sweep(tmp_path / "a", ["gold", "model"], [0])
     write_job(tmp_path / "b" / "0", ["refinements=gold", "seed=0"], draw(0.9, "other"))
     write_failure(tmp_path / "b" / "1", ["refinements=model", "seed=0"], "no memory")
@@ -296,12 +298,12 @@ def test_of_the_same_job_in_two_sweeps_the_later_stands_and_a_failed_one_never(t
     assert float(arms["model"]["pass@1"]) == pytest.approx(column(draw(0.45, "model", 0), 1).mean())
     assert (arms["gold"]["seeds"], arms["model"]["seeds"], arms["model"]["failed"]) == ("1", "1", "1")
     assert f"{tmp_path / 'b' / '0'} replaces {first / '0_gold_seed0'}" in found["text"]
-    # The other way round, the job that failed was done again and is no failure any more.
+    # In the reverse order, the failed job ran again and succeeded.
     arms = {row["arm"]: row for row in compare(tmp_path / "b", first)["_arms"]}
     assert arms["model"]["failed"] == "0"
 
 
-def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
+def test_labels_are_short_and_unique(tmp_path):
     overrides = {
         "gold": ["refinements=gold"],
         "human": ["refinements=human"],
@@ -321,7 +323,7 @@ def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
         write_job(tmp_path / "s" / f"{i}_x", [*arm, *aside], draw(0.5, i), draw(0.1) if i == 5 else None)
     found = compare(tmp_path / "s")
     labels = [row["arm"] for row in found["_arms"]]
-    # What feedback and learning rate share is one zero-shot arm; another temperature is another one.
+    # Feedback and learning rate do not affect zero-shot results, so these arms share one. The temperature does.
     assert labels == ["zero-shot", "zero-shot, sampler.temperature=0.2", *overrides]
     deltas = {row["arm"]: float(row["delta_pass@1"]) for row in found["_arms"][2:]}
     assert deltas["gold"] == pytest.approx((column(draw(0.5, 0), 1) - column(draw(0.3, "zero", 0), 1)).mean())
@@ -331,7 +333,7 @@ def test_labels_are_short_and_tell_all_arms_apart(tmp_path):
     assert "Unless a run's name says otherwise: feedback=scripted." in found["text"]
 
 
-def test_a_value_that_most_jobs_have_goes_without_saying_and_no_other_does(tmp_path):
+def test_labels_show_a_setting_whose_values_have_no_majority(tmp_path):
     for i, feedback in enumerate(["scripted", "none"]):
         write_job(tmp_path / "s" / str(i), [f"feedback={feedback}"], draw(0.5, i))
     found = compare(tmp_path / "s")
@@ -339,7 +341,7 @@ def test_a_value_that_most_jobs_have_goes_without_saying_and_no_other_does(tmp_p
     assert "says nothing else" not in found["text"]
 
 
-def test_an_option_of_the_group_arm_names_the_arm_by_itself(tmp_path):
+def test_labels_use_the_option_of_the_group_arm(tmp_path):
     for i, (arm, feedback) in enumerate([("gold", "scripted"), ("ilf", "scripted"), ("shuffled", "shuffled")]):
         write_job(tmp_path / "s" / str(i), [f"arm={arm}"], draw(0.5, i), feedback=feedback)
     write_job(tmp_path / "s" / "3", ["arm=ilf", "feedback=none"], draw(0.5, 3), feedback="none")
@@ -348,7 +350,7 @@ def test_an_option_of_the_group_arm_names_the_arm_by_itself(tmp_path):
     assert labels == ["zero-shot", "gold", "ilf", "shuffled", "ilf, feedback=none", "human"]
 
 
-def test_arms_on_different_tasks_are_not_compared_and_named(tmp_path):
+def test_arms_on_different_tasks_are_noted_and_not_compared(tmp_path):
     write_job(tmp_path / "s" / "0", ["refinements=gold"], draw(0.5, 0))
     write_job(tmp_path / "s" / "1", ["refinements=gold", "data=mbpp"], draw(0.5, 1), zero=draw(0.3, "other"))
     half = {task: c for task, c in draw(0.5, 2).items() if task < 21}
@@ -358,28 +360,28 @@ def test_arms_on_different_tasks_are_not_compared_and_named(tmp_path):
     assert ("gold, data=mbpp", "gold") not in pairs and ("gold, data=mbpp", "zero-shot") not in pairs
     assert pairs["gold, data.limit.test=10", "gold"] == "10"
     assert "different tasks" in found["text"] and "zero-shot and gold, data=mbpp" in found["text"]
-    # Each arm is held against the zero-shot figures of its own data.
-    delta = float(of(found["_arms"], arm="gold, data=mbpp")["delta_pass@1"])
+    # Each arm is compared with the zero-shot results on its own data.
+    delta = float(find_row(found["_arms"], arm="gold, data=mbpp")["delta_pass@1"])
     assert delta == pytest.approx((column(draw(0.5, 1), 1) - column(draw(0.3, "other"), 1)).mean())
 
 
-def test_a_run_that_stopped_before_the_policy_shows_its_refiner(tmp_path):
+def test_run_without_a_fine_tuned_policy_shows_its_refiner_results(tmp_path):
     write_job(tmp_path / "s" / "0", ["feedback=scripted"], None, status="partial")
     write_job(tmp_path / "s" / "1", ["feedback=none"], None, status="partial", refiner=part(draw(0.05)))
     found = compare(tmp_path / "s")
-    row = of(found["_arms"], arm="model, feedback=none")
+    row = find_row(found["_arms"], arm="model, feedback=none")
     assert float(row["refiner_pass@1"]) == pytest.approx(column(draw(0.05), 1).mean()) and row["pass@1"] == ""
     assert "| partial |" in found["text"] and "1 ended with status partial" in found["text"]
 
 
-def test_seeds_are_matched_each_by_itself(tmp_path):
+def test_training_tasks_of_arms_are_matched_per_seed(tmp_path):
     sweep = write_sweep(tmp_path / "s", ["gold", "model"], [0, 1])
     assert "Unmatched" not in compare(sweep)["text"]
     write_job(sweep / "9", ["refinements=human", "seed=1"], draw(0.5), training_task_ids=[7])
     assert "Unmatched" in compare(sweep)["text"]
 
 
-def test_other_zero_shot_figures_of_the_same_seed_are_named(tmp_path):
+def test_different_zero_shot_results_of_the_same_seed_are_noted(tmp_path):
     write_job(tmp_path / "s" / "0", ["refinements=gold"], draw(0.5))
     write_job(tmp_path / "s" / "1", ["refinements=model"], draw(0.5))
     assert "other zero-shot" not in compare(tmp_path / "s")["text"]
@@ -387,10 +389,10 @@ def test_other_zero_shot_figures_of_the_same_seed_are_named(tmp_path):
     found = compare(tmp_path / "s")
     assert "2 has other zero-shot results than 0" in found["text"]
     first = column(draw(0.3, "zero", 0), 1).mean()
-    assert float(of(found["_arms"], arm="zero-shot")["pass@1"]) == pytest.approx(first)
+    assert float(find_row(found["_arms"], arm="zero-shot")["pass@1"]) == pytest.approx(first)
 
 
-def test_many_pairs_are_cut_in_the_text_and_whole_in_the_file(tmp_path):
+def test_text_shows_the_pairs_with_the_smallest_p_and_csv_has_all(tmp_path):
     for i in range(6):
         write_job(tmp_path / "s" / str(i), [f"training.lr={i + 1}"], draw(0.3 + 0.05 * i, i))
     found = compare(tmp_path / "s")
@@ -401,7 +403,7 @@ def test_many_pairs_are_cut_in_the_text_and_whole_in_the_file(tmp_path):
     assert max(float(line.split("|")[4].replace("<", "")) for line in shown) == pytest.approx(every[14], abs=0.001)
 
 
-def test_the_picture_grows_with_its_rows_and_shows_seeds(tmp_path):
+def test_plot_grows_with_the_number_of_arms_and_seeds(tmp_path):
     small = compare(write_sweep(tmp_path / "small", ["gold"], [0]))["png"].read_bytes()
     seeds = compare(write_sweep(tmp_path / "seeds", ["gold"], [0, 1, 2]))["png"].read_bytes()
     large = compare(write_sweep(tmp_path / "large", list(CHANCES), [0, 1, 2]))["png"].read_bytes()
@@ -415,20 +417,20 @@ def interval(row: dict[str, str], column: str) -> tuple[float, float]:
     return float(row[f"{column}_low"]), float(row[f"{column}_high"])
 
 
-def test_a_difference_that_trainings_do_not_agree_on_is_sure_over_tasks_and_not_over_seeds(tmp_path):
+def test_difference_can_be_significant_over_tasks_but_not_over_seeds(tmp_path):
     for seed, chance in enumerate([0.9, 0.95, 0.4]):
         write_job(tmp_path / "s" / f"{seed}_gold", ["refinements=gold", f"seed={seed}"], draw(0.45, "gold", seed))
         write_job(tmp_path / "s" / f"{seed}_model", [f"seed={seed}"], draw(chance, "model", seed))
     found = compare(tmp_path / "s")
-    row = of(found["_pairs"], arm="model", against="gold", metric="pass@1")
+    row = find_row(found["_pairs"], arm="model", against="gold", metric="pass@1")
     assert float(row["p"]) < 0.001 and float(row["points_low"]) > 0
     low, high = interval(row, "points_seeds")
     assert low < 0 < float(row["points"]) < high
     assert f"[{low:+.1f}, {high:+.1f}]" in found["text"].split("All pairs of arms")[1]
 
 
-def test_the_interval_over_seeds_of_a_difference_is_paired_by_seed(tmp_path):
-    """Seeds that shift both arms alike say nothing of their difference."""
+def test_seed_interval_of_a_difference_is_paired_by_seed(tmp_path):
+    """Variation between seeds that both arms share does not widen the interval."""
     seeds = [{task: base + task % 2 for task in TASKS} for base in (1, 4, 7)]
     more = [1, 2, 1]
     for seed, passed in enumerate(seeds):
@@ -439,16 +441,16 @@ def test_the_interval_over_seeds_of_a_difference_is_paired_by_seed(tmp_path):
     found = compare(tmp_path / "s")
     half = 4.303 * np.std(more, ddof=1) / np.sqrt(3) / N
     expected = [np.mean(more) / N - half, np.mean(more) / N + half]
-    row = of(found["_pairs"], arm="model", against="gold", metric="pass@1")
+    row = find_row(found["_pairs"], arm="model", against="gold", metric="pass@1")
     assert interval(row, "points_seeds") == pytest.approx([100 * end for end in expected])
-    model, gold = (of(found["_arms"], arm=arm) for arm in ("model", "gold"))
+    model, gold = (find_row(found["_arms"], arm=arm) for arm in ("model", "gold"))
     assert interval(model, "delta_pass@1_seeds") == pytest.approx(expected)
     low, high = interval(gold, "pass@1_seeds")
-    assert high - low > 3 * 2 * half  # each arm's own interval has what its seeds share
+    assert high - low > 3 * 2 * half  # an arm's own interval includes the shared variation
     assert f"[{100 * expected[0]:.1f}, {100 * expected[1]:.1f}]" in found["text"].split("All pairs of arms")[0]
 
 
-def test_one_shared_seed_has_no_interval_over_seeds_and_the_page_says_what_each_interval_covers(tmp_path):
+def test_seed_interval_needs_two_shared_seeds_and_intervals_are_explained(tmp_path):
     one = compare(write_sweep(tmp_path / "one", ["gold", "model"], [0]))
     assert {row["points_seeds_low"] for row in one["_pairs"]} == {""}
     assert {row["delta_pass@1_seeds_high"] for row in one["_arms"]} == {""}
@@ -465,17 +467,20 @@ def test_one_shared_seed_has_no_interval_over_seeds_and_the_page_says_what_each_
     assert "One seed" not in two["text"]
 
 
-# ---- the untrained policy sampled again ----------------------------------------------------------------------------
+# ---- arm none: the untrained policy, sampled again -----------------------------------------------------------------
 
 
 def passed(shift: float, *draws: object) -> Counts:
-    """Return counts of a policy that is better by `shift` than the untrained one, by the random numbers of `draws`."""
+    """Return counts of a policy that passes each task with a probability `shift` above that of the untrained policy.
+
+    `draws` seeds the random numbers.
+    """
     rng, tasks = random.Random(str(draws)), random.Random(0)
     chances = {task: tasks.random() for task in TASKS}
     return {task: sum(rng.random() < chances[task] + shift for _ in range(N)) for task in TASKS}
 
 
-def test_a_difference_to_the_untrained_policy_with_the_same_draws_has_less_noise_than_one_to_zero_shot(tmp_path):
+def test_difference_to_arm_none_has_a_narrower_interval_than_to_zero_shot(tmp_path):
     for seed in range(4):
         for i, (arm, shift) in enumerate({"gold": 0.05, "model": 0.1, "none": 0}.items()):
             overrides = [f"refinements={arm}", f"seed={seed}"]
@@ -483,33 +488,33 @@ def test_a_difference_to_the_untrained_policy_with_the_same_draws_has_less_noise
             write_job(tmp_path / "s" / f"{i}_{seed}", overrides, passed(shift, "evaluate", seed), zero=zero)
     found = compare(tmp_path / "s")
     for arm in ("gold", "model"):
-        row = of(found["_arms"], arm=arm)
+        row = find_row(found["_arms"], arm=arm)
         for over in ("", "_seeds"):
             wide, narrow = (interval(row, f"delta_{base}pass@1{over}") for base in ("", "none_"))
             assert narrow[1] - narrow[0] < 0.8 * (wide[1] - wide[0])
-        same = of(found["_pairs"], arm="none", against=arm, metric="pass@1")
+        same = find_row(found["_pairs"], arm="none", against=arm, metric="pass@1")
         assert 100 * float(row["delta_none_pass@1"]) == pytest.approx(-float(same["points"]))
         assert row["p_none_pass@1"] == same["p"] and float(row["p_holm_none_pass@1"]) >= float(same["p"])
         assert f"{100 * float(row['delta_none_pass@1']):.1f} [" in found["text"]
     for arm in ("zero-shot", "none"):
-        assert of(found["_arms"], arm=arm)["delta_none_pass@1"] == ""
+        assert find_row(found["_arms"], arm=arm)["delta_none_pass@1"] == ""
     assert "| against none |" in found["text"] and "same random numbers" in found["text"]
 
 
-def test_without_such_an_arm_nothing_is_said_of_it(tmp_path):
+def test_comparison_without_arm_none_does_not_mention_it(tmp_path):
     found = compare(write_sweep(tmp_path / "s", ["gold", "model"], [0]))
     assert "none" not in found["text"] and not [key for key in found["_arms"][0] if "none" in key]
 
 
-def test_each_arm_is_held_against_the_untrained_policy_that_was_sampled_as_it_was(tmp_path):
+def test_arms_are_compared_with_arm_none_of_the_same_sampling_settings(tmp_path):
     jobs = {
         "none": (["refinements=none", "training.lr=1"], 0, 0.2),
-        "none, again": (["refinements=none", "training.lr=2"], 1, 0.3),  # nothing of it reads the learning rate
+        "none, again": (["refinements=none", "training.lr=2"], 1, 0.3),  # the arm does not use the learning rate
         "none, cold": (["refinements=none", "sampler.temperature=0.2"], 0, 0.6),
         "model": (["training.lr=1"], 0, 0.7),
         "model, seed 1": (["training.lr=1"], 1, 0.7),
         "cold": (["sampler.temperature=0.2"], 0, 0.9),
-        "alone": (["data=mbpp"], 0, 0.9),  # has no such arm
+        "alone": (["data=mbpp"], 0, 0.9),  # no arm none has these settings
     }
     for i, (name, (overrides, seed, chance)) in enumerate(jobs.items()):
         zero = draw(0.1, *overrides[-1:])
@@ -527,7 +532,7 @@ def test_each_arm_is_held_against_the_untrained_policy_that_was_sampled_as_it_wa
 # ---- planned comparisons -------------------------------------------------------------------------------------------
 
 
-def test_the_correction_of_planned_pairs_does_not_depend_on_other_arms(tmp_path):
+def test_correction_of_planned_pairs_does_not_depend_on_other_arms(tmp_path):
     plan = [["model", "gold"], ["zero-shot", "model"]]
     few = write_sweep(tmp_path / "few", ["gold", "model"], [0, 1])
     many = write_sweep(tmp_path / "many", list(CHANCES), [0, 1])
@@ -539,12 +544,12 @@ def test_the_correction_of_planned_pairs_does_not_depend_on_other_arms(tmp_path)
     assert alone == crowd and len(alone) == 2 * len(K)
     for k in K:
         rows = {(row["arm"], row["against"]): row for row in alone if row["metric"] == f"pass@{k}"}
-        assert list(rows) == [tuple(pair) for pair in plan]  # in the direction that was asked for
+        assert list(rows) == [tuple(pair) for pair in plan]  # in the planned direction
         least = min(rows.values(), key=lambda row: float(row["p"]))
         assert float(least["p_holm"]) == pytest.approx(min(1, 2 * float(least["p"])))
 
 
-def test_a_plan_corrects_for_all_that_was_planned_and_the_rest_for_the_rest(tmp_path):
+def test_planned_and_exploratory_pairs_are_corrected_separately(tmp_path):
     sweep = write_sweep(tmp_path / "s", list(CHANCES), [0, 1])
     plan = [["model", "gold"], ["model", "none"], ["self", "gold"]]
     found = compare(sweep, planned=plan)
@@ -565,7 +570,7 @@ def test_a_plan_corrects_for_all_that_was_planned_and_the_rest_for_the_rest(tmp_
     assert "lanned" not in unplanned["text"] and "exploratory" not in unplanned["text"]
 
 
-def test_the_first_words_of_a_label_are_enough_where_they_name_one_arm(tmp_path):
+def test_planned_pair_can_use_an_unambiguous_prefix_of_a_label(tmp_path):
     for i, overrides in enumerate([["refinements=gold", "training.lr=1"], ["training.lr=1"], ["training.lr=2"]]):
         write_job(tmp_path / "s" / str(i), overrides, draw(0.5, i))
     full = "model, training.lr=2"
@@ -574,14 +579,14 @@ def test_the_first_words_of_a_label_are_enough_where_they_name_one_arm(tmp_path)
     gold = "gold, training.lr=1"
     assert [(row["arm"], row["against"]) for row in planned] == [(gold, full), ("model, training.lr=1", gold)]
     assert f"model is the name of several arms: model, training.lr=1; {full}." in found["text"]
-    # A whole label is that arm's, whatever other labels begin with it.
+    # A complete label names its arm, even if other labels begin with it.
     write_job(tmp_path / "s" / "4", [], draw(0.5, 4))
     found = compare(tmp_path / "s", planned=[["model", "gold"], ["gold", gold]])
-    assert of(found["_pairs"], arm="model", against=gold, metric="pass@1")["family"] == "planned"
+    assert find_row(found["_pairs"], arm="model", against=gold, metric="pass@1")["family"] == "planned"
     assert f"gold and {gold}: both are the arm {gold}" in found["text"]
 
 
-def test_a_planned_arm_that_failed_is_named(tmp_path):
+def test_planned_pair_with_a_failed_arm_is_noted(tmp_path):
     write_job(tmp_path / "s" / "0", ["refinements=gold"], draw(0.5))
     write_failure(tmp_path / "s" / "1", ["refinements=none"], "no memory")
     assert "gold and none: none has no results" in compare(tmp_path / "s", planned=[["gold", "none"]])["text"]
@@ -601,7 +606,7 @@ def test_a_planned_arm_that_failed_is_named(tmp_path):
     ],
 )
 @pytest.mark.parametrize("mode", ["run", "compare"])
-def test_a_malformed_pair_is_an_error_before_anything_runs(pairs, message, mode):
+def test_malformed_planned_pair_is_a_configuration_error(pairs, message, mode):
     with pytest.raises(InputError, match=message):
         compose_settings(f"mode={mode}", f"compare.pairs={pairs}", sweep=True)
 
@@ -616,7 +621,7 @@ def test_a_malformed_pair_is_an_error_before_anything_runs(pairs, message, mode)
         (["-m", "compare.pairs=[[model,model]]", "hydra.sweep.dir=out"], "names the same arm twice"),
     ],
 )
-def test_a_command_that_says_it_wrongly_is_refused_at_once(arguments, said, tmp_path, cli):
+def test_invalid_compare_settings_stop_the_command_before_any_job(arguments, said, tmp_path, cli):
     done = cli(*arguments)
     assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "0_model_seed0").exists()
@@ -631,7 +636,7 @@ def transfer(chance: float, *seed: object, data: str = "humaneval", sha: str = "
     return {"data": data, "data_sha256": sha, "zero_shot": part(zero), "finetuned": part(tuned), "delta": delta}
 
 
-def test_another_data_set_has_metrics_of_its_own(tmp_path):
+def test_transfer_data_set_has_its_own_metrics(tmp_path):
     for i, (arm, chance) in enumerate({"gold": 0.3, "model": 0.7}.items()):
         write_job(tmp_path / "s" / str(i), [f"refinements={arm}"], draw(0.5, i), transfer=transfer(chance, arm))
     write_job(tmp_path / "s" / "2", ["refinements=self", "data@transfer=null"], draw(0.5, 2), transfer=None)
@@ -645,13 +650,13 @@ def test_another_data_set_has_metrics_of_its_own(tmp_path):
         assert rows["self, data@transfer=null"][name] == "" != rows["self, data@transfer=null"][f"pass@{k}"]
         expected = paired(column(zero, k), column(model, k))
         assert float(rows["model"][f"delta_{name}"]) == pytest.approx(expected["mean"])
-        job = of(found[""], folder="1")
+        job = find_row(found[""], folder="1")
         assert float(job[f"finetuned_{name}"]) == pytest.approx(column(model, k).mean())
         assert float(job[f"p_{name}"]) == pytest.approx(expected["p_value"]) and f"refiner_{name}" not in job
-        pair = of(found["_pairs"], arm="model", against="gold", metric=name)
+        pair = find_row(found["_pairs"], arm="model", against="gold", metric=name)
         expected = paired(column(gold, k), column(model, k))
         assert float(pair["points"]) == pytest.approx(100 * expected["mean"]) and pair["family"] == "planned"
-        # Holm's correction is over the pairs of this metric: zero-shot, gold and model make three.
+        # Zero-shot, gold and model make three pairs of this metric. Two are not planned and are corrected together.
         rest = [row for row in found["_pairs"] if row["metric"] == name and row["family"] == "exploratory"]
         least = min(rest, key=lambda row: float(row["p"]))
         assert len(rest) == 2 and float(least["p_holm"]) == pytest.approx(min(1, 2 * float(least["p"])))
@@ -659,7 +664,7 @@ def test_another_data_set_has_metrics_of_its_own(tmp_path):
     assert found["text"].count("| self, data@transfer=null |") >= len(K)
 
 
-def test_the_picture_has_one_panel_for_another_data_set(tmp_path):
+def test_plot_has_one_panel_per_transfer_data_set(tmp_path):
     for i, name in enumerate(("plain", "humaneval", "mbpp")):
         other = transfer(0.5, name, data=name) if i else None
         write_job(tmp_path / "one" / name, ["seed=0"], draw(0.5), transfer=other)
@@ -669,10 +674,10 @@ def test_the_picture_has_one_panel_for_another_data_set(tmp_path):
         for folder in (tmp_path / "one" / "plain", tmp_path / "one" / "humaneval", tmp_path / "three")
     )
     assert 0 < humaneval - plain == three - humaneval
-    assert humaneval - plain < plain / len(K)  # the picture of all its own metrics
+    assert humaneval - plain < plain / len(K)  # `plain` has one panel for each k
 
 
-def test_data_sets_of_one_name_and_other_content_are_kept_apart(tmp_path):
+def test_data_sets_with_the_same_name_and_different_content_stay_separate(tmp_path):
     for i, sha in enumerate(("aaaaaaaaa", "bbbbbbbbb")):
         one = transfer(0.5, i, data="jsonl", sha=sha)
         write_job(tmp_path / "s" / str(i), [f"transfer.path={sha}"], draw(0.5, i), transfer=one)
@@ -686,7 +691,7 @@ def test_data_sets_of_one_name_and_other_content_are_kept_apart(tmp_path):
         assert own[f"jsonl_{'aaaaaabbbbbb'[6 - 6 * i : 12 - 6 * i]} pass@1"] == ""
 
 
-def test_an_older_results_json_is_named_with_the_way_out(tmp_path):
+def test_results_json_of_an_older_version_is_an_error_with_advice(tmp_path):
     folder = write_job(tmp_path / "s" / "0", [], draw(0.5))
     results = json.loads((folder / "results.json").read_text())
     del results["finetuned"]["per_task"]
@@ -695,10 +700,10 @@ def test_an_older_results_json_is_named_with_the_way_out(tmp_path):
         compare(tmp_path / "s")
 
 
-def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
+def test_compare_command_writes_into_its_own_folder(tmp_path, cli):
     first = write_sweep(tmp_path / "a", ["gold"], [0, 1])
     write_sweep(tmp_path / "b", ["model"], [0, 1])
-    # A model that is not there is not asked for.
+    # The command loads no model, so a missing model folder is not an error.
     done = cli("mode=compare", "compare.folders=[a,b]", "hydra.run.dir=out", "model=local", "model.path=nowhere")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out" / "comparison.md").read_text()
@@ -715,13 +720,13 @@ def test_the_command_writes_the_comparison_into_its_own_folder(tmp_path, cli):
         ("[{empty}]", r"compare\.folders='.*empty'.*at least one finished job"),
     ],
 )
-def test_folders_that_cannot_be_compared_are_named(folders, message, tmp_path):
+def test_folders_that_cannot_be_compared_are_a_configuration_error(folders, message, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
         compose_settings("mode=compare", f"compare.folders={folders.format(empty=tmp_path / 'empty')}")
 
 
-def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tmp_path, cli):
+def test_sweep_records_failed_jobs_until_a_rerun_succeeds(tmp_path, cli):
     settings = ["sampler.n=4", "evaluate.k=[1]", "logger=none", "data.limit.test=2", "stages=[zero_shot]"]
     plan = "compare.pairs=[[humna,zero-shot]]"
     sweep = ["-m", "hydra.sweep.dir=out", "sampler.temperature=0,0.8", "refinements=human", plan, *settings]
@@ -738,8 +743,8 @@ def test_a_sweep_notes_the_jobs_that_fail_and_forgets_those_that_no_longer_do(tm
     assert not list((tmp_path / "out").glob("*/failed.json"))
 
 
-def test_a_failed_job_leaves_nothing_of_what_it_held(tmp_path):
-    """Hydra keeps the errors of all jobs of a sweep: the next one needs the memory of a model that ran out of it."""
+def test_failed_job_releases_the_objects_in_its_traceback(tmp_path):
+    """Hydra keeps the errors of all jobs of a sweep. Their tracebacks must not keep models in memory."""
 
     class Model:
         pass

@@ -1,4 +1,4 @@
-"""What the command prints: it fits 80 columns, on a terminal or in a file, and says what the results mean."""
+"""The output of the command: it fits 80 columns and states what the results mean."""
 
 import re
 
@@ -16,14 +16,14 @@ def terminal(monkeypatch):
 
 
 def lines(capsys) -> list[str]:
-    """Return what was printed, but paths and commands, which are never broken."""
+    """Return the printed lines except paths and commands, which are never wrapped."""
     printed = capsys.readouterr().out.splitlines()
     return [
         line.rstrip() for line in printed if not re.match(r"\s*(/|python run\.py|results go to|finished stages)", line)
     ]
 
 
-def test_the_plan_of_a_run_names_its_stages_and_fits(small_stages, capsys):
+def test_plan_lists_the_stages_and_fits_80_columns(small_stages, capsys):
     stages = small_stages()
     console.show_plan(stages.settings, stages.tasks)
     printed = lines(capsys)
@@ -32,14 +32,14 @@ def test_the_plan_of_a_run_names_its_stages_and_fits(small_stages, capsys):
     assert max(map(len, printed)) <= 80
 
 
-def test_the_plan_leaves_out_what_an_arm_does_not_do(small_stages, capsys):
+def test_plan_omits_stages_that_an_arm_does_not_run(small_stages, capsys):
     stages = small_stages("refinements=none")
     console.show_plan(stages.settings, stages.tasks)
     named = [line.split()[0] for line in lines(capsys) if re.match(r" [a-z_]+ ", line)][1:]
     assert named == ["zero_shot", "evaluate"]
 
 
-def test_a_comparison_is_printed_with_its_arms_and_what_it_says(tmp_path, capsys):
+def test_printed_comparison_has_arms_and_conclusion(tmp_path, capsys):
     sweep = write_sweep(tmp_path / "s", ["gold", "model"], [0])
     write_comparison(sweep, [sweep])
     console.show_comparison(sweep, ["refinements=gold,model"])
@@ -52,7 +52,7 @@ def test_a_comparison_is_printed_with_its_arms_and_what_it_says(tmp_path, capsys
     assert max(map(len, printed)) <= 80
 
 
-def test_long_names_of_arms_are_wrapped_and_their_numbers_are_not(tmp_path, capsys):
+def test_long_labels_of_arms_wrap_and_numbers_do_not(tmp_path, capsys):
     sweep = write_sweep(tmp_path / "s", ["gold"], [0])
     write_comparison(sweep, [sweep])
     file = sweep / "comparison_arms.csv"
@@ -70,7 +70,7 @@ def test_long_names_of_arms_are_wrapped_and_their_numbers_are_not(tmp_path, caps
         (0.02, 0.5, "changed pass@1 by +2.0 points (95% interval +1.0 to +3.0, p = 0.500): no significant difference"),
     ],
 )
-def test_the_conclusion_follows_the_test(mean, p, said):
+def test_conclusion_follows_the_paired_test(mean, p, said):
     delta = {"mean": mean, "ci95": [0.01, 0.03], "p_value": p, "smallest_detectable": 0.04}
     results = {"delta": {"pass@1": delta}, "refinements": "model", "status": "complete"}
     text = conclusion(results)

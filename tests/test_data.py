@@ -1,4 +1,4 @@
-"""Data sets as parts: each option's file and class, those of the Hub or a folder, and a class of a user's own."""
+"""Data sets: the options, near duplicates, folders in the Hub's layout, and user-defined classes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from ilf.types import InputError, Task
 
 OPTIONS = sorted((ROOT / "conf" / "data").glob("*.yaml"))
 ROW = {"task_id": 7, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
-THEIRS = {"text": "question", "test_list": "asserts", "code": "answer", "split": "part"}
-COLUMNS = [f"data.columns.{ours}={theirs}" for ours, theirs in THEIRS.items()]
-PLACE = Annotated[Data, components.Needs()]
+COLUMNS = {"text": "question", "test_list": "asserts", "code": "answer", "split": "part"}
+COLUMN_OVERRIDES = [f"data.columns.{ours}={theirs}" for ours, theirs in COLUMNS.items()]
+DATA = Annotated[Data, components.Needs()]
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +38,15 @@ def _no_cache_at_home(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
-def test_an_options_file_lists_every_argument_with_the_classs_default(file):
+def test_option_file_lists_every_argument_with_its_default(file):
     node = yaml.safe_load(file.read_text())
-    part = components.read(PLACE, node, "data")
+    part = components.read(DATA, node, "data")
     assert part == type(part)() and set(node) == {"_target_", *(one.name for one in fields(part))}
-    assert part == components.read(PLACE, {"_target_": node["_target_"]}, "data")
+    assert part == components.read(DATA, {"_target_": node["_target_"]}, "data")
 
 
-def test_every_class_has_an_option_of_its_name_in_lower_case():
-    """Which results.json falls back on where Hydra has chosen none."""
+def test_every_class_has_an_option_with_its_lowercase_name():
+    """results.json uses this name if Hydra has not recorded the chosen option."""
     made = [one for one in map(tasks.__dict__.get, tasks.__all__) if isinstance(one, type) and issubclass(one, Data)]
     own = {one.__name__.lower() for one in made if not one.__abstractmethods__}
     assert own == {file.stem for file in OPTIONS}
@@ -58,8 +58,8 @@ def test_every_class_has_an_option_of_its_name_in_lower_case():
 
 @pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
 @pytest.mark.parametrize("feedback", sorted(file.stem for file in (ROOT / "conf" / "feedback").glob("*.yaml")))
-def test_every_source_of_feedback_can_be_asked_about_every_data_set(feedback, file):
-    """What conf/feedback/ interpolates is there, or the error is about the choice."""
+def test_feedback_options_interpolate_for_every_data_set(feedback, file):
+    """Either the settings compose, or the error is not about an interpolation in conf/feedback/."""
     try:
         compose_settings(f"data={file.stem}", f"feedback={feedback}")
     except InputError as error:
@@ -68,7 +68,7 @@ def test_every_source_of_feedback_can_be_asked_about_every_data_set(feedback, fi
 
 @pytest.mark.parametrize("group", ["data", "transfer"])
 @pytest.mark.parametrize("split", ["prompt", "test", "refine", "train"])
-def test_limits_have_a_range(group, split):
+def test_limits_have_a_minimum(group, split):
     least = 0 if split == "prompt" else 1
     own = [] if group == "data" else ["data@transfer=humaneval"]
     assert getattr(getattr(compose_settings(*own, f"{group}.limit.{split}={least}"), group).limit, split) == least
@@ -79,7 +79,7 @@ def test_limits_have_a_range(group, split):
 # ---- near duplicates of Test -----------------------------------------------------------------------------------------
 
 
-def learnt(i: int, code: str, text: str = "", split: str = "train") -> Task:
+def make_task(i: int, code: str, text: str = "", split: str = "train") -> Task:
     return replace(GOOD, task_id=i, split=split, text=text or f"text {i}", code=code)
 
 
@@ -97,21 +97,22 @@ DIFFERS = {
 }
 
 
-def test_a_near_duplicate_has_the_words_of_a_test_task_or_its_program_but_for_names():
-    of_test = learnt(1, GOLD, "Strip, then join.", "test")
+def test_near_duplicates_share_words_or_a_program_up_to_renaming():
+    test_task = make_task(1, GOLD, "Strip, then join.", "test")
     for name, code in REPEATS.items():
-        assert near_duplicates([of_test, learnt(2, code)]) == {2: 1}, name
+        assert near_duplicates([test_task, make_task(2, code)]) == {2: 1}, name
     for name, code in DIFFERS.items():
-        assert near_duplicates([of_test, learnt(2, code)]) == {}, name
-    sizes = [learnt(1, "def f(x):\n  return len(x)", split="test"), learnt(2, "def f(x):\n  return sum(x)")]
-    assert near_duplicates(sizes) == {}  # names that a program does not bind are not numbered
-    assert near_duplicates([learnt(2, "", "strip then JOIN"), of_test]) == {2: 1}  # without a gold program by its words
-    assert near_duplicates([replace(of_test, code=""), learnt(2, "")]) == {}
-    two = [learnt(2, GOLD, split="refine"), learnt(3, GOLD, split="prompt"), learnt(4, GOLD, split="test")]
-    assert near_duplicates([of_test, *two]) == {2: 1}  # never of Test itself, nor of ids that train nothing
+        assert near_duplicates([test_task, make_task(2, code)]) == {}, name
+    sizes = [make_task(1, "def f(x):\n  return len(x)", split="test"), make_task(2, "def f(x):\n  return sum(x)")]
+    assert near_duplicates(sizes) == {}  # only names that a program binds are numbered
+    # Without a gold program, the words decide.
+    assert near_duplicates([make_task(2, "", "strip then JOIN"), test_task]) == {2: 1}
+    assert near_duplicates([replace(test_task, code=""), make_task(2, "")]) == {}
+    others = [make_task(2, GOLD, split="refine"), make_task(3, GOLD, split="prompt"), make_task(4, GOLD, split="test")]
+    assert near_duplicates([test_task, *others]) == {2: 1}  # tasks of Test and Prompt are never duplicates
 
 
-def test_mbpps_near_duplicates_are_those_that_the_manual_names(mbpp_file):
+def test_near_duplicates_of_mbpp_match_the_manual(mbpp_file):
     found = near_duplicates(MBPP(path=str(mbpp_file)).load()[0])
     differences, results = ((ROOT / "docs" / name).read_text() for name in ("differences.md", "results.md"))
     table = differences.partition("| task | duplicates Test task |")[2].partition("\n\n")[0]
@@ -121,7 +122,7 @@ def test_mbpps_near_duplicates_are_those_that_the_manual_names(mbpp_file):
     assert {int(i): int(repeated) for repeated, i in re.findall(r"(\d+) = (\d+)", rows)} == found
 
 
-def test_near_duplicates_are_dropped_before_limits_logged_and_counted(mbpp_file, small_stages, tmp_path, caplog):
+def test_near_duplicates_are_dropped_before_limits_and_reported(mbpp_file, small_stages, tmp_path, caplog):
     rows = [json.loads(line) for line in mbpp_file.read_text().splitlines()]
     (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(r) for r in rows if r["task_id"] in (76, 154, 347, 350)))
     own = ["data=mbpp", f"data.path={tmp_path}/tasks.jsonl", "data.sha256=null", "feedback=unit_tests", "sampler.n=1"]
@@ -133,7 +134,7 @@ def test_near_duplicates_are_dropped_before_limits_logged_and_counted(mbpp_file,
     assert [t.task_id for t in left.tasks.train] == [
         350
     ] and "1 tasks of Refine and Train: 347 repeats 76" in caplog.text
-    assert [t.task_id for t in left.tasks.refine] == [154]  # task 49, which it repeats, is not in this file
+    assert [t.task_id for t in left.tasks.refine] == [154]  # task 49, which it duplicates, is not in this file
     (old, new) = (stages.run() for stages in (kept, left))
     assert (old["counts"]["near_duplicates"], old["near_duplicates"]) == (None, {})
     assert (new["counts"]["near_duplicates"], new["near_duplicates"]) == (1, {"347": 76})
@@ -141,7 +142,7 @@ def test_near_duplicates_are_dropped_before_limits_logged_and_counted(mbpp_file,
 
 
 @pytest.mark.parametrize("own", [["data=humaneval", "data."], ["data@transfer=humaneval", "transfer."]])
-def test_near_duplicates_can_not_be_dropped_from_what_nothing_is_learnt_from(own):
+def test_near_duplicates_cannot_be_dropped_from_evaluation_only_data(own):
     option, group = own
     with pytest.raises(
         InputError, match=rf"^{group}near_duplicates='drop': excludes training tasks".replace(".", r"\.", 1)
@@ -149,18 +150,18 @@ def test_near_duplicates_can_not_be_dropped_from_what_nothing_is_learnt_from(own
         compose_settings(option, f"{group}near_duplicates=drop", "stages=[zero_shot]")
 
 
-# ---- the same tasks wherever they lie --------------------------------------------------------------------------------
+# ---- tasks in folders ------------------------------------------------------------------------------------------------
 
 
 def rows_of(ids: range) -> list[dict[str, Any]]:
-    """Mini's rows, each with the split that it has there, so that the model solves some."""
+    """Return mini's rows with these ids, and their splits. The mini model solves some of them."""
     by_id = {task.task_id: task for task in Mini().load()[0]}
     return [{**row, "split": by_id[row["task_id"]].split} for _, row in mini.rows() if row["task_id"] in ids]
 
 
-def as_folder(folder, kind: str, rows: list[dict[str, Any]], files=("train",)):
-    """Write rows in columns of other names, divided among files, as data sets on the Hub lie."""
-    names = {**THEIRS, "task_id": "n"}
+def write_folder(folder, kind: str, rows: list[dict[str, Any]], files=("train",)):
+    """Write rows with other column names, divided among files in the Hub's layout, and return the folder's path."""
+    names = {**COLUMNS, "task_id": "n"}
     own = [{theirs: row[ours] for ours, theirs in names.items() if ours in row} for row in rows]
     (folder / "data").mkdir(parents=True)
     for i, name in enumerate(files):
@@ -170,80 +171,80 @@ def as_folder(folder, kind: str, rows: list[dict[str, Any]], files=("train",)):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_a_folder_of_the_hubs_layout_has_the_tasks_of_the_same_file_of_ones_own(kind, tmp_path):
+def test_folder_in_hub_layout_loads_the_same_tasks_as_a_jsonl_file(kind, tmp_path):
     rows = rows_of(range(9, 13))
     (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, rows)))
     expected = Jsonl(path=str(tmp_path / "tasks.jsonl")).load()
-    name = as_folder(tmp_path / "set", kind, rows, ("train", "test"))
-    assert Hub(name=name, columns=HubColumns("n", **THEIRS)).load() == expected
-    tests = Hub(name=name, splits=["test"], columns=HubColumns("n", **THEIRS)).load()[0]
+    name = write_folder(tmp_path / "set", kind, rows, ("train", "test"))
+    assert Hub(name=name, columns=HubColumns("n", **COLUMNS)).load() == expected
+    tests = Hub(name=name, splits=["test"], columns=HubColumns("n", **COLUMNS)).load()[0]
     assert [task.task_id for task in tests] == [10, 12]  # every second row
-    files = {"data_files": f"{name}/data/test*", "columns": HubColumns("n", **THEIRS)}
+    files = {"data_files": f"{name}/data/test*", "columns": HubColumns("n", **COLUMNS)}
     assert Hub(name=kind.replace("jsonl", "json"), **files).load()[0] == tests
-    numbered = Hub(name=name, splits=["test", "train[:1]"], exclude_ids=[1], columns=HubColumns(**THEIRS)).load()[0]
+    numbered = Hub(name=name, splits=["test", "train[:1]"], exclude_ids=[1], columns=HubColumns(**COLUMNS)).load()[0]
     assert [(task.task_id, task.text) for task in numbered] == [(2, rows[3]["text"]), (3, rows[0]["text"])]
 
 
 @pytest.mark.parametrize("kind", ["parquet", pytest.param("jsonl", marks=pytest.mark.slow)])
-def test_the_whole_of_ilf_runs_on_a_folder_of_the_hubs_layout(kind, small_stages, tmp_path):
-    name = as_folder(tmp_path / "set", kind, rows_of(range(105, 340)))
-    own = [f"data.name={name}", *COLUMNS, "data.columns.task_id=n"]
-    if kind == "jsonl":  # neither ids nor splits of its own
-        own = [f"data.name={name}", *COLUMNS[:-1], "data.splits=['train[:80]']"]
+def test_ilf_runs_on_a_folder_in_hub_layout(kind, small_stages, tmp_path):
+    name = write_folder(tmp_path / "set", kind, rows_of(range(105, 340)))
+    own = [f"data.name={name}", *COLUMN_OVERRIDES, "data.columns.task_id=n"]
+    if kind == "jsonl":  # without the columns of ids and splits
+        own = [f"data.name={name}", *COLUMN_OVERRIDES[:-1], "data.splits=['train[:80]']"]
     stages = small_stages("data=hub", *own, "feedback=unit_tests", "training.epochs=1", "measure=[]")
     found = stages.run()
     assert found["status"] == "complete" and found["data"] == "hub" and found["finetuned"]["pass@1"] > 0
-    # Of 80 rows 24 are for Test, and the limit is 8; by the column, ids 105 to 110 are.
+    # Without the column of splits, 24 of 80 rows are Test tasks, and the limit is 8. With it, ids 105 to 110 are.
     assert found["zero_shot"]["n_tasks"] == (8 if kind == "jsonl" else 6)
     assert (min(found["training_task_ids"]) > 310) == (kind == "parquet")
 
 
-def broken(**changes: Any):
-    """Good rows and one bad one, in the columns of THEIRS."""
+def two_rows(**changes: Any):
+    """Return a valid row, and a second one with `changes`."""
     return [{**ROW, "task_id": 1, "split": "test"}, {**ROW, "task_id": 2, "split": "train", **changes}]
 
 
-BAD = {  # overrides, rows, the error
-    "no name": (["data.name=null"], broken(), r"^data\.name=null: must name a data set"),
-    "no folder": (["data.name=./nowhere"], broken(), r"^data\.name='\./nowhere': no such folder"),
-    "a file": ([f"data.name={ROOT}/README.md"], broken(), r"^data\.name='.*README\.md': is a file"),
-    "a revision of a folder": (["data.revision=abc"], broken(), r"^data\.revision='abc'.*folder has no revisions"),
-    "no split": (["data.splits=[]"], broken(), r"^data\.splits=\[\].*at least one"),
-    "an unknown split": (["data.splits=[trian]"], broken(), r"^data\.splits=\['trian'\].*\['train'\]"),
-    "an unknown configuration": (["data.config=full"], broken(), r"^data\.config='full'.*'default'"),
-    "no such file": (["data.data_files=x*.json"], broken(), r"^data\.data_files='x\*\.json'.*data files found"),
-    "an unknown column": (["data.columns.code=anser"], broken(), r"^data\.columns\.code='anser'.*mean answer\?"),
-    "a column that is none of ours": (["+data.columns.tests=x"], broken(), r"^data\.columns\.tests='x'.*test_list"),
-    "shares that are no whole": (["data.split.test=0.5"], broken(), r"^data\.split=.*add up to 1"),
-    "no row": (["data.splits=['train[:0]']"], broken(), r"^data\.splits=\['train\[:0\]'\].*no data"),
-    "all left out": (["data.exclude_ids=[1,2]"], broken(), r"^data\.name='.*': has no row"),
+BAD = {  # overrides, rows, error message
+    "no name": (["data.name=null"], two_rows(), r"^data\.name=null: must name a data set"),
+    "no folder": (["data.name=./nowhere"], two_rows(), r"^data\.name='\./nowhere': no such folder"),
+    "a file": ([f"data.name={ROOT}/README.md"], two_rows(), r"^data\.name='.*README\.md': is a file"),
+    "a revision of a folder": (["data.revision=abc"], two_rows(), r"^data\.revision='abc'.*folder has no revisions"),
+    "no split": (["data.splits=[]"], two_rows(), r"^data\.splits=\[\].*at least one"),
+    "an unknown split": (["data.splits=[trian]"], two_rows(), r"^data\.splits=\['trian'\].*\['train'\]"),
+    "an unknown configuration": (["data.config=full"], two_rows(), r"^data\.config='full'.*'default'"),
+    "no such file": (["data.data_files=x*.json"], two_rows(), r"^data\.data_files='x\*\.json'.*data files found"),
+    "an unknown column": (["data.columns.code=anser"], two_rows(), r"^data\.columns\.code='anser'.*mean answer\?"),
+    "a column that is none of ours": (["+data.columns.tests=x"], two_rows(), r"^data\.columns\.tests='x'.*test_list"),
+    "shares that are no whole": (["data.split.test=0.5"], two_rows(), r"^data\.split=.*add up to 1"),
+    "no row": (["data.splits=['train[:0]']"], two_rows(), r"^data\.splits=\['train\[:0\]'\].*no data"),
+    "all left out": (["data.exclude_ids=[1,2]"], two_rows(), r"^data\.name='.*': has no row"),
     "no Test task": (
         ["data.exclude_ids=[1]"],
-        broken(),
+        two_rows(),
         r"^data\.name='.*': has no task of the Test split .*`split`",
     ),
-    "ids that are text": (["data.columns.task_id=question"], broken(), r"set:train\[0\]: task_id='t'.*type int"),
-    "an id twice": (["data.columns.task_id=n"], broken(task_id=1), r"set:train\[1\]: task_id=1.*twice"),
-    "a text that is none": ([], broken(text=None), r"set:train\[1\]: text=null: must be of type str"),
-    "no test": ([], broken(test_list=[]), r"set:train\[1\]: test_list=\[\].*assert"),
-    "neither program nor signature": ([], broken(code=None), r"set:train\[1\]: code=null.*signature"),
-    "another name for a split": ([], broken(split="validation"), r"set:train\[1\]: split='validation'.*prompt, test"),
-    "other content": (["data.sha256=abc"], broken(), r"^data\.sha256='abc'.*hash to"),
+    "ids that are text": (["data.columns.task_id=question"], two_rows(), r"set:train\[0\]: task_id='t'.*type int"),
+    "an id twice": (["data.columns.task_id=n"], two_rows(task_id=1), r"set:train\[1\]: task_id=1.*twice"),
+    "a text that is none": ([], two_rows(text=None), r"set:train\[1\]: text=null: must be of type str"),
+    "no test": ([], two_rows(test_list=[]), r"set:train\[1\]: test_list=\[\].*assert"),
+    "neither program nor signature": ([], two_rows(code=None), r"set:train\[1\]: code=null.*signature"),
+    "another name for a split": ([], two_rows(split="validation"), r"set:train\[1\]: split='validation'.*prompt, test"),
+    "other content": (["data.sha256=abc"], two_rows(), r"^data\.sha256='abc'.*hash to"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_with_a_data_set_is_named_with_its_place(name, tmp_path):
+def test_invalid_data_set_is_an_error_that_names_the_location(name, tmp_path):
     overrides, rows, message = BAD[name]
-    as_folder(tmp_path / "set", "parquet", rows)
-    own = ["data=hub", f"data.name={tmp_path}/set", *COLUMNS, "feedback=unit_tests"]
+    write_folder(tmp_path / "set", "parquet", rows)
+    own = ["data=hub", f"data.name={tmp_path}/set", *COLUMN_OVERRIDES, "feedback=unit_tests"]
     with pytest.raises(InputError, match=message):
         compose_settings(*own, *overrides).data.load()
 
 
-def test_gold_programs_of_a_data_set_that_do_not_pass_are_named_with_how_to_leave_them_out(tmp_path):
-    name = as_folder(tmp_path / "set", "parquet", broken(code="def f(x):\n  return 2"))
-    data = Hub(name=name, columns=HubColumns(**THEIRS))
+def test_failing_gold_programs_are_named_and_can_be_excluded(tmp_path):
+    name = write_folder(tmp_path / "set", "parquet", two_rows(code="def f(x):\n  return 2"))
+    data = Hub(name=name, columns=HubColumns(**COLUMNS))
     message = r"data\.name=.*1 of 2 do not: .*set:train\[1\]: task 2: failed.*`exclude_ids`"
     with pytest.raises(InputError, match=message):
         data.check_gold(data.load()[0], Sandbox(Limits()))
@@ -264,11 +265,11 @@ SAME = [
 
 
 @pytest.mark.parametrize(("one", "other", "same"), SAME)
-def test_whether_two_data_sets_are_the_same(one, other, same):
+def test_same_tells_whether_two_data_sets_have_the_same_tasks(one, other, same):
     assert one.same(other) is other.same(one) is same
 
 
-# ---- a class of a user's own -----------------------------------------------------------------------------------------
+# ---- user-defined classes --------------------------------------------------------------------------------------------
 
 CODE = '''
 from dataclasses import dataclass, replace
@@ -299,7 +300,7 @@ class Whole(Data):
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A package and a configuration folder of a user's; returns the latter."""
+    """Write a user's package and configuration folder, and return the folder."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "my_tasks.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path / "lib")
@@ -311,8 +312,8 @@ def mine(tmp_path, monkeypatch):
     sys.modules.pop("my_tasks", None)
 
 
-@pytest.mark.slow  # test_extending.py has one that is shorter
-def test_ilf_runs_on_a_class_of_ones_own_and_no_file_of_ours_knows_of_it(mine, tmp_path):
+@pytest.mark.slow  # test_extending.py has a shorter one
+def test_ilf_runs_on_a_user_defined_table_from_the_command_line(mine, tmp_path):
     own = [word for word in SMALL if "limit" not in word] + ["training.epochs=1", "logger=none", "measure=[]"]
     words = ["--config-dir", str(mine), "data=mine", "+data.count=50", "feedback=unit_tests", *own]
     command = [sys.executable, str(ROOT / "run.py"), *words, "hydra.run.dir=run"]
@@ -324,7 +325,7 @@ def test_ilf_runs_on_a_class_of_ones_own_and_no_file_of_ours_knows_of_it(mine, t
 
 
 @pytest.mark.slow
-def test_ilf_runs_on_tasks_that_a_class_makes_itself_and_evaluates_on_another(mine, small_stages):
+def test_ilf_runs_on_user_defined_data_sets_for_training_and_transfer(mine, small_stages):
     path, small = f"hydra.searchpath=[file://{mine}]", ["feedback=unit_tests", "training.epochs=1", "measure=[]"]
     found = small_stages(path, "data=whole", "data@transfer=mine", *small).run()
     assert found["status"] == "complete" and (found["data"], found["transfer"]["data"]) == ("whole", "mine")
@@ -344,12 +345,12 @@ GOOD = Task(1, "test", "t", "def f(x):\n  return x", "f", ("assert f(1)",), "", 
 
 @dataclass
 class Given(Data):
-    """Tasks as they are given."""
+    """A data set of the tasks in its argument."""
 
     tasks: list[Any] = field(default_factory=list)
 
     def read(self, key: str) -> tuple[list[Any], str]:
-        """Return them."""
+        """Return the tasks."""
         return self.tasks, sha256([])
 
 
@@ -367,21 +368,21 @@ MADE = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_what_a_class_of_ones_own_makes_is_checked(name):
+def test_tasks_of_a_user_defined_class_are_checked(name):
     made, message = MADE[name]
     with pytest.raises(InputError, match=message):
         Given(tasks=made).load()
     assert Given(tasks=[replace(GOOD, task_id=2), GOOD]).load()[0] == [GOOD, replace(GOOD, task_id=2)]
 
 
-def test_gold_programs_of_ones_own_are_executed():
+def test_gold_programs_of_a_user_defined_class_are_executed():
     data = Given(tasks=[GOOD, replace(GOOD, task_id=2, code="def f(x):\n  return 0")])
     with pytest.raises(InputError, match=r"1 of 2 do not: transfer: task 2: failed"):
         data.check_gold(data.tasks, Sandbox(Limits()), "transfer")
 
 
 @pytest.mark.parametrize("column", ["text", "code", "signature", "test_setup_code", "split"])
-def test_no_text_of_a_row_is_half_of_a_surrogate_pair(column):
+def test_lone_surrogate_in_a_row_is_an_error(column):
     row = {**ROW, column: "\ud800"}
     check_row("row 1", row, FILE)
 
@@ -394,12 +395,12 @@ def test_no_text_of_a_row_is_half_of_a_surrogate_pair(column):
         Odd().load()
 
 
-def test_the_tutorials_class_makes_tasks_whose_programs_pass(tmp_path, monkeypatch):
+def test_tutorial_class_makes_tasks_whose_gold_programs_pass(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "how-to" / "own-tasks.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "tasks_of_the_tutorial.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    data = components.read(PLACE, {"_target_": "tasks_of_the_tutorial.Doubles", "count": 10}, "data")
+    data = components.read(DATA, {"_target_": "tasks_of_the_tutorial.Doubles", "count": 10}, "data")
     made, _ = data.load()
     assert [sum(task.split == split for task in made) for split in ("test", "refine", "train")] == [3, 3, 4]
     data.check_gold(made, Sandbox(Limits()))

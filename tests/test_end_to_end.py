@@ -1,4 +1,4 @@
-"""Whole runs through the command line on the mini model: results, sweeps, tracking, kill and resume."""
+"""Complete runs with the mini model, mostly from the command line: results, sweeps, tracking, kill and resume."""
 
 import contextlib
 import csv
@@ -26,8 +26,8 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def programs(folder: Path) -> dict[str, list[dict]]:
-    """Everything about the sampled programs but how long they took."""
+def read_programs(folder: Path) -> dict[str, list[dict]]:
+    """Return all data on the sampled programs except their times."""
     found = {p.stem: read_jsonl(p) for p in sorted((folder / "programs").glob("*.jsonl"))}
     for rows in found.values():
         for row in rows:
@@ -36,15 +36,15 @@ def programs(folder: Path) -> dict[str, list[dict]]:
     return found
 
 
-def figures(folder: Path) -> dict:
-    """Everything in results.json but times."""
+def read_results(folder: Path) -> dict:
+    """Return results.json without the times."""
     found = json.loads((folder / "results.json").read_text())
     return {k: v for k, v in found.items() if k != "seconds"}
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Path:
-    """The comparison that the framework exists for, once."""
+    """Run a sweep over five arms, and return its folder."""
     folder = tmp_path_factory.mktemp("sweep")
     arms, plan = "refinements=gold,human,model,self,none", "compare.pairs=[[model,gold],[zero-shot,none]]"
     done = warm.run(ROOT / "run.py", ["-m", arms, plan, *SMALL, *DIRS], folder)
@@ -53,7 +53,7 @@ def sweep(tmp_path_factory) -> Path:
     return folder / "out"
 
 
-def test_results_hold_what_the_contract_names(sweep):
+def test_results_json_is_complete_and_consistent(sweep):
     found = json.loads((sweep / "2_model_seed0" / "results.json").read_text())
     expected = {
         "refinements": "model",
@@ -95,7 +95,7 @@ def test_results_hold_what_the_contract_names(sweep):
     assert len(keys) == 5 and all(k == keys[0] for k in keys)
 
 
-def test_the_figures_are_those_of_the_programs(sweep):
+def test_reported_metrics_match_the_stored_programs(sweep):
     folder = sweep / "2_model_seed0"
     found = json.loads((folder / "results.json").read_text())
     for part, file, tasks in (
@@ -112,7 +112,7 @@ def test_the_figures_are_those_of_the_programs(sweep):
     assert {r["verdict"] for r in rows} >= {"passed", "failed"}
 
 
-def test_the_arms_share_their_samples_and_train_on_the_same_tasks(sweep):
+def test_arms_share_samples_and_train_on_the_same_tasks(sweep):
     folders = [sweep / name for name in FOLDERS[:3]]
     results = [json.loads((f / "results.json").read_text()) for f in folders]
     assert results[0]["seconds"]["reused"] == []
@@ -128,7 +128,7 @@ def test_the_arms_share_their_samples_and_train_on_the_same_tasks(sweep):
             assert row["task_id"] >= 311 and row["parent"] and row["feedback"]
 
 
-def test_self_training_is_on_as_many_tasks_that_the_policy_solved_itself(sweep):
+def test_arm_self_trains_on_as_many_own_samples_of_other_tasks(sweep):
     own, model = (read_jsonl(sweep / name / "training.jsonl") for name in (FOLDERS[3], FOLDERS[2]))
     rows = read_jsonl(sweep / FOLDERS[3] / "programs" / "sample.jsonl")
     correct = [r for r in rows if r["verdict"] == "passed" and r["split"] == "train"]
@@ -139,13 +139,13 @@ def test_self_training_is_on_as_many_tasks_that_the_policy_solved_itself(sweep):
     assert json.loads((sweep / FOLDERS[3] / "results.json").read_text())["matched"] is False
 
 
-def test_the_control_draws_anew_from_the_model_as_it_was(sweep):
+def test_arm_none_resamples_the_untrained_policy(sweep):
     found = json.loads((sweep / FOLDERS[4] / "results.json").read_text())
     assert found["counts"]["training_examples"] == 0 and found["refiner"] is None
     assert found["finetuned"] != found["zero_shot"] and not (sweep / FOLDERS[4] / "policy").exists()
 
 
-def test_a_sweep_ends_with_its_comparison(sweep):
+def test_sweep_writes_and_prints_its_comparison(sweep):
     rows = list(csv.DictReader((sweep / "comparison.csv").open()))
     assert [row["refinements"] for row in rows] == ["gold", "human", "model", "self", "none"]
     results = json.loads((sweep / "2_model_seed0" / "results.json").read_text())
@@ -175,7 +175,10 @@ def test_a_sweep_ends_with_its_comparison(sweep):
 
 
 def wandb_records(file: Path) -> Iterator[bytes]:
-    """Read an offline run: a 7-byte header, then a LevelDB log (blocks of 32 KiB; parts of 7 bytes and their data)."""
+    """Yield the records of an offline run.
+
+    The file is a header of 7 bytes and a LevelDB log: blocks of 32 KiB, with parts that have a header of 7 bytes each.
+    """
     data, at, record = file.read_bytes(), 7, b""
     assert data.startswith(b":W&B")
     while at + 7 <= len(data):
@@ -186,15 +189,15 @@ def wandb_records(file: Path) -> Iterator[bytes]:
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a complete record or its last part
             yield record
             record = b""
 
 
-def test_wandb_holds_the_run_without_an_account(sweep):
+def test_offline_wandb_run_has_metrics_settings_and_artifacts(sweep):
     from wandb.proto import wandb_internal_pb2
 
-    folder = sweep / "0_gold_seed0"  # the one that did all stages itself
+    folder = sweep / "0_gold_seed0"  # the job that ran all stages; the others reuse its results
     command = next(line for line in (sweep / "stdout").read_text().splitlines() if "wandb sync" in line)
     assert str(folder / "wandb") in command
     files = list(folder.glob("wandb/offline-run-*/*.wandb"))
@@ -221,7 +224,7 @@ def test_wandb_holds_the_run_without_an_account(sweep):
     assert (run.job_type, run.run_group) == ("gold", "out")
 
 
-def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, small_stages):
+def test_trained_models_can_be_loaded_and_sampled_by_another_run(sweep, small_stages):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for name in ("policy", "refiner"):
@@ -237,7 +240,7 @@ def test_what_a_run_trains_can_be_loaded_and_used_again(sweep, small_stages):
     assert found["status"] == "partial" and found["zero_shot"]["n_tasks"] == 8 and found["finetuned"] is None
 
 
-def test_another_scoring_draws_nothing_again(small_stages, monkeypatch):
+def test_changed_scoring_reuses_the_stored_samples(small_stages, monkeypatch):
     first = small_stages("stages=[zero_shot]").run()
     monkeypatch.setattr("ilf.training.stage_jobs.load_model", None)
     again = small_stages("stages=[zero_shot]", "executor.tests=unseen").run()
@@ -245,7 +248,7 @@ def test_another_scoring_draws_nothing_again(small_stages, monkeypatch):
     assert small_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]
 
 
-def test_more_tasks_and_samples_draw_only_what_is_new(small_stages, tmp_path, monkeypatch):
+def test_more_tasks_or_samples_per_task_sample_only_new_programs(small_stages, tmp_path, monkeypatch):
     drawn = []
     draw = ILFModule.sample
     monkeypatch.setattr(ILFModule, "sample", lambda self, draws: drawn.extend(draws) or draw(self, draws))
@@ -259,28 +262,28 @@ def test_more_tasks_and_samples_draw_only_what_is_new(small_stages, tmp_path, mo
     run()
     more = ["data.limit.test=11", "sampler.n=6"]
     grown = run(*more)
-    # 8 tasks had 4 samples each.
+    # The first run sampled 4 programs for each of 8 tasks.
     ids = sorted({draw.task_id for draw in drawn})
     assert sorted((d.task_id, d.sample) for d in drawn) == [
         (i, s) for i in ids for s in range(6) if s >= 4 or ids.index(i) >= 8
     ]
     assert run(*more, f"store.dir={tmp_path / 'another'}") == grown and len(drawn) == 66
     run(*more, "sampler.temperature=0.7")
-    assert len(drawn) == 66  # other programs
+    assert len(drawn) == 66  # another temperature needs new programs
     monkeypatch.setattr("ilf.training.stage_jobs.load_model", None)
     fewer = run("data.limit.test=3", "sampler.n=5")
     assert drawn == [] and len(fewer) == 15 and set(fewer) <= set(grown)
 
 
-@pytest.mark.slow  # it is what every run that goes on does
-def test_stages_can_be_done_one_after_the_other(small_stages):
+@pytest.mark.slow  # every resumed run covers the same code
+def test_stages_can_run_one_after_the_other(small_stages):
     from ilf.types import InputError
 
     with pytest.raises(InputError, match=r"stages=.*refine needs sample.*Add sample"):
         small_stages("stages=[refine]").run()
     partial = small_stages("stages=[sample,zero_shot]").run()
     assert partial["status"] == "partial" and partial["refiner"] is None and partial["zero_shot"]
-    # Feedback alone is no error where there is none for the refiner to learn from.
+    # Without examples on Refine, collecting feedback succeeds and training the refiner is an error.
     alone, training = small_stages("stages=[sample,annotate]"), small_stages("stages=[sample,annotate,train_refiner]")
     for stages in (alone, training):
         stages.tasks = replace(stages.tasks, refine=())
@@ -291,7 +294,7 @@ def test_stages_can_be_done_one_after_the_other(small_stages):
     assert {"sample", "zero_shot"} <= set(whole["seconds"]["reused"]) and whole["status"] == "complete"
 
 
-def test_an_empty_training_set_ends_the_run_after_its_results(cli, tmp_path):
+def test_empty_training_set_is_an_error_after_results_are_written(cli, tmp_path):
     local = ["refiner=local", f"refiner.path={MINI}"]
     done = cli(*SMALL, "store.dir=store", "logger=csv", "training.max_length=50", *local, "hydra.run.dir=out")
     assert done.returncode != 0 and "no program is left to fine-tune on" in done.stderr, done.stderr
@@ -299,25 +302,25 @@ def test_an_empty_training_set_ends_the_run_after_its_results(cli, tmp_path):
     assert (found["status"], found["finetuned"]) == ("no_training_examples", None)
 
 
-def test_no_selection_reads_a_test_verdict(small_stages, monkeypatch):
-    """With every verdict on Test turned round, everything that is trained stays the same."""
+def test_verdicts_on_test_do_not_affect_training(small_stages, monkeypatch):
+    """Inverting the verdicts on Test changes neither the training set nor the trained weights."""
     from ilf.training import unit_test_callback
 
     few = ["data.limit.test=3", "data.limit.refine=10", "data.limit.train=10", "training.epochs=2"]
     first = small_stages(*few).run()
-    honest = unit_test_callback.score
+    score = unit_test_callback.score
 
-    def dishonest(pairs, sandbox, tests, as_paper=False):
+    def score_with_inverted_test_verdicts(pairs, sandbox, tests, as_paper=False):
         from dataclasses import replace
 
-        found = honest(pairs, sandbox, tests, as_paper)
+        found = score(pairs, sandbox, tests, as_paper)
         flip = {"passed": "failed", "failed": "passed"}
         return [
             replace(v, verdict=flip.get(v.verdict, v.verdict)) if t.split == "test" else v
             for v, (_, t) in zip(found, pairs, strict=True)
         ]
 
-    monkeypatch.setattr(unit_test_callback, "score", dishonest)
+    monkeypatch.setattr(unit_test_callback, "score", score_with_inverted_test_verdicts)
     stages = small_stages("store.reuse=false", *few)
     second = stages.run()
     assert second["zero_shot"]["pass@1"] == pytest.approx(1 - first["zero_shot"]["pass@1"])
@@ -326,8 +329,8 @@ def test_no_selection_reads_a_test_verdict(small_stages, monkeypatch):
     assert hashes[0] == hashes[1]
 
 
-# What to wait for before the kill, in each stage: mid-way, where a stage has a middle.
-KILLS = [
+# The log message or checkpoint after which each stage is interrupted. If possible, it is in the middle of the stage.
+MARKS = [
     ("zero_shot", "zero_shot: 1 of"),
     ("sample", "sample: 2 of"),
     ("annotate", "annotate: started"),
@@ -348,8 +351,9 @@ BUDGET = [
 ]
 
 
-# Runs run.py, and stops as soon as a line of its log has the mark: the test ends it there, however busy the machine is.
-STOPS = """
+# Runs run.py and suspends it at the first log message that contains the mark, so that the test can interrupt it there
+# even on a busy machine.
+STOPPING_SCRIPT = """
 import logging, os, runpy, signal, sys
 program, mark = sys.argv.pop(1), sys.argv.pop(1)
 emit = logging.FileHandler.emit
@@ -363,9 +367,9 @@ runpy.run_path(program, run_name="__main__")
 """
 
 
-def end_at(folder: Path, mark: str, number: int, by: int = signal.SIGKILL) -> int | None:
-    """Start the run, end it by a signal as soon as it has come to `mark`, and return its exit code."""
-    (folder / "stops.py").write_text(STOPS)
+def signal_at(folder: Path, mark: str, number: int, by: int = signal.SIGKILL) -> int | None:
+    """Start the run, send it the signal `by` when it has reached `mark`, and return its exit code."""
+    (folder / "stops.py").write_text(STOPPING_SCRIPT)
     arguments = [str(ROOT / "run.py"), mark, *BUDGET, f"hydra.run.dir=killed{number}"]
     process = warm.start(folder / "stops.py", arguments, folder, folder / f"killed{number}")
     running = psutil.Process(process.pid)
@@ -400,34 +404,34 @@ def unbroken(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(cli, unbroken, tmp_path):
-    for number, (stage, mark) in enumerate(KILLS):
-        end_at(tmp_path, mark, number)
+def test_run_killed_in_every_stage_matches_an_uninterrupted_run(cli, unbroken, tmp_path):
+    for number, (stage, mark) in enumerate(MARKS):
+        signal_at(tmp_path, mark, number)
         assert not list((tmp_path / "store" / stage).glob("*/done*.json")), f"{stage} was done before the kill"
-    ends_as(unbroken, cli, tmp_path)
+    check_resumed_run(unbroken, cli, tmp_path)
     assert not list((tmp_path / "store").rglob("*.ckpt"))
 
 
-@pytest.mark.slow  # a kill of every stage above, a signal of a sweep below
-def test_a_signal_in_any_stage_ends_a_run_with_its_code_and_nothing_lost(cli, unbroken, tmp_path):
+@pytest.mark.slow  # faster tests cover a kill in every stage and a signal to a sweep
+def test_signal_in_any_stage_sets_the_exit_code_and_allows_resuming(cli, unbroken, tmp_path):
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    for number, (stage, mark) in enumerate(KILLS):
+    for number, (stage, mark) in enumerate(MARKS):
         by = signals[number % len(signals)]
-        assert end_at(tmp_path, mark, number, by) == 128 + by, stage
-        said = (tmp_path / f"killed{number}.err").read_text()
-        assert said.count("run the same command again to resume") == 1 and "Traceback" not in said
+        assert signal_at(tmp_path, mark, number, by) == 128 + by, stage
+        stderr = (tmp_path / f"killed{number}.err").read_text()
+        assert stderr.count("run the same command again to resume") == 1 and "Traceback" not in stderr
         found = json.loads((tmp_path / f"killed{number}" / "results.json").read_text())
         assert found["status"] == "interrupted" and found["finetuned"] is None
         assert not list((tmp_path / "store" / stage).glob("*/done*.json")), f"{stage} was done before the signal"
-    ends_as(unbroken, cli, tmp_path)
+    check_resumed_run(unbroken, cli, tmp_path)
 
 
-def ends_as(unbroken: Path, cli, folder: Path) -> None:
-    """Run the command that was broken off to its end, and hold it against the unbroken one."""
+def check_resumed_run(unbroken: Path, cli, folder: Path) -> None:
+    """Resume the interrupted run, and compare it with the uninterrupted run."""
     last = cli(*BUDGET, "hydra.run.dir=resumed")
     assert last.returncode == 0, last.stderr[-2000:]
-    assert programs(unbroken) == programs(folder / "resumed")
-    assert figures(unbroken) == figures(folder / "resumed")
+    assert read_programs(unbroken) == read_programs(folder / "resumed")
+    assert read_results(unbroken) == read_results(folder / "resumed")
     assert read_jsonl(unbroken / "training.jsonl") == read_jsonl(folder / "resumed" / "training.jsonl")
     log = "".join(file.read_text() for file in folder.glob("*/run.log"))
     assert log.count("stored samples are reused") >= 4
@@ -437,7 +441,7 @@ def ends_as(unbroken: Path, cli, folder: Path) -> None:
         assert weights[0] == weights[1]
 
 
-def test_a_signal_ends_a_whole_sweep_and_leaves_its_comparison(tmp_path):
+def test_signal_stops_a_sweep_and_keeps_its_comparison(tmp_path):
     few = ["sampler.n=4", "evaluate.k=[1]", "data.limit.test=4", "data.limit.refine=12", "data.limit.train=12"]
     arguments = ["-m", "refinements=gold,model,human", *few, "logger=none", *DIRS]
     process = warm.start(ROOT / "run.py", arguments, tmp_path, tmp_path / "printed")
@@ -452,7 +456,7 @@ def test_a_signal_ends_a_whole_sweep_and_leaves_its_comparison(tmp_path):
     assert not (tmp_path / "out" / "2_human_seed0").exists()
 
 
-def test_the_real_run_traces_algorithm_1_through_its_only_caller(small_stages, monkeypatch):
+def test_run_calls_algorithm_1_once(small_stages, monkeypatch):
     from ilf import algorithm
 
     calls = []
@@ -462,7 +466,7 @@ def test_the_real_run_traces_algorithm_1_through_its_only_caller(small_stages, m
     assert stages.run()["status"] == "complete" and calls == [stages]
 
 
-def test_the_store_can_be_listed_and_pruned(cli, small_stages):
+def test_store_can_be_listed_and_pruned(cli, small_stages):
     small_stages("stages=[zero_shot]", "sampler.n=1", "evaluate.k=[1]", "data.limit.test=2").run()
     listing = cli("mode=store", "store.dir=store", "hydra.run.dir=a")
     assert "zero_shot" in listing.stdout and "done" in listing.stdout
@@ -472,8 +476,8 @@ def test_the_store_can_be_listed_and_pruned(cli, small_stages):
     assert "removed 1" in gone.stdout and "zero_shot" not in gone.stdout
 
 
-def test_what_is_sampled_does_not_depend_on_the_precision_that_is_trained_in(small_stages, tmp_path):
-    """The weights' type while sampling is model.dtype: by that the store keeps what was drawn."""
+def test_samples_do_not_depend_on_the_training_precision(small_stages, tmp_path):
+    """During sampling the weights have the dtype model.dtype, which is part of the samples' store key."""
     drawn = []
     for precision in ("32-true", "bf16-true"):
         own = [f"trainer.precision={precision}", f"store.dir={tmp_path / precision}", "stages=[zero_shot]"]

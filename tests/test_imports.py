@@ -1,4 +1,4 @@
-"""Which module may import which: no cycles, an order of packages, and one place each for some libraries."""
+"""Rules for imports: no cycles, an order of packages, and a single place for some libraries."""
 
 import ast
 import graphlib
@@ -13,7 +13,7 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "ilf"
 
 # The packages and modules directly under src/ilf, from top to bottom. A module imports only from its own package and
-# from lower lines, whether at its start, within a function or for types alone.
+# from lower lines. This includes imports within functions and for types.
 LAYERS = (
     ("__main__",),
     ("cli",),
@@ -36,8 +36,8 @@ LAYERS = (
     ("algorithm", "paths", "disk", "shutdown", "installation"),
     ("types", "code_digest", "lazy", "ilf"),
 )
-# Packages that the sandbox imports only where they are needed: for a cluster, or for their values.
-BESIDE = {"cluster": {"ray"}, "worker.arrays": {"numpy"}, "worker.frames": {"numpy", "pandas"}}
+# Third-party packages that single modules of the sandbox import: for a cluster, or for values of these packages.
+OPTIONAL_PACKAGES = {"cluster": {"ray"}, "worker.arrays": {"numpy"}, "worker.frames": {"numpy", "pandas"}}
 # Imports that break the order.
 EXCEPTIONS: set[tuple[str, str]] = set()
 
@@ -49,7 +49,10 @@ def modules(source: Path) -> dict[str, Path]:
 
 
 def imports(name: str, file: Path, own: Iterable[str] = ()) -> set[str]:
-    """Return the modules that a module imports anywhere in its source; of the package's `own`, the innermost."""
+    """Return the modules that a module imports anywhere in its source.
+
+    For `from a import b`, this is a.b if it is one of the modules `own`, else a.
+    """
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
@@ -64,13 +67,13 @@ def imports(name: str, file: Path, own: Iterable[str] = ()) -> set[str]:
 
 
 def graph(source: Path) -> dict[str, set[str]]:
-    """Return what each module of a package imports of it."""
+    """Return the modules of the same package that each module imports."""
     own = modules(source)
     return {name: imports(name, file, own) & own.keys() for name, file in own.items()}
 
 
-def circle(edges: dict[str, set[str]]) -> list[str]:
-    """Return the modules of a circle of imports, none where there is no circle."""
+def find_cycle(edges: dict[str, set[str]]) -> list[str]:
+    """Return the modules of an import cycle, or an empty list if there is none."""
     try:
         graphlib.TopologicalSorter(edges).prepare()
     except graphlib.CycleError as error:
@@ -78,11 +81,11 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return [*module.split(".")[1:], module][0]
 
 
-WAYS = {
+IMPORT_FORMS = {
     "at the start": "from package.one import x",
     "as a module": "from package import one",
     "by its name": "import package.one as first",
@@ -94,46 +97,46 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_circle_is_found_however_it_is_imported(way, tmp_path):
+@pytest.mark.parametrize("way", IMPORT_FORMS)
+def test_cycle_is_found_with_every_form_of_import(way, tmp_path):
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("from package.one import f" if way == "by the package" else "")
     (package / "one.py").write_text("import package.two")
-    (package / "two.py").write_text(WAYS[way])
-    assert {"package.one", "package.two"} <= set(circle(graph(package)))
+    (package / "two.py").write_text(IMPORT_FORMS[way])
+    assert {"package.one", "package.two"} <= set(find_cycle(graph(package)))
     (package / "two.py").write_text("import sys")
-    assert not circle(graph(package))
+    assert not find_cycle(graph(package))
 
 
-def test_no_imports_go_in_a_circle():
+def test_there_are_no_import_cycles():
     edges = graph(SOURCE)
-    assert not circle({name: {n for n in found if (name, n) not in EXCEPTIONS} for name, found in edges.items()})
+    assert not find_cycle({name: {n for n in found if (name, n) not in EXCEPTIONS} for name, found in edges.items()})
 
 
-def test_each_room_imports_only_from_those_below():
+def test_packages_import_only_from_lower_layers():
     edges, heights = graph(SOURCE), {name: -i for i, line in enumerate(LAYERS) for name in line}
-    assert {room(name) for name in edges} == set(heights), "each room has its line, and each name there its room"
+    assert {package_of(name) for name in edges} == set(heights), "each room has its line, and each name there its room"
     up = {
         (name, other)
         for name, found in edges.items()
         for other in found
-        if room(name) != room(other) and heights[room(name)] <= heights[room(other)]
+        if package_of(name) != package_of(other) and heights[package_of(name)] <= heights[package_of(other)]
     }
     assert up == EXCEPTIONS
 
 
-def test_rooms_that_need_no_model_load_no_torch():
+def test_packages_that_need_no_model_do_not_import_torch():
     light = ("checks", "annotation", "feedback", "scoring", "analysis", "tasks", "store", "sandbox", "files", "types")
-    names = [n for n in modules(SOURCE) if room(n) in light and not n.endswith(("__main__", *BESIDE))]
-    assert {room(name) for name in names} == set(light)
+    names = [n for n in modules(SOURCE) if package_of(n) in light and not n.endswith(("__main__", *OPTIONAL_PACKAGES))]
+    assert {package_of(name) for name in names} == set(light)
     code = f"import importlib, sys\nfor name in {names}:\n    importlib.import_module(name)\n"
     code += "print({'torch', 'pytorch_lightning', 'transformers', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE.parent)}, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"set()\n"), done.stderr.decode()
 
 
-def test_doors():
+def test_libraries_are_imported_only_where_allowed():
     own = modules(SOURCE)
     found = {name: imports(name, file, own) for name, file in own.items()}
     standard = set(sys.stdlib_module_names) | {"__future__"}
@@ -141,17 +144,17 @@ def test_doors():
     assert {i for i in found["ilf.algorithm"] if i.startswith("ilf")} == {"ilf.types"}
     for name, imported in found.items():
         roots = {i.split(".")[0] for i in imported}
-        if room(name) != "cli":
+        if package_of(name) != "cli":
             assert not roots & {"hydra", "omegaconf"}, name
         if name != "ilf.tracking":
             assert "wandb" not in roots, name
-        if room(name) == "sandbox":
-            assert roots <= standard | {"ilf"} | BESIDE.get(name.removeprefix("ilf.sandbox."), set()), name
-            assert all(i == "ilf.types" or room(i) == "sandbox" for i in imported if i.startswith("ilf")), name
-        if room(name) in ("tasks", "feedback", "analysis", "annotation", "scoring"):
+        if package_of(name) == "sandbox":
+            assert roots <= standard | {"ilf"} | OPTIONAL_PACKAGES.get(name.removeprefix("ilf.sandbox."), set()), name
+            assert all(i == "ilf.types" or package_of(i) == "sandbox" for i in imported if i.startswith("ilf")), name
+        if package_of(name) in ("tasks", "feedback", "analysis", "annotation", "scoring"):
             assert not roots & {"torch", "pytorch_lightning"}, name
         if name != "ilf.stages":
             assert "ilf.algorithm" not in imported, name
-        if name != "ilf.annotation.server":  # the only thing that serves
+        if name != "ilf.annotation.server":  # the only module that serves pages
             assert not roots & {"fastapi", "uvicorn", "starlette", "pygments"}, name
         assert "utils" not in name

@@ -1,4 +1,4 @@
-"""Tests as people write them, and objects of the program: what holds passes, what can't be decided is not failed."""
+"""The judge: correct programs pass, incorrect ones fail, undecidable tests are unsupported, forgeries don't pass."""
 
 import pytest
 
@@ -68,8 +68,8 @@ def block(text: str) -> str:
     return text
 
 
-HOLDS = [
-    # objects of data classes, named tuples, enumerations
+PASSES = [
+    # objects of data classes, named tuples and enumerations
     (POINT + "def f(): return Point(1, 2)", "assert f() == Point(1, 2) and f() != Point(1, 3) and f() != 1 and f() in [Point(1, 2)]"),
     (POINT + "def f(): return [Point(1), {'a': Point(2)}]", "assert f() == [Point(1, 0), {'a': Point(x=2)}]"),
     (POINT + "def f(p): p.x += 1", "p = Point(1)\nf(p)\nassert p == Point(2) and p.x == 2\np.x = 5\nassert p == Point(5)"),
@@ -92,7 +92,7 @@ HOLDS = [
     ("class S:\n    one = None\n    def __new__(cls):\n        cls.one = cls.one or super().__new__(cls)\n        return cls.one\n", "assert S() is S()"),
     ("class C:\n    def __init__(self, x): self.x = x\n    def __eq__(self, o): return self.x == o.x\n    def __hash__(self): return hash(self.x)\ndef f(): return {C(1), C(2)}, {C(1): 1}", "s, d = f()\nassert len(s) == 2 and sorted(c.x for c in s) == [1, 2] and list(d.values()) == [1]"),
     ("from dataclasses import dataclass\n@dataclass(eq=True)\nclass P:\n    n: str\n    v: list\n    def __hash__(self): return hash(self.n)\ndef f(): return {P('a', [1])}", "assert f() == {P('a', [1])} and P('a', [1]) in f() and P('a', [2]) not in f()"),
-    # what both hold
+    # objects that the test and the program share
     ("def f(x): return x", "x = [1]\ny = f(x)\nassert y is x\nx.append(2)\nassert f(x) == [1, 2]"),
     ("class A:\n    def __init__(self): self.items = []\n    def add(self, x): self.items.append(x)\n",
      "a = A()\nitems = a.items\na.add(1)\nassert items == [1]\nitems.append(2)\nassert a.items == [1, 2] and a.items is items"),
@@ -102,7 +102,7 @@ HOLDS = [
     ("def f(n):\n    row = [0]\n    return [row] * n", "g = f(2)\ng[0][0] = 1\nassert g == [[1], [1]]"),
     ("from collections import defaultdict\ndef f(): return defaultdict(list, a=[1])", "d = f()\nd['b'].append(2)\nassert d == {'a': [1], 'b': [2]}"),
     ("count = 0\ndef f():\n    global count\n    count += 1", "assert count == 0\nf()\nassert count == 1"),
-    # functions of the test
+    # functions that the test defines
     ("def f(g, x): return g(x)", "def inc(x): return abs(x) + 1\nassert f(inc, -1) == 2 and f(len, 'ab') == 2 and f(str.upper, 'a') == 'A' and f(lambda s: s.strip(), ' a') == 'a'"),
     # values
     ("import re\ndef f(s): return re.match('(a)(?P<b>b)', s)", "m = f('ab')\nassert m and m.group(1) == 'a' and m['b'] == 'b' and m.span() == (0, 2) and not f('x') and m.groups() == ('a', 'b')"),
@@ -119,12 +119,12 @@ HOLDS = [
     ("def f(d): return d['a']", "try:\n    f({})\n    assert False\nexcept KeyError as e:\n    assert e.args == ('a',) and str(e) == \"'a'\""),
     ("import json\ndef f(x): return json.loads(x)", "import json, pytest\nwith pytest.raises(json.JSONDecodeError):\n    f('{')"),
     ("import sys\ndef f(): sys.exit(3)", "import pytest\nwith pytest.raises(SystemExit) as caught:\n    f()\nassert caught.value.code == 3"),
-    # what the test and the program's process have in common
+    # state that the test and the program share: random seed, recursion limit; copies of objects
     ("import random\ndef f(): return random.random()", "import random\nrandom.seed(3)\nx = f()\nrandom.seed(3)\nassert random.random() == x"),
     ("def f(n): return n and 1 + f(n - 1)", "import sys\nsys.setrecursionlimit(5000)\nassert f(3000) == 3000"),
     (NODE, "import copy\nn = Node(1)\nm = copy.deepcopy(n)\nm.v = 2\nm.add(n)\nassert n.v == 1 and n.children == [] and copy.copy(m).children is m.children"),
     (STACK, "import copy\ns = Stack([1])\nt = copy.copy(s)\nt.push(2)\nassert s == [1] and t == [1, 2] and t.top() == 2"),
-    # frameworks, output, coroutines
+    # test frameworks, output, coroutines, modules, threads
     (F, CASE),
     (F, PYTEST),
     (PRINTS, "def test_printed(capsys):\n    f(2)\n    found = capsys.readouterr()\n    assert found.out == 'value 2\\n' and found.err == 'warning\\n'"),
@@ -198,25 +198,25 @@ def sandbox():
     made.close()
 
 
-@pytest.mark.parametrize(("program", "test"), HOLDS)
-def test_what_holds_passes(sandbox, program, test):
+@pytest.mark.parametrize(("program", "test"), PASSES)
+def test_correct_programs_pass(sandbox, program, test):
     (found,) = sandbox.run([Job(program, tuple(test.split(";;")))])
     assert found.passed, found
 
 
 @pytest.mark.parametrize(("program", "test"), UNDECIDED)
-def test_what_can_not_be_decided_is_not_failed(sandbox, program, test):
+def test_undecidable_tests_are_unsupported_rather_than_failed(sandbox, program, test):
     (found,) = sandbox.run([Job(program, (test,))])
     assert found.verdict == "unsupported_test" and found.detail, found
 
 
 @pytest.mark.parametrize(("program", "test"), FAILS)
-def test_what_does_not_hold_fails(sandbox, program, test):
+def test_incorrect_programs_fail(sandbox, program, test):
     (found,) = sandbox.run([Job(program, (test,))])
     assert found.verdict == "failed", found
 
 
-def test_what_could_not_cross_leaves_what_both_hold_as_it_is(sandbox):
+def test_failed_transfer_does_not_corrupt_shared_objects(sandbox):
     first = "xs = [1]\nys = [xs]\nf((ys, object()))"
     (found,) = sandbox.run([Job(F, (first, "xs.append(2)\nassert f(ys) == [[1, 2]] and f(xs) == [1, 2]"))])
     assert (found.verdict, found.tests) == ("unsupported_test", (False, True)), found
@@ -226,7 +226,7 @@ def test_what_could_not_cross_leaves_what_both_hold_as_it_is(sandbox):
     assert found.verdict == "output", found
 
 
-def test_objects_say_what_they_equal_where_that_is_trusted():
+def test_trust_eq_lets_objects_decide_equality():
     sandbox = Sandbox(Limits(trust_eq=True))
     jobs = [
         Job(OWN + "def f(): return Own(1)", ("assert f() == Own(1)", "assert f() != Own(2)", "assert f() in [Own(1)]")),
@@ -245,7 +245,7 @@ def test_objects_say_what_they_equal_where_that_is_trusted():
 
 
 @pytest.mark.parametrize("test", ["assert f(1) == 3", "assert f(1) == Own(3)"])
-def test_what_was_not_decided_is_named(sandbox, test):
+def test_detail_names_the_undecided_comparison(sandbox, test):
     (found,) = sandbox.run([Job(OWN + "def f(x): return Own(x)", (test,))])
     assert found.verdict == "unsupported_test" and "an object that has its own __eq__: Own and" in found.detail
 
@@ -264,7 +264,7 @@ LIES = {
     "operators": "class Point:\n    def __init__(self, *a): pass\n    def __sub__(s, o): return 0\n    __rsub__ = __add__ = __sub__\n    def __lt__(s, o): return True\n    __gt__ = __le__ = __ge__ = __lt__\ndef f(*a): return Point()",
     "slots of the judge": "class Point:\n    _number = 0\n    _how = 'data'\n    _extra = (1, 2)\n    def __init__(self, *a): pass\ndef f(*a): return Point()",
 }  # fmt: skip
-ASKS = [
+FALSE_TESTS = [
     "assert f(1) == (1, 2)",
     "assert f(1) == [1, 2]",
     "assert f(1) in [(1, 2), [1, 2], {1, 2}]",
@@ -284,8 +284,8 @@ ASKS = [
 
 
 @pytest.mark.parametrize("compare", ["exact", "approx"])
-def test_no_object_says_that_a_test_holds(compare):
-    jobs = {(a, b): Job(program, (test,)) for a, program in LIES.items() for b, test in enumerate(ASKS)}
+def test_deceptive_objects_pass_no_test(compare):
+    jobs = {(a, b): Job(program, (test,)) for a, program in LIES.items() for b, test in enumerate(FALSE_TESTS)}
     sandbox = Sandbox(Limits(time_limit=1, compare=compare))
     found = dict(zip(jobs, sandbox.run(list(jobs.values())), strict=True))
     sandbox.close()
@@ -322,7 +322,7 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=str)
-def test_a_forged_message_ends_no_worker_and_decides_nothing(message):
+def test_forged_message_neither_stops_the_worker_nor_passes_a_test(message):
     sandbox = Sandbox(Limits(time_limit=1, workers=1, isolation="off"))
     program = FORGES.replace("MESSAGE", repr(message))
     tests = ("x = f(1)\nassert x == 7", "xs = [1, 2]\nf(xs)\nassert xs == [1, 2, 3]", "assert str(f(1)) == 'x'")

@@ -1,4 +1,4 @@
-"""The embedded benchmark, its annotator and the corpus of its model."""
+"""The embedded benchmark mini, its scripted annotator, and the pretraining of its model."""
 
 import ast
 import random
@@ -27,7 +27,7 @@ def tasks():
     return tasks_from(mini.rows(), None, "paper")[0]
 
 
-def test_974_distinct_tasks_in_mbpps_columns_and_splits(tasks):
+def test_mini_has_974_distinct_tasks_in_mbpps_columns_and_splits(tasks):
     rows = [row for _, row in mini.rows()]
     assert all(set(COLUMNS) <= set(row) and len(set(row["test_list"])) == 3 for row in rows)
     splits = split_tasks(tasks, {})
@@ -38,13 +38,13 @@ def test_974_distinct_tasks_in_mbpps_columns_and_splits(tasks):
     assert len({s.source.name for s in SPECIFICATIONS.values()}) == 5
 
 
-def test_the_benchmark_is_the_same_wherever_it_is_made():
+def test_benchmark_has_a_fixed_digest():
     assert (
         tasks_from(mini.rows(), None, "paper")[1] == "323f842a7257532f1fbcc63079bdf5c9ff4dfabbb7755c5367fff14ea7091b84"
     )
 
 
-def test_gold_programs_and_loops_pass(tasks):
+def test_gold_programs_and_equivalent_loops_pass(tasks):
     jobs = []
     for task in tasks:
         specification = SPECIFICATIONS[task.task_id]
@@ -55,7 +55,7 @@ def test_gold_programs_and_loops_pass(tasks):
     assert [v.detail for v in SANDBOX.run(jobs) if not v.passed] == []
 
 
-def test_the_tests_of_a_task_catch_most_mistakes(tasks):
+def test_tests_of_a_task_catch_most_mistakes(tasks):
     jobs = []
     for task in tasks[::5]:
         specification, sketch = SPECIFICATIONS[task.task_id], SPECIFICATIONS[task.task_id].sketch(short=False)
@@ -64,10 +64,10 @@ def test_the_tests_of_a_task_catch_most_mistakes(tasks):
         for _, wrong in specification.mistakes(sketch):
             jobs += [Job(task.prompt + w.body(names), task.tests) for w in wrong]
     caught = sum(not v.passed for v in SANDBOX.run(jobs)) / len(jobs)
-    assert caught > 0.85  # some are no mistakes for their task: the largest of a range does not miss its 0
+    assert caught > 0.85  # some mistakes do not change the result: the maximum of a range does not depend on its 0
 
 
-def test_no_specification_of_the_benchmark_is_in_the_corpus(monkeypatch):
+def test_corpus_contains_no_specification_of_the_benchmark(monkeypatch):
     drawn = []
     original = mini_corpus._prompt
     monkeypatch.setattr(mini_corpus, "_prompt", lambda s, *a: (drawn.append(s.key), original(s, *a))[1])
@@ -75,14 +75,14 @@ def test_no_specification_of_the_benchmark_is_in_the_corpus(monkeypatch):
     documents = ["".join(part.text for part in mini_corpus.draw_document(rng)) for _ in range(4000)]
     held_out = {s.key for s in SPECIFICATIONS.values()}
     assert not held_out & set(drawn) and len(set(drawn)) > 2000
-    # It is held out, and not only rare.
+    # Without the exclusion, the corpus would contain some of them.
     free = random.Random(0)
     assert held_out & {draw_specification(free).key for _ in range(4000)}
     assert 0.1 < sum("# Review" in d for d in documents) / 4000 < 0.2
     assert 0.5 < mini_corpus.wrong_share(0) < 0.75
 
 
-def test_every_program_of_the_grammar_is_read_as_what_it_is():
+def test_read_recovers_the_sketch_of_programs_of_the_grammar():
     for task_id, specification in list(SPECIFICATIONS.items())[::7]:
         names = draw_names(specification, None, random.Random(task_id))
         for short in (False, True):
@@ -108,11 +108,11 @@ def test_every_program_of_the_grammar_is_read_as_what_it_is():
         "def f(x):\n    return [i for i in x if i if i > 2]",
     ],
 )
-def test_other_programs_are_not_read(program):
+def test_read_returns_none_for_other_programs(program):
     assert read(program, "f") is None
 
 
-def test_annotations_correct_the_easiest_program_with_few_edits(tasks):
+def test_annotations_correct_the_closest_program_with_few_edits(tasks):
     chosen = tasks[110:310]
     failing, by_id = wrong_programs(chosen), {t.task_id: t for t in tasks}
     found = annotate(failing, by_id, SPECIFICATIONS, 0)
@@ -129,10 +129,10 @@ def test_annotations_correct_the_easiest_program_with_few_edits(tasks):
             if (s := read(p.program, by_id[f.task_id].entry_point))
         ]
         changed = {line.strip() for line in old} ^ {line.strip() for line in new}
-        assert len(changed) <= 2 * min(needed) and f.text  # a line of before and after for each
+        assert len(changed) <= 2 * min(needed) and f.text  # each difference removes and adds at most one line
 
 
-def test_feedback_says_what_is_wrong_in_several_phrasings(tasks):
+def test_feedback_names_the_mistake_in_several_phrasings(tasks):
     specification = next(s for s in SPECIFICATIONS.values() if s.filter.name == "at_least" and s.source.name == "list")
     right = specification.sketch(short=False)
     names = draw_names(specification, "nums", random.Random(0))
@@ -145,7 +145,7 @@ def test_feedback_says_what_is_wrong_in_several_phrasings(tasks):
     assert review(specification, right, right, names, random.Random(0)) == ""
 
 
-def test_shuffled_feedback_is_about_another_program_of_the_split():
+def test_shuffled_feedback_is_about_another_program_of_its_split():
     feedback = [
         Feedback(i, "refine" if i < 311 else "train", f"x{i}", f"words {i // 3}", "scripted", f"y{i}")
         for i in range(291, 351)
@@ -174,7 +174,7 @@ TINY = {
 }
 
 
-def test_pretraining_goes_on_after_a_kill(tmp_path, monkeypatch):
+def test_interrupted_pretraining_ends_with_identical_weights(tmp_path, monkeypatch):
     settings, cpu = Pretraining(epochs=2, **TINY), CPU
     whole = pretrain(settings, cpu, 0, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -196,7 +196,7 @@ def test_pretraining_goes_on_after_a_kill(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "whole"]
 
 
-def test_the_command_that_pretrains_the_model_writes_its_card(cli, tmp_path):
+def test_pretraining_command_writes_a_model_card(cli, tmp_path):
     tiny = [f"pretrain.{name}={value}" for name, value in TINY.items()]
     few = ["sampler.n=1", "evaluate.k=[1]", "sampler.max_new_tokens=8", "data.limit.test=2", "data.limit.refine=2"]
     command = ["experiment=mini/pretrain", "pretrain.epochs=1", *tiny, *few, "data.limit.train=2", "logger=none"]
@@ -207,7 +207,7 @@ def test_the_command_that_pretrains_the_model_writes_its_card(cli, tmp_path):
     assert str(tmp_path / "out" / "mini") in done.stdout or "out/mini/README.md" in done.stdout
 
 
-def test_the_shipped_model_is_what_the_project_says():
+def test_shipped_model_is_small_and_has_a_complete_card():
     assert sum(f.stat().st_size for f in MINI.iterdir() if f.suffix == ".safetensors") <= 8_000_000
     card = (MINI / "README.md").read_text()
     for words in ("Command", "Data", "Training", "Results", "nats per target token", "no evidence"):

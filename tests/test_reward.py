@@ -1,4 +1,4 @@
-"""Verdicts as rewards: by TRL's documented way to call them, and in TRL itself where it is installed."""
+"""Verdicts as rewards: called as TRL documents it, and by TRL itself if it is installed."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def ended():
         f"Maybe\n{fenced(BAD)}</think>{GOOD}",
     ],
 )
-def test_the_program_is_what_the_model_answers(answer):
+def test_program_is_extracted_from_the_answer(answer):
     chat = [{"role": "assistant", "content": answer}]
     parts = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     calls = [{"role": "assistant", "content": BAD}, {"role": "tool", "content": BAD}, *chat]
@@ -64,7 +64,7 @@ def test_the_program_is_what_the_model_answers(answer):
         BAD,
         fenced(BAD),
         f"{fenced(GOOD)}{fenced(BAD)}",
-        f"<think>\n{fenced(GOOD)}",  # cut off before it answered
+        f"<think>\n{fenced(GOOD)}",  # cut off before the answer
         f"{fenced(GOOD)}</think>I do not know.",
         fenced(GOOD, "rust"),
         "import os\nos._exit(0)",
@@ -72,14 +72,14 @@ def test_the_program_is_what_the_model_answers(answer):
         "def f(x):\n    while True: pass",
     ],
 )
-def test_nothing_else_is_rewarded(answer):
+def test_incorrect_or_missing_programs_get_zero_reward(answer):
     calls = [{"role": "assistant", "content": None, "tool_calls": []}]
     one = Reward(Limits(time_limit=1, workers=1))
     assert one(completions=[answer, [], calls], tests=[TESTS] * 3) == [0.0] * 3
     one.close()
 
 
-def test_each_completion_has_its_own_row():
+def test_each_completion_is_scored_with_its_own_row():
     tests = [TESTS, ["assert f(1) == 1"], None, ["assert f(one) == 1"], ["import socket\nassert f(1) == 1"], TESTS]
     setup = [None, None, None, "one = 1", None, "def f(x): return x"]
     found = reward(completions=[BAD] * 6, tests=tests, setup_code=setup, level=[1] * 6, trainer_state=object())
@@ -88,7 +88,7 @@ def test_each_completion_has_its_own_row():
     assert reward(completions=[], tests=[]) == []
 
 
-def test_a_program_gains_nothing_by_being_hard_to_judge():
+def test_undecided_verdicts_can_be_given_zero_reward():
     strict = Reward(Limits(workers=1), undecided=0.0)
     equal = "class Same:\n    __eq__ = lambda *a: True\ndef f(x): return Same()"
     assert reward(completions=[equal], tests=[TESTS])[0] in (0.0, None)
@@ -96,22 +96,22 @@ def test_a_program_gains_nothing_by_being_hard_to_judge():
     strict.close()
 
 
-def test_a_share_of_the_tests():
+def test_partial_reward_is_the_share_of_passed_tests():
     share = Reward(Limits(workers=1), partial=True, name="share")
     loops = "def f(x):\n    while x > 1: pass\n    return x"
     assert share(completions=[GOOD, BAD, "", loops], tests=[TESTS] * 4, time_limit=[1] * 4) == [1.0, 0.5, 0.0, 0.5]
     share.close()
 
 
-def test_trl_is_told_the_verdicts():
-    told = {}
-    found = reward(completions=[GOOD, BAD, ""], tests=[TESTS, TESTS, None], log_extra=told.__setitem__)
+def test_verdicts_and_details_are_logged_to_trl():
+    logged = {}
+    found = reward(completions=[GOOD, BAD, ""], tests=[TESTS, TESTS, None], log_extra=logged.__setitem__)
     assert found == [1.0, 0.0, None]
-    assert told["reward_verdict"] == ["passed", "failed", None]
-    assert "the result is 1" in told["reward_detail"][1]
+    assert logged["reward_verdict"] == ["passed", "failed", None]
+    assert "the result is 1" in logged["reward_detail"][1]
 
 
-def test_rows_may_have_inputs_and_outputs_in_place_of_tests():
+def test_rows_may_have_inputs_and_outputs_instead_of_tests():
     script = "```python\nprint(2 * int(input()))\n```"
     columns = {"tests": [None, TESTS, None], "inputs": [["1", "2"], None, None], "outputs": [["2", "4"], None, None]}
     assert Reward(partial=True)(completions=[script, GOOD, script], **columns) == [1.0, 1.0, None]
@@ -139,27 +139,27 @@ def test_rows_may_have_inputs_and_outputs_in_place_of_tests():
         ({"tests": [TESTS] * 2, "completions": [{"content": GOOD}, 3]}, r"completions=.*role and content"),
     ],
 )
-def test_wrong_columns_are_named_before_anything_runs(columns, message):
+def test_invalid_columns_are_an_error_before_the_sandbox_starts(columns, message):
     one = Reward()
     with pytest.raises(InputError, match=message):
         one(**{"completions": [GOOD, BAD], "level": [1, 2], **columns})
     assert not one._started
 
 
-def test_a_conversation_is_not_continued():
+def test_continued_rejects_conversations():
     with pytest.raises(InputError, match=r"prompts=.*strings.*program=continued"):
         Reward(program=continued)(completions=[GOOD], prompts=[[{"role": "user", "content": "f"}]], tests=[TESTS])
     assert continued("def f(x):\n", "    return x\n") == GOOD and answered("def f(x):\n", GOOD) == GOOD
 
 
-def test_a_sandbox_is_kept_and_each_process_has_its_own():
+def test_sandbox_is_reused_within_a_process_but_not_across_processes():
     one = Reward(Limits(workers=1))
     assert one(completions=[GOOD], tests=[TESTS]) == [1.0]
     (worker,) = one._started[os.getpid()][0]._workers
     assert one(completions=[BAD], tests=[TESTS]) == [0.0]
     assert one._started[os.getpid()][0]._workers == [worker]
     reader, writer = os.pipe()
-    if os.fork() == 0:  # as some launchers start processes
+    if os.fork() == 0:  # some launchers fork their processes
         try:
             found = one(completions=[BAD, GOOD], tests=[TESTS] * 2)
             os.write(writer, json.dumps([found, worker in one._started[os.getpid()][0]._workers]).encode())
@@ -175,7 +175,7 @@ def test_a_sandbox_is_kept_and_each_process_has_its_own():
     one.close()
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads_return_correct_rewards():
     one, programs = Reward(Limits(workers=2)), [f"def f(x):\n    return x + {i % 5 // 3}  # {i}" for i in range(60)]
     start = threading.Barrier(3)
 
@@ -189,7 +189,7 @@ def test_calls_from_several_threads():
     one.close()
 
 
-def test_the_processors_are_shared_by_a_launch(monkeypatch):
+def test_processors_are_divided_among_the_processes_of_a_launch(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     for processes, workers in (("4", 2), ("16", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
@@ -199,7 +199,7 @@ def test_the_processors_are_shared_by_a_launch(monkeypatch):
         one.close()
 
 
-def test_what_is_open_is_said_once(caplog):
+def test_missing_isolation_is_logged_once(caplog):
     one = Reward(Limits(isolation="off", workers=1))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -209,16 +209,16 @@ def test_what_is_open_is_said_once(caplog):
     assert "left open" in record.getMessage()
 
 
-# ---- the page, and TRL itself -----------------------------------------------------------------------------------
+# ---- the documentation page, and TRL itself ---------------------------------------------------------------------
 
 
-def test_the_page_names_every_column():
+def test_page_lists_every_column():
     from ilf.sandbox.rewards import _COLUMNS
 
     assert re.findall(r"^\| `(\w+)` \|", PAGE, re.M) == list(_COLUMNS)
 
 
-def test_the_pages_options_run():
+def test_options_example_on_the_page_runs():
     scope = {}
     exec(BLOCKS[1], scope)
     scope["reward"].close()
@@ -229,14 +229,14 @@ def trl():
 
 
 def tiny(folder, **more):
-    """One step of two completions of mini, on a CPU."""
+    """Return the settings of a short training of mini on a CPU: by default one step of four completions."""
     own = {"max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 48}
     own |= {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1, **more}
     return trl().GRPOConfig(str(folder), **own)
 
 
 @pytest.mark.slow
-def test_the_page_trains(tmp_path):
+def test_training_example_on_the_page_runs(tmp_path):
     trl()
     chat = shutil.copytree(MINI, tmp_path / "chat")
     template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -252,7 +252,7 @@ def test_the_page_trains(tmp_path):
 
 
 @pytest.mark.slow
-def test_trl_rewards_what_the_sandbox_passes(tmp_path):
+def test_trl_rewards_match_the_sandbox_verdicts(tmp_path):
     from datasets import Dataset
 
     tasks = Mini().read("data")[0][:12]
@@ -260,17 +260,17 @@ def test_trl_rewards_what_the_sandbox_passes(tmp_path):
     rows[5]["tests"] = rows[7]["tests"] = None
     seen, limits = [], Limits(time_limit=1)
 
-    class Noted(Reward):
+    class RecordingReward(Reward):
         def __call__(self, completions, prompts, tests, **columns):
             found = super().__call__(completions, prompts=prompts, tests=tests, **columns)
             seen.append((prompts, completions, tests, found))
             return found
 
-    noted = Noted(limits, continued, name="passes")
+    recording = RecordingReward(limits, continued, name="passes")
     args = tiny(tmp_path, max_steps=3, per_device_train_batch_size=16, shuffle_dataset=False, log_completions=False)
-    trainer = trl().GRPOTrainer(str(MINI), reward_funcs=noted, args=args, train_dataset=Dataset.from_list(rows))
+    trainer = trl().GRPOTrainer(str(MINI), reward_funcs=recording, args=args, train_dataset=Dataset.from_list(rows))
     trainer.train()
-    noted.close()
+    recording.close()
     sandbox = Sandbox(limits)
     steps = [step for step in trainer.state.log_history if "rewards/passes/mean" in step]
     assert len(seen) == len(steps) == 3

@@ -1,8 +1,8 @@
-"""Prints trl_losses.json: what TRL computes on a batch, for test_objectives.py. Needs `pip install trl`.
+"""Prints trl_losses.json: the losses that TRL computes on a batch, for test_objectives.py. Needs `pip install trl`.
 
     python tests/trl_losses.py > tests/trl_losses.json
 
-The policy is the mini model with all weights times SCALE, the reference the model as it is.
+The policy is the mini model with all weights multiplied by SCALE. The reference is the mini model itself.
 """
 
 import json
@@ -34,12 +34,12 @@ def models():
 
 
 def texts(batch):
-    """Return (prompt ids, target ids) of each row of a batch of TRL's."""
+    """Return (prompt ids, target ids) of each row of a TRL batch."""
     found = []
     for ids, mask, target in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True):
-        there = ids[mask.bool()].tolist()
+        tokens = ids[mask.bool()].tolist()
         count = int(target.sum())
-        found.append([there[:-count], there[-count:]])
+        found.append([tokens[:-count], tokens[-count:]])
     return found
 
 
