@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import functools
 import gc
 import os
 import random
@@ -17,9 +19,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import flag_override
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, flag_override
 
 ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
 MINI = ROOT / "src" / "ilf" / "models" / "mini"
 # MBPP and the ILF paper's annotations are not part of the project. Tests that need them are skipped without them.
 DATA = Path(os.environ.get("ILF_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -42,8 +48,6 @@ from ilf.tasks.mini_grammar import draw_names  # noqa: E402
 from ilf.training.mini_corpus import with_mistakes  # noqa: E402
 from ilf.types import Program, Task, Verdict  # noqa: E402
 
-gc.freeze()  # imported modules stay in memory, so garbage collections need not traverse them
-
 # Ray reads these variables when it is imported. Without them its ports would be open to the network.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 
@@ -58,6 +62,13 @@ _LONGEST = (
     "test_memory",
     "test_samplers",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_imports() -> None:
+    """Keep garbage collections from traversing imported modules and earlier tests, which stay in memory."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,14 +111,31 @@ def real_model() -> Path:
 
 
 def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
-    """Compose the settings like the command does, but outside a Hydra job."""
+    """Compose the settings like the command does, but outside a Hydra job.
+
+    Hydra chooses the options of all groups first, and then sets single values. Many tests choose the same options, so
+    the first step is cached.
+    """
     register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=["output_dir=unused", *overrides], return_hydra_config=True)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    options = [one for one in parsed if one.is_sweep_override() or _names_a_group(one)]
+    config = copy.deepcopy(_composed(*(str(one.input_line) for one in options)))
+    ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if one not in options], config)
     chosen = config.hydra.runtime.choices
     with flag_override(config, ["struct", "readonly"], False):
         del config["hydra"]
     return settings_from(config, overrides, sweep, chosen)
+
+
+def _names_a_group(override: Override) -> bool:
+    key = override.key_or_group
+    return override.package is not None or "/" in key or (CONF / key).is_dir()
+
+
+@functools.cache
+def _composed(*options: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["output_dir=unused", *options], return_hydra_config=True)
 
 
 def wrong_programs(tasks: list[Task]) -> dict[int, list[Program]]:

@@ -12,11 +12,11 @@ from dataclasses import asdict, fields
 import pytest
 from conftest import MINI, ROOT, compose_settings, wrong_programs
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, flag_override
 
 from ilf.build import build
 from ilf.checks import check
-from ilf.cli.config import register
+from ilf.cli.config import register, settings_from
 from ilf.cli.search_path import check_arm
 from ilf.components import resolve
 from ilf.feedback.scripted import annotate
@@ -256,6 +256,26 @@ def test_a_run_completes_with_each_other_option(option, small_stages, shared_sto
 
 def test_options_listed_as_not_run_or_default_exist():
     assert set(NOT_RUN) <= set(OPTIONS) and set(OPTIONS) >= DEFAULTS
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["refinements=gold", "training.policy.lr=1e-3", "data@transfer=humaneval", "data.limit.test=9"],
+        ["+trainer.max_time='00:01:00'", "hydra/sweeper=optuna", "hydra.job.num=3", "feedback.transform=[drop]"],
+    ],
+)
+def test_tests_compose_settings_as_hydra_does(overrides):
+    """The fixture composes in two steps, the first of which is cached."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", ["output_dir=unused", *overrides], return_hydra_config=True)
+    chosen = config.hydra.runtime.choices
+    with flag_override(config, ["struct", "readonly"], False):
+        del config["hydra"]
+    for _ in range(2):
+        assert compose_settings(*overrides) == settings_from(config, overrides, chosen=chosen)
 
 
 def test_a_pickled_configuration_keeps_its_schema_in_another_process():

@@ -53,11 +53,16 @@ def _texts(part: Any) -> Iterator[str]:
 
 def _foreign(module: ModuleType) -> Iterator[str]:
     """Yield the current functions and classes that replaced those in a module's source."""
-    for node in ast.parse(inspect.getsource(module)).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            value = inspect.unwrap(getattr(module, node.name))
-            if getattr(value, "__module__", None) != module.__name__:
-                yield f"{node.name}: {_of(value)}"
+    for name in _definitions(inspect.getsource(module)):
+        value = inspect.unwrap(getattr(module, name))
+        if getattr(value, "__module__", None) != module.__name__:
+            yield f"{name}: {_of(value)}"
+
+
+@functools.cache
+def _definitions(source: str) -> list[str]:
+    """Return the names of a module's functions and classes."""
+    return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
 def _replaced(value: Any, file: str | None) -> Iterator[str]:
