@@ -58,11 +58,18 @@ def test_unit_test_feedback_describes_each_kind_of_failure(body, said, sandbox):
     assert said in feedback_on(body, sandbox)
 
 
-def test_unit_test_feedback_reports_errors_in_setup_code(sandbox):
-    task = replace(
-        TASK, setup="\n" * 8 + "def helper():\n    raise ValueError('no')", tests=("assert double(helper()) == 2",)
-    )
-    assert "ValueError: no" in feedback_on("    return x", sandbox, task)
+@pytest.mark.parametrize(
+    ("setup", "said"),
+    [
+        ("def helper():\n    raise ValueError('no')", ", but it raises ValueError: no."),
+        ("1 / 0", "The program does not run: it raises ZeroDivisionError: division by zero."),
+        ("x = 1\nx = (", "The program does not run: it raises SyntaxError: '(' was never closed."),
+        ("import json\njson.loads('?')", "it raises json.decoder.JSONDecodeError: Expecting value"),
+    ],
+)
+def test_feedback_on_errors_in_setup_code_quotes_no_line_of_the_program(setup, said, sandbox):
+    task = replace(TASK, setup=setup, tests=("assert double(helper()) == 2",))
+    assert said in feedback_on("    return x", sandbox, task)
 
 
 def annotation(text: str, bugs: int | None = None, task_id: int = 311) -> Feedback:

@@ -219,7 +219,9 @@ def described(error: BaseException, full: int) -> list[Any]:
     """
     report = "".join(traceback.format_exception_only(type(error), error)).strip().split("\n")[-1]
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == PROGRAM]
-    line = lines[-1] if lines else getattr(error, "lineno", None)
+    if not lines and isinstance(error, SyntaxError) and error.filename == PROGRAM:  # not one in the set-up code
+        lines = [error.lineno]
+    line = lines[-1] if lines else None
     return [report[:_DETAIL], line, _limit(error, full)]
 
 
