@@ -36,6 +36,8 @@ DRAWS = [Draw(t, "test", s, 7 * t + s, PROMPTS[t], "") for t, s in ((2, 0), (2, 
 TABLE = read_table(ROOT / "docs" / "how-to" / "models.md")
 ADAPTERS = {"full": (None, None), "LoRA": (lora(), None), "QLoRA": (lora(), "nf4")}
 SETTINGS = dict(zip(ADAPTERS, map(compose_settings, ("adapter=full", "adapter=lora", "adapter=qlora")), strict=True))
+# Only the paged cache shows at the first prompt that it does not fit these.
+REFUSED_LATER = {"BERT decoder", "DeepSeek-V3", "GPT-BigCode", "GPT-NeoX", "OPT", "RoBERTa decoder"}
 STEPS = 10
 SAMPLING = HFSampler(max_new_tokens=STEPS, batch_size=4)
 
@@ -160,12 +162,13 @@ def check_training_and_saving(folder, adapter, tokenizer, examples, tuned):
 
 
 @FAMILIES
-def test_continuous_batching_errors_at_startup_name_the_model_class(family):
-    try:
+def test_startup_accepts_or_refuses_continuous_batching_as_listed(family):
+    if TABLE[family]["continuous"] == "yes" or family in REFUSED_LATER:
         check_continuous(config_of(family))
-    except InputError as error:
-        assert error.args[:2] == ("sampler", "continuous") and type(model_of(family)).__name__ in str(error)
-        assert TABLE[family]["continuous"] == "refused"
+        return
+    with pytest.raises(InputError, match=type(model_of(family)).__name__) as error:
+        check_continuous(config_of(family))
+    assert error.value.args[:2] == ("sampler", "continuous")
 
 
 @pytest.mark.slow

@@ -236,10 +236,13 @@ def test_an_unreachable_cluster_is_reported_at_startup(small_stages):
         small_stages("executor=ray", "executor.address=127.0.0.1:1")
 
 
-def test_a_missing_ray_package_and_an_unknown_argument_are_reported(monkeypatch):
+def test_a_missing_ray_package_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"executor='ray'.*requirements-extras\.txt"):
         compose_settings("executor=ray")
+
+
+def test_an_argument_of_another_executor_is_rejected():
     with pytest.raises(InputError, match=r"executor\.address=.h:1..*is not an argument"):
         compose_settings("+executor.address=h:1")
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_check_writable_leaves_no_files_or_folders(tmp_path, monkeypatch):
 
 def test_the_disk_module_does_not_import_torch():
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import ilf.disk; print('torch' in sys.modules)"
-    assert subprocess.run(["python3", "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def fill(folder, left):

@@ -18,7 +18,7 @@ from ilf.settings import Settings
 from ilf.tasks import Mini
 from ilf.tasks.data import split_tasks
 from ilf.training.dry_run import check_training
-from ilf.types import InputError, NoTrainingExamples
+from ilf.types import InputError, NoTrainingExamples, Splits
 
 # Numbers that accept any value, or that are checked together with other settings.
 WITHOUT_RANGE = {"seed", "trainer.devices", "annotate.port", "evaluate.k", "feedback.shares"}
@@ -189,10 +189,11 @@ WARMUPS = {  # 30 tasks of each split; the refiner trains on 24
 def test_a_warmup_longer_than_a_training_is_rejected_at_startup(name, small_stages):
     own, most, phase = WARMUPS[name]
     own = [*own, "training.refiner.epochs=2", "training.policy.epochs=2"]
-    small_stages(*own, f"scheduler.num_warmup_steps={most}")
+    tasks = Splits((), TASKS.refine[:30], TASKS.train[:30])  # as many as `small_stages` has
+    for accepted in ([f"scheduler.num_warmup_steps={most}"], ["scheduler.num_warmup_steps=1000", "stages=[sample]"]):
+        check_training(compose_settings(*own, *accepted), MINI_CONFIG, tasks)
     with pytest.raises(InputError, match=rf"num_warmup_steps={most + 1}.* {most} .*the {phase}'s"):
         small_stages(*own, f"scheduler.num_warmup_steps={most + 1}")
-    small_stages(*own, f"scheduler.num_warmup_steps={most + 1}", "stages=[sample]")
 
 
 def test_a_max_length_too_small_for_the_shortest_prompt_is_rejected(small_stages):

@@ -14,14 +14,19 @@ from ilf.sampling import HFSampler
 from ilf.tasks.data import split_tasks
 from ilf.types import InputError, Task
 
-TRAINED = ("refinements=gold", "refinements.tasks=annotated", "training.epochs=1", "measure=[]")
 
-
-def test_evaluation_settings_do_not_affect_training_samples(small_stages):
-    stages = small_stages(*TRAINED, "sampler.n=4", "evaluate.n=3", "evaluate.top_k=5", "evaluate.k=[1]")
-    found = stages.run()
-    assert found["zero_shot"]["n_samples"] == found["finetuned"]["n_samples"] == 3
-    assert found["samples"]["n_samples"] == 4
+def test_evaluation_settings_do_not_affect_training_samples(small_stages, tmp_path):
+    few = ("sampler.n=4", "data.limit.test=2", "data.limit.refine=4", "data.limit.train=4", "measure=[]")
+    changes = ("evaluate.n=3", "evaluate.top_k=5", "evaluate.k=[1]")
+    stages, other = (
+        small_stages(*few, *changes, "stages=[sample,zero_shot]"),
+        small_stages(*few, "stages=[sample]", f"store.dir={tmp_path / 'other'}"),
+    )
+    found, _ = stages.run(), other.run()
+    files = (run.folder / "programs" / "sample.jsonl" for run in (stages, other))
+    changed, default = ([json.loads(line)["program"] for line in file.read_text().splitlines()] for file in files)
+    assert changed == default and len(changed) == 4 * (2 + 4 + 4)
+    assert found["zero_shot"]["n_samples"] == stages.runner.sampler_of("evaluate").n == 3
     own = {"n": 3, "temperature": stages.settings.sampler.temperature, "top_k": 5, "dtype": "torch.float32"}
     assert found["evaluation"] == own and found["sampling"]["top_k"] == 0
 

@@ -175,7 +175,6 @@ def test_unloadable_model_folder_is_an_error_at_the_start(name, key, tmp_path):
         build(compose_settings(*own, *SETTINGS[key], f"{key}={folder}"))
     found, value, _, advice = error.value.args
     assert (found, value) == (key, str(folder)) and len(advice) > 20
-    assert not (tmp_path / "store").exists() or not any((tmp_path / "store").glob("*/*"))  # no stage has started
 
 
 def test_incomplete_hub_download_is_an_error(tmp_path, monkeypatch):

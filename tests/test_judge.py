@@ -64,10 +64,6 @@ def test_error():
 F = "def f(x): return x\ndef g(): raise ValueError('no')\n"
 
 
-def block(text: str) -> str:
-    return text
-
-
 PASSES = [
     # objects of data classes, named tuples and enumerations
     (POINT + "def f(): return Point(1, 2)", "assert f() == Point(1, 2) and f() != Point(1, 3) and f() != 1 and f() in [Point(1, 2)]"),

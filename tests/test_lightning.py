@@ -100,7 +100,7 @@ def test_schedule_without_an_end_of_training_is_an_error():
         fit({"max_epochs": -1}, scheduler=Component("ilf.training.schedules.linear"))
 
 
-def test_checkpoint_restores_a_module_built_from_a_model_object(tmp_path):
+def test_checkpoint_of_a_model_object_holds_only_trained_weights(tmp_path):
     net = adapt(load_model(MINI, torch.float32), lora())
     module = ILFModule(net, load_tokenizer(MINI), sampler=HFSampler(max_new_tokens=4))
     data = MBPPDataModule(MINI, data=Mini(limit=Limit(test=1, refine=1, train=2)))
@@ -112,4 +112,6 @@ def test_checkpoint_restores_a_module_built_from_a_model_object(tmp_path):
     other = adapt(load_model(MINI, torch.float32), lora())
     loaded = ILFModule.load_from_checkpoint(tmp_path / "lora.ckpt", model=other, tokenizer=load_tokenizer(MINI))
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    saved = torch.load(tmp_path / "lora.ckpt")
+    assert saved["state_dict"].keys() == trained.keys() and "model" not in saved["hyper_parameters"]
     assert trained and all(torch.equal(p, dict(loaded.named_parameters())[n]) for n, p in trained.items())
