@@ -96,7 +96,8 @@ def _what_came(said: str, program: Program) -> str:
     if match := _LINE.fullmatch(said):
         error, number = match[1], int(match[2])
         lines = lines_of(program.program)
-        line = lines[number - 1].strip() if number <= len(lines) else ""  # else of code that the program compiled
+        # A number beyond the program is that of a line in code that the program compiles itself.
+        line = lines[number - 1].strip() if number <= len(lines) else ""
         return f"line {number}" + (f", `{line}`," if line else "") + f" raises {error}"
     return f"it raises {said}" if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", said) else said
 
