@@ -9,7 +9,7 @@ import torch
 from conftest import MINI, compose_settings
 
 from ilf.cli import sweep
-from ilf.models import load
+from ilf.models import dtypes
 from ilf.sampling import HFSampler
 from ilf.tasks.data import split_tasks
 from ilf.types import InputError, Task
@@ -50,7 +50,7 @@ def test_auto_bfloat16_excludes_evaluation_and_fine_tuned_models(
     small_stages, monkeypatch, tmp_path, dtype, learns, reported
 ):
     """bfloat16 would round small updates away. The zero-shot samples use the same dtype as the evaluation."""
-    monkeypatch.setattr(load, "_cpu_has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(dtypes, "_cpu_has_fast_bfloat16", lambda: True)
     runner = small_stages(f"model.dtype={dtype}").runner
     learns, reported = getattr(torch, learns), getattr(torch, reported)
     assert runner.dtype_of("sample", MINI) == learns
@@ -72,8 +72,8 @@ def test_auto_bfloat16_excludes_evaluation_and_fine_tuned_models(
 )
 def test_auto_dtype_is_bfloat16_only_on_cpus_where_it_is_faster(monkeypatch, processor, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
-    assert load.sampling_dtype("auto", torch.device("cpu")) == dtype
-    assert load.sampling_dtype("auto", torch.device("cpu"), learns=False) == torch.float32
+    assert dtypes.sampling_dtype("auto", torch.device("cpu")) == dtype
+    assert dtypes.sampling_dtype("auto", torch.device("cpu"), learns=False) == torch.float32
 
 
 # ---- selection of settings on Refine ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from ilf import distributed
 from ilf.components import Component
 from ilf.disk import nearest
-from ilf.models.load import sampling_dtype, saving_dtype
+from ilf.models.dtypes import sampling_dtype, saving_dtype
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
 from ilf.models.tokens import encode_prompts
 from ilf.settings import Settings

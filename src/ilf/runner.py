@@ -21,7 +21,8 @@ from ilf.components import Component
 from ilf.executors import Judge
 from ilf.files import JsonLines, link_or_copy, sha256, weights_sha256
 from ilf.models import load, onednn_linear, policy_change, targets, tokens
-from ilf.models.load import Model, load_tokenizer, sampling_dtype
+from ilf.models.dtypes import sampling_dtype
+from ilf.models.load import Model, load_tokenizer
 from ilf.protocols import Sampler
 from ilf.sandbox import executor, jobs, packages, processes, worker
 from ilf.settings import Settings

@@ -46,7 +46,7 @@ class OtherModel:
             return {"answers": [row for _, row in _stored_rows(settings.path, use)]}
         own: dict[str, Any] = {"max_tokens": settings.max_tokens, "temperature": self.temperature}
         if self.folder is not None:
-            from ilf.models.load import sampling_dtype
+            from ilf.models.dtypes import sampling_dtype
 
             return own | {
                 "weights": weights,

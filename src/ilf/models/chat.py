@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from ilf.models.load import load_tokenizer, sampling_dtype
+from ilf.models.dtypes import sampling_dtype
+from ilf.models.load import load_tokenizer
 from ilf.models.onednn_linear import load_packed
 from ilf.models.tokens import Continuation, encode_chat, end_ids
 

@@ -34,7 +34,8 @@ from ilf.models import (
     targets,
     tokens,
 )
-from ilf.models.load import Model, adapt, compute_dtype, load_model, save, saving_dtype
+from ilf.models.dtypes import compute_dtype, saving_dtype
+from ilf.models.load import Model, adapt, load_model, save
 from ilf.models.onednn_linear import load_packed
 from ilf.protocols import Objective, Sampler
 from ilf.sampling import hf

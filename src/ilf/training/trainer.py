@@ -20,7 +20,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from ilf import distributed, shutdown
 from ilf.components import Component
 from ilf.disk import naming
-from ilf.models.load import has_bfloat16
+from ilf.models.dtypes import has_bfloat16
 
 # Trainer arguments that don't change the weights, and so are left out of the store's keys.
 CHANGING_NOTHING = (
