@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 
 import pytest
 import torch
 
 from ilf import runner
-from ilf.code_digest import code_sha256
+from ilf.code_digest import Code, code_sha256
+from ilf.components import component
 from ilf.models import batches
 from ilf.runner import Runner
 from ilf.sampling import HFSampler, hf
 from ilf.training import fine_tuning, schedules, stage_jobs
 from ilf.training.fine_tuning import FineTuningModule
 from ilf.training.ilf_module import ILFModule
-from ilf.training.objectives import sft
 
+ROOT = Path(runner.__file__).parent
 SOURCE = '''"""A module."""
 
 LIMIT = 3
@@ -116,9 +120,9 @@ def test_ignore_code_changes_reuses_results_of_older_code(small_stages, monkeypa
     assert set(small_stages(*few).run()["seconds"]["reused"]) == {"zero_shot", "sample"}
 
 
-# Files that run within a stage but don't affect what it stores: records, files, processes, logs, the sandbox's side of
-# a job, and settings whose values are part of the stage's key.
-NEUTRAL_FILES = {
+# Files and functions that run within a stage but don't affect what it stores: records, files, processes, logs, the
+# sandbox's side of a job, and settings whose values are part of the stage's key.
+NEUTRAL = {
     *(
         "types.py",
         "settings.py",
@@ -139,19 +143,29 @@ NEUTRAL_FILES = {
         "sandbox/probe.py",
         "sandbox/worker/isolation.py",
     ),
+    *(f"training/stage_jobs.py: {name}" for name in ("Drawing.taken", "Drawing.samples", "_Rows", "_last_checkpoint")),
 }
 
 
-def test_digest_of_a_stage_covers_the_code_that_it_runs(small_stages, monkeypatch):
-    ran: dict[str, set[str]] = defaultdict(set)
-    root = Path(runner.__file__).parent
+def test_digest_of_a_stage_covers_the_functions_that_it_runs(small_stages, monkeypatch):
+    ran: dict[str, set[CodeType]] = defaultdict(set)
+    parts: dict[str, tuple[Code, ...]] = {}  # by their digest
+    covering: dict[str, list[Code]] = {}  # by stage, the parts in its key
     do = Runner.do
+
+    def recorded(*own):
+        digest = code_sha256(*own)
+        parts[digest] = own
+        return digest
 
     def profiled(stage: str, frame: FrameType, event: str, arg: object) -> None:
         if event == "call":
-            ran[stage].add(frame.f_code.co_filename)
+            ran[stage].add(frame.f_code)
 
     def traced(self, stage, key, work, *rest):
+        digests = re.findall(r'"code": "(\w+)"', json.dumps(key))
+        covering[stage] = [part for digest in digests for part in parts.get(digest, ())]
+
         def watched(entry):
             sys.setprofile(partial(profiled, stage))
             try:
@@ -162,21 +176,30 @@ def test_digest_of_a_stage_covers_the_code_that_it_runs(small_stages, monkeypatc
         return do(self, stage, key, watched, *rest)
 
     monkeypatch.setattr(Runner, "do", traced)
+    for module in (stage_jobs, component):
+        monkeypatch.setattr(module, "code_sha256", recorded)
     few = ["data.limit.test=2", "data.limit.refine=6", "data.limit.train=6", "sampler.n=2", "evaluate.k=[1]"]
     small_stages(*few, "training.validate_n=1", "training.epochs=1").run()
-    # Of stage_jobs, the digest has only Drawing.run.
-    drawing = (stage_jobs, *stage_jobs.DRAWING, hf, *stage_jobs.DECODING, *runner._JUDGING)
-    training = (stage_jobs, *stage_jobs.TRAINING, hf, *stage_jobs.DECODING, ILFModule, sft, schedules, *runner._JUDGING)
-    for stage, parts in (
-        *((stage, drawing) for stage in ("zero_shot", "sample", "refine", "evaluate")),
-        *((stage, training) for stage in ("train_refiner", "train_policy")),
-    ):
-        files = {Path(file).relative_to(root).as_posix() for file in ran[stage] if Path(file).is_relative_to(root)}
-        assert len(files) > 3
-        known = {p if isinstance(p, Path) else Path(_file(p)) for p in parts}
-        names = {file.relative_to(root).as_posix() for file in known if file.is_relative_to(root)}
-        assert files <= names | NEUTRAL_FILES, stage
+    assert set(ran) == {"zero_shot", "sample", "annotate", "train_refiner", "refine", "train_policy", "evaluate"}
+    for stage, codes in ran.items():
+        covered = _covered([*covering[stage], *runner._JUDGING])  # the verdicts of a stage have a digest of their own
+        names = {name for code in codes if (name := _name(code))}
+        prefixes = tuple(one + end for one in covered for end in (": ", "."))
+        assert {name for name in names if not f"{name}.".startswith(prefixes)} == set(), stage
 
 
-def _file(part: object) -> str:
-    return str(inspect.getsourcefile(inspect.unwrap(part) if not isinstance(part, ModuleType) else part))
+def _name(code: CodeType) -> str | None:
+    """Return the file and the name of a function of this project; None for others."""
+    file = Path(code.co_filename)
+    return f"{file.relative_to(ROOT).as_posix()}: {code.co_qualname}" if file.is_relative_to(ROOT) else None
+
+
+def _covered(parts: Iterable[Code]) -> set[str]:
+    """Return the names of files and functions that are neutral or in a digest of `parts`."""
+    names = set(NEUTRAL)
+    for part in parts:
+        if isinstance(part, Path | ModuleType):
+            names.add(Path(part if isinstance(part, Path) else str(part.__file__)).relative_to(ROOT).as_posix())
+        else:
+            names.add(str(_name(inspect.unwrap(part).__code__)))
+    return names

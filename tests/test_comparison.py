@@ -333,12 +333,16 @@ def test_labels_are_short_and_unique(tmp_path):
     assert "Unless a run's name says otherwise: feedback=scripted." in found["text"]
 
 
-def test_labels_show_a_setting_whose_values_have_no_majority(tmp_path):
+def test_labels_leave_out_a_value_only_if_most_jobs_have_it(tmp_path):
     for i, feedback in enumerate(["scripted", "none"]):
         write_job(tmp_path / "s" / str(i), [f"feedback={feedback}"], draw(0.5, i))
     found = compare(tmp_path / "s")
     assert [row["arm"] for row in found["_arms"][1:]] == ["model, feedback=scripted", "model, feedback=none"]
-    assert "says nothing else" not in found["text"]
+    assert "Unless a run's name says otherwise" not in found["text"]
+    write_job(tmp_path / "s" / "2", ["feedback=none", "refinements=gold"], draw(0.5, 2))
+    found = compare(tmp_path / "s")
+    assert [row["arm"] for row in found["_arms"][1:]] == ["model, feedback=scripted", "model", "gold"]
+    assert "Unless a run's name says otherwise: feedback=none." in found["text"]
 
 
 def test_labels_use_the_option_of_the_group_arm(tmp_path):

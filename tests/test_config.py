@@ -1,13 +1,15 @@
 """Every option under conf/, and every kind of invalid setting."""
 
+import ast
 import itertools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 
 import pytest
 from conftest import MINI, ROOT, compose_settings, wrong_programs
@@ -18,7 +20,7 @@ from ilf.build import build
 from ilf.checks import check
 from ilf.cli.config import register, settings_from
 from ilf.cli.search_path import check_arm
-from ilf.components import resolve
+from ilf.components import Component, resolve
 from ilf.feedback.scripted import annotate
 from ilf.sampling import EngineSampler
 from ilf.settings import Settings
@@ -44,12 +46,12 @@ NOT_RUN = {
     "model/smollm2_135m": "lies on the Hub",
     "trainer/gpu": "needs a GPU",
     "logger/mlflow": "needs an extra; run by test_tracking.py, where it is at hand",
-    **dict.fromkeys(
-        ("sampler/vllm", "sampler/sglang", "sampler/llama_cpp", "sampler/transformers_serve"),
-        "start an engine; run by test_engines.py, where it is at hand",
-    ),
-    "trainer/ddp": "run by test_ranks.py",
-    "trainer/fsdp": "run by test_ranks.py",
+    "sampler/vllm": "starts an engine; run by test_engines.py, where it is at hand",
+    "sampler/transformers_serve": "starts an engine; run by test_engines.py, where it is at hand",
+    "sampler/sglang": "starts an engine that is not at hand",
+    "sampler/llama_cpp": "starts an engine that is not at hand",
+    "trainer/ddp": "run by test_distributed.py",
+    "trainer/fsdp": "run by test_distributed.py",
     "executor/ray": "needs an extra; run by test_cluster.py, where it is at hand",
     "experiment/gpu/checks": "needs a GPU; its checks run in test_memory.py",
     "experiment/mini/pretrain": "run by test_mini.py",
@@ -254,8 +256,10 @@ def test_a_run_completes_with_each_other_option(option, small_stages, shared_sto
         assert results["feedback_on_policy"] is True
 
 
-def test_options_listed_as_not_run_or_default_exist():
+def test_listed_options_and_the_tests_named_with_them_exist():
     assert set(NOT_RUN) <= set(OPTIONS) and set(OPTIONS) >= DEFAULTS
+    named = set(re.findall(r"test_\w+\.py", " ".join(NOT_RUN.values())))
+    assert named <= {file.name for file in (ROOT / "tests").glob("test_*.py")}
 
 
 @pytest.mark.parametrize(
@@ -292,22 +296,45 @@ def test_a_pickled_configuration_keeps_its_schema_in_another_process():
     assert done.stdout.decode().strip() == "True", done.stderr.decode()
 
 
-def test_every_setting_is_used_in_the_source():
-    source = "\n".join(
-        p.read_text() for p in [*(ROOT / "src").rglob("*.py"), ROOT / "run.py"] if p.name != "settings.py"
-    )
+# Variables that hold a group of settings, besides those named like the group. `self` stands for the group's class.
+HOLDERS = {
+    "data": ["self"],
+    "feedback": ["self", "prompt"],
+    "refiner": ["self", "phase"],
+    "policy": ["phase"],
+    "training": ["phase"],
+    "refinements": ["self"],
+    "refinement": ["prompt"],
+    "llm": ["settings"],
+    "sampler": ["self"],
+    "executor": ["limits"],
+    "evaluate": ["evaluation", "self"],
+    "pretrain": ["settings"],
+}
 
-    def leaves(value, path=()):
-        for key, inner in value.items():
-            yield from leaves(inner, (*path, key)) if isinstance(inner, dict) else [key]
 
-    unread = [key for key in leaves(asdict(Settings())) if f".{key}" not in source and f'"{key}"' not in source]
-    assert unread == []
+def test_every_setting_is_read_outside_the_checks():
+    read = {pair for file in CONF.rglob("*.yaml") for pair in re.findall(r"\$\{(\w+)\.(\w+)\}", file.read_text())}
+    for file in [*(ROOT / "src").rglob("*.py"), ROOT / "run.py"]:
+        for node in ast.walk(ast.parse(file.read_text())) if file.parent.name != "checks" else ():
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add((getattr(node.value, "attr", getattr(node.value, "id", "")), node.attr))
+
+    def keys(value, group="settings"):
+        for one in fields(value):
+            inner = getattr(value, one.name)
+            yield group, one.name
+            if is_dataclass(inner) and not isinstance(inner, Component):
+                yield from keys(inner, one.name)
+
+    holders = {(group, key): {group, *HOLDERS.get(group, ())} for group, key in keys(Settings())}
+    unread = {(group, key) for (group, key), some in holders.items() if not {(one, key) for one in some} & read}
+    # The limits are passed on as a mapping. The other one is a limit for a check.
+    assert unread == {("limit", "refine"), ("settings", "select_min_programs")}
 
 
 BAD = {
     "k above n": (["sampler.n=4", "evaluate.k=[1,10]"], r"evaluate\.k=\[1, 10\].*sampler\.n=4"),
-    "no temperature": (["sampler.temperature=0"], r"sampler\.temperature=0"),
     "negative temperature": (["sampler.temperature=-0.5"], r"sampler\.temperature"),
     "k above what is evaluated": (["evaluate.n=4", "evaluate.k=[1,10]"], r"evaluate\.k=\[1, 10\].*evaluate\.n=4"),
     "the same program many times": (["evaluate.temperature=0"], r"evaluate\.n=10.*evaluate\.n=1 'evaluate\.k=\[1\]'"),
@@ -465,9 +492,11 @@ BAD = {
     "8-bit states in parts": (["trainer=fsdp", "optimizer=adamw_8bit"], r"optimizer='bitsandbytes.*trainer=ddp"),
     "pretraining together": (["experiment=mini/pretrain", "trainer=ddp"], r"trainer='ddp'.*trainer=auto"),
     "no port": (["mode=annotate", "annotate.port=0"], r"annotate\.port=0.*65535"),
-    "answers nowhere": (["mode=annotate", "annotate.path=nowhere/a.jsonl"], r"annotate\.path='nowhere/a\.jsonl'"),
     "answers that are no JSON lines": (["mode=annotate", "annotate.path=a.csv"], r"annotate\.path='a\.csv'.*\.jsonl"),
-    "answers in no folder": (["mode=annotate", "annotate.path=nowhere/a.jsonl"], r"annotate\.path=.*no folder nowhere"),
+    "answers in no folder": (
+        ["mode=annotate", "annotate.path=nowhere/a.jsonl"],
+        r"annotate\.path='nowhere/a\.jsonl'.*no folder nowhere",
+    ),
     "annotating what is only evaluated": (
         ["mode=annotate", "data=humaneval", "stages=[zero_shot]"],
         r"data='humaneval'",

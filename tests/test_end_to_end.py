@@ -240,11 +240,17 @@ def test_trained_models_can_be_loaded_and_sampled_by_another_run(sweep, small_st
     assert found["status"] == "partial" and found["zero_shot"]["n_tasks"] == 8 and found["finetuned"] is None
 
 
-def test_changed_scoring_reuses_the_stored_samples(small_stages, monkeypatch):
-    first = small_stages("stages=[zero_shot]").run()
-    monkeypatch.setattr("ilf.training.stage_jobs.load_model", None)
-    again = small_stages("stages=[zero_shot]", "executor.tests=unseen").run()
-    assert again["seconds"]["reused"] == [] and again["zero_shot"]["pass@1"] >= first["zero_shot"]["pass@1"]
+def test_changed_scoring_executes_the_stored_samples_again(small_stages, monkeypatch):
+    def run(*overrides):
+        stages = small_stages("stages=[zero_shot]", *overrides)
+        return stages.run(), read_jsonl(stages.folder / "programs" / "zero_shot.jsonl")
+
+    _, first = run()
+    monkeypatch.setattr("ilf.training.stage_jobs.load_packed", None)  # nothing can be sampled
+    again, rows = run("executor.tests=unseen")
+    assert again["seconds"]["reused"] == []
+    assert [(row["program"], row["tests"]) for row in rows] == [(row["program"], row["tests"][1:]) for row in first]
+    assert [row["verdict"] == "passed" for row in rows] == [all(row["tests"][1:]) for row in first]
     assert small_stages("stages=[zero_shot]").run()["seconds"]["reused"] == ["zero_shot"]
 
 
@@ -270,7 +276,7 @@ def test_more_tasks_or_samples_per_task_sample_only_new_programs(small_stages, t
     assert run(*more, f"store.dir={tmp_path / 'another'}") == grown and len(drawn) == 66
     run(*more, "sampler.temperature=0.7")
     assert len(drawn) == 66  # another temperature needs new programs
-    monkeypatch.setattr("ilf.training.stage_jobs.load_model", None)
+    monkeypatch.setattr("ilf.training.stage_jobs.load_packed", None)
     fewer = run("data.limit.test=3", "sampler.n=5")
     assert drawn == [] and len(fewer) == 15 and set(fewer) <= set(grown)
 

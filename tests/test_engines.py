@@ -21,7 +21,7 @@ from ilf.tasks.mbpp import tasks_from
 from ilf.types import Draw, InputError
 
 # A minimal server. It prints the name of its model, answers each request with another program, and has a child process
-# in a session of its own. Its third argument chooses how it fails.
+# in a session of its own. Its third argument chooses how it fails. Requests must have a seed, and none if "unseeded".
 ENGINE = """
 import http.server, json, os, random, subprocess, sys, time
 model, port, fails, note = sys.argv[1:]
@@ -48,7 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             print("CPU Generator does not use offset", flush=True); os._exit(1)
         answered += 1
         self.send_response(200); self.send_header("Content-Type", "text/event-stream"); self.end_headers()
-        varies = fails != "greedy" and ("seed" in asked or fails == "unseeded")
+        varies = fails != "greedy" and ("seed" in asked) != (fails == "unseeded")
         if fails == "sure" and asked["temperature"] < 1:
             varies = False
         text = f"    return {random.random() if varies else 0}\\n"
@@ -129,7 +129,7 @@ def test_samples_from_before_an_engine_exits_are_kept(engine, tmp_path):
     assert len(found) == 3 and all_stopped(tmp_path)
 
 
-def test_samples_differ_with_and_without_request_seeds(engine, tmp_path):
+def test_requests_have_a_seed_if_seeded_and_samples_differ(engine, tmp_path):
     for fails, seeded in (("not", True), ("unseeded", False)):
         sampler = engine(fails, seeded=seeded)
         with sampler.ready(tmp_path, tmp_path):

@@ -145,10 +145,9 @@ def test_a_missing_column_error_names_it_and_the_existing_columns(kind):
             read(file)
 
 
+@pytest.mark.parametrize("kind", [name for name, (*_, key) in KINDS.items() if key is not None], indirect=True)
 def test_nonempty_unknown_columns_are_warned_about_once_per_file(kind, caplog):
-    file, row, _, write, read, key = kind
-    if key is None:
-        return
+    file, row, _, write, read, _ = kind
     other = {"task_id": row["task_id"] + 1, **({"code": "def f(y):\n  return y"} if "code" in row else {})}
     write(file, [{**row, "mine": "a", "blank": None}, {**row, **other, "mine": "b", "blank": None}])
     read(file)

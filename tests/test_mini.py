@@ -174,7 +174,7 @@ TINY = {
 }
 
 
-def test_interrupted_pretraining_ends_with_identical_weights(tmp_path, monkeypatch):
+def test_interrupted_pretraining_resumes_with_identical_weights(tmp_path, monkeypatch, caplog):
     settings, cpu = Pretraining(epochs=2, **TINY), CPU
     whole = pretrain(settings, cpu, 0, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -189,7 +189,9 @@ def test_interrupted_pretraining_ends_with_identical_weights(tmp_path, monkeypat
         with pytest.raises(RuntimeError, match="killed"):
             pretrain(settings, cpu, 0, tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
+    caplog.set_level("INFO")
     resumed = pretrain(settings, cpu, 0, tmp_path / "broken")
+    assert "epoch 2 of 2" in caplog.text and "epoch 1 of 2" not in caplog.text
     assert resumed["loss"] == whole["loss"] < 6 and resumed["steps"] == 200
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
     assert files[0] == files[1]

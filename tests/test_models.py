@@ -121,9 +121,11 @@ def models():
     yield MistralForCausalLM(MistralConfig(**small, num_key_value_heads=2, sliding_window=5, **shape))
 
 
-def test_sampling_near_zero_temperature_matches_greedy_generate(mini):
+def test_sampling_near_zero_temperature_matches_greedy_generate(mini, monkeypatch):
     """Covers left padding, positions, sliding windows, the shared prefill, and rows that join and leave the batch."""
     _, tokenizer, _ = mini
+    monkeypatch.setattr(hf, "ended", lambda *_: False)  # untrained models write no function, so most would be cut
+    monkeypatch.setattr(hf, "cut", lambda text, script: text)
     for model in models():
         model = model.eval()
         model.generation_config = GenerationConfig(eos_token_id=0)
@@ -133,8 +135,8 @@ def test_sampling_near_zero_temperature_matches_greedy_generate(mini):
         for text, prompt in zip(found[::2], prompts, strict=True):
             ids = tokenizer(prompt, return_tensors="pt").input_ids
             greedy = model.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)[0, ids.shape[1] :]
-            assert tokenizer.decode(greedy, skip_special_tokens=True).startswith(text)
-        assert found[0] == found[1] and found[2] == found[3]
+            assert text == tokenizer.decode(greedy, skip_special_tokens=True)
+        assert found[0] == found[1] != "" and found[2] == found[3]
 
 
 @contextmanager

@@ -7,10 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ADAMW, CPU, MINI, ROOT, compose_settings
+from conftest import ADAMW, CPU, MINI, ROOT, SMALL, compose_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ilf.cli.config import opened
+from ilf.files import JsonLines
 from ilf.measurements import with_reference
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.policy_change import target_logps
@@ -278,13 +280,14 @@ def test_label_smoothing_mixes_in_the_loss_of_swapped_pairs(tokenizer):
     assert torch.allclose(found, 0.8 * plain + 0.2 * other, atol=1e-4)
 
 
-def test_the_sft_term_of_dpo_equals_the_sft_loss_on_the_refinement(tokenizer):
-    examples, model = examples_of(DPO(), tokenizer), policy(1.03)
-    sft = losses(SFT(), model, [replace(e, other=None) for e in examples], tokenizer)
-    for kind in (DPO, FocusedDPO):
-        pairs = examples_of(kind(), tokenizer)
-        both, one = (losses(kind(sft_weight=w), model, pairs, tokenizer) for w in (0.7, 0.0))
-        assert torch.allclose(both - one, 0.7 * sft, atol=1e-4)
+@pytest.mark.parametrize("kind", [DPO, FocusedDPO, partial(KTO, desirable_weight=2.0)])
+def test_sft_weight_adds_the_sft_loss_of_the_correct_programs(kind, tokenizer):
+    examples, model = examples_of(kind(), tokenizer), policy(1.03)
+    both, one = (losses(kind(sft_weight=weight), model, examples, tokenizer) for weight in (0.7, 0.0))
+    sft = losses(SFT(), model, [replace(e, value=1.0, other=None, focus=None) for e in examples], tokenizer)
+    correct = [e.value > 0 for e in examples]
+    assert set(correct) == ({True} if isinstance(kind(), DPO) else {True, False})
+    assert torch.allclose(both - one, 0.7 * sft * torch.tensor(correct), atol=1e-4)
 
 
 @given(st.lists(st.integers(1, 5), max_size=12), st.lists(st.integers(1, 5), max_size=12))
@@ -428,27 +431,37 @@ def test_rows_and_arms_without_feedback_are_rejected(name, tokenizer):
             compose_settings(f"objective={option}", arm)
 
 
-@pytest.fixture(scope="module")
-def shared_store(tmp_path_factory):
-    """Return the override for one store, so that the runs share their common stages."""
-    return f"store.dir={tmp_path_factory.mktemp('store')}"
-
-
 FEW = ["measure=[]", "data.limit.test=2", "data.limit.train=16", "training.validate_n=0", "training.epochs=1"]
-IDS: dict[str, list[int]] = {}  # ids of the tasks that each objective has trained on
+COMMON = ("sample", "annotate", "train_refiner", "refine")  # stages before the training of the policy
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Return the override for a store with the common stages, and the tasks that the refiner solves."""
+    folder = tmp_path_factory.mktemp("shared")
+    own = [
+        f"store.dir={folder / 'store'}",
+        f"output_dir={folder / 'run'}",
+        "logger=none",
+        f"stages=[{','.join(COMMON)}]",
+    ]
+    with opened(compose_settings(*SMALL, *FEW, *own)) as stages:
+        stages.run()
+    rows = JsonLines(folder / "run" / "programs" / "refinements.jsonl").read()
+    return own[0], sorted({row["task_id"] for row in rows if row["verdict"] == "passed"})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_with_each_objective_train_on_the_same_tasks(name, small_stages, shared_store):
-    results = small_stages(shared_store, *FEW, f"objective={name}").run()
+def test_each_objective_trains_on_the_tasks_that_the_refiner_solves(name, small_stages, shared):
+    store, solved = shared
+    results = small_stages(store, *FEW, f"objective={name}").run()
     assert results["objective"] == name and results["status"] == "complete" and not results["rejected"]
-    before = {"sample", "annotate", "train_refiner", "refine"}
-    assert not IDS or before <= set(results["seconds"]["reused"])
-    IDS[name] = results["training_task_ids"]
-    assert results["training_task_ids"] == next(iter(IDS.values())) != []
+    assert set(COMMON) <= set(results["seconds"]["reused"])
+    assert results["training_task_ids"] == solved != []
 
 
-def test_reference_log_probabilities_are_computed_once_and_stored(small_stages, shared_store, monkeypatch):
+def test_reference_log_probabilities_are_computed_once_and_stored(small_stages, shared, monkeypatch):
+    shared_store, _ = shared
     stages = small_stages(shared_store, "objective=dpo", *FEW)
     stages.run()
     monkeypatch.setattr("ilf.measurements.target_logps", lambda *_: pytest.fail("computed again"))

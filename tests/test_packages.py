@@ -566,13 +566,18 @@ def test_programs_start_with_the_same_numpy_random_state():
 @LINUX
 def test_other_packages_next_to_the_standard_library_are_hidden(numpy_only):
     places = [str(Path(os.__file__).parent / name) for name in ("site-packages", "dist-packages")]
-    program = f"import os\ndef f(): return [n for p in {[*places, '/usr/lib/python3/dist-packages']} if os.path.isdir(p) for n in os.listdir(p)]"
-    for sandbox in (Sandbox(Limits(workers=1)), numpy_only):
-        if "root" in sandbox.isolation.mechanisms:
-            (found,) = sandbox.run(
-                [Job(program, ("assert set(f()) <= {'numpy', 'numpy.libs'} or f()[0].startswith('numpy')",))]
-            )
-            assert found.passed, found
+    places.append("/usr/lib/python3/dist-packages")
+    program = f"import os\ndef f(): return [n for p in {places} if os.path.isdir(p) for n in os.listdir(p)]"
+    if "root" not in numpy_only.isolation.mechanisms:
+        pytest.skip("this machine refuses a new root")
+    if not any(os.listdir(place) for place in filter(os.path.isdir, places)):
+        pytest.skip("no package lies next to the standard library")
+    without = Sandbox(Limits(workers=1))
+    numpy = {"numpy", "numpy.libs", f"numpy-{np.__version__}.dist-info"}
+    for sandbox, shown in ((without, set()), (numpy_only, numpy)):
+        (found,) = sandbox.run([Job(program, (f"assert set(f()) <= {shown}",))])
+        assert found.passed, found
+    without.close()
 
 
 REFUSING = """

@@ -147,7 +147,8 @@ def test_own_samples_run_annotates_solved_refine_and_failed_train_tasks(small_st
 
 
 def test_invalid_values_of_held_out_and_targets_are_errors():
-    with pytest.raises(ValueError, match=r"refiner\.held_out=0\.7"):
-        compose_settings("refiner.held_out=0.7")
+    for share in (0.5, -0.1):
+        with pytest.raises(ValueError, match=rf"refiner\.held_out={share}: must be"):
+            compose_settings(f"refiner.held_out={share}")
     with pytest.raises(ValueError, match=r"refiner\.targets='others'"):
         compose_settings("refiner.targets=others")

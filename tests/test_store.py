@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ilf.cli.config import opened
-from ilf.files import JsonLines, canonical, read_json, to_json
+from ilf.files import JsonLines, canonical, digests, read_json, to_json
 from ilf.run_folder import FolderTaken, claimed
 from ilf.store import Store
 from ilf.types import InputError
@@ -36,7 +36,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
     "removed": Path.unlink,
     "changed": lambda file: file.write_bytes(file.read_bytes().replace(b"0", b"1").replace(b"passed", b"failed")),
-    "changed in its last letters": lambda file: file.write_bytes(re.sub(rb"[0-9a-f](?=\")", b"7", file.read_bytes())),
+    "changed in its values": lambda file: file.write_bytes(re.sub(rb'[0-9a-f](?="[,}])', b"7", file.read_bytes())),
 }
 
 
@@ -56,22 +56,23 @@ def reproducible(results: dict) -> dict:
 
 CASES = [
     *((kind, "cut") for kind in KINDS),
-    *((kind, "changed") for kind in KINDS if kind not in ("marks", "keys")),  # no digest covers these
-    ("digests", "changed in its last letters"),
+    *((kind, "changed") for kind in KINDS if kind not in ("marks", "keys", "digests")),  # a mark or key has no digest
+    ("digests", "changed in its values"),
     *(("programs", "emptied"), ("samples", "removed"), ("marks", "emptied"), ("weights", "removed")),
 ]
 QUICK = {  # every kind of file and every damage; the other cases are slow tests
     *(("programs", "changed"), ("samples", "removed"), ("marks", "emptied"), ("keys", "cut"), ("weights", "changed")),
-    *(("configurations", "cut"), ("digests", "changed in its last letters")),
+    *(("configurations", "cut"), ("digests", "changed in its values")),
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "damage"), [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in CASES]
 )
-def test_damaged_entries_are_set_aside_and_computed_again(kind, damage, whole, store, small_stages, caplog, tmp_path):
+def test_damaged_files_are_replaced_and_results_do_not_change(kind, damage, whole, store, small_stages, caplog):
     shutil.copytree(whole[0], store)
-    files = sorted(file for file in store.glob(KINDS[kind]) if file.parent.name != "damaged")
+    digests([file for file in store.glob("*/*/**/*") if file.is_file()], store / "digests.json")  # of the copies, too
+    files = sorted(store.glob(KINDS[kind]))
     assert files
     content = {file: file.read_bytes() for file in files}
     for file in files:
@@ -81,13 +82,13 @@ def test_damaged_entries_are_set_aside_and_computed_again(kind, damage, whole, s
     results = small_stages(*FEW).run()
     assert reproducible(results) == reproducible(whole[1])
     aside = {file.name.rsplit("-", 2)[0] for file in store.glob("damaged/*")}
-    if kind in ("keys", "digests"):  # these are written again at each use
+    if kind in ("keys", "digests"):  # these are written again, and their entries are reused
         assert not aside and len(results["seconds"]["reused"]) >= 7
+        for old, new in ((json.loads(content[file]), read_json(file)) for file in files):
+            assert new == old if kind == "keys" else new["files"].items() <= old["files"].items()
     else:
         assert aside == {file.relative_to(store).parts[0] for file in changed}
-        assert all(
-            any(str(file) in line for line in caplog.messages) for file in changed if file.name != "digests.json"
-        )
+    assert kind == "keys" or all(any(str(file) in line for line in caplog.messages) for file in changed)
     assert small_stages(*FEW).run()["seconds"]["reused"], "what was computed anew is there"
 
 

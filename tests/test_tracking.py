@@ -476,10 +476,9 @@ def test_settings_that_wandb_rejects_are_input_errors(case, monkeypatch):
 
 def test_api_key_is_not_shown_in_error_messages(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", " a secret\n")
-    try:
+    with pytest.raises(InputError, match=r"^WANDB_API_KEY='\(not shown\)'") as error:
         check_wandb(wandb(), sweep=False)
-    except InputError as error:
-        assert "secret" not in str(error)
+    assert "secret" not in str(error.value)
 
 
 def test_wandb_run_id_in_a_sweep_is_an_input_error(monkeypatch, cli, tmp_path):

@@ -9,6 +9,7 @@ from datasets import load_from_disk
 from ilf.analysis.pairs import COLUMNS, export_pairs
 from ilf.feedback import Source
 from ilf.scoring import score
+from ilf.turns import take_turns
 from ilf.types import Feedback, InputError
 
 FEW = ["measure=[]", "data.limit.test=4", "data.limit.train=16", "training.epochs=1", "training.validate_n=0"]
@@ -25,18 +26,22 @@ class Silent(Source):
         return [Feedback(p.task_id, p.split, p.program, f"Mend {p.sample}.", "silent") for p in found]
 
 
-def test_a_user_defined_source_gives_feedback_at_test_time(small_stages, monkeypatch):
-    own = "evaluate.feedback={_target_: test_turns.Silent}"
+def test_only_programs_with_feedback_are_rewritten_at_test_time(small_stages, monkeypatch):
+    own, turns = "evaluate.feedback={_target_: test_turns.Silent}", []
+    monkeypatch.setattr("ilf.stages.take_turns", lambda *what: turns.append(take_turns(*what)) or turns[-1])
     stages = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner", "logger=wandb")
     results = stages.run()
-    turns = {f"{part}-turn1{way}" for part in ("zero-shot", "finetuned") for way in ("", "-fresh")}
-    assert turns <= set(stages.tracker._attached)  # logged as artifacts of the run
+    names = {f"{part}-turn1{way}" for part in ("zero-shot", "finetuned") for way in ("", "-fresh")}
+    assert names <= set(stages.tracker._attached)  # logged as artifacts of the run
     by_name = {file.stem: file.read_text() for file in (stages.folder / "programs").glob("*turn1*.jsonl")}
     assert set(by_name) == {f"{p}_turn1{way}" for p in ("zero_shot", "finetuned") for way in ("", "_fresh")}
-    for part in ("zero_shot", "finetuned"):
-        failing = sum(4 - passed for passed in results[part]["per_task"].values())
-        assert by_name[f"{part}_turn1"].count("Mend ") == failing // 2
-        assert by_name[f"{part}_turn1_fresh"].count("\n") == failing
+    for part, found in zip(("zero_shot", "finetuned"), turns, strict=True):
+        failing = [p for p in found.feedback[0] if not p.verdict.passed]
+        assert len(failing) == sum(4 - passed for passed in results[part]["per_task"].values()) > 1
+        assert by_name[f"{part}_turn1"].count("Mend ") == len(failing) // 2
+        for (before, after), drawn in ((found.feedback, failing[1::2]), (found.fresh, failing)):
+            assert [p for p, newer in zip(before, after, strict=True) if p is not newer] == drawn
+            assert [(p.task_id, p.sample) for p in before] == [(p.task_id, p.sample) for p in after]
     monkeypatch.setattr(Silent, "write", lambda *_: pytest.fail("written again"))
     again = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner").run()
     assert again["turns"] == results["turns"]  # everything was reused from the store

@@ -1,4 +1,4 @@
-"""How a command exits: normally, with an error of one line, or by a signal.
+"""How a command exits: normally, with a short error message, or by a signal.
 
 SIGTERM, SIGINT (Ctrl-C) and SIGHUP stop a run within seconds. Finished results are in the store, the run's files are
 written from them, and no child process is left. The exit code is 128 + the signal's number, so that no supervisor

@@ -23,7 +23,7 @@ from ilf.installation import CONF
 
 
 def command() -> None:
-    """Run the command line, and exit with a status; after an error or a signal, with a one-line message."""
+    """Run the command line, and exit with a status; after an error or a signal, with a short message."""
     # Hydra should raise errors instead of printing them, so that `shutdown.command` can explain them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     os.environ.setdefault("HYDRA_MAIN_MODULE", "run")  # the default name of a job and of its log

@@ -76,7 +76,10 @@ DRAWING: tuple[Code, ...] = (
     prompts,
 )
 DECODING: tuple[Code, ...] = (batches, kv_cache, cuda_graphs, prefill, shared_prefix)  # used by `HFSampler`
-TRAINING: tuple[Code, ...] = (fine_tuning, likelihood, targets, mbpp_datamodule, load, tokens, trainer, shards)
+TRAINING: tuple[Code, ...] = (
+    *(fine_tuning, likelihood, targets, mbpp_datamodule, load, tokens, trainer, shards),
+    *(batches.takes, batches.base),
+)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class KTO(Objective):
         found = likelihood(module, rows(batch, 0, len(value)))
         score = self.beta * (found.ratios().sum(dim=1) - batch["divergence"]) * value.sign()
         loss = value.abs() * (1 - torch.sigmoid(score))
-        return loss - self.sft_weight * found.mean() * value.clamp(min=0) if self.sft_weight else loss
+        return loss - self.sft_weight * found.mean() * (value > 0) if self.sft_weight else loss
 
 
 def _unrelated(example: Example, others: Sequence[Example], data: TrainingData) -> Example:
