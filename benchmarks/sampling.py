@@ -3,6 +3,7 @@
     python benchmarks/sampling.py                                    # mini
     python benchmarks/sampling.py --model FOLDER --mbpp mbpp.jsonl   # any model on MBPP's prompts
     python benchmarks/sampling.py --peers ours generate authors      # with the authors' way of sampling
+    python benchmarks/sampling.py --peers ours other_dtype           # float32 and bfloat16
     python benchmarks/sampling.py --model FOLDER --vllm V/bin/python --openvino O/bin/python   # with engines
     python benchmarks/sampling.py --random FOLDER                    # its config.json and tokenizer, random weights
 
@@ -23,6 +24,7 @@ sampled, and the share of programs with at least 95% of the limit. The last line
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -145,10 +147,22 @@ def timed(draw: Callable[[], list[str]]) -> tuple[float, list[str]]:
     return time.monotonic() - start, texts
 
 
+def other_dtype(job: Job, seed: int) -> list[str]:
+    """Sample like a run with weights in the dtype that `--dtype` does not name."""
+    return ours(replace(job, sampled=_in_other_dtype(job.args.model, job.args.dtype)), seed)
+
+
+@functools.cache
+def _in_other_dtype(folder: Path, dtype: str) -> Any:
+    other = torch.float32 if dtype == "bfloat16" else torch.bfloat16
+    return load_packed(folder, other, torch.device(DEVICE))
+
+
 Peer = Callable[[Job, int], tuple[float, list[str]]]  # (job, seed) -> (seconds, texts)
 
 PEERS: dict[str, Peer] = {
     "ours": lambda job, seed: timed(lambda: ours(job, seed)),
+    "other_dtype": lambda job, seed: timed(lambda: other_dtype(job, seed)),
     "generate": lambda job, seed: timed(lambda: batched(job, seed)),
     "continuous": lambda job, seed: timed(lambda: ours(job, seed, ContinuousSampler)),
     "authors": lambda job, seed: timed(lambda: authors(job, seed)),

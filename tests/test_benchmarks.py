@@ -11,6 +11,7 @@ from ilf.tasks.prompts import ended
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "sampling.py"
 SMALL = ["--tasks", "2", "--n", "3", "--batch-size", "4", "--limit", "6", "--rounds", "1"]
+PEERS = ["ours", "other_dtype", "generate", "continuous"]
 
 # A fake vLLM that returns its settings in place of programs, and prints to stdout like an engine.
 ENGINE = """
@@ -37,13 +38,13 @@ class LLM:
 
 
 def test_peers_sample_equally_many_programs_under_one_token_limit(tmp_path):
-    done = warm.run(SCRIPT, ["--peers", "ours", "generate", "continuous", *SMALL], tmp_path)
+    done = warm.run(SCRIPT, ["--peers", *PEERS, *SMALL], tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("round 1: ")]
-    assert [line.split()[2] for line in lines] == ["ours", "generate", "continuous"]
+    assert [line.split()[2] for line in lines] == PEERS
     assert all("(6 programs, " in line for line in lines)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["ours_over"].keys() == {"generate", "continuous"}
+    assert found["ours_over"].keys() == {*PEERS} - {"ours"}
     # The limit is 6, but a text may have more tokens when it is encoded again.
     assert all(0 < count <= 8 for count in found["tokens_a_program"].values())
 
