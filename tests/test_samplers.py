@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from ilf.models.batches import choose
 from ilf.models.load import load_model, load_tokenizer
+from ilf.models.prefill import prefill
 from ilf.models.tokens import encode_prompts
 from ilf.sampling import ContinuousSampler, HFSampler, Sampler, ServedSampler, continuous, hf
 from ilf.tasks import mini as mini_tasks
@@ -329,3 +330,22 @@ def test_each_token_of_a_real_model_is_sampled_from_its_distribution(dtype, chat
     prompt = encode_prompts(tokenizer, [PROMPT])[0]
     samples = drawn(HFSampler(**TOKENS), load_model(chat_model, dtype), tokenizer, PROMPT)
     assert abs(z_score(load_model(chat_model, torch.float32), prompt, samples, 0.8)) < 4
+
+
+def test_one_long_prompt_does_not_pad_the_others(mini, monkeypatch):
+    model, tokenizer = mini
+    short = [task.prompt for task in tasks_from(mini_tasks.rows()[20:36], None, "paper")[0]]
+    long = "".join(short[:12]) + PROMPT
+    draws = [Draw(i, "test", 0, i, text, text) for i, text in enumerate([*short, long])]
+    read = []
+
+    def counting(model, prompts, pad):
+        read.append((len(prompts) * max(map(len, prompts)), sum(map(len, prompts))))
+        return prefill(model, prompts, pad)
+
+    monkeypatch.setattr(hf, "prefill", counting)
+    sampler = HFSampler(1, 0.0, 32, len(draws))
+    together = dict(sampler.sample(model, tokenizer, draws))
+    padded, real = (sum(column) for column in zip(*read, strict=True))
+    assert padded <= 1.5 * real and len(read) > 1
+    assert together == {draw: text for own in draws for draw, text in sampler.sample(model, tokenizer, [own])}

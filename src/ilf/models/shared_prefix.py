@@ -103,16 +103,19 @@ def regrouped(parts: Sequence[tuple[Prompts, Sequence[int]]]) -> Prompts:
 
 
 def _alike(rows_of: dict[_Place, list[int]], work: dict[_Place, int]) -> Iterator[list[_Place]]:
-    """Yield prompts for one group: they have about as many rows, or padding them with repeated rows costs little."""
+    """Yield prompts for one group: they have about as many rows and tokens, or to pad them costs little."""
     group: list[_Place] = []
-    most, spent = 0, 0
-    for prompt in sorted(rows_of, key=lambda prompt: (-len(rows_of[prompt]), prompt)):
+    most, largest, spent = 0, 0, 0
+    for prompt in sorted(rows_of, key=lambda prompt: (-len(rows_of[prompt]), -work[prompt], prompt)):
         own = len(rows_of[prompt])
-        fill = (most - own) * work[prompt] if most > 2 * own else 0
+        alike = most <= 2 * own and largest <= 2 * work[prompt]
+        fill = 0 if alike else most * largest - own * work[prompt]
         if group and spent + fill > _CHEAP:
             yield sorted(group)
-            group, spent, fill = [], 0, 0
-        most, spent = most if group else own, spent + fill
+            group, spent = [], 0
+        if not group:
+            most, largest, fill = own, work[prompt], 0
+        spent += fill
         group.append(prompt)
     yield sorted(group)
 

@@ -155,9 +155,10 @@ class _Waiting:
             several = (i for i, draw in enumerate(self.draws) if draw.prompt != self.draws[0].prompt)
             count = min(count, next(several, count))
         taken, self.draws = self.draws[:count], self.draws[count:]
-        if new := [p for p in dict.fromkeys(draw.prompt for draw in taken) if p not in self._open]:
-            prefilled = prefill(self.model, [self.tokens[prompt] for prompt in new], self.tokenizer.pad_token_id)
-            self._open |= {prompt: (prefilled, i) for i, prompt in enumerate(new)}
+        new = [prompt for prompt in dict.fromkeys(draw.prompt for draw in taken) if prompt not in self._open]
+        for prompts in self._of_similar_length(new):
+            prefilled = prefill(self.model, [self.tokens[prompt] for prompt in prompts], self.tokenizer.pad_token_id)
+            self._open |= {prompt: (prefilled, i) for i, prompt in enumerate(prompts)}
         by_batch: dict[int, tuple[Batch, list[int], list[Draw]]] = {}
         for draw in taken:
             batch, row = self._open[draw.prompt]
@@ -170,6 +171,21 @@ class _Waiting:
             prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still and self.joinable
         }
         yield from by_batch.values()
+
+    def _of_similar_length(self, prompts: Sequence[str]) -> list[list[str]]:
+        """Return the prompts in groups in which at most a third of the tokens is padding."""
+        groups: list[list[str]] = []
+        filled = 0  # tokens of the last group, without padding
+        for prompt in sorted(prompts, key=lambda prompt: -len(self.tokens[prompt])):
+            own = len(self.tokens[prompt])
+            padded = len(self.tokens[groups[-1][0]]) * (len(groups[-1]) + 1) if groups else 0
+            if groups and padded <= 1.5 * (filled + own):
+                groups[-1].append(prompt)
+                filled += own
+            else:
+                groups.append([prompt])
+                filled = own
+        return groups
 
     def continuation(self, prompt: str) -> Continuation:
         """Return the decoder of a prompt's completions."""
