@@ -66,14 +66,8 @@ JUDGE = "unit_tests"  # the configured callback that executes programs
 
 # The code that produces a job's stored results, besides its components and its verdicts.
 DRAWING: tuple[Code, ...] = (
-    UnitTestCallback._take,
-    UnitTestCallback._keep,
-    fine_tuning.FineTuningModule._draw,
-    mbpp_datamodule,
-    load,
-    onednn_linear,
-    tokens,
-    prompts,
+    *(UnitTestCallback._take, UnitTestCallback._keep, fine_tuning.FineTuningModule._draw),
+    *(mbpp_datamodule, load, onednn_linear, tokens, prompts),
 )
 DECODING: tuple[Code, ...] = (batches, kv_cache, cuda_graphs, prefill, shared_prefix)  # used by `HFSampler`
 TRAINING: tuple[Code, ...] = (
