@@ -40,6 +40,7 @@ import warm  # noqa: E402
 
 from ilf.build import build  # noqa: E402
 from ilf.cli.config import register, settings_from  # noqa: E402
+from ilf.cli.search_path import VARIABLE  # noqa: E402
 from ilf.components import Component  # noqa: E402
 from ilf.settings import Settings  # noqa: E402
 from ilf.stages import Stages  # noqa: E402
@@ -118,8 +119,8 @@ def compose_settings(*overrides: str, sweep: bool = False) -> Settings:
     """
     register()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    options = [one for one in parsed if one.is_sweep_override() or _names_a_group(one)]
-    config = copy.deepcopy(_composed(*(str(one.input_line) for one in options)))
+    options = [one for one in parsed if one.is_sweep_override() or one.is_hydra_override() or _names_a_group(one)]
+    config = copy.deepcopy(_composed(os.environ.get(VARIABLE), *(str(one.input_line) for one in options)))
     ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if one not in options], config)
     chosen = config.hydra.runtime.choices
     with flag_override(config, ["struct", "readonly"], False):
@@ -133,7 +134,7 @@ def _names_a_group(override: Override) -> bool:
 
 
 @functools.cache
-def _composed(*options: str) -> DictConfig:
+def _composed(folders: str | None, *options: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=["output_dir=unused", *options], return_hydra_config=True)
 

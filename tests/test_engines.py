@@ -200,8 +200,10 @@ def test_engine_for_a_run_on_several_machines_is_an_error(monkeypatch):
 def test_transformers_serve_samples_a_model_folder(tmp_path):
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
+    # The server clears its buffers in each step, so that large ones are slow.
+    small = "sampler.arguments=[--continuous-batching,--cb-num-blocks,64,--cb-max-batch-tokens,512]"
     sampler = compose_settings(
-        "sampler=transformers_serve", "sampler.max_new_tokens=32", "sampler.batch_size=8"
+        "sampler=transformers_serve", "sampler.max_new_tokens=32", "sampler.batch_size=8", small
     ).sampler
     with sampler.ready(MINI, tmp_path):
         found = dict(sampler.sample(MINI, TOKENIZER, DRAWS))

@@ -8,8 +8,9 @@ by allocators, libraries, and CUDA's own context (about 0.5 GB).
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,20 @@ class FineTuning:
         return true.get(self.precision, torch.float32)
 
 
+def _once(measured: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
+    """Cache a measurement by its arguments, which the jobs of a sweep repeat."""
+    known: dict[str, tuple[int, int]] = {}
+
+    @functools.wraps(measured)
+    def found(config: Any, *arguments: Any) -> tuple[int, int]:
+        key = repr((config.to_dict(), arguments))
+        if key not in known:
+            known[key] = measured(config, *arguments)
+        return known[key]
+
+    return found
+
+
 def sampling(
     config: Any, settings: Sampler, dtype: torch.dtype, tokens: int, attention: str = "auto", device: str = "cpu"
 ) -> Need:
@@ -128,6 +143,7 @@ def _one_for_all(config: Any) -> Any:
     return with_one_layer(config)
 
 
+@_once
 def _sampling_step(
     config: Any, settings: Sampler, dtype: torch.dtype, tokens: int, attention: str, device: str
 ) -> tuple[int, int]:
@@ -214,6 +230,7 @@ def quantised_bytes(shape: torch.Size, kind: str) -> int:
     return -(-shape.numel() // 2) + 4 * 16 + blocks + 4 * -(-blocks // 256) + 4 * 256 + 4
 
 
+@_once
 def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]:
     """Return the bytes that one layer keeps for the backward pass, and a one-layer model's peak beside its weights."""
     live: list[int] = []

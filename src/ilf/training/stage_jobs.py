@@ -25,6 +25,7 @@ from ilf.files import JsonLines, sha256
 from ilf.models import (
     batches,
     cuda_graphs,
+    dtypes,
     kv_cache,
     load,
     onednn_linear,
@@ -72,7 +73,7 @@ DRAWING: tuple[Code, ...] = (
 DECODING: tuple[Code, ...] = (batches, kv_cache, cuda_graphs, prefill, shared_prefix)  # used by `HFSampler`
 TRAINING: tuple[Code, ...] = (
     *(fine_tuning, likelihood, targets, mbpp_datamodule, load, tokens, trainer, shards),
-    *(batches.takes, batches.base),
+    *(batches.takes, batches.base, dtypes.has_bfloat16, dtypes.saving_dtype),
 )
 
 
