@@ -19,7 +19,7 @@ def site(tmp_path_factory):
     pytest.importorskip("mkdocs", reason="requirements-dev.txt is not installed")
     folder = tmp_path_factory.mktemp("site")
     quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
