@@ -190,6 +190,7 @@ def test_interrupted_pretraining_resumes_with_identical_weights(tmp_path, monkey
             pretrain(settings, cpu, 0, tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
     caplog.set_level("INFO")
+    caplog.clear()  # an earlier test may have set the level too
     resumed = pretrain(settings, cpu, 0, tmp_path / "broken")
     assert "epoch 2 of 2" in caplog.text and "epoch 1 of 2" not in caplog.text
     assert resumed["loss"] == whole["loss"] < 6 and resumed["steps"] == 200
