@@ -267,7 +267,7 @@ def test_listed_options_and_the_tests_named_with_them_exist():
     [
         [],
         ["refinements=gold", "training.policy.lr=1e-3", "data@transfer=humaneval", "data.limit.test=9"],
-        ["+trainer.max_time='00:01:00'", "hydra/sweeper=optuna", "hydra.job.num=3", "feedback.transform=[drop]"],
+        ["+trainer.max_time='00:01:00'", "hydra/job_logging=none", "hydra.job.num=3", "feedback.transform=[drop]"],
     ],
 )
 def test_tests_compose_settings_as_hydra_does(overrides):

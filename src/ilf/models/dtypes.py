@@ -20,8 +20,8 @@ def sampling_dtype(name: str, device: torch.device, learns: bool = True) -> torc
     """
     if name != "auto":
         return _DTYPES[name]
-    native = has_bfloat16(device) or (device.type == "cpu" and _cpu_has_fast_bfloat16())
-    return torch.bfloat16 if native and learns else torch.float32
+    faster = has_bfloat16(device) or (device.type == "cpu" and _cpu_has_fast_bfloat16())
+    return torch.bfloat16 if faster and learns else torch.float32
 
 
 def compute_dtype(device: torch.device | None) -> torch.dtype:
@@ -42,8 +42,8 @@ def has_bfloat16(device: torch.device | None) -> bool:
 def _cpu_has_fast_bfloat16() -> bool:
     """Return whether the CPU multiplies faster in bfloat16 than in float32.
 
-    This is so with AMX, and with AVX512-BF16 on AMD. On Intel without AMX, or in a virtual machine that hides AMX,
-    AVX512-BF16 is slower than float32 for 32 rows or more (docs/benchmarks.md).
+    This is so with AMX, and with AVX512-BF16 from AMD. On Intel without AMX, or in a virtual machine that hides AMX,
+    sampling with AVX512-BF16 is slower than in float32 (docs/benchmarks.md).
     """
     found = torch.cpu.get_capabilities()
     intel = str(found.get("cpu_name", "")).startswith("Intel")

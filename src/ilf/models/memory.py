@@ -76,7 +76,7 @@ class FineTuning:
         return true.get(self.precision, torch.float32)
 
 
-def _once(measured: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
+def _cached(measured: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
     """Cache a measurement by its arguments, which the jobs of a sweep repeat."""
     known: dict[str, tuple[int, int]] = {}
 
@@ -143,7 +143,7 @@ def _one_for_all(config: Any) -> Any:
     return with_one_layer(config)
 
 
-@_once
+@_cached
 def _sampling_step(
     config: Any, settings: Sampler, dtype: torch.dtype, tokens: int, attention: str, device: str
 ) -> tuple[int, int]:
@@ -230,7 +230,7 @@ def quantised_bytes(shape: torch.Size, kind: str) -> int:
     return -(-shape.numel() // 2) + 4 * 16 + blocks + 4 * -(-blocks // 256) + 4 * 256 + 4
 
 
-@_once
+@_cached
 def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]:
     """Return the bytes that one layer keeps for the backward pass, and a one-layer model's peak beside its weights."""
     live: list[int] = []

@@ -10,9 +10,9 @@ the indentation of a program's first line.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
@@ -27,6 +27,29 @@ _PROBES = ("    return x  # y\n", "\n\tif  x:\n        y", "x = ''", " x")
 _CONTEXTS = (4, 16, 64, 256)  # tokens
 # The names of end-of-text tokens in the pretraining of the model families.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
+
+
+T = TypeVar("T")
+
+
+def by_length(items: Iterable[T], length: Callable[[T], int], padding: float, size: int | None = None) -> list[list[T]]:
+    """Return items in groups of similar length, the longest first.
+
+    Args:
+        items: What is padded to the longest of its group.
+        length: The number of tokens of an item.
+        padding: The largest share of padding among a group's tokens.
+        size: The largest number of items in a group; None for any number.
+    """
+    groups: list[list[T]] = []
+    for item in sorted(items, key=lambda item: -length(item)):
+        last = groups[-1] if groups else []
+        real = sum(map(length, last)) + length(item)
+        if last and len(last) != size and real >= (1 - padding) * (len(last) + 1) * length(last[0]):
+            last.append(item)
+        else:
+            groups.append([item])
+    return groups
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:

@@ -16,7 +16,7 @@ import torch
 
 from ilf.models.batches import Batch, choose, join
 from ilf.models.prefill import joinable, prefill
-from ilf.models.tokens import Continuation, check_room, encode_prompts, end_ids, ends_line
+from ilf.models.tokens import Continuation, by_length, check_room, encode_prompts, end_ids, ends_line
 from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, ended
 from ilf.types import Draw, InputError
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # Finished rows are replaced once at most this share of the batch is unfinished. Each change copies the KV cache, and
 # new prompts are prefilled while the other rows wait. A GPU also captures the step again, and idle rows cost it little.
 _GO_ON = {"cuda": 0.6, "cpu": 0.85}
+_PADDING = 1 / 3  # largest share of padding among the tokens of prompts that are read together
 
 
 @dataclass
@@ -156,7 +157,7 @@ class _Waiting:
             count = min(count, next(several, count))
         taken, self.draws = self.draws[:count], self.draws[count:]
         new = [prompt for prompt in dict.fromkeys(draw.prompt for draw in taken) if prompt not in self._open]
-        for prompts in self._of_similar_length(new):
+        for prompts in by_length(new, lambda prompt: len(self.tokens[prompt]), _PADDING):
             prefilled = prefill(self.model, [self.tokens[prompt] for prompt in prompts], self.tokenizer.pad_token_id)
             self._open |= {prompt: (prefilled, i) for i, prompt in enumerate(prompts)}
         by_batch: dict[int, tuple[Batch, list[int], list[Draw]]] = {}
@@ -171,21 +172,6 @@ class _Waiting:
             prompt: (batch.row(i), 0) for prompt, (batch, i) in self._open.items() if prompt in still and self.joinable
         }
         yield from by_batch.values()
-
-    def _of_similar_length(self, prompts: Sequence[str]) -> list[list[str]]:
-        """Return the prompts in groups in which at most a third of the tokens is padding."""
-        groups: list[list[str]] = []
-        filled = 0  # tokens of the last group, without padding
-        for prompt in sorted(prompts, key=lambda prompt: -len(self.tokens[prompt])):
-            own = len(self.tokens[prompt])
-            padded = len(self.tokens[groups[-1][0]]) * (len(groups[-1]) + 1) if groups else 0
-            if groups and padded <= 1.5 * (filled + own):
-                groups[-1].append(prompt)
-                filled += own
-            else:
-                groups.append([prompt])
-                filled = own
-        return groups
 
     def continuation(self, prompt: str) -> Continuation:
         """Return the decoder of a prompt's completions."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ilf.models.load import load_tokenizer
 from ilf.models.targets import collate, encode
-from ilf.models.tokens import encode_prompts
+from ilf.models.tokens import by_length, encode_prompts
 from ilf.tasks import MBPP
 from ilf.tasks.data import split_tasks
 from ilf.tasks.prompts import completion_of
@@ -60,15 +60,7 @@ def micro_batches(examples: Iterable[Example], size: int) -> list[list[Example]]
         size: The largest number of examples in a group. An example that would raise its group's padding above PADDING
             starts the next group.
     """
-    groups: list[list[Example]] = []
-    for example in sorted(examples, key=lambda e: -e.length):
-        last = groups[-1] if groups else []
-        tokens = sum(e.length for e in last) + example.length
-        if last and len(last) < size and tokens >= (1 - PADDING) * (len(last) + 1) * last[0].length:
-            last.append(example)
-        else:
-            groups.append([example])
-    return groups
+    return by_length(examples, lambda example: example.length, PADDING, size)
 
 
 class DrawBatch:
