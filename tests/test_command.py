@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 
 import pytest
+import warm
+import yaml
 from conftest import ROOT, SMALL
 
 from ilf.installation import CONF
@@ -80,6 +83,29 @@ def test_user_options_are_found_and_checked_like_built_in_options(way, sweep, cl
     assert "arm: mine" in saved and "seed: 7" in saved and "refinements.Gold" in saved
     refused = cli(*words, "arm=mine", "refinements=human")
     assert refused.returncode == 1 and "refinements='human': is set by arm=mine" in refused.stderr
+
+
+@pytest.mark.parametrize("way", ["--config-dir", "hydra.searchpath", "--config-path"])
+def test_suggested_commands_find_user_options_from_any_folder(way, mine, tmp_path):
+    few = ["stages=[zero_shot]", "data.limit.test=2", "sampler.n=1", "evaluate.k=[1]", "logger=none", "store.dir=store"]
+    words = ["--config-dir", "mine"] if way == "--config-dir" else [f"hydra.searchpath=[file://{mine}]"]
+    done = warm.run(ROOT / "run.py", [*words, "experiment=mine", "arm=mine", *few, "hydra.run.dir=one"], tmp_path)
+    if way == "--config-path":  # the saved configuration
+        again = [way, "one/.hydra", "--config-name", "config", "hydra.run.dir=two", f"output_dir={tmp_path / 'two'}"]
+        done = warm.run(ROOT / "run.py", again, tmp_path)
+    else:
+        again = ["-m", *words, "experiment=mine", "arm=mine", *few, "hydra.sweep.dir=out"]
+        done.stdout += warm.run(ROOT / "run.py", again, tmp_path).stdout
+    suggested = [line.strip() for line in done.stdout.splitlines() if "python run.py" in line]
+    assert way == "--config-path" or "'stages=[zero_shot]'" in suggested[-1]  # no markup of rich
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for command in suggested:
+        shown = warm.run(ROOT / "run.py", [*shlex.split(command)[2:], "mode=store"], folder)
+        assert shown.returncode == 0, f"{command}\n{shown.stderr}"
+    seeds = [yaml.safe_load(file.read_text())["seed"] for file in folder.rglob("config.yaml")]
+    # The missing stages; then all arms, and three seeds after a sweep. A saved configuration has no groups.
+    assert sorted(seeds) == ([7, 7, 8, 9] if way == "--config-path" else [0, 1, 2, *[7] * 6])
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from conftest import compose_settings
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
+from ilf.analysis import comparison_page, plots
 from ilf.analysis.comparison import write_comparison
 from ilf.analysis.jobs import FIELDS
 from ilf.analysis.results import metrics
@@ -415,6 +416,49 @@ def test_plot_grows_with_the_number_of_arms_and_seeds(tmp_path):
     assert seeds.count(b"IHDR") == 1
     height = [int.from_bytes(png[20:24], "big") for png in (small, large)]
     assert height[0] < height[1]
+
+
+def shown_pairs(monkeypatch, *arguments, **named) -> dict[str, dict[tuple[str, str], list[float]]] | None:
+    """Write a comparison. Return the numbers in comparison_pairs.png by metric and pair; None if there is no file."""
+    shown = []
+
+    def record(file, labels, series, title):
+        pairs = [tuple(label.split(" against ")) for label in labels]
+        rows = {name: [[100 * x for x in row[:4]] for row in rows] for name, rows in series.items()}
+        shown.append({name: dict(zip(pairs, rows[name], strict=True)) for name in series})
+        plots.differences(file, labels, series, title)
+
+    monkeypatch.setattr(comparison_page, "differences", record)
+    file = compare(*arguments, **named)["png"].with_name("comparison_pairs.png")
+    assert file.exists() == bool(shown) and len(shown) <= 1
+    return shown[0] if shown else None
+
+
+def test_plot_of_pairs_has_the_planned_pairs_or_else_those_of_the_text(tmp_path, monkeypatch):
+    sweep = write_sweep(tmp_path / "s", list(CHANCES), [0, 1])
+    plan = [["model", "gold"], ["human", "zero-shot"], ["model", "none"]]  # `none` has no job
+    planned, rows = shown_pairs(monkeypatch, sweep, planned=plan), compare(sweep, planned=plan)["_pairs"]
+    assert list(planned) == [f"pass@{k}" for k in K]
+    for name, pairs in planned.items():
+        assert list(pairs) == [("model", "gold"), ("human", "zero-shot")]
+        for (arm, against), numbers in pairs.items():
+            row = find_row(rows, arm=arm, against=against, metric=name)
+            columns = ("points", "points_low", "points_high", "smallest_detectable_points")
+            assert numbers == pytest.approx([float(row[column]) for column in columns])
+    assert all(len(pairs) == 6 for pairs in shown_pairs(monkeypatch, sweep).values())
+    for i in range(6):
+        write_job(tmp_path / "many" / str(i), [f"training.lr={i + 1}"], draw(0.3 + 0.05 * i, i))
+    many, text = shown_pairs(monkeypatch, tmp_path / "many"), compare(tmp_path / "many")["text"]
+    assert all(len(pairs) == 15 for pairs in many.values())
+    assert all(f"| {arm} | {against} |" in text for arm, against in many["pass@1"])
+
+
+def test_plot_of_pairs_is_deleted_if_no_pair_can_be_compared(tmp_path, monkeypatch):
+    write_job(tmp_path / "s" / "0", ["refinements=gold"], draw(0.5))
+    assert shown_pairs(monkeypatch, tmp_path / "s") is not None
+    (tmp_path / "s" / "0" / "results.json").unlink()
+    (tmp_path / "s" / "0" / "failed.json").write_text(json.dumps({"error": "no memory"}))
+    assert shown_pairs(monkeypatch, tmp_path / "s") is None
 
 
 def interval(row: dict[str, str], column: str) -> tuple[float, float]:

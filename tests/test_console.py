@@ -62,6 +62,17 @@ def test_long_labels_of_arms_wrap_and_numbers_do_not(tmp_path, capsys):
     assert max(map(len, printed)) <= 80 and sum("[" in line and "]" in line for line in printed) == 2
 
 
+def test_brackets_are_printed_and_are_no_markup(tmp_path, capsys):
+    sweep = write_sweep(tmp_path / "[bold]s[/]", ["gold"], [0])
+    write_comparison(sweep, [sweep])
+    file = sweep / "comparison_arms.csv"
+    file.write_text(file.read_text().replace("gold", "[red]"))
+    console.show_comparison(sweep, ["refinements=gold", "stages=[red]"])
+    printed = capsys.readouterr().out
+    assert " [red] " in printed and "'stages=[red]' seed=0,1,2" in printed
+    assert str(sweep / "comparison_pairs.png") in printed
+
+
 @pytest.mark.parametrize(
     ("mean", "p", "said"),
     [

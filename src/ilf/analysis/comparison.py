@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock
 
 from ilf.analysis.arms import Arm, Arms, Pair, Row, arms_of, pair_of, planned_pair
-from ilf.analysis.comparison_page import markdown, plot
+from ilf.analysis.comparison_page import markdown, plot, plot_pairs
 from ilf.analysis.jobs import FIELDS, Job, measured, metric_names, read_jobs, scripted_note
 from ilf.analysis.schema import PARTS, Reported
 from ilf.analysis.statistics import bootstrap_ci95, holm, over_seeds, t_ci95
@@ -57,6 +57,7 @@ def _write(target: Path, jobs: list[Job], planned: Sequence[Sequence[str]], note
     notes = [*_notes(jobs), *notes]
     write_atomically(target / "comparison.md", markdown(jobs, arms.shown, rows, pair_rows, names, notes))
     plot(target, jobs, arms.shown, rows, names)
+    plot_pairs(target, jobs, pair_rows, names)
 
 
 def _notes(jobs: list[Job]) -> list[str]:

@@ -1,15 +1,17 @@
-"""comparison.md and comparison.png: the page and the plot of a comparison."""
+"""comparison.md, comparison.png and comparison_pairs.png: the page and the plots of a comparison."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ilf.analysis.arms import Arm, Row
 from ilf.analysis.formatting import model_name, p_text, percent
 from ilf.analysis.jobs import Job
 from ilf.analysis.markdown import inline, table
-from ilf.analysis.plots import Point, bars
+from ilf.analysis.plots import Point, bars, differences
 from ilf.analysis.sentences import ONE_SEED
 
 _SHOWN_PAIRS = 15  # at most, in comparison.md; comparison_pairs.csv has all
@@ -108,9 +110,13 @@ def _all_pairs(pairs: list[Row], name: str, several: bool) -> list[str]:
     which = f"{'All other' if exploratory else 'All'} pairs of arms, on their common tasks and seeds, {name}"
     if len(found) > _SHOWN_PAIRS:
         which += f": the {_SHOWN_PAIRS} smallest p of {len(found)} pairs"
-        found = sorted(found, key=lambda row: row["p"])[:_SHOWN_PAIRS]
+        found = _smallest_p(found)
     over = "these pairs, all of them exploratory" if exploratory else "all pairs"
     return [f"{which} (Holm-corrected over {over}):", "", *_pair_table(found, several, metric=False)]
+
+
+def _smallest_p(pairs: list[Row]) -> list[Row]:
+    return pairs if len(pairs) <= _SHOWN_PAIRS else sorted(pairs, key=lambda row: row["p"])[:_SHOWN_PAIRS]
 
 
 def markdown(
@@ -143,9 +149,7 @@ def markdown(
 
 def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names: list[str]) -> None:
     """Plot comparison.png: each arm's pass@k with its interval over tasks, and a point for each seed."""
-    # One panel for each transfer data set: more would be too many to read.
-    first = {name.rpartition(" ")[0]: name for name in reversed(names)}
-    names = [name for name in names if " " not in name or name in first.values()]
+    names = _plotted(names)
 
     def points(column: str) -> list[Point]:
         return [
@@ -167,9 +171,54 @@ def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names:
         if len({point for point in refiners if point}) > 1:  # otherwise it is the same for all arms
             series[f"refiner {name}"] = refiners
             seeds[f"refiner {name}"] = [arm.means("refiner", name) for arm in arms]
+    with _replacing(target / "comparison.png") as file:
+        bars(file, [arm.label for arm in arms], series, _subject(jobs), seeds)
+
+
+def plot_pairs(target: Path, jobs: list[Job], pairs: list[Row], names: list[str]) -> None:
+    """Plot comparison_pairs.png: the planned comparisons or, without any, the pairs in the table of all pairs.
+
+    A pair that lacks one of the metrics is left out. If no pair is left, an earlier plot is deleted.
+    """
+    names = _plotted(names)
+    planned = [row for row in pairs if row["family"] == "planned"]
+    shown = planned or _smallest_p([row for row in pairs if row["metric"] == names[0]] if names else [])
+    by_pair: dict[tuple[str, str], dict[str, Row]] = {(row["arm"], row["against"]): {} for row in shown}
+    for row in pairs:
+        if row["metric"] in names and (found := by_pair.get((row["arm"], row["against"]))) is not None:
+            found[row["metric"]] = row
+    whole = {pair: found for pair, found in by_pair.items() if len(found) == len(names)}
+    if not whole:
+        (target / "comparison_pairs.png").unlink(missing_ok=True)
+        return
+    series = {name: [_difference(found[name]) for found in whole.values()] for name in names}
+    kind = "planned comparisons" if planned else "pairs of arms"
+    with _replacing(target / "comparison_pairs.png") as file:
+        differences(file, [f"{arm} against {other}" for arm, other in whole], series, f"{kind}: {_subject(jobs)}")
+
+
+def _difference(row: Row) -> tuple[float, float, float, float, str]:
+    smallest = row["smallest_detectable_points"]
+    points = row["points"], row["points_low"], row["points_high"], float("nan") if smallest is None else smallest
+    value, low, high, smallest = (number / 100 for number in points)
+    return value, low, high, smallest, f"{row['points']:+.1f}, p {p_text(row['p_holm'])}"
+
+
+def _plotted(names: list[str]) -> list[str]:
+    """Return the metrics that have a panel: of a transfer data set only the first, as more are too many to read."""
+    first = {name.rpartition(" ")[0]: name for name in reversed(names)}
+    return [name for name in names if " " not in name or name in first.values()]
+
+
+def _subject(jobs: list[Job]) -> str:
     known = [job for job in jobs if job["status"] != "failed"]
     data, models = (", ".join(dict.fromkeys(found)) for found in ([j["data"] for j in known], map(model_name, known)))
-    scratch = target / f".comparison.{os.getpid()}.png"
-    title = f"data {data}, model {models}" if known else "no job has figures"
-    bars(scratch, [arm.label for arm in arms], series, title, seeds)
-    scratch.replace(target / "comparison.png")
+    return f"data {data}, model {models}" if known else "no job has figures"
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """Yield a scratch file's path, and move it to `file` on exit, so that no reader sees half a picture."""
+    scratch = file.with_name(f".{file.stem}.{os.getpid()}.png")
+    yield scratch
+    scratch.replace(file)

@@ -93,6 +93,54 @@ def bars(
         seeds: For each metric and label, the value of each seed; plotted if there are several.
         published: For each metric and label, the value in the paper.
     """
+    several = any(len(values) > 1 for of_metric in (seeds or {}).values() for values in of_metric)
+    key = ["points: mean over tasks; lines: 95% intervals over tasks", *["small points: seeds"][:several]]
+    key += ["diamonds: the paper"] if published else []
+    with _panels(file, labels, len(series), [title, *key], 0.5 if several else 0.45) as axes:
+        for axis, (name, points) in zip(axes, series.items(), strict=True):
+            for row, point in enumerate(points):
+                if isinstance(point, str):
+                    axis.text(50, row, point, ha="center", va="center", fontsize=9, color="#b03030")
+                elif point is not None:
+                    _interval(axis, row, point, f"{100 * point[0]:.1f}")
+            for row, values in enumerate((seeds or {}).get(name, [])):
+                if len(values) > 1:
+                    # Three heights below the line, so that seeds with equal values do not hide one another.
+                    levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
+                    shown = [100 * value for value in values]
+                    axis.plot(shown, levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
+            for row, theirs in enumerate((published or {}).get(name, [])):
+                if theirs is not None:
+                    axis.plot(100 * theirs, row, "D", color="#c8553d", markersize=7, fillstyle="none")
+            axis.set(xlim=(-3, 103), xlabel=f"{name} (%)")
+
+
+def differences(
+    file: Path, labels: list[str], series: Mapping[str, Sequence[tuple[float, float, float, float, str]]], title: str
+) -> None:
+    """Plot differences with intervals against what could have been detected: one panel per metric, one row per label.
+
+    Args:
+        file: The PNG file to write.
+        labels: The label of each row, the top row first.
+        series: For each metric, one item per label: the difference, the ends of its interval and the minimum
+            detectable difference (NaN if it is unknown), as fractions, and the text above the point.
+        title: The title above the panels.
+    """
+    key = "points: differences and Holm-corrected p; lines: 95% intervals over tasks"
+    gray = "gray: smaller differences could not be detected"
+    with _panels(file, labels, len(series), [title, key, gray], 0.5) as axes:
+        for axis, (name, rows) in zip(axes, series.items(), strict=True):
+            for row, (value, low, high, smallest, text) in enumerate(rows):
+                axis.barh(row, 200 * smallest, left=-100 * smallest, height=0.62, color="#eceff2", zorder=0)
+                _interval(axis, row, (value, low, high), text)
+            axis.axvline(0, color="#555555", linewidth=1)
+            axis.set(xlabel=f"difference in {name} (points)")
+
+
+@contextmanager
+def _panels(file: Path, labels: list[str], panels: int, heading: list[str], height: float) -> Iterator[list[Axes]]:
+    """Yield axes side by side with a labelled row for each label, and write the figure on exit."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,38 +148,24 @@ def bars(
 
     labels = [textwrap.fill(plain(label), 40) for label in labels]
     lines = [line for label in labels for line in label.split("\n")]
-    several = any(len(values) > 1 for of_metric in (seeds or {}).values() for values in of_metric)
-    height = max(0.5 if several else 0.45, 0.15 + 0.17 * max(label.count("\n") + 1 for label in labels))
-    width = 0.6 + 0.085 * max(map(len, lines)) + 3.6 * len(series)
+    height = max(height, 0.15 + 0.17 * max(label.count("\n") + 1 for label in labels))
+    width = 0.6 + 0.085 * max(map(len, lines)) + 3.6 * panels
     figure, axes = plt.subplots(
-        1, len(series), figsize=(width, 1.6 + height * len(labels)), sharey=True, squeeze=False, layout="constrained"
+        1, panels, figsize=(width, 1.6 + height * len(labels)), sharey=True, squeeze=False, layout="constrained"
     )
-    rows = range(len(labels))
-    for axis, (name, points) in zip(axes[0], series.items(), strict=True):
-        for row, point in zip(rows, points, strict=True):
-            if isinstance(point, str):
-                axis.text(50, row, point, ha="center", va="center", fontsize=9, color="#b03030")
-            elif point is not None:
-                value, low, high = (100 * number for number in point)
-                axis.plot([low, high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
-                axis.plot(value, row, "o", color="#1f5fa8", markersize=8)
-                axis.annotate(f"{value:.1f}", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
-        for row, values in enumerate((seeds or {}).get(name, [])):
-            if len(values) > 1:
-                # Three heights below the line, so that seeds with equal values do not hide one another.
-                levels = [row + 0.19 + 0.08 * (i % 3) for i in range(len(values))]
-                axis.plot([100 * value for value in values], levels, "o", color="#d9822b", markersize=3.5, alpha=0.9)
-        for row, theirs in enumerate((published or {}).get(name, [])):
-            if theirs is not None:
-                axis.plot(100 * theirs, row, "D", color="#c8553d", markersize=7, fillstyle="none")
-        axis.set(
-            xlim=(-3, 103), xlabel=f"{name} (%)", ylim=(len(labels) - 0.5, -0.7), yticks=list(rows), yticklabels=labels
-        )
+    yield list(axes[0])
+    for axis in axes[0]:
+        axis.set(ylim=(len(labels) - 0.5, -0.7), yticks=list(range(len(labels))), yticklabels=labels)
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    key = "points: mean over tasks; lines: 95% intervals over tasks" + ("\nsmall points: seeds" if several else "")
-    key += "\ndiamonds: the paper" if published else ""
-    above = "\n".join(textwrap.fill(line, int(width / 0.085)) for line in plain(title).split("\n"))
-    figure.suptitle(f"{above}\n{key}", fontsize=10)
+    above = [textwrap.fill(line, int(width / 0.085)) for text in heading for line in plain(text).split("\n")]
+    figure.suptitle("\n".join(above), fontsize=10)
     figure.savefig(file, dpi=130)
     plt.close(figure)
+
+
+def _interval(axis: Axes, row: int, point: tuple[float, float, float], text: str) -> None:
+    value, low, high = (100 * number for number in point)
+    axis.plot([low, high], [row, row], color="#9aa5b1", linewidth=3, solid_capstyle="round")
+    axis.plot(value, row, "o", color="#1f5fa8", markersize=8)
+    axis.annotate(text, (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from hydra.types import RunMode
 from ilf.analysis.schema import Results
 from ilf.build import check_device
 from ilf.cli.config import opened
-from ilf.installation import COMMAND
+from ilf.installation import command
 from ilf.settings import Settings
 from ilf.types import InputError
 
@@ -73,9 +72,9 @@ def annotate(settings: Settings) -> None:
         answers = Answers(Path(settings.annotate.path))
         work = Work(stages.to_annotate(), stages.tasks.by_id, answers, stages.sandbox, settings.executor.tests)
         own = [one for one in settings.overrides if not one.startswith(("mode=", "annotate.", "feedback"))]
-        trained = shlex.join([*own, "feedback=human", f"feedback.path={settings.annotate.path}"])
+        trained = command(*own, "feedback=human", f"feedback.path={settings.annotate.path}")
         print(f"\n{len(work.tasks)} failing tasks, {len(work.answered())} of them answered")
-        print(f"answers:  {settings.annotate.path}\ntrain:    {COMMAND} {trained}")
+        print(f"answers:  {settings.annotate.path}\ntrain:    {trained}")
         host = f"[{settings.annotate.host}]" if ":" in settings.annotate.host else settings.annotate.host
         print(f"page:     http://{host}:{settings.annotate.port}  (Ctrl-C ends it; nothing is lost)", flush=True)
         serve(work, settings.annotate, listener)

@@ -6,7 +6,6 @@ Nothing else is printed to standard output, apart from the log. Tables fit a ter
 from __future__ import annotations
 
 import csv
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from ilf.analysis.formatting import percent
 from ilf.analysis.report import labeled_metrics, next_runs
 from ilf.analysis.schema import Results
 from ilf.analysis.sentences import ALPHA, ONE_SEED, conclusion
-from ilf.installation import COMMAND
+from ilf.installation import command
 from ilf.settings import Settings
 from ilf.types import Splits
 
@@ -64,7 +63,7 @@ def show_plan(settings: Settings, tasks: Splits) -> None:
     for stage, (what, size) in stages.items():
         if stage in settings.stages and runs.get(stage, True):
             table.add_row(stage, what, size)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     groups = ("model", "data", "adapter", "objective", "trainer")
     console.print(", ".join([*(f"{group}={option(group)}" for group in groups), f"seed={settings.seed}"]))
@@ -81,7 +80,7 @@ def show_results(results: Results, folder: Path, upload: str | None, alone: bool
         upload: The command that uploads the run to Weights & Biases, if any.
         alone: Whether the run is no job of a sweep, which says at its end what to run next.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     metrics = labeled_metrics(results)
     if metrics:
         names = list(next(iter(metrics.values()))["ci95"])
@@ -92,9 +91,9 @@ def show_results(results: Results, folder: Path, upload: str | None, alone: bool
         console.print()
         console.print(table)
     console.print(f"{conclusion(results)}\n")
-    for command, reason in next_runs(results)[:2] if alone else ():
+    for suggested, reason in next_runs(results)[:2] if alone else ():
         console.print(f"Next: {reason}")
-        console.print(f"  {command}\n", soft_wrap=True)
+        console.print(f"  {suggested}\n", soft_wrap=True)
     files = [folder / "summary.md", folder / "results.json", *sorted((folder / "plots").glob("*.png"))]
     for file in files:
         console.print(str(file), soft_wrap=True)
@@ -118,7 +117,7 @@ def show_comparison(folder: Path, overrides: Sequence[str] = ()) -> None:
         ]
     names = [key for key in (rows[0] if rows else {}) if key.startswith("pass@")]
     name = next((name for name in names if any(row[name] is not None for row in rows)), None)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if name is not None:
         several = any(row["seeds"] != 1 or row["failed"] for row in rows)
         table = _table("arm", *["seeds"][:several], "examples", f"{name} (%)", "delta (points)", "p (Holm)")
@@ -133,9 +132,10 @@ def show_comparison(folder: Path, overrides: Sequence[str] = ()) -> None:
         if overrides and not several:
             given = [one for one in overrides if not one.startswith("seed=")]
             console.print(f"Next: {ONE_SEED}")
-            console.print(f"  {shlex.join([*COMMAND.split(), '-m', *given, 'seed=0,1,2'])}\n", soft_wrap=True)
-    for file in (folder / "comparison.md", folder / "comparison.png"):
-        console.print(str(file), soft_wrap=True)
+            console.print(f"  {command('-m', *given, 'seed=0,1,2')}\n", soft_wrap=True)
+    for file in (folder / "comparison.md", folder / "comparison.png", folder / "comparison_pairs.png"):
+        if file.exists():  # without a pair of arms, there is no picture of pairs
+            console.print(str(file), soft_wrap=True)
 
 
 def show_page(file: Path) -> None:

@@ -190,6 +190,7 @@ class JobCallback(Callback):
         from ilf.cli.console import show_comparison, show_page
 
         folder = Path(config.hydra.sweep.dir)
+        HydraConfig.instance().set_config(config)  # for the commands that are suggested: no job is running any more
         failures = select_and_report(folder) if config.select else []
         study = None
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ilf.analysis.studies.job import (
     per_task,
     subject,
 )
-from ilf.installation import COMMAND
+from ilf.installation import command
 
 _STUDY = "paper/sweep_a1"
 _OF_THE_SEARCH = (
@@ -110,7 +109,7 @@ def table4_commands(chosen: Sequence[Job]) -> list[str]:
             own.append(job.results["arm"])
     for own in list(arms.values())[:1]:
         own.append("none")
-    return [shlex.join([*COMMAND.split(), *words, f"arm={','.join(own)}"]) for words, own in arms.items()]
+    return [command(*words, f"arm={','.join(own)}") for words, own in arms.items()]
 
 
 def _draw(file: Path, rows: Sequence[Row], varied: Sequence[str], title: str) -> None:
