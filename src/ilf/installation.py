@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from hydra.core.hydra_config import HydraConfig
 
 _PACKAGE = Path(__file__).parent
 # pyproject.toml puts conf there in the wheel; a clone has it at the top level
@@ -29,27 +27,22 @@ _PACKAGES = (
 )
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where the current job's options came from, so that a suggested command finds them again."""
+
+    flags: tuple[str, ...] = ()  # such as --config-dir and a folder
+    overrides: tuple[str, ...] = ()  # such as hydra.searchpath=[file:///folder]
+    groups: bool = True  # whether options can be chosen by group; not in a saved configuration
+
+
+sources = Sources()  # `ilf.cli` replaces it for each job
+
+
 def command(*words: str) -> str:
-    """Return a shell command that runs ILF with these words, and that finds the options that the current job found.
-
-    The flags and overrides by which the user added folders of options are read from Hydra, as a launcher's jobs have
-    other arguments than the command. Outside a job there are none.
-    """
-    if not HydraConfig.initialized():
-        return shlex.join([*COMMAND.split(), *words])
-    hydra: Any = HydraConfig.get()
-    folders = {source.provider: source.path for source in hydra.runtime.config_sources}
-    given = {"--config-path": folders["main"], "--config-name": hydra.job.config_name}
-    given["--config-dir"] = folders.get("command-line")
-    usual = {"--config-path": str(CONF), "--config-name": "config", "--config-dir": None}
-    flags = [word for flag, value in given.items() if value != usual[flag] for word in (flag, value)]
-    more = [override for override in hydra.overrides.hydra if override.startswith("hydra.searchpath=")]
-    return shlex.join([*COMMAND.split(), *flags, *words, *more])  # argparse takes no flag after an override
-
-
-def has_groups() -> bool:
-    """Return whether the job's options can be overridden; those of a saved configuration cannot."""
-    return not HydraConfig.initialized() or "refinements" in HydraConfig.get().runtime.choices
+    """Return a shell command that runs ILF with these words, and that finds the same options as the current job."""
+    # argparse takes no flag after an override, and `words` may begin with a flag.
+    return shlex.join([*COMMAND.split(), *sources.flags, *words, *sources.overrides])
 
 
 def versions() -> dict[str, str]:

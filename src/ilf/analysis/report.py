@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ilf import installation
 from ilf.analysis.formatting import model_name, p_text, percent, samples
 from ilf.analysis.jobs import scripted_note
 from ilf.analysis.markdown import fence, inline
 from ilf.analysis.plots import bars, curve
 from ilf.analysis.schema import Learnt, Metrics, Results
 from ilf.analysis.sentences import ALPHA, ONE_SEED, change_text, conclusion, cost_text, delta_text, trained_on
-from ilf.installation import command, has_groups
 from ilf.tasks.prompts import lines_of
 from ilf.types import Outcome, Splits
 
@@ -117,7 +117,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
         left_out = {"stages", "output_dir", "select", *(change.partition("=")[0] for change in changes)}
         if any(change.startswith("refinements=") for change in changes):
             left_out.add("arm")  # an arm sets the option of `refinements` itself
-        return command(*changes, *(override for key, override in given.items() if key not in left_out))
+        return installation.command(*changes, *(override for key, override in given.items() if key not in left_out))
 
     found = []
     n, seed, tests = results["sampling"]["n"], results["seed"], results["counts"]["test_tasks"]
@@ -150,7 +150,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
     people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
     refinements = results["annotator"] == "scripted" or people  # the annotator's own
     arms = ["gold", *(["human"] if refinements else []), "model", "self", "none"]
-    if has_groups():
+    if installation.sources.groups:
         arms_too = f"refinements={','.join(arms)}"
         found.append((changed("-m", arms_too), "Compare all arms to see what the gain is due to."))
     found.append(

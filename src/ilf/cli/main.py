@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from ilf import distributed, shutdown
 from ilf.cli.config import check_hydra, explain, register, settings_from
-from ilf.cli.search_path import check_arm
+from ilf.cli.search_path import check_arm, record_sources
 from ilf.installation import CONF
 
 
@@ -49,6 +49,7 @@ def job(config: DictConfig) -> float | None:
     overrides, sweep = list(hydra_config.overrides.task), hydra_config.mode is RunMode.MULTIRUN
     try:
         check_hydra(hydra_config)
+        record_sources(hydra_config)
         settings = settings_from(config, overrides, sweep, hydra_config.runtime.choices)
         check_arm(hydra_config)
         if sweep:

@@ -13,6 +13,7 @@ from hydra.plugins.config_source import ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from ilf import installation
 from ilf.types import InputError
 
 VARIABLE = "ILF_CONFIG_PATH"
@@ -73,6 +74,24 @@ def check_sources(hydra: DictConfig) -> None:
                 reason = f"its {option}.yaml would not be read: {holders[0].full_path()} comes first and has one too"
                 advice = f"Rename it, or put the folder into {VARIABLE}, whose options override ours."
                 raise InputError(_KEYS[source.provider], source.full_path(), reason, advice)
+
+
+def record_sources(hydra: DictConfig) -> None:
+    """Record where the options came from, for the commands that ILF suggests.
+
+    They are read from Hydra, as the jobs of a launcher have other arguments than the command. Paths are absolute.
+    """
+    folders = {source.provider: source.path for source in hydra.runtime.config_sources}
+    given = {
+        "--config-path": (folders["main"], str(installation.CONF)),
+        "--config-name": (hydra.job.config_name, "config"),
+        "--config-dir": (folders.get("command-line"), None),
+    }
+    installation.sources = installation.Sources(
+        flags=tuple(word for flag, (value, usual) in given.items() if value != usual for word in (flag, value)),
+        overrides=tuple(one for one in hydra.overrides.hydra if one.startswith("hydra.searchpath=")),
+        groups="refinements" in hydra.runtime.choices,
+    )
 
 
 def check_arm(hydra: DictConfig) -> None:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ilf.analysis.jobs import FIELDS, job_folders, setting_of
 from ilf.cli.config import check_hydra, explain, loggers_of, opened, settings_from
+from ilf.cli.search_path import record_sources
 from ilf.disk import check_writable
 from ilf.files import read_json, to_json, write_atomically
 from ilf.run_folder import FolderTaken, check_settled
@@ -190,7 +191,7 @@ class JobCallback(Callback):
         from ilf.cli.console import show_comparison, show_page
 
         folder = Path(config.hydra.sweep.dir)
-        HydraConfig.instance().set_config(config)  # for the commands that are suggested: no job is running any more
+        record_sources(config.hydra)
         failures = select_and_report(folder) if config.select else []
         study = None
         try:
