@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,20 @@ def write_atomically(path: Path, text: str) -> None:
 
     Half of a surrogate pair, which UTF-8 can't represent, is written as its escape.
     """
-    # includes the host name because process ids repeat on other machines
-    scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
-    with naming(path):
+    with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path with the same suffix to write to, and move that file to `path` at the end, unless there is an error.
+
+    After a kill, and for any reader, `path` is therefore the old or the new file.
+    """
+    # includes the host name because process ids repeat on other machines
+    scratch = path.with_name(f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
+    with naming(path):
+        yield scratch
     scratch.replace(path)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ilf.analysis.arms import Arm, Row
@@ -13,6 +10,7 @@ from ilf.analysis.jobs import Job
 from ilf.analysis.markdown import inline, table
 from ilf.analysis.plots import Point, bars, differences
 from ilf.analysis.sentences import ONE_SEED
+from ilf.files import replacing
 
 _SHOWN_PAIRS = 15  # at most, in comparison.md; comparison_pairs.csv has all
 
@@ -108,14 +106,15 @@ def _all_pairs(pairs: list[Row], name: str, several: bool) -> list[str]:
         return []
     exploratory = found[0]["family"] == "exploratory"
     which = f"{'All other' if exploratory else 'All'} pairs of arms, on their common tasks and seeds, {name}"
-    if len(found) > _SHOWN_PAIRS:
-        which += f": the {_SHOWN_PAIRS} smallest p of {len(found)} pairs"
-        found = _smallest_p(found)
+    shown = _smallest_p(found)
+    if len(shown) < len(found):
+        which += f": the {len(shown)} smallest p of {len(found)} pairs"
     over = "these pairs, all of them exploratory" if exploratory else "all pairs"
-    return [f"{which} (Holm-corrected over {over}):", "", *_pair_table(found, several, metric=False)]
+    return [f"{which} (Holm-corrected over {over}):", "", *_pair_table(shown, several, metric=False)]
 
 
 def _smallest_p(pairs: list[Row]) -> list[Row]:
+    """Return the pairs or, if they are too many to read, those of the smallest p."""
     return pairs if len(pairs) <= _SHOWN_PAIRS else sorted(pairs, key=lambda row: row["p"])[:_SHOWN_PAIRS]
 
 
@@ -171,7 +170,7 @@ def plot(target: Path, jobs: list[Job], arms: list[Arm], rows: list[Row], names:
         if len({point for point in refiners if point}) > 1:  # otherwise it is the same for all arms
             series[f"refiner {name}"] = refiners
             seeds[f"refiner {name}"] = [arm.means("refiner", name) for arm in arms]
-    with _replacing(target / "comparison.png") as file:
+    with replacing(target / "comparison.png") as file:
         bars(file, [arm.label for arm in arms], series, _subject(jobs), seeds)
 
 
@@ -193,7 +192,7 @@ def plot_pairs(target: Path, jobs: list[Job], pairs: list[Row], names: list[str]
         return
     series = {name: [_difference(found[name]) for found in whole.values()] for name in names}
     kind = "planned comparisons" if planned else "pairs of arms"
-    with _replacing(target / "comparison_pairs.png") as file:
+    with replacing(target / "comparison_pairs.png") as file:
         differences(file, [f"{arm} against {other}" for arm, other in whole], series, f"{kind}: {_subject(jobs)}")
 
 
@@ -214,11 +213,3 @@ def _subject(jobs: list[Job]) -> str:
     known = [job for job in jobs if job["status"] != "failed"]
     data, models = (", ".join(dict.fromkeys(found)) for found in ([j["data"] for j in known], map(model_name, known)))
     return f"data {data}, model {models}" if known else "no job has figures"
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """Yield a scratch file's path, and move it to `file` on exit, so that no reader sees half a picture."""
-    scratch = file.with_name(f".{file.stem}.{os.getpid()}.png")
-    yield scratch
-    scratch.replace(file)

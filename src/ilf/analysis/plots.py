@@ -25,14 +25,17 @@ def plain(text: str) -> str:
 
 
 @contextmanager
-def canvas(file: Path, title: str, panels: int = 1, width: float = 6.4, height: float = 4.2) -> Iterator[list[Axes]]:
-    """Yield axes side by side, and write the figure to a PNG file on exit."""
+def canvas(
+    file: Path, title: str, panels: int = 1, width: float = 6.4, height: float = 4.2, sharey: bool = False
+) -> Iterator[list[Axes]]:
+    """Yield axes side by side, each of this width in inches, and write the figure to a PNG file on exit."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawing, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
+    size = (width * panels, height)
+    drawing, axes = plt.subplots(1, panels, figsize=size, sharey=sharey, squeeze=False, layout="constrained")
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -140,28 +143,17 @@ def differences(
 
 @contextmanager
 def _panels(file: Path, labels: list[str], panels: int, heading: list[str], height: float) -> Iterator[list[Axes]]:
-    """Yield axes side by side with a labelled row for each label, and write the figure on exit."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Yield axes side by side with a labeled row for each label, and write the figure on exit."""
     labels = [textwrap.fill(plain(label), 40) for label in labels]
     lines = [line for label in labels for line in label.split("\n")]
     height = max(height, 0.15 + 0.17 * max(label.count("\n") + 1 for label in labels))
     width = 0.6 + 0.085 * max(map(len, lines)) + 3.6 * panels
-    figure, axes = plt.subplots(
-        1, panels, figsize=(width, 1.6 + height * len(labels)), sharey=True, squeeze=False, layout="constrained"
-    )
-    yield list(axes[0])
-    for axis in axes[0]:
-        axis.set(ylim=(len(labels) - 0.5, -0.7), yticks=list(range(len(labels))), yticklabels=labels)
-        axis.grid(axis="x", alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    above = [textwrap.fill(line, int(width / 0.085)) for text in heading for line in plain(text).split("\n")]
-    figure.suptitle("\n".join(above), fontsize=10)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    above = [textwrap.fill(line, int(width / 0.085)) for text in heading for line in text.split("\n")]
+    with canvas(file, "\n".join(above), panels, width / panels, 1.6 + height * len(labels), sharey=True) as axes:
+        yield axes
+        for axis in axes:
+            axis.set(ylim=(len(labels) - 0.5, -0.7), yticks=list(range(len(labels))), yticklabels=labels)
+            axis.grid(axis="y", visible=False)
 
 
 def _interval(axis: Axes, row: int, point: tuple[float, float, float], text: str) -> None:

@@ -113,7 +113,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
     """Return two to four commands to run next, given this run's results, each with the reason for it."""
     given = {override.partition("=")[0]: override for override in results["overrides"]}
 
-    def changed(*changes: str) -> str:
+    def command(*changes: str) -> str:
         left_out = {"stages", "output_dir", "select", *(change.partition("=")[0] for change in changes)}
         if any(change.startswith("refinements=") for change in changes):
             left_out.add("arm")  # an arm sets the option of `refinements` itself
@@ -123,18 +123,18 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
     n, seed, tests = results["sampling"]["n"], results["seed"], results["counts"]["test_tasks"]
     if results["status"] in ("partial", "failed", "interrupted"):
         missing = [stage for stage, seconds in results["seconds"].items() if seconds is None]
-        found.append((changed(), f"These stages have not run: {', '.join(missing)}. Finished stages are reused."))
+        found.append((command(), f"These stages have not run: {', '.join(missing)}. Finished stages are reused."))
     if results["status"] == "no_training_examples":
         found.append(
             (
-                changed(f"sampler.n={2 * n}"),
+                command(f"sampler.n={2 * n}"),
                 "There was nothing to train on. With more samples, some refinements may pass.",
             )
         )
     if results["feedback_on_policy"] is False and "feedback.select" not in given:
         found.append(
             (
-                changed("feedback.select=annotated_and_failed"),
+                command("feedback.select=annotated_and_failed"),
                 "The feedback is off-policy. This keeps to the annotated tasks that this policy also fails.",
             )
         )
@@ -146,16 +146,16 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
             reason += f" A true difference of {100 * d['mean']:+.1f} points needs about {needed} tasks to show."
         # If all of Test is used already, more samples make each task's pass rate less noisy.
         more = f"sampler.n={2 * n}" if "evaluate.n" not in given else f"evaluate.n={2 * results['evaluation']['n']}"
-        found.append((changed("data.limit.test=null" if results.get("test_limit") == tests else more), reason))
+        found.append((command("data.limit.test=null" if results.get("test_limit") == tests else more), reason))
     people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
     refinements = results["annotator"] == "scripted" or people  # the annotator's own
     arms = ["gold", *(["human"] if refinements else []), "model", "self", "none"]
     if installation.sources.groups:
-        arms_too = f"refinements={','.join(arms)}"
-        found.append((changed("-m", arms_too), "Compare all arms to see what the gain is due to."))
+        every = command("-m", f"refinements={','.join(arms)}")
+        found.append((every, "Compare all arms to see what the gain is due to."))
     found.append(
         (
-            changed("-m", f"seed={seed},{seed + 1},{seed + 2}"),
+            command("-m", f"seed={seed},{seed + 1},{seed + 2}"),
             ONE_SEED,
         )
     )

@@ -26,6 +26,10 @@ from ilf.types import Splits
 _TEXTS = ("arm", "training_examples")  # columns of comparison_arms.csv that are not numbers
 
 
+def _console() -> Console:
+    return Console(highlight=False, markup=False)  # a list in an override is no markup
+
+
 def _table(*columns: str) -> Table:
     """Return an empty table. Long names in its first column are wrapped, numbers in the others are not."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -63,7 +67,7 @@ def show_plan(settings: Settings, tasks: Splits) -> None:
     for stage, (what, size) in stages.items():
         if stage in settings.stages and runs.get(stage, True):
             table.add_row(stage, what, size)
-    console = Console(highlight=False, markup=False)
+    console = _console()
     console.print(table)
     groups = ("model", "data", "adapter", "objective", "trainer")
     console.print(", ".join([*(f"{group}={option(group)}" for group in groups), f"seed={settings.seed}"]))
@@ -80,7 +84,7 @@ def show_results(results: Results, folder: Path, upload: str | None, alone: bool
         upload: The command that uploads the run to Weights & Biases, if any.
         alone: Whether the run is no job of a sweep, which says at its end what to run next.
     """
-    console = Console(highlight=False, markup=False)
+    console = _console()
     metrics = labeled_metrics(results)
     if metrics:
         names = list(next(iter(metrics.values()))["ci95"])
@@ -117,7 +121,7 @@ def show_comparison(folder: Path, overrides: Sequence[str] = ()) -> None:
         ]
     names = [key for key in (rows[0] if rows else {}) if key.startswith("pass@")]
     name = next((name for name in names if any(row[name] is not None for row in rows)), None)
-    console = Console(highlight=False, markup=False)
+    console = _console()
     if name is not None:
         several = any(row["seeds"] != 1 or row["failed"] for row in rows)
         table = _table("arm", *["seeds"][:several], "examples", f"{name} (%)", "delta (points)", "p (Holm)")

@@ -17,7 +17,7 @@ from filelock import FileLock
 from ilf.analysis.markdown import inline
 from ilf.analysis.studies import beyond, feedback, figures, search, tables
 from ilf.analysis.studies.job import Job, Study, arm_notes, read_jobs
-from ilf.files import to_csv, write_atomically
+from ilf.files import replacing, to_csv, write_atomically
 from ilf.types import InputError
 
 __all__ = ["STUDIES", "Job", "Study", "Table", "check_table", "write_study"]
@@ -105,9 +105,8 @@ def _write(target: Path, stem: str, study: Study, failed: Mapping[str, str]) -> 
     keys = dict.fromkeys(key for row in study.rows for key in row)  # rows with the paper's results have fewer keys
     columns = [key for key in keys if not key.endswith("_text")]
     write_atomically(target / f"{stem}.csv", to_csv(study.rows, columns))
-    scratch = target / f".{stem}.{os.getpid()}.png"
-    study.draw(scratch, f"{study.title}\n{study.about}")
-    scratch.replace(target / f"{stem}.png")
+    with replacing(target / f"{stem}.png") as scratch:
+        study.draw(scratch, f"{study.title}\n{study.about}")
     file = target / f"{stem}.md"
     write_atomically(file, study.markdown(f"{stem}.png"))
     return file
