@@ -103,7 +103,8 @@ def bars(
         for axis, (name, points) in zip(axes, series.items(), strict=True):
             for row, point in enumerate(points):
                 if isinstance(point, str):
-                    axis.text(50, row, point, ha="center", va="center", fontsize=9, color="#b03030")
+                    middle = axis.get_yaxis_transform()  # x is a fraction of the panel's width
+                    axis.text(0.5, row, point, ha="center", va="center", fontsize=9, color="#b03030", transform=middle)
                 elif point is not None:
                     _interval(axis, row, point, f"{100 * point[0]:.1f}")
             for row, values in enumerate((seeds or {}).get(name, [])):
@@ -115,7 +116,9 @@ def bars(
             for row, theirs in enumerate((published or {}).get(name, [])):
                 if theirs is not None:
                     axis.plot(100 * theirs, row, "D", color="#c8553d", markersize=7, fillstyle="none")
-            axis.set(xlim=(-3, 103), xlabel=f"{name} (%)")
+            axis.locator_params(axis="x", nbins=6)
+            low, high = axis.get_xlim()
+            axis.set(xlim=(max(-3, low - 2), min(103, high + 2)), xlabel=f"{name} (%)")
 
 
 def differences(
