@@ -85,27 +85,32 @@ def test_user_options_are_found_and_checked_like_built_in_options(way, sweep, cl
     assert refused.returncode == 1 and "refinements='human': is set by arm=mine" in refused.stderr
 
 
-@pytest.mark.parametrize("way", ["--config-dir", "hydra.searchpath", "--config-path"])
-def test_suggested_commands_find_user_options_from_any_folder(way, mine, tmp_path):
+@pytest.mark.parametrize(
+    ("way", "seeds"),
+    [
+        ("--config-dir", [7] * 6),  # a run suggests the missing stages, and all arms
+        ("hydra.searchpath", [0, 1, 2]),  # a sweep suggests three seeds
+        ("--config-path", [7, 7, 8, 9]),  # the saved configuration of a run has no groups, so no arms
+    ],
+)
+def test_suggested_commands_find_user_options_from_any_folder(way, seeds, mine, tmp_path):
     few = ["stages=[zero_shot]", "data.limit.test=2", "sampler.n=1", "evaluate.k=[1]", "logger=none", "store.dir=store"]
     words = ["--config-dir", "mine"] if way == "--config-dir" else [f"hydra.searchpath=[file://{mine}]"]
-    done = warm.run(ROOT / "run.py", [*words, "experiment=mine", "arm=mine", *few, "hydra.run.dir=one"], tmp_path)
-    if way == "--config-path":  # the saved configuration
+    sweep = ["-m"] if way == "hydra.searchpath" else []
+    target = ["hydra.run.dir=one", "hydra.sweep.dir=one"]
+    done = warm.run(ROOT / "run.py", [*sweep, *words, "experiment=mine", "arm=mine", *few, *target], tmp_path)
+    if way == "--config-path":
         again = [way, "one/.hydra", "--config-name", "config", "hydra.run.dir=two", f"output_dir={tmp_path / 'two'}"]
         done = warm.run(ROOT / "run.py", again, tmp_path)
-    else:
-        again = ["-m", *words, "experiment=mine", "arm=mine", *few, "hydra.sweep.dir=out"]
-        done.stdout += warm.run(ROOT / "run.py", again, tmp_path).stdout
     suggested = [line.strip() for line in done.stdout.splitlines() if "python run.py" in line]
-    assert way == "--config-path" or "'stages=[zero_shot]'" in suggested[-1]  # no markup of rich
+    assert not sweep or "'stages=[zero_shot]'" in suggested[-1]  # rich would take it for markup
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     for command in suggested:
         shown = warm.run(ROOT / "run.py", [*shlex.split(command)[2:], "mode=store"], folder)
         assert shown.returncode == 0, f"{command}\n{shown.stderr}"
-    seeds = [yaml.safe_load(file.read_text())["seed"] for file in folder.rglob("config.yaml")]
-    # The missing stages; then all arms, and three seeds after a sweep. A saved configuration has no groups.
-    assert sorted(seeds) == ([7, 7, 8, 9] if way == "--config-path" else [0, 1, 2, *[7] * 6])
+    found = [yaml.safe_load(file.read_text())["seed"] for file in folder.rglob("config.yaml")]
+    assert sorted(found) == seeds
 
 
 @pytest.mark.slow
