@@ -3,7 +3,7 @@
 SIGTERM, SIGINT (Ctrl-C) and SIGHUP stop a run within seconds. Finished results are in the store, the run's files are
 written from them, and no child process is left. The exit code is 128 + the signal's number, so that no supervisor
 mistakes this for success. In a Slurm job, SIGUSR1 does the same and requeues the job
-(`#SBATCH --requeue --signal=USR1@120`). The same command then resumes the run.
+(`#SBATCH --requeue --signal=B:USR1@120`). The same command then resumes the run.
 """
 
 from __future__ import annotations
