@@ -125,6 +125,7 @@ PASSES = [
     (F, PYTEST),
     (PRINTS, "def test_printed(capsys):\n    f(2)\n    found = capsys.readouterr()\n    assert found.out == 'value 2\\n' and found.err == 'warning\\n'"),
     (PRINTS, "import io\nfrom contextlib import redirect_stdout\nout = io.StringIO()\nwith redirect_stdout(out):\n    f(1)\n    f(2)\nassert out.getvalue() == 'value 1\\nvalue 2\\n'"),
+    ("import sys\ndef f(x):\n    for s in sys.stdout, sys.stderr: s.write('w' * 50_000)\n    return x", "for i in range(4):\n    assert abs(f(i) - i) < 1e-9\nimport sys\nsys.stderr.write('t' * 100_000)"),
     (PRINTS, "import io, sys\nold = sys.stdout\nsys.stdout = io.StringIO()\nf(1)\ntext = sys.stdout.getvalue()\nsys.stdout = old\nassert text == 'value 1\\n'"),
     ("def f(x):\n    print(x)\n    return x", "assert f(1) == 1\n;;\ndef test_x(capsys):\n    f(2)\n    assert capsys.readouterr().out == '2\\n'"),
     ("import sys\nsys.stdout = None\ndef f(): return [1]", "x = f()\nassert x == [1]"),

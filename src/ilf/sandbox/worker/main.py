@@ -34,8 +34,10 @@ def main(settings: dict[str, Any]) -> None:
         sys.exit(report["error"])
     folder = None if "root" in report["entered"] else report["folder"]  # a folder in a new root ends with the zygote
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what tests print must not mix with answers
     _write(answers, report)
+    # What tests print must not mix with answers, and nobody reads standard error after the report.
+    for descriptor in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     from . import outputs  # imported after the fork, which keeps programs' forks small
     from .judge import MEMORY, Judge
 
