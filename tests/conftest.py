@@ -199,7 +199,7 @@ def small_stages(store: Path, tmp_path: Path) -> Iterator[Callable[..., Stages]]
 
     yield make
     for stages in made:
-        stages.tracker.close()
+        stages.close()
 
 
 @pytest.fixture

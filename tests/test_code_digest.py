@@ -109,6 +109,14 @@ def test_replaced_optimizer_invalidates_stored_models(small_stages, monkeypatch)
     assert "train_policy" not in ignoring.run()["seconds"]["reused"]
 
 
+def test_a_policy_is_reused_if_validation_differs_unless_a_callback_may_watch_it(small_stages):
+    few = ["data.limit.test=3", "data.limit.refine=8", "data.limit.train=8", "measure=[]", "training.epochs=2"]
+    for callbacks, reused in ("default", True), ("early_stopping", False):
+        small_stages(*few, f"callbacks={callbacks}", "training.validate_n=1").run()
+        again = small_stages(*few, f"callbacks={callbacks}", "training.validate_n=2").run()
+        assert ("train_policy" in again["seconds"]["reused"]) is reused, callbacks
+
+
 def test_ignore_code_changes_reuses_results_of_older_code(small_stages, monkeypatch):
     few = ["stages=[zero_shot,sample]", "data.limit.test=3", "data.limit.refine=4", "data.limit.train=4"]
     small_stages(*few).run()

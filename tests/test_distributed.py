@@ -242,6 +242,21 @@ def test_an_error_in_the_first_process_ends_all_processes(launcher, arguments, m
     assert "Traceback" not in (tmp_path / "printed1.err").read_text()
 
 
+def test_each_job_of_a_sweep_uses_all_cores(tmp_path):
+    (tmp_path / "jobs.py").write_text(
+        "import torch\n"
+        "from ilf import distributed\n"
+        "def jobs():\n"
+        "    torch.set_num_threads(8)\n"
+        "    for processes in (2, 1, 2, 1):\n"
+        "        distributed.join('ddp', processes)\n"
+        "        print(distributed.call(torch.get_num_threads))\n"
+        "distributed.lead(jobs)\n"
+    )
+    done = warm.run(tmp_path / "jobs.py", [], tmp_path)
+    assert done.stdout.split() == ["4", "8", "4", "8"], done.stderr
+
+
 def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 

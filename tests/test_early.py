@@ -196,6 +196,23 @@ def test_a_warmup_longer_than_a_training_is_rejected_at_startup(name, small_stag
         small_stages(*own, f"scheduler.num_warmup_steps={most + 1}")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["trainer.max_steps=200"],
+        ["objective=multitask"],
+        ["objective=kto"],
+        ["refinements.per_task=2"],
+        ["refinements.per_task=null"],
+    ],
+    ids=" ".join,
+)
+def test_a_warmup_is_accepted_if_the_number_of_steps_may_be_larger(more):
+    own = ["training.refiner.batch_size=1", "training.policy.batch_size=7", "training.epochs=2", *more]
+    tasks = Splits((), TASKS.refine[:30], TASKS.train[:30])
+    check_training(compose_settings(*own, "scheduler.num_warmup_steps=20"), MINI_CONFIG, tasks)
+
+
 def test_a_max_length_too_small_for_the_shortest_prompt_is_rejected(small_stages):
     stages = small_stages()
     lengths = {

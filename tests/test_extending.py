@@ -62,7 +62,7 @@ def run(outside: Path, name: str, *titles: str):
     try:
         results = stages.run()
     finally:
-        stages.tracker.close()
+        stages.close()
     assert results["status"] == "complete" and results["finetuned"]["n_tasks"] == 4
     return stages, results
 

@@ -183,7 +183,7 @@ def test_stored_answer_about_another_program_is_an_error(tmp_path):
 def test_policy_trains_on_llm_refinements_from_endpoint_and_from_file(endpoint, few, small_stages, tmp_path):
     live = small_stages(*few, "arm=llm_1shot", f"llm.url={endpoint.url}", "llm.model=m", "logger=many")
     found = live.run()
-    live.tracker.close()
+    live.close()
     assert endpoint.keys == {f"Bearer {KEY}"}
     assert found["status"] == "complete" and found["arm"] == "llm_1shot" and found["matched"] is False
     assert found["llm"]["pass@1"] == 1.0 and found["llm"]["n_samples"] == 2

@@ -17,6 +17,7 @@ from test_end_to_end import wandb_records
 from ilf.analysis import report
 from ilf.analysis.report import Mended, next_runs, summary
 from ilf.build import build
+from ilf.cli.config import opened
 from ilf.components import Component
 from ilf.outputs import summary_of
 from ilf.scoring import score
@@ -49,15 +50,15 @@ def ran(tmp_path_factory):
         try:
             results = stages.run()
         finally:
-            stages.tracker.close()
+            stages.close()
     return Ran(stages, results, shown, stages.tracker.upload)
 
 
-@pytest.fixture(scope="module")
-def records(ran):
+def records_of(folder):
+    """Return the records of the offline W&B run in a run's folder."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = ran.stages.folder.glob("wandb/offline-run-*/*.wandb")
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     found, deadline = [], time.monotonic() + 60
     while not found or found[-1].WhichOneof("record_type") != "exit":  # W&B's own process may still be writing
         assert time.monotonic() < deadline, "the offline file has no end"
@@ -66,6 +67,11 @@ def records(ran):
             found.append(wandb_internal_pb2.Record())
             found[-1].ParseFromString(data)
     return found
+
+
+@pytest.fixture(scope="module")
+def records(ran):
+    return records_of(ran.stages.folder)
 
 
 def of_kind(records, kind):
@@ -115,6 +121,22 @@ def test_mlflow_logs_summary_metrics(tmp_path):
     tracker.close()
     (file,) = tmp_path.rglob("metrics/zero_shot/one_correct")
     assert file.read_text().split()[1] == "0.25"
+
+
+def test_trackers_show_whether_a_run_failed(records, store, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="pip install -r requirements-extras.txt")
+
+    def break_down(*arguments, **named):
+        raise MemoryError
+
+    monkeypatch.setattr("ilf.algorithm.run", break_down)
+    settings = compose_settings(*SMALL, "logger=[wandb,mlflow]", f"store.dir={store}", f"output_dir={tmp_path}/run")
+    with pytest.raises(MemoryError), opened(settings) as stages:
+        stages.run()
+    (run,) = (tmp_path / "run" / "mlflow").glob("*/*/meta.yaml")
+    assert "\nstatus: 4\n" in run.read_text()  # FAILED in MLflow's protocol
+    codes = [of_kind(found, "exit")[0].exit_code for found in (records, records_of(tmp_path / "run"))]
+    assert codes == [0, 1]
 
 
 def test_wandb_logs_programs_metrics_and_plots(ran, records):

@@ -52,12 +52,19 @@ def build(settings: Settings) -> Stages:
         store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.ignore_code_changes)
         check_plan(settings, config, tokenizer, inputs.tasks)
         sandbox = settings.executor.start()
-        for key, one, own in (("data", settings.data, tasks), ("transfer", settings.transfer, inputs.tasks.transfer)):
-            if one is not None:
-                one.check_gold(own, sandbox, key)
-        group = settings.group or settings.study
-        tracker = Tracker(settings.logger, Path(settings.output_dir), settings.config, settings.arm, group)
-        return Stages(settings, inputs, model, store, sandbox, tracker, llm_folder)
+        try:
+            for key, one, own in (
+                ("data", settings.data, tasks),
+                ("transfer", settings.transfer, inputs.tasks.transfer),
+            ):
+                if one is not None:
+                    one.check_gold(own, sandbox, key)
+            group = settings.group or settings.study
+            tracker = Tracker(settings.logger, Path(settings.output_dir), settings.config, settings.arm, group)
+            return Stages(settings, inputs, model, store, sandbox, tracker, llm_folder)
+        except BaseException:
+            sandbox.close()
+            raise
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class _Group:
     control: Any = None  # the process group that carries calls and results, once it exists
     # the processes that this one started; empty under a launcher
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    threads: int = 0  # of this process before it shared the machine's cores with others; 0 if it never did
     calling: bool = False  # the others are in a call, or were when it failed, and don't wait for messages
 
 
@@ -209,8 +210,8 @@ def _control() -> Any:
 
             slurm = SLURMEnvironment()
             os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))
-        # The processes of this machine share its cores.
-        torch.set_num_threads(max(1, torch.get_num_threads() // local_count()))
+        _group.threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, _group.threads // local_count()))  # the processes of this machine share its cores
         connected = threading.Event()
         threading.Thread(target=_watch, args=[connected], daemon=True).start()
         try:
@@ -249,12 +250,14 @@ def _dismiss() -> None:
     """Stop the processes that this one has started."""
     if not _group.started:
         return
+    import torch
     from torch import distributed
 
     _send(0)
     for process in _group.started:
         process.wait()
     distributed.destroy_process_group()
+    torch.set_num_threads(_group.threads)  # for later jobs of a sweep
     _group.started, _group.control = [], None
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         del os.environ[name]

@@ -263,8 +263,10 @@ class Runner:
             teacher: Folder of the teacher model, if the objective has one.
             what: Arguments `examples`, `validation` and `draws`; see `FineTuning`.
         """
-        job = FineTuning.of(self.settings, name, self._model(base), teacher=teacher and self._model(teacher), **what)
-        stage = f"train_{name}"
+        stage, draws = f"train_{name}", what.get("draws", ())
+        judged = self.verdicts_of(stage, (self.tasks[draw.task_id] for draw in draws))
+        second = teacher and self._model(teacher)
+        job = FineTuning.of(self.settings, name, self._model(base), teacher=second, judged=judged, **what)
 
         def work(entry: Entry) -> dict[str, Any]:
             return distributed.call(job.run, self._judge(stage, self.tasks), entry.path, loggers=self.tracker.loggers)

@@ -81,6 +81,17 @@ class Stages:
         self.samples: list[list[Program]] = []  # the policy's programs on everything but Test, by round
         self.validation: list[Program] | None = None  # programs on Refine for the selection of settings
 
+    def close(self, failed: bool = False) -> None:
+        """Stop the sandbox and finish the trackers' runs.
+
+        Args:
+            failed: Whether the run failed or was interrupted.
+        """
+        try:
+            self.sandbox.close()
+        finally:
+            self.tracker.close(failed)
+
     # ---- the run -----------------------------------------------------------------------------------------------
 
     def run(self) -> Results:

@@ -182,7 +182,7 @@ class Tracker:
                 writer.add_image(f"plots/{file.stem}", imread(file), dataformats="HWC")
         for logger in self.loggers:
             logger.log_metrics(figures)
-            logger.finalize("success")  # flushes buffered metrics; each Trainer has done so before
+            logger.save()
 
     def replay(self, rows: Iterable[dict[str, Any]]) -> None:
         """Log the metrics of a fine-tuning that was reused from the store: rows with `step`, and `metrics` by name."""
@@ -190,12 +190,18 @@ class Tracker:
             for logger in self.loggers:
                 logger.log_metrics(row["metrics"], step=row["step"])
 
-    def close(self) -> None:
-        """Finish the W&B run, and set `upload` to the upload command if there is something to upload."""
+    def close(self, failed: bool = False) -> None:
+        """Finish the runs of all trackers, and set `upload` to W&B's upload command if there is something to upload.
+
+        Args:
+            failed: Whether the run failed or was interrupted, which W&B and MLflow show.
+        """
+        for logger in self.loggers:
+            logger.finalize("failed" if failed else "success")  # each Trainer has written "success" before
         if self._run is None:
             return
         folder, offline = Path(self._run.dir).parent, self._run.settings.mode == "offline"
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
         for name in self._variables:  # the next run of this process needs its own folders
             os.environ.pop(name, None)
         self.upload = shlex.join(["wandb", "sync", str(folder)]) if offline else None

@@ -201,7 +201,7 @@ def explain(error: Exception) -> str | None:
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Stages]:
-    """Claim the run's folder, print the settings if requested, build the run, and close its tracker at the end.
+    """Claim the run's folder, print the settings if requested, build the run, and stop what it started at the end.
 
     Yields:
         The stages of the run.
@@ -216,8 +216,9 @@ def opened(settings: Settings) -> Iterator[Stages]:
             show_tree(asdict(settings), Path(settings.output_dir))
         from ilf.build import build
 
-        stages = build(settings)
+        stages, failed = build(settings), True
         try:
             yield stages
+            failed = False
         finally:
-            stages.tracker.close()
+            stages.close(failed)

@@ -49,19 +49,23 @@ class ClusterSandbox(Sandbox):
         self._connected = not ray.is_initialized()
         if self._connected:
             _connect(address)
-        nodes = _nodes(limits)
-        if not nodes:
-            raise InputError(
-                "executor.workers",
-                limits.workers,
-                "no node of the Ray cluster has this many processors",
-                f"Give fewer workers, or {_START}.",
-            )
-        self._judge = ray.remote(num_cpus=limits.workers)(_judge)
-        on = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-        asked = [self._judge.options(num_cpus=0, scheduling_strategy=one).remote(limits, []) for one in on]
-        self.isolation = functools.reduce(_worse, (_get(one)[1] for one in asked))
-        super().__init__(limits)
+        try:
+            nodes = _nodes(limits)
+            if not nodes:
+                raise InputError(
+                    "executor.workers",
+                    limits.workers,
+                    "no node of the Ray cluster has this many processors",
+                    f"Give fewer workers, or {_START}.",
+                )
+            self._judge = ray.remote(num_cpus=limits.workers)(_judge)
+            on = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+            asked = [self._judge.options(num_cpus=0, scheduling_strategy=one).remote(limits, []) for one in on]
+            self.isolation = functools.reduce(_worse, (_get(one)[1] for one in asked))
+            super().__init__(limits)
+        except BaseException:
+            self.close()
+            raise
 
     def __reduce__(self) -> tuple[type[Sandbox], tuple[Limits, str]]:  # type: ignore[override]
         """Pickle the sandbox so that another process opens its own connection to the same cluster."""

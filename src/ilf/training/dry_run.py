@@ -18,12 +18,15 @@ from ilf.components import Component
 from ilf.models.load import adapt
 from ilf.models.meta_tensors import empty_model, with_one_layer
 from ilf.models.tokens import check_room, positions
+from ilf.protocols import Objective
+from ilf.refinements import Refinements
 from ilf.settings import Phase, Settings
 from ilf.training.schedules import make_schedule
 from ilf.training.trainer import make_trainer, precision, training_device
 from ilf.types import InputError, Splits, Task
 
 _TRIED = 4096  # elements of the trial parameter: bitsandbytes keeps no 8-bit state for fewer
+_MANY = 10**9  # optimizer steps of a training whose number of examples is not known at the start
 
 
 def trainings(settings: Settings) -> dict[str, Phase]:
@@ -137,15 +140,28 @@ def _refused(key: str, value: object, error: Exception, advice: str) -> InputErr
 def _most_steps(settings: Settings, name: str, phase: Phase, tasks: int) -> float:
     """Return the largest number of optimizer steps that the training in the first round can have."""
     trainer = settings.trainer
+    epochs, limit = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    if limit != -1 and epochs is None:  # as many epochs as it takes
+        return float(limit)
     if name == "refiner":
         tasks = settings.refiner.trained_on(tasks)
     elif settings.feedback.limit is not None and not settings.refinements.unmatched:
         tasks = min(tasks, settings.feedback.limit)
-    epochs = trainer.get("max_epochs") or phase.epochs
+    epochs = epochs or phase.epochs
     a_step = phase.batch_size * trainer.get("accumulate_grad_batches", 1)
-    steps = epochs * math.ceil(tasks / a_step) if epochs > 0 else math.inf
-    limit = trainer.get("max_steps", -1)
+    steps: float = epochs * math.ceil(tasks / a_step)
+    if name == "policy" and not _one_example_each(settings):
+        steps = _MANY
+    if epochs < 0:
+        steps = math.inf
     return min(steps, limit) if limit != -1 else steps
+
+
+def _one_example_each(settings: Settings) -> bool:
+    """Return whether the policy is trained on at most one example per task."""
+    arm = settings.refinements
+    one_program = type(arm).more is Refinements.more or getattr(arm, "per_task", None) == 1
+    return one_program and type(settings.objective).examples is Objective.examples
 
 
 def check_positions(settings: Settings, config: Any, tasks: Splits, tokens: Mapping[int, int], template: int) -> None:

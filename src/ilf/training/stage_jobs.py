@@ -158,6 +158,7 @@ class FineTuning:
     save_dtype: str
     seed: int
     teacher: Model | None = None  # for objectives that need a second model
+    judged: str = ""  # digest of what the verdicts on `draws` depend on besides the programs
 
     @classmethod
     def of(cls, settings: Settings, name: str, base: Model, **what: Any) -> FineTuning:
@@ -167,7 +168,7 @@ class FineTuning:
             settings: The run's settings.
             name: "refiner" or "policy".
             base: The model to fine-tune.
-            what: `examples`, `validation`, `draws` and `teacher`.
+            what: `examples`, `validation`, `draws`, `teacher` and `judged`.
         """
         drawing = settings.sampler  # always HFSampler, as no server has the model in training
         same = ("training", "datamodule", "optimizer", "scheduler", "adapter", "trainer", "callbacks")
@@ -188,6 +189,9 @@ class FineTuning:
     def key(self) -> dict[str, Any]:
         """Return everything that decides the weights."""
         quantize, device = self.training.quantize, training_device(self.trainer)
+        callbacks = [one.key() for one in changing_results(self.callbacks)]
+        # These callbacks may depend on the validation, as early stopping does.
+        watched = [asdict(e) for e in self.validation], [asdict(d) for d in self.draws], self.judged
         return {
             "code": code_sha256(FineTuning.run, FineTuning._save, *TRAINING, *((hf, *DECODING) if self.draws else ())),
             **self.base.reading,
@@ -204,7 +208,8 @@ class FineTuning:
             "optimizer": self.optimizer.key(),
             "scheduler": self.scheduler and self.scheduler.key(),
             "trainer": self.trainer.having(precision=precision(self.trainer)).key(CHANGING_NOTHING),
-            "callbacks": [one.key() for one in changing_results(self.callbacks)],
+            "callbacks": callbacks,
+            "validation": sha256([*watched, key_of(self.sampler)]) if callbacks else None,
             "save": self.save_dtype,
             "seed": self.seed,
         }
