@@ -20,7 +20,19 @@ from ilf.build import build
 from ilf.feedback import human, llm_client
 from ilf.feedback.human import read_annotations
 from ilf.feedback.llm_client import OtherModel, check_stored
-from ilf.files import JsonLines, read_json, sha256, to_csv, to_json, whole, write_atomically
+from ilf.files import (
+    JsonLines,
+    digests,
+    file_sha256,
+    link_or_copy,
+    read_json,
+    replacing,
+    sha256,
+    to_csv,
+    to_json,
+    whole,
+    write_atomically,
+)
 from ilf.settings import LLM
 from ilf.store import Store
 from ilf.tasks import MBPP, Jsonl, mbpp, table
@@ -506,3 +518,36 @@ def test_plots_accept_any_text(tmp_path_factory, text):
 def test_a_setting_with_a_lone_surrogate_is_an_error():
     with pytest.raises(InputError, match=r"group='a\\udcff': must be text"):
         compose_settings("logger=none", "group='a\udcff'")
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_linking_writes_to_no_other_file(same_disk, tmp_path, monkeypatch):
+    if not same_disk:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("another file system")))
+    first, second, shared = tmp_path / "first", tmp_path / "second", tmp_path / "shared"
+    first.write_text("old")
+    second.write_text("new")
+    shared.hardlink_to(first) if same_disk else shared.write_text("old")
+    for _ in range(2):  # the second time, the target is already a link to the source
+        link_or_copy(str(second), str(shared))
+        assert (first.read_text(), second.read_text(), shared.read_text()) == ("old", "new", "new")
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(ValueError, match="no"), replacing(tmp_path / "a.txt") as scratch:
+        scratch.write_text("half")
+        raise ValueError("no")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_digests_of_removed_and_changed_files_are_forgotten(tmp_path):
+    files, cache = [tmp_path / name for name in ("kept", "changed", "removed", "added")], tmp_path / "digests.json"
+    for file in files:
+        file.write_text(file.name)
+    digests(files[:3], cache)
+    files[1].write_text("other text")
+    files[2].unlink()
+    assert digests([files[1], files[3]], cache)[files[1]] == file_sha256(files[1])
+    known = {Path(name.split("|")[0]).name: digest for name, digest in read_json(cache)["files"].items()}
+    assert known == {file.name: file_sha256(file) for file in (files[0], files[1], files[3])}

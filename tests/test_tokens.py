@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import MINI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_families import FAMILIES, SPECIAL, family
@@ -27,6 +30,7 @@ from ilf.models.tokens import (
     encode_prompts,
     end_ids,
     end_of_text,
+    ends_line,
     front_tokens,
     loses_space,
     truncate,
@@ -330,3 +334,13 @@ def test_local_llm_answer_stops_at_any_end_token_of_its_folder(tmp_path):
     asked = [([[{"role": "user", "content": "x"}]], 0)]
     ((answer,),) = chat.answers(tmp_path, asked, 1.0, 8, torch.device("cpu"))
     assert answer["finish_reason"] == "stop" and answer["usage"]["completion_tokens"] == 0
+
+
+def test_no_cache_keeps_a_tokenizer_alive():
+    tokenizer = load_tokenizer(MINI)
+    assert any(ends_line(tokenizer, token) for token in range(len(tokenizer))) and end_of_text(tokenizer) >= 0
+    check_code(tokenizer)
+    alive = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert alive() is None

@@ -340,6 +340,11 @@ NEXT_RUN_CASES = {  # changes to the results, text that a command must contain, 
         "gold,model,self,none",
         "human",
     ),
+    "an arm": (
+        {"overrides": ["arm=gold", "experiment=paper/table4", "sampler.n=10"]},
+        "arm=gold,human,ilf,self,none experiment=paper/table4",
+        "refinements",
+    ),
     "a list": ({"overrides": ["evaluate.k=[1,4]", "output_dir=old", "sampler.n=4"]}, "evaluate.k=[1,4]", "output_dir"),
 }
 

@@ -120,9 +120,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     # includes the host name because process ids repeat on other machines
     scratch = path.with_name(f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
-    with naming(path):
-        yield scratch
-    scratch.replace(path)
+    try:
+        with naming(path):
+            yield scratch
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 class JsonLines:
@@ -162,7 +166,11 @@ class JsonLines:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Hard-link a file, so that large weights take disk space once. Pruning the store keeps the other link."""
+    """Hard-link a file, so that large weights take disk space once. Pruning the store keeps the other link.
+
+    A file that exists at `target` is replaced. It is not written to, because it may have links elsewhere.
+    """
+    Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:  # another file system
@@ -193,13 +201,27 @@ def digests(files: Iterable[Path], cache: Path) -> dict[Path, str]:
     found: dict[Path, str] = {}
     new: dict[str, str] = {}
     for file in files:
-        state = file.stat()
-        name = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+        name = _state(file)
         found[file] = known.get(name) or new.setdefault(name, file_sha256(file))
     if new:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, to_json({"sha256": sha256(known | new), "files": known | new}))
+        current = new | {name: digest for name, digest in known.items() if _is_current(name)}
+        write_atomically(cache, to_json({"sha256": sha256(current), "files": current}))
     return found
+
+
+def _state(file: Path) -> str:
+    """Return a file's path, size and modification time."""
+    state = file.stat()
+    return f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+
+
+def _is_current(state: str) -> bool:
+    """Return whether the file of a cached state still exists unchanged."""
+    try:
+        return _state(Path(state.rsplit("|", 2)[0])) == state
+    except OSError:
+        return False
 
 
 def weights_sha256(folder: Path, cache: Path) -> str:

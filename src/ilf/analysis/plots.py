@@ -40,9 +40,11 @@ def canvas(
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     drawing.suptitle(plain(title), fontsize=9, wrap=True)
-    yield list(axes[0])
-    drawing.savefig(file, dpi=130)
-    plt.close(drawing)
+    try:
+        yield list(axes[0])
+        drawing.savefig(file, dpi=130)
+    finally:
+        plt.close(drawing)
 
 
 def curve(

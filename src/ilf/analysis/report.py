@@ -115,8 +115,6 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
 
     def command(*changes: str) -> str:
         left_out = {"stages", "output_dir", "select", *(change.partition("=")[0] for change in changes)}
-        if any(change.startswith("refinements=") for change in changes):
-            left_out.add("arm")  # an arm sets the option of `refinements` itself
         return installation.command(*changes, *(override for key, override in given.items() if key not in left_out))
 
     found = []
@@ -149,9 +147,11 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
         found.append((command("data.limit.test=null" if results.get("test_limit") == tests else more), reason))
     people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
     refinements = results["annotator"] == "scripted" or people  # the annotator's own
-    arms = ["gold", *(["human"] if refinements else []), "model", "self", "none"]
+    # An experiment that sweeps the arm would sweep both.
+    group, model = ("arm", "ilf") if "arm" in given else ("refinements", "model")
+    arms = ["gold", *(["human"] if refinements else []), model, "self", "none"]
     if installation.sources.groups:
-        every = command("-m", f"refinements={','.join(arms)}")
+        every = command("-m", f"{group}={','.join(arms)}")
         found.append((every, "Compare all arms to see what the gain is due to."))
     found.append(
         (

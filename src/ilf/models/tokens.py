@@ -9,10 +9,11 @@ the indentation of a program's first line.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 
@@ -30,6 +31,21 @@ _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<｜end
 
 
 T = TypeVar("T")
+_known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()  # by tokenizer
+
+
+def _once(found: Callable[..., T]) -> Callable[..., T]:
+    """Cache the results of a function of a tokenizer for as long as that tokenizer exists."""
+
+    @functools.wraps(found)
+    def known(tokenizer: Any, *more: Any) -> T:
+        kept, key = _known.setdefault(tokenizer, {}), (found.__name__, *more)
+        if key not in kept:
+            kept[key] = found(tokenizer, *more)
+        result: T = kept[key]
+        return result
+
+    return known
 
 
 def by_length(items: Iterable[T], length: Callable[[T], int], padding: float, size: int | None = None) -> list[list[T]]:
@@ -158,7 +174,7 @@ def end_ids(model: Any, tokenizer: Any) -> set[int]:
     return set(token_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id, end_of_text(tokenizer)))
 
 
-@lru_cache(maxsize=16)
+@_once
 def end_of_text(tokenizer: Any) -> int:
     """Return the token that ends a plain text for a model; training targets end with it.
 
@@ -221,13 +237,13 @@ class Continuation:
         return _decode(self.tokenizer, tokens)  # invalid bytes have changed how the prompt's end is decoded
 
 
-@lru_cache(maxsize=1 << 18)
+@_once
 def ends_line(tokenizer: Any, token: int) -> bool:
     """Return whether a token contains a newline."""
     return "\n" in _decode(tokenizer, [token])
 
 
-@lru_cache(maxsize=16)
+@_once
 def _anchor(tokenizer: Any) -> str | None:
     """Return the prefix that makes the tokenizer encode a text as a continuation; None if there is none."""
     follows = Continuation(tokenizer, _encode(tokenizer, ["x:\n"])[0])
