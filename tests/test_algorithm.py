@@ -102,7 +102,7 @@ class Steps:
         return self._programs("evaluate", [t.task_id for t in tasks])
 
     def take_turns(self, part, policy, programs):
-        self.turned = [*getattr(self, "turned", []), (part, policy, len(programs))]
+        self.turned = [*getattr(self, "turned", []), (part, self.round, policy, len(programs))]
         return Turns([list(programs)], [list(programs)])
 
 
@@ -333,10 +333,13 @@ def test_new_examples_replace_all_earlier_examples_of_their_task():
     assert all("sample2" in target for target in steps.trained[1][1]) and len(steps.rounds) == 2
 
 
-def test_feedback_turns_run_for_both_policies_after_the_last_round():
-    steps = Steps({"refine": {311}})
-    outcome = run_all_rounds(steps, rounds=1)
-    assert steps.turned == [("zero_shot", None, 6), ("finetuned", "policy 1", 6)]
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_feedback_turns_run_in_the_rounds_in_which_the_programs_were_sampled(rounds):
+    # The third round has nothing to train on.
+    steps = Steps({"refine 1": {311}, "refine 2": {312}})
+    outcome = run_all_rounds(steps, rounds=rounds)
+    newest = min(rounds, 2)
+    assert steps.turned == [("zero_shot", 1, None, 6), ("finetuned", newest, f"policy {newest}", 6)]
     assert outcome.turns["finetuned"].feedback == [outcome.last.finetuned]
     nothing = Steps({})
     assert list(run_all_rounds(nothing).turns) == ["zero_shot"]

@@ -125,7 +125,7 @@ def test_a_run_that_exceeds_memory_is_an_error_that_suggests_settings(work, smal
     if work == "sampling":
         with caplog.at_level("WARNING"):
             check_memory(Budget(compose_settings(*overrides, "memory=warn"), config, 8))
-        assert f"{work} needs" in caplog.text
+        assert f"memory=warn: {work} needs" in caplog.text and "refuse" not in caplog.text
 
 
 def test_pair_objectives_and_teachers_add_to_the_planned_memory():

@@ -59,7 +59,7 @@ class Steps(Protocol):
     """
 
     def begin_round(self, number: int) -> None:
-        """Start a round, counted from 1. Each round has its own random seeds."""
+        """Start a round, counted from 1, or return to one. Each round has its own random seeds."""
 
     def zero_shot(self, tasks: Sequence[Task]) -> list[Program] | None:
         """Sample and execute the initial policy's programs on tasks that are reported."""
@@ -138,10 +138,12 @@ def run(
         this.finetuned = do.evaluate(outcome.policy, tasks.test)
         if tasks.transfer:
             outcome.transfer_finetuned = do.evaluate(outcome.policy, tasks.transfer)
-    for part, policy, programs in (
-        ("zero_shot", None, outcome.zero_shot),
-        ("finetuned", outcome.policy, outcome.last.finetuned),
+    last = outcome.rounds.index(outcome.last) + 1
+    for part, number, policy, programs in (
+        ("zero_shot", 1, None, outcome.zero_shot),
+        ("finetuned", last, outcome.policy, outcome.last.finetuned),
     ):
+        do.begin_round(number)  # the one in which the programs were sampled
         if programs and (turns := do.take_turns(part, policy, programs)):
             outcome.turns[part] = turns
 

@@ -68,7 +68,7 @@ def check_memory(budget: Budget) -> None:
     for need in needs:
         if need.least > size:
             problem = f"{need.work} needs {need.least / 1e9:.1f} GB at its peak, and {device} has {size / 1e9:.1f} GB"
-            _refuse(settings, "memory", "refuse", problem, budget.advice(need.work, size))
+            _refuse(settings, "memory", settings.memory, problem, budget.advice(need.work, size))
 
 
 def check_disk(budget: Budget) -> None:
@@ -100,9 +100,8 @@ def check_disk(budget: Budget) -> None:
 
 def _refuse(settings: Settings, key: str, value: str, problem: str, advice: str, only_warn: bool = False) -> None:
     """Raise InputError, or only warn if `only_warn` or `memory` says so."""
-    advice = f"{advice} memory=warn runs it anyway."
     if settings.memory == "refuse" and not only_warn:
-        raise InputError(key, value, problem, advice)
+        raise InputError(key, value, problem, f"{advice} memory=warn runs it anyway.")
     log.warning("%s=%s: %s. %s", key, value, problem, advice)
 
 

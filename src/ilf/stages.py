@@ -153,7 +153,7 @@ class Stages:
     # ---- sampling stages ---------------------------------------------------------------------------------------
 
     def begin_round(self, number: int) -> None:
-        """Start a round, which samples with its own seeds and writes files with a suffix."""
+        """Start a round, or return to one. It samples with its own seeds and writes files with a suffix."""
         self.runner.round = number
 
     def zero_shot(self, tasks: Sequence[Task]) -> list[Program] | None:
