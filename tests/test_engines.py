@@ -24,7 +24,7 @@ from ilf.types import Draw, InputError
 # in a session of its own. Its third argument chooses how it fails. Requests must have a seed, and none if "unseeded".
 ENGINE = """
 import http.server, json, os, random, subprocess, sys, time
-model, port, fails, note = sys.argv[1:]
+model, port, fails, note = sys.argv[1:5]
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 with open(note, "a") as file:
     print(model, os.getpid(), child.pid, file=file)
@@ -95,13 +95,25 @@ def test_engine_runs_only_while_its_model_is_sampled(engine, tmp_path):
     sampler = engine()
     for name in ("first", "second"):
         model = tmp_path / name
-        with sampler.ready(model, tmp_path):
+        with sampler.ready(model, tmp_path, "float32"):
             found = dict(sampler.sample(model, TOKENIZER, DRAWS))
             assert set(found) == set(DRAWS) and len(running(*started(tmp_path)[-1][1:])) == 2
         assert all_stopped(tmp_path)
     assert [model for model, *_ in started(tmp_path)] == [str(tmp_path / name) for name in ("first", "second")]
     said = (tmp_path / "engine.log").read_text()
     assert said.index("loading " + str(tmp_path / "first")) < said.index("loading " + str(tmp_path / "second"))
+
+
+def test_engines_get_the_data_type_of_the_weights(engine, tmp_path):
+    sampler = engine(arguments=["--dtype", "$dtype"])
+    for dtype in ("float32", "bfloat16"):
+        with sampler.ready(tmp_path, tmp_path, dtype):
+            assert f" --dtype {dtype}\n" in (tmp_path / "engine.log").read_text()
+    assert sampler.casts and not engine().casts
+    options = [file.stem for file in (ROOT / "conf" / "sampler").glob("*.yaml") if "EngineSampler" in file.read_text()]
+    assert len(options) >= 4
+    for option in options:  # so that fine-tuned models are not rounded
+        assert compose_settings(f"sampler={option}", "sampler.module=null", "sampler.python=sh").sampler.casts
 
 
 @pytest.mark.parametrize(
@@ -112,7 +124,7 @@ def test_engine_runs_only_while_its_model_is_sampled(engine, tmp_path):
     ],
 )
 def test_engine_that_does_not_start_is_an_error_with_its_last_lines(engine, tmp_path, fails, own, said):
-    with pytest.raises(InputError, match=f"(?s){said}"), engine(fails, **own).ready(tmp_path, tmp_path):
+    with pytest.raises(InputError, match=f"(?s){said}"), engine(fails, **own).ready(tmp_path, tmp_path, "float32"):
         raise AssertionError("it is ready")
     assert all_stopped(tmp_path)
 
@@ -123,7 +135,7 @@ def test_samples_from_before_an_engine_exits_are_kept(engine, tmp_path):
         pytest.raises(
             InputError, match=r"(?s)exit status 1; its last lines are.*not use offset.*resumes.*seeded=false"
         ),
-        sampler.ready(tmp_path, tmp_path),
+        sampler.ready(tmp_path, tmp_path, "float32"),
     ):
         found += sampler.sample(tmp_path, TOKENIZER, DRAWS)
     assert len(found) == 3 and all_stopped(tmp_path)
@@ -132,7 +144,7 @@ def test_samples_from_before_an_engine_exits_are_kept(engine, tmp_path):
 def test_requests_have_a_seed_if_seeded_and_samples_differ(engine, tmp_path):
     for fails, seeded in (("not", True), ("unseeded", False)):
         sampler = engine(fails, seeded=seeded)
-        with sampler.ready(tmp_path, tmp_path):
+        with sampler.ready(tmp_path, tmp_path, "float32"):
             assert len({text for _, text in sampler.sample(tmp_path, TOKENIZER, DRAWS)}) == len(DRAWS)
 
 
@@ -143,7 +155,7 @@ def test_greedy_server_is_an_error_and_a_confident_model_is_not(engine, tmp_path
         expected = (
             pytest.raises(InputError, match="same program for every seed") if fails == "greedy" else nullcontext()
         )
-        with sampler.ready(tmp_path, tmp_path), expected:
+        with sampler.ready(tmp_path, tmp_path, "float32"), expected:
             found += sampler.sample(tmp_path, TOKENIZER, draws)
         assert len(found) == 20 and len({text for _, text in found}) == 1
 
@@ -154,7 +166,7 @@ def test_killed_run_leaves_no_engine_processes(engine, tmp_path, number):
         f"import sys, time; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
         "from ilf.sampling import EngineSampler\nfrom pathlib import Path\n"
         f"here = Path({str(tmp_path)!r})\n"
-        f"with EngineSampler(command={engine().command!r}).ready(here, here):\n"
+        f"with EngineSampler(command={engine().command!r}).ready(here, here, 'float32'):\n"
         "    print('ready', flush=True)\n    time.sleep(600)\n"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -205,7 +217,7 @@ def test_transformers_serve_samples_a_model_folder(tmp_path):
     sampler = compose_settings(
         "sampler=transformers_serve", "sampler.max_new_tokens=32", "sampler.batch_size=8", small
     ).sampler
-    with sampler.ready(MINI, tmp_path):
+    with sampler.ready(MINI, tmp_path, "float32"):
         found = dict(sampler.sample(MINI, TOKENIZER, DRAWS))
     assert set(found) == set(DRAWS) and len(set(found.values())) > 1
 
@@ -221,6 +233,7 @@ def test_run_with_two_processes_samples_from_engines(tmp_path):
     # The last one is for the stage evaluate.
     held = ["models/mini", "models/mini", "store/train_refiner/", "store/train_policy/"]
     assert len(started) == 4 and all(folder in line for folder, line in zip(held, started, strict=True))
+    assert all("--dtype float32" in line for line in started[:1] + started[2:])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["status"] == "complete" and results["processes"] == 2
     before, after = ((tmp_path / "out" / "programs" / f"{one}.jsonl").read_text() for one in ("zero_shot", "finetuned"))
@@ -236,12 +249,12 @@ def test_vllm_samples_a_real_model(real_model, tmp_path):
     sampler = compose_settings("sampler=vllm", *few).sampler
     sampler.python = os.environ["ILF_TEST_VLLM"]
     sampler.environment = {"VLLM_CPU_KVCACHE_SPACE": "4"}
-    sampler.arguments = [*sampler.arguments, "--dtype", "bfloat16", "--max-model-len", 1024]
+    sampler.arguments = [*sampler.arguments, "--max-model-len", 1024]
     tokenizer = load_tokenizer(real_model)
     prompt = tasks_from(mini_tasks.rows()[10:11], None, "paper")[0][0].prompt
     plan = [Draw(11, "test", i, i, prompt, prompt) for i in range(40)]
     try:
-        with sampler.ready(real_model, tmp_path):
+        with sampler.ready(real_model, tmp_path, "bfloat16"):
             first, second = (dict(sampler.sample(real_model, tokenizer, plan)) for _ in range(2))
         assert set(first) == set(plan) and len(set(first.values())) > 1
         # Other requests in a batch can change a result slightly.
@@ -249,6 +262,6 @@ def test_vllm_samples_a_real_model(real_model, tmp_path):
     except InputError as error:
         assert "seeded=false" in str(error)
     sampler.seeded = False
-    with sampler.ready(real_model, tmp_path):
+    with sampler.ready(real_model, tmp_path, "bfloat16"):
         first, second = (dict(sampler.sample(real_model, tokenizer, plan)) for _ in range(2))
     assert set(first) == set(second) == set(plan) and first != second

@@ -68,7 +68,7 @@ def _weight_change(runner: Runner, base: Path, tuned: Path, key: dict[str, Any])
         said = "sampling in %s keeps only %.0f%% of the update by fine-tuning: use model.dtype=float32"
         log.warning(said, str(dtype).removeprefix("torch."), 100 * found["kept"])
     yield "weight_change", found["groups"]
-    if runner.settings.sampler.local:  # otherwise a server chooses the data type of the weights
+    if runner.settings.sampler.casts:  # otherwise a server chooses the data type of the weights
         yield "update_kept", found["kept"]
 
 

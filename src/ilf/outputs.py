@@ -84,7 +84,7 @@ def write_outputs(
 
 def _dtype(runner: Runner, stage: str) -> str | None:
     """Return the data type of the policy's weights while a stage samples it; None if a server chooses it."""
-    return str(runner.dtype_of(stage, runner.model)) if runner.settings.sampler.local else None
+    return str(runner.dtype_of(stage, runner.model)) if runner.settings.sampler.casts else None
 
 
 def _measured(settings: Settings, runner: Runner, outcome: Outcome) -> dict[str, Any]:

@@ -52,13 +52,19 @@ class Sampler(ABC):
     def check_model(self, config: Any) -> None:  # noqa: B027
         """Raise InputError if the sampler can't sample a model with the transformers configuration `config`."""
 
+    @property
+    def casts(self) -> bool:
+        """Whether the weights have the data type that `model.dtype` asks for; otherwise a server chooses it."""
+        return self.local
+
     @contextmanager
-    def ready(self, model: Path, folder: Path) -> Iterator[None]:
+    def ready(self, model: Path, folder: Path, dtype: str) -> Iterator[None]:
         """Keep whatever sampling needs, such as a server, running inside the context; by default nothing.
 
         Args:
             model: The model's folder.
             folder: The run's folder, for printed output.
+            dtype: The data type of the weights: float32 or bfloat16.
         """
         yield
 

@@ -102,7 +102,7 @@ class Stages:
             InputError: A requested stage needs another stage that is neither requested nor finished.
         """
         log.info("executor: %s", self.sandbox.isolation)
-        if self.settings.sampler.local:
+        if self.settings.sampler.casts:
             name, device = self.settings.model.dtype, training_device(self.settings.trainer)
             dtypes = (self.runner.dtype_of(stage, self.model) for stage in ("sample", "evaluate"))
             learned, reported = (str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -16,7 +16,7 @@ from ilf.annotators import Annotators
 from ilf.feedback.composed import named
 from ilf.protocols import Refining
 from ilf.runner import Runner
-from ilf.types import Draw, Feedback, Program, Task, Turns, derive_seed
+from ilf.types import Draw, Feedback, Program, Task, Turns
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,10 @@ def take_turns(
         ways = (("", reviser, found.feedback, revising), ("_fresh", policy, found.fresh, drawing))
         for suffix, model, turns, prompts in ways:
             label = f"{stage}_turn{number}{suffix}"
-            draws = [_draw(runner, label, at, prompts[at]) for at in sorted(prompts)]
+            draws = [
+                Draw.of(runner.tasks[task_id], sample, prompts[task_id, sample], label, runner.seed)
+                for task_id, sample in sorted(prompts)
+            ]
             drawn = runner.draw(stage, model, draws, label + runner.suffix, k=[1]) if draws else []
             newest = {_at(p): p for p in drawn}
             turns.append([newest.get(_at(p), p) for p in turns[-1]])
@@ -68,12 +71,6 @@ def _at(program: Program) -> _Chain:
 
 def _failing(programs: Iterable[Program]) -> list[Program]:
     return [p for p in programs if not p.verdict.passed]
-
-
-def _draw(runner: Runner, label: str, at: _Chain, prompt: str) -> Draw:
-    (task_id, sample), task = at, runner.tasks[at[0]]
-    seed = derive_seed(runner.seed, label, *at)
-    return Draw(task_id, task.split, sample, seed, prompt, task.prompt, bool(task.inputs))
 
 
 def _feedback(

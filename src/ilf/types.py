@@ -1,4 +1,4 @@
-"""The data types of an ILF experiment: frozen records that all packages share.
+"""The data types of an ILF experiment, which all packages share, and the seeded choices among them.
 
 Data flows in one direction: Task -> Program (with its Verdict) -> Feedback -> Refinement -> fine-tuned policy.
 This module imports only the standard library, so that every other module can import it.
@@ -79,6 +79,20 @@ class Draw:
     prompt: str  # the model's prompt
     task_prompt: str  # the beginning of the program, with which `prompt` ends
     script: bool = False  # whether the model writes a whole program rather than the body of a function
+
+    @classmethod
+    def of(cls, task: Task, sample: int, prompt: str, stage: str, seed: int) -> Draw:
+        """Return a draw for a task with a seed of its own.
+
+        Args:
+            task: The task.
+            sample: The index among the task's samples.
+            prompt: The prompt that the model is given.
+            stage: Part of the seed, so that no two stages share random numbers.
+            seed: The run's seed.
+        """
+        own = derive_seed(seed, stage, task.task_id, sample)
+        return cls(task.task_id, task.split, sample, own, prompt, task.prompt, bool(task.inputs))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Work:
     def next(self, session: str, annotator: str, skipped: Sequence[int]) -> int | None:
         """Assign the first task that is neither answered nor open elsewhere, or return None if none is left.
 
-        Skipped tasks come last.         Two sessions that ask at the same time get different tasks.
+        Skipped tasks come last. Two sessions that ask at the same time get different tasks.
         """
         with self._lock:
             answered = self.answered()

@@ -81,7 +81,8 @@ def _check_adapter(settings: Settings) -> None:
 
 def _check_models(settings: Settings) -> None:
     if settings.model.bos is not None and not settings.sampler.local:
-        allowed = "can't be passed to the server of sampler=openai, which tokenizes the prompts itself"
+        chosen = settings.option("sampler")
+        allowed = f"can't be passed to the server of sampler={chosen}, which tokenizes the prompts itself"
         raise InputError("model.bos", settings.model.bos, allowed, "Configure it in the server, and omit it here.")
     if settings.model.bos is not None and settings.chat:
         allowed = "has no effect with data.prompt=chat: the chat template decides how a text begins"

@@ -68,7 +68,6 @@ class Needs:
     """The requirements for the component of a setting, given in the setting's annotation."""
 
     kind: str | None = None  # dotted path of the class that the component must be, or derive from
-    methods: tuple[str, ...] = ()  # methods that its class must have
     given: tuple[str, ...] = ()  # arguments that the caller passes by name
     offered: tuple[str, ...] = ()  # arguments that the caller passes if the target takes them and they are not set
     positional: int = 0  # number of positional arguments that the caller passes

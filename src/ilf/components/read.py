@@ -140,8 +140,6 @@ def _check_kind(target: Any, needs: Needs, node: Mapping[str, Any], key: str) ->
     name = node.get("_target_")
     if needs.kind is not None and inspect.isclass(target) and not issubclass(target, pkgutil.resolve_name(needs.kind)):
         raise InputError(f"{key}._target_", name, f"must be a {needs.kind}", "Name a class that derives from it.")
-    if absent := [one for one in needs.methods if inspect.isclass(target) and not callable(getattr(target, one, None))]:
-        raise InputError(f"{key}._target_", name, f"lacks the methods {', '.join(absent)}", "Implement them.")
 
 
 def _holds_part(value: Any) -> bool:

@@ -106,18 +106,8 @@ def plan_refinements(
         seed: The run's seed.
     """
     shown = _shown(prompt, tasks, [(f, Verdict("")) for f in examples])
-    return [
-        {
-            "task_id": f.task_id,
-            "split": f.split,
-            "sample": i,
-            "seed": derive_seed(seed, "llm", f.task_id, i),
-            "parent": f.parent,
-            "messages": [*shown, _question(prompt, tasks[f.task_id], f.program, Verdict(""))],
-        }
-        for f in feedback
-        for i in range(n)
-    ]
+    asked = [(f, [*shown, _question(prompt, tasks[f.task_id], f.program, Verdict(""))]) for f in feedback]
+    return [_query(f, i, derive_seed(seed, "llm", f.task_id, i), messages) for f, messages in asked for i in range(n)]
 
 
 def plan_feedback(
@@ -138,16 +128,20 @@ def plan_feedback(
     """
     shown = _shown(prompt, tasks, examples)
     return [
-        {
-            "task_id": p.task_id,
-            "split": p.split,
-            "sample": 0,
-            "seed": derive_seed(seed, "llm_feedback", p.task_id),
-            "parent": Feedback(p.task_id, p.split, p.program, "", "llm").parent,
-            "messages": [*shown, _question(prompt, tasks[p.task_id], p.program, p.verdict)],
-        }
+        _query(
+            Feedback(p.task_id, p.split, p.program, "", "llm"),
+            0,
+            derive_seed(seed, "llm_feedback", p.task_id),
+            [*shown, _question(prompt, tasks[p.task_id], p.program, p.verdict)],
+        )
         for p in programs
     ]
+
+
+def _query(feedback: Feedback, sample: int, seed: int, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """Return a query about the program that `feedback` is on."""
+    about = {"task_id": feedback.task_id, "split": feedback.split, "parent": feedback.parent}
+    return about | {"sample": sample, "seed": seed, "messages": messages}
 
 
 def _question(prompt: Prompt, task: Task, program: str, verdict: Verdict) -> dict[str, str]:

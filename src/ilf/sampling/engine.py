@@ -41,8 +41,9 @@ class EngineSampler(ServedSampler):
         max_new_tokens: Upper limit; sampling stops where the function ends.
         batch_size: Number of concurrent requests.
         command: The command that starts the server, as a list of words. $python stands for `python`, $model for the
-            model's folder, $port for a free port, $folder for a folder that is removed afterwards, $batch for the
-            number of concurrent requests, and $$ for a dollar sign.
+            model's folder, $dtype for the data type of its weights (float32 or bfloat16), $port for a free port,
+            $folder for a folder that is removed afterwards, $batch for the number of concurrent requests, and $$ for a
+            dollar sign.
         arguments: More words that are appended to the command.
         module: The module that `python` must be able to import.
         python: The interpreter of the environment in which the engine is installed; null for this one.
@@ -93,13 +94,19 @@ class EngineSampler(ServedSampler):
     def _python(self) -> str:
         return self.python or sys.executable
 
+    @property
+    def casts(self) -> bool:
+        """Whether the command gives the engine the data type of the weights."""
+        return any("$dtype" in str(word) for word in (*self.command, *self.arguments))
+
     @contextlib.contextmanager
-    def ready(self, model: Path, folder: Path) -> Iterator[None]:
+    def ready(self, model: Path, folder: Path, dtype: str) -> Iterator[None]:
         """Run the engine with a model for the duration of the context.
 
         Args:
             model: The model's folder.
             folder: The run's folder; the engine's output goes to engine.log in it.
+            dtype: The data type of the weights.
 
         Raises:
             InputError: The engine exits, or does not answer in time. The message shows its last lines of output.
@@ -111,7 +118,7 @@ class EngineSampler(ServedSampler):
         output, scratch = folder / "engine.log", folder / "engine"
         scratch.mkdir(parents=True, exist_ok=True)
         values = {"python": self._python, "model": model.absolute(), "port": port, "folder": scratch}
-        values["batch"] = self.batch_size
+        values |= {"batch": self.batch_size, "dtype": dtype}
         command = [string.Template(str(word)).safe_substitute(values) for word in (*self.command, *self.arguments)]
         with output.open("a") as file:
             file.write(f"$ {' '.join(command)}\n")

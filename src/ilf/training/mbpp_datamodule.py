@@ -37,19 +37,7 @@ def plan_draws(tasks: Iterable[tuple[Task, str]], stage: str, n: int, seed: int)
         n: Programs per task.
         seed: The run's seed.
     """
-    return [
-        Draw(
-            task_id=task.task_id,
-            split=task.split,
-            sample=i,
-            seed=derive_seed(seed, stage, task.task_id, i),
-            prompt=prompt,
-            task_prompt=task.prompt,
-            script=bool(task.inputs),
-        )
-        for task, prompt in tasks
-        for i in range(n)
-    ]
+    return [Draw.of(task, i, prompt, stage, seed) for task, prompt in tasks for i in range(n)]
 
 
 def micro_batches(examples: Iterable[Example], size: int) -> list[list[Example]]:
