@@ -95,7 +95,7 @@ def test_engine_runs_only_while_its_model_is_sampled(engine, tmp_path):
     sampler = engine()
     for name in ("first", "second"):
         model = tmp_path / name
-        with sampler.ready(model, tmp_path, "float32"):
+        with sampler.ready(model, tmp_path):
             found = dict(sampler.sample(model, TOKENIZER, DRAWS))
             assert set(found) == set(DRAWS) and len(running(*started(tmp_path)[-1][1:])) == 2
         assert all_stopped(tmp_path)
@@ -107,7 +107,8 @@ def test_engine_runs_only_while_its_model_is_sampled(engine, tmp_path):
 def test_engines_get_the_data_type_of_the_weights(engine, tmp_path):
     sampler = engine(arguments=["--dtype", "$dtype"])
     for dtype in ("float32", "bfloat16"):
-        with sampler.ready(tmp_path, tmp_path, dtype):
+        sampler.dtype = dtype
+        with sampler.ready(tmp_path, tmp_path):
             assert f" --dtype {dtype}\n" in (tmp_path / "engine.log").read_text()
     assert sampler.casts and not engine().casts
     options = [file.stem for file in (ROOT / "conf" / "sampler").glob("*.yaml") if "EngineSampler" in file.read_text()]
@@ -124,7 +125,7 @@ def test_engines_get_the_data_type_of_the_weights(engine, tmp_path):
     ],
 )
 def test_engine_that_does_not_start_is_an_error_with_its_last_lines(engine, tmp_path, fails, own, said):
-    with pytest.raises(InputError, match=f"(?s){said}"), engine(fails, **own).ready(tmp_path, tmp_path, "float32"):
+    with pytest.raises(InputError, match=f"(?s){said}"), engine(fails, **own).ready(tmp_path, tmp_path):
         raise AssertionError("it is ready")
     assert all_stopped(tmp_path)
 
@@ -135,7 +136,7 @@ def test_samples_from_before_an_engine_exits_are_kept(engine, tmp_path):
         pytest.raises(
             InputError, match=r"(?s)exit status 1; its last lines are.*not use offset.*resumes.*seeded=false"
         ),
-        sampler.ready(tmp_path, tmp_path, "float32"),
+        sampler.ready(tmp_path, tmp_path),
     ):
         found += sampler.sample(tmp_path, TOKENIZER, DRAWS)
     assert len(found) == 3 and all_stopped(tmp_path)
@@ -144,7 +145,7 @@ def test_samples_from_before_an_engine_exits_are_kept(engine, tmp_path):
 def test_requests_have_a_seed_if_seeded_and_samples_differ(engine, tmp_path):
     for fails, seeded in (("not", True), ("unseeded", False)):
         sampler = engine(fails, seeded=seeded)
-        with sampler.ready(tmp_path, tmp_path, "float32"):
+        with sampler.ready(tmp_path, tmp_path):
             assert len({text for _, text in sampler.sample(tmp_path, TOKENIZER, DRAWS)}) == len(DRAWS)
 
 
@@ -155,7 +156,7 @@ def test_greedy_server_is_an_error_and_a_confident_model_is_not(engine, tmp_path
         expected = (
             pytest.raises(InputError, match="same program for every seed") if fails == "greedy" else nullcontext()
         )
-        with sampler.ready(tmp_path, tmp_path, "float32"), expected:
+        with sampler.ready(tmp_path, tmp_path), expected:
             found += sampler.sample(tmp_path, TOKENIZER, draws)
         assert len(found) == 20 and len({text for _, text in found}) == 1
 
@@ -166,7 +167,7 @@ def test_killed_run_leaves_no_engine_processes(engine, tmp_path, number):
         f"import sys, time; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
         "from ilf.sampling import EngineSampler\nfrom pathlib import Path\n"
         f"here = Path({str(tmp_path)!r})\n"
-        f"with EngineSampler(command={engine().command!r}).ready(here, here, 'float32'):\n"
+        f"with EngineSampler(command={engine().command!r}).ready(here, here):\n"
         "    print('ready', flush=True)\n    time.sleep(600)\n"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -217,7 +218,7 @@ def test_transformers_serve_samples_a_model_folder(tmp_path):
     sampler = compose_settings(
         "sampler=transformers_serve", "sampler.max_new_tokens=32", "sampler.batch_size=8", small
     ).sampler
-    with sampler.ready(MINI, tmp_path, "float32"):
+    with sampler.ready(MINI, tmp_path):
         found = dict(sampler.sample(MINI, TOKENIZER, DRAWS))
     assert set(found) == set(DRAWS) and len(set(found.values())) > 1
 
@@ -250,11 +251,12 @@ def test_vllm_samples_a_real_model(real_model, tmp_path):
     sampler.python = os.environ["ILF_TEST_VLLM"]
     sampler.environment = {"VLLM_CPU_KVCACHE_SPACE": "4"}
     sampler.arguments = [*sampler.arguments, "--max-model-len", 1024]
+    sampler.dtype = "bfloat16"
     tokenizer = load_tokenizer(real_model)
     prompt = tasks_from(mini_tasks.rows()[10:11], None, "paper")[0][0].prompt
     plan = [Draw(11, "test", i, i, prompt, prompt) for i in range(40)]
     try:
-        with sampler.ready(real_model, tmp_path, "bfloat16"):
+        with sampler.ready(real_model, tmp_path):
             first, second = (dict(sampler.sample(real_model, tokenizer, plan)) for _ in range(2))
         assert set(first) == set(plan) and len(set(first.values())) > 1
         # Other requests in a batch can change a result slightly.
@@ -262,6 +264,6 @@ def test_vllm_samples_a_real_model(real_model, tmp_path):
     except InputError as error:
         assert "seeded=false" in str(error)
     sampler.seeded = False
-    with sampler.ready(real_model, tmp_path, "bfloat16"):
+    with sampler.ready(real_model, tmp_path):
         first, second = (dict(sampler.sample(real_model, tokenizer, plan)) for _ in range(2))
     assert set(first) == set(second) == set(plan) and first != second

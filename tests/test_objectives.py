@@ -44,7 +44,7 @@ NAMES = sorted(file.stem for file in (ROOT / "conf" / "objective").glob("*.yaml"
 OBJECTIVES = {
     "sft": SFT(),
     "dpo": DPO(sft_weight=0.5, label_smoothing=0.1),
-    "dpo, length-normalized": DPO(length_normalized=True),
+    "dpo, length-normalized": DPO(length_normalised=True),
     "focused_dpo": FocusedDPO(sft_weight=0.1),
     "kto": KTO(sft_weight=0.2),
     "weighted": Weighted(baseline="group", negatives=2),
@@ -247,7 +247,7 @@ def as_example(pair, **more):
 
 @pytest.mark.parametrize(
     ("name", "objective"),
-    [("sigmoid", DPO()), ("sigmoid, beta 0.5", DPO(beta=0.5)), ("sigmoid_norm", DPO(beta=2.0, length_normalized=True))],
+    [("sigmoid", DPO()), ("sigmoid, beta 0.5", DPO(beta=0.5)), ("sigmoid_norm", DPO(beta=2.0, length_normalised=True))],
 )
 def test_dpo_loss_matches_trl(name, objective, tokenizer):
     pairs = zip(TRL["dpo"]["chosen"], TRL["dpo"]["rejected"], strict=True)

@@ -34,6 +34,7 @@ class Sampler(ABC):
     batch_size: Positive = 32
     top_k: Natural = 0
     halvings: int = field(default=0, init=False)  # how often memory ran out and the batch was halved
+    dtype: str = field(default="float32", init=False)  # of the weights, or bfloat16; set before `ready` is called
 
     # Whether the last bits of a sample depend on the rest of its batch. If so, only a plan that is sampled as a whole
     # is reproducible. Otherwise, each program is saved as soon as it is finished.
@@ -58,13 +59,12 @@ class Sampler(ABC):
         return self.local
 
     @contextmanager
-    def ready(self, model: Path, folder: Path, dtype: str) -> Iterator[None]:
+    def ready(self, model: Path, folder: Path) -> Iterator[None]:
         """Keep whatever sampling needs, such as a server, running inside the context; by default nothing.
 
         Args:
             model: The model's folder.
             folder: The run's folder, for printed output.
-            dtype: The data type of the weights: float32 or bfloat16.
         """
         yield
 

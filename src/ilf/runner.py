@@ -205,8 +205,9 @@ class Runner:
 
         def work(entry: Entry) -> dict[str, Any]:
             self._take_from_earlier(stage, draws, entry)
-            needed, dtype = job.samples(job.taken(entry.path)), str(job.dtype).removeprefix("torch.")
-            with job.sampler.ready(job.model.folder, self.folder, dtype) if needed else nullcontext():
+            needed = job.samples(job.taken(entry.path))
+            job.sampler.dtype = str(job.dtype).removeprefix("torch.")
+            with job.sampler.ready(job.model.folder, self.folder) if needed else nullcontext():
                 found, halvings = distributed.call(job.run, judge, entry.path, loggers=self.tracker.loggers)
             programs.extend(found)
             rows = JsonLines(entry.path / f"programs-{scoring}.jsonl")

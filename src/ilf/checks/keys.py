@@ -92,7 +92,6 @@ MOVED = {
     "compare": "compare.folders",
     "logger.project": "logger.wandb.project",
     "trainer.memory": "memory",
-    "objective.length_normalised": "objective.length_normalized",
     "select_least": "select_min_programs",
     "store.any_code": "store.ignore_code_changes",
     "training.clip": "trainer.gradient_clip_val",

@@ -100,13 +100,12 @@ class EngineSampler(ServedSampler):
         return any("$dtype" in str(word) for word in (*self.command, *self.arguments))
 
     @contextlib.contextmanager
-    def ready(self, model: Path, folder: Path, dtype: str) -> Iterator[None]:
+    def ready(self, model: Path, folder: Path) -> Iterator[None]:
         """Run the engine with a model for the duration of the context.
 
         Args:
             model: The model's folder.
             folder: The run's folder; the engine's output goes to engine.log in it.
-            dtype: The data type of the weights.
 
         Raises:
             InputError: The engine exits, or does not answer in time. The message shows its last lines of output.
@@ -118,7 +117,7 @@ class EngineSampler(ServedSampler):
         output, scratch = folder / "engine.log", folder / "engine"
         scratch.mkdir(parents=True, exist_ok=True)
         values = {"python": self._python, "model": model.absolute(), "port": port, "folder": scratch}
-        values |= {"batch": self.batch_size, "dtype": dtype}
+        values |= {"batch": self.batch_size, "dtype": self.dtype}
         command = [string.Template(str(word)).safe_substitute(values) for word in (*self.command, *self.arguments)]
         with output.open("a") as file:
             file.write(f"$ {' '.join(command)}\n")

@@ -29,14 +29,14 @@ class DPO(Objective):
     Args:
         beta: How strongly the policy is held to the reference policy.
         label_smoothing: e, the share of pairs that are assumed to be the wrong way round.
-        length_normalized: Whether to divide each r by its number of tokens (as in SimPO, Meng et al. 2024, but with a
+        length_normalised: Whether to divide each r by its number of tokens (as in SimPO, Meng et al. 2024, but with a
             reference).
         sft_weight: Weight of the paper's loss on x1, which is added to the loss (RPO, Pang et al. 2024).
     """
 
     beta: AboveZero = 0.1
     label_smoothing: UnderHalf = 0.0
-    length_normalized: bool = False
+    length_normalised: bool = False
     sft_weight: NotNegative = 0.0
 
     texts: ClassVar[int] = 2
@@ -62,7 +62,7 @@ class DPO(Objective):
 
         found = likelihood(module, batch)
         scores = found.ratios().sum(dim=1)
-        if self.length_normalized:
+        if self.length_normalised:
             scores = scores / found.focus.sum(dim=1).clamp(min=1)
         chosen, other = scores.chunk(2)
         margin = self.beta * (chosen - other)
