@@ -791,6 +791,20 @@ def test_sweep_records_failed_jobs_until_a_rerun_succeeds(tmp_path, cli):
     assert not list((tmp_path / "out").glob("*/failed.json"))
 
 
+def test_a_failed_job_does_not_prevent_the_selection_among_the_others(tmp_path, cli):
+    few = [
+        "sampler.n=2",
+        "evaluate.k=[1]",
+        "measure=[]",
+        *(f"data.limit.{one}=8" for one in ("test", "refine", "train")),
+    ]
+    search = ["select=1", "select_min_programs=8", "stages=[sample,annotate,train_refiner,refine,train_policy]"]
+    own = ["refinements=gold", "refinements.tasks=annotated", "logger=none", "hydra.sweep.dir=out"]
+    done = cli("-m", "sampler.temperature=0,0.8", *few, *search, *own)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: 0_gold_seed0: sampler.temperature=")
+    assert json.loads((tmp_path / "out" / "chosen" / "gold_seed0" / "results.json").read_text())["status"] == "complete"
+
+
 def test_failed_job_releases_the_objects_in_its_traceback(tmp_path):
     """Hydra keeps the errors of all jobs of a sweep. Their tracebacks must not keep models in memory."""
 

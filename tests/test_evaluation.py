@@ -121,6 +121,15 @@ def test_selection_breaks_ties_in_favor_of_less_training(tmp_path, monkeypatch, 
     assert len(ran) == 1 and f"training.policy.{chosen}" in ran[0]
 
 
+def test_a_setting_that_was_tried_twice_is_evaluated_once(tmp_path, monkeypatch):
+    for i, passed in enumerate((0.5, 0.6, 0.5)):
+        write_results(tmp_path / f"{i}_gold", "gold", passed, lr=1e-3 if passed == 0.5 else 1e-5)
+        write_results(tmp_path / f"{i}_again", "gold", passed, lr=1e-3 if passed == 0.5 else 1e-5)
+    monkeypatch.setattr(sweep, "_run_chosen", lambda folder, target, overrides: target.mkdir(parents=True))
+    assert sweep.select_and_report(tmp_path) == []
+    assert [folder.name for folder in (tmp_path / "chosen").iterdir()] == ["gold_seed0"]
+
+
 def test_last_train_id_moves_later_tasks_to_test(mbpp_file):
     settings = compose_settings("data=mbpp", f"data.path={mbpp_file}", "data.last_train_id=610", "feedback=unit_tests")
     by_split = {}

@@ -6,6 +6,7 @@ import gc
 import logging
 import shutil
 import sys
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator
@@ -60,10 +61,11 @@ def select_and_report(sweep: Path) -> list[str]:
     shutil.rmtree(sweep / "chosen", ignore_errors=True)
     for arm in best:
         setting = best["gold"] if arm in ("ilf", "model") and "gold" in best else best[arm]
-        jobs = [(found, folder) for found, folder, own in tried if (found["arm"], own) == (arm, setting)]
+        # A search may try a setting twice.
+        jobs = {found["seed"]: (found, folder) for found, folder, own in tried if (found["arm"], own) == (arm, setting)}
         if not jobs:
             failures.append(f"{arm}: no job with gold's best setting was successful, so the arm was not evaluated")
-        for found, folder in jobs:
+        for found, folder in jobs.values():
             target = sweep / "chosen" / f"{arm}_seed{found['seed']}"
             try:
                 _run_chosen(folder, target, found["overrides"])
@@ -122,6 +124,8 @@ class JobCallback(Callback):
     A failed or killed job therefore does not lose the results of the others.
     """
 
+    _began = 0.0  # when the sweep started
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the run's folder before Hydra writes its configuration to it."""
         HydraConfig.instance().set_config(config)
@@ -137,6 +141,7 @@ class JobCallback(Callback):
         """Check everything that would make a whole sweep fail."""
         from ilf.checks import check_planned
 
+        self._began = time.time()
         with _told():
             check_hydra(config.hydra)
             check_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
@@ -154,7 +159,7 @@ class JobCallback(Callback):
             return
         from ilf.analysis.studies import write_study
 
-        file = Path(config.hydra.runtime.output_dir) / "failed.json"
+        file, sweeps = Path(config.hydra.runtime.output_dir) / "failed.json", "MULTIRUN" in str(config.hydra.mode)
         if isinstance(job_return._return_value, FolderTaken):
             return
         if job_return.status is JobStatus.FAILED:
@@ -169,9 +174,12 @@ class JobCallback(Callback):
                 **_groups(config),
             }
             write_atomically(file, to_json(facts, indent=1))
+            if "basic_sweeper" in str(OmegaConf.select(config, "hydra.sweeper._target_")) and sweeps:
+                # It would raise the first job's error before `on_multirun_end`, which reports all of them.
+                job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         else:
             file.unlink(missing_ok=True)
-        if "MULTIRUN" in str(config.hydra.mode):
+        if sweeps:
             from ilf.analysis.comparison import write_comparison
 
             sweep = Path(config.hydra.sweep.dir)
@@ -192,7 +200,7 @@ class JobCallback(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         record_sources(config.hydra)
-        failures = select_and_report(folder) if config.select else []
+        failures = self._failed(folder) + (select_and_report(folder) if config.select else [])
         study = None
         try:
             study = write_study(folder, [folder, folder / "chosen"])
@@ -203,3 +211,9 @@ class JobCallback(Callback):
             show_page(study)
         if failures:
             sys.exit("error: " + "; ".join(failures))  # Hydra would only warn of an exception
+
+    def _failed(self, sweep: Path) -> list[str]:
+        """Return the errors of the jobs that failed since the sweep started."""
+        files = [folder / "failed.json" for folder in job_folders(sweep)]
+        new = [file for file in files if file.exists() and file.stat().st_mtime >= self._began]
+        return [f"{file.parent.name}: {read_json(file)['error']}" for file in new]
