@@ -304,6 +304,18 @@ def test_later_duplicate_of_a_job_replaces_the_earlier_unless_it_failed(tmp_path
     assert arms["model"]["failed"] == "0"
 
 
+@pytest.mark.parametrize("status", ["interrupted", "partial", "no_training_examples"])
+def test_an_incomplete_job_does_not_replace_a_complete_one(status, tmp_path):
+    first = write_sweep(tmp_path / "a", ["gold"], [0])
+    write_job(tmp_path / "b" / "0", ["refinements=gold", "seed=0"], draw(0.9, "other"))
+    file = tmp_path / "b" / "0" / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": status}))
+    alone = compare(first)["_arms"]
+    for sweeps in (first, tmp_path / "b"), (tmp_path / "b", first):
+        assert compare(*sweeps)["_arms"] == alone
+    assert f"is {status} and not used" in compare(first, tmp_path / "b")["text"]
+
+
 def test_labels_are_short_and_unique(tmp_path):
     overrides = {
         "gold": ["refinements=gold"],

@@ -200,6 +200,33 @@ def test_seeds_are_averaged_per_task_before_computing_intervals(study, tmp_path)
     assert float(row["pass@1_high"]) <= 0.5
 
 
+def write_job(folder, found, **changes):
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(found | changes))
+
+
+def test_of_jobs_that_differ_only_in_their_folders_the_later_one_counts(study, tmp_path):
+    found = next(r for r in results(study("paper/table4")) if r["arm"] == "gold")
+    part = found["finetuned"]
+    passed = {i: part["n_samples"] for i in part["per_task"]}
+    write_job(tmp_path / "a" / "0_gold_seed0", found)
+    write_job(tmp_path / "b" / "0_gold_seed0", found, finetuned=part | {"per_task": passed})
+    for folders, mean in (("ab", 1.0), ("ba", found["finetuned"]["pass@1"])):
+        write_study(tmp_path, [tmp_path / one for one in folders])
+        assert float(rows(tmp_path, "table4")["gold"]["pass@1"]) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("changes", [{"weights_sha256": "other"}, {"data_sha256": "other"}, {"overrides": ["x=1"]}])
+def test_a_study_does_not_mix_jobs_of_different_settings(changes, study, tmp_path, caplog):
+    found = next(r for r in results(study("paper/table4")) if r["arm"] == "gold")
+    zero = found["zero_shot"] | {"per_task": dict.fromkeys(found["zero_shot"]["per_task"], 0)}
+    write_job(tmp_path / "0_gold_seed0", found)
+    write_job(tmp_path / "1_ilf_seed0", found, arm="ilf", zero_shot=zero, **changes)
+    with caplog.at_level("WARNING"):
+        assert write_study(tmp_path, [tmp_path]) is None and not (tmp_path / "table4.md").exists()
+    assert "table4.md is not written: " in caplog.text and "different" in caplog.text
+
+
 def test_figure3_measures_perplexity_of_training_programs(study):
     (found,) = results(study("paper/figure3"))
     sources = found["perplexity"]

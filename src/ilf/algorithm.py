@@ -134,14 +134,15 @@ def run(
             if not new:  # no training examples are left
                 break
             # 4. pi_theta* = Finetune(pi_theta, R). The paper has one refinement per task.
-            outcome.policy = do.train_policy(outcome.policy if from_last else None, this.examples, outcome.rounds)
+            this.policy = do.train_policy(outcome.policy if from_last else None, this.examples, outcome.rounds)
+            outcome.policy = this.policy
         this.finetuned = do.evaluate(outcome.policy, tasks.test)
         if tasks.transfer:
             outcome.transfer_finetuned = do.evaluate(outcome.policy, tasks.transfer)
     last = outcome.rounds.index(outcome.last) + 1
     for part, number, policy, programs in (
         ("zero_shot", 1, None, outcome.zero_shot),
-        ("finetuned", last, outcome.policy, outcome.last.finetuned),
+        ("finetuned", last, outcome.last.policy, outcome.last.finetuned),
     ):
         do.begin_round(number)  # the one in which the programs were sampled
         if programs and (turns := do.take_turns(part, policy, programs)):

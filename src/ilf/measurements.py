@@ -43,15 +43,17 @@ def measure(settings: Settings, runner: Runner, outcome: Outcome) -> Iterator[tu
     loss in nats at their ends.
     """
     base, last = runner.model, outcome.last
-    if outcome.policy is not None:
-        key = {"base": runner.weights(base), "tuned": runner.weights(outcome.policy)}
+    # A later round may have trained a policy that was not evaluated.
+    policy = outcome.policy if last.finetuned is None else last.policy
+    if policy is not None:
+        key = {"base": runner.weights(base), "tuned": runner.weights(policy)}
         if "weight_change" in settings.measure:
-            yield from _weight_change(runner, base, outcome.policy, key)
+            yield from _weight_change(runner, base, policy, key)
         if "kl" in settings.measure and last.finetuned:
             if settings.evaluation.greedy:
                 log.info("no KL is measured, because greedy decoding samples nothing")
             else:
-                yield "kl", _kl(settings, runner, outcome.policy, last.finetuned, key)
+                yield "kl", _kl(settings, runner, policy, last.finetuned, key)
     if "perplexity" in settings.measure and last.expressed:
         yield from _perplexity(settings, runner, last.expressed)
 

@@ -254,6 +254,7 @@ class Round:
     llm_refinements: list[Program] | None = None  # an LLM's refinements, for the arm that trains on them
     expressed: list[Refinement] | None = None  # the programs of every arm on the tasks of the training set
     examples: list[Refinement] | None = None  # the policy's training set, including examples of earlier rounds
+    policy: Any = None  # pi_theta*, if the round trains one
     finetuned: list[Program] | None = None
 
 

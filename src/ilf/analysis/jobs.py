@@ -70,8 +70,9 @@ _FOUND = (*PARTS, "delta", "transfer", "training_task_ids")  # absent or null in
 _ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group", "compare")
 # Overrides that cannot change the zero-shot results.
 _AFTER_ZERO_SHOT = (
-    *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "training", "llm"),
-    *("objective", "rounds", "rounds_from", "measure", "select", "transfer", "data@transfer"),
+    *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "scheduler", "training", "llm"),
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+    *("failing", "save", "objective", "rounds", "rounds_from", "measure", "select", "transfer", "data@transfer"),
     *("evaluate.turns", "evaluate.feedback", "evaluate.reviser"),
     *("data.limit.prompt", "data.limit.refine", "data.limit.train"),
     *("data.newlines", "data.reindent", "data.near_duplicates"),
@@ -105,7 +106,8 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
 
     Each job gets its `label`, which it shares with the jobs that differ only in the seed, and its `zero_label`, which
     it shares with the jobs that start from the same zero-shot policy. If an arm has the same seed twice, the later job
-    replaces the earlier one, but a failed job never replaces one that did not fail.
+    replaces the earlier one, unless the earlier one got further: a complete job comes before one that was interrupted
+    or has run a part of the stages, and that before a failed one.
     """
     folders = [folder for sweep in sweeps for folder in job_folders(sweep)]
     jobs = [_read(folder, str(folder) if len(sweeps) > 1 else folder.name) for folder in folders]
@@ -116,11 +118,20 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
     for job in jobs:
         for other in list(kept):
             same = (other["label"], other["seed"]) == (job["label"], job["seed"])
-            if same and (job["status"] != "failed" or other["status"] == "failed"):
+            if same and _progress(job["status"]) >= _progress(other["status"]):
                 kept.remove(other)
                 notes.append(f"{job['label']}, seed {job['seed']}: {job['folder']} replaces {other['folder']}.")
-        kept.append(job)
+            elif same and job["status"] != "failed":
+                notes.append(f"{job['label']}, seed {job['seed']}: {job['folder']} is {job['status']} and not used.")
+                break
+        else:
+            kept.append(job)
     return kept, notes
+
+
+def _progress(status: str) -> int:
+    """Return how far a job with this status got, as a rank."""
+    return {"failed": 0, "complete": 2}.get(status, 1)
 
 
 def metric_names(jobs: Sequence[Job]) -> list[str]:

@@ -23,7 +23,7 @@ from ilf.analysis.schema import (
     Transfer,
     TurnResults,
 )
-from ilf.analysis.statistics import Floats, bootstrap_ci95, paired, pass_at_k
+from ilf.analysis.statistics import Floats, paired, pass_at_k, rate_ci95
 from ilf.installation import versions
 from ilf.settings import Settings
 from ilf.types import Outcome, Program, Round, Splits, Turns
@@ -48,7 +48,7 @@ def metrics(programs: Sequence[Program] | None, k: Sequence[int]) -> Metrics | N
     if not programs:
         return None
     found: Metrics = {f"pass@{i}": float(_values(programs, i).mean()) for i in k}
-    found["ci95"] = {f"pass@{i}": list(bootstrap_ci95(_values(programs, i))) for i in k}
+    found["ci95"] = {f"pass@{i}": list(rate_ci95(_values(programs, i))) for i in k}
     passed = Counter(p.task_id for p in programs if p.verdict.passed)
     tasks = {p.task_id for p in programs}
     return found | {

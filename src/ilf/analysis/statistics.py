@@ -75,6 +75,21 @@ def bootstrap_ci95(values: Floats, seed: int = 0, draws: int = 10_000) -> tuple[
     return float(low), float(high)
 
 
+def rate_ci95(values: Floats) -> tuple[float, float]:
+    """Return the 95% interval of the mean over tasks of rates from 0 to 1, (T,).
+
+    It is the bootstrap's, unless all tasks pass or all fail. Their resamples are equal, so the exact interval of a
+    proportion is used instead (Clopper and Pearson 1934).
+
+    >>> tuple(round(end, 3) for end in rate_ci95(np.ones(100)))
+    (0.964, 1.0)
+    """
+    bound = 0.025 ** (1 / len(values))
+    if (values == 1).all():
+        return bound, 1.0
+    return (0.0, 1 - bound) if (values == 0).all() else bootstrap_ci95(values)
+
+
 def over_seeds(seeds: Iterable[Mapping[K, float]]) -> dict[K, float]:
     """Return the mean of each task's values over the seeds that have the task.
 

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from ilf.analysis.markdown import inline
 from ilf.analysis.studies import beyond, feedback, figures, search, tables
-from ilf.analysis.studies.job import Job, Study, arm_notes, read_jobs
+from ilf.analysis.studies.job import Job, Mixed, Study, arm_notes, read_jobs
 from ilf.files import replacing, to_csv, write_atomically
 from ilf.types import InputError
 
@@ -71,7 +71,8 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
         folders: Folders of sweeps or of runs.
 
     Returns:
-        The Markdown file; None if the jobs belong to no study with a table, or if none has the results it needs.
+        The Markdown file; None if the jobs belong to no study with a table, if none has the results it needs, or if the
+        jobs differ in more than one of our studies compares, which is logged.
 
     Raises:
         InputError: The function that `study_table` names does not exist, or failed.
@@ -84,7 +85,12 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
             return None
         ((name, path),) = named
         if not path:
-            study = STUDIES[str(name)](jobs)
+            try:
+                study = _study(str(name), jobs)
+            except Mixed as error:
+                said = "%s.md is not written: %s. Run a sweep for each, or join sweeps with mode=compare"
+                log.warning(said, _stem(name, path), error)
+                return None
             study.notes.extend(arm_notes(jobs))
             return _write(target, _stem(name, path), study, failed)
         make = _function_at(path)
@@ -95,6 +101,13 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
             allowed = f"failed on the {len(jobs)} finished jobs: {type(error).__name__}: {error}"
             advice = "Fix it, then make the table again from the results: mode=compare 'compare.folders=[FOLDER]'."
             raise InputError("study_table", path, allowed, advice) from error
+
+
+def _study(name: str, jobs: Sequence[Job]) -> Study:
+    bases = {(job.results["data_sha256"], job.results["weights_sha256"]) for job in jobs}
+    if len(bases) > 1:
+        raise Mixed(f"the jobs have {len(bases)} different models or data sets")
+    return STUDIES[name](jobs)
 
 
 def _write(target: Path, stem: str, study: Study, failed: Mapping[str, str]) -> Path | None:

@@ -51,8 +51,8 @@ def figure3(jobs: Sequence[Job]) -> Study:
                 "above_10": f"{100 * (array >= 10).mean():.1f}",
                 "above_100": f"{100 * (array >= 100).mean():.1f}",
                 "end": f"{np.mean(list(end.values())):.2f}",
-                "ratio": f"{np.exp(logs.mean()):.2f}" if source != "gold" else None,
-                "p": p_text(sign_flip_p_value(logs)).removeprefix("= ") if source != "gold" else None,
+                "ratio": f"{np.exp(logs.mean()):.2f}" if source != "gold" and common else None,
+                "p": p_text(sign_flip_p_value(logs)).removeprefix("= ") if source != "gold" and common else None,
             }
         )
 
@@ -136,14 +136,18 @@ def figure5(jobs: Sequence[Job]) -> Study:
     """Relate the refiner's pass rate to the number of mistakes that the feedback addresses."""
     shown = names(jobs, "refiner")[:1]
     mistakes: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # by number and task
-    noted = True
-    for job in jobs:
-        values = per_task([job], "refiner", shown[0]) if shown else {}
-        for f in job.rows("feedback.jsonl"):
-            if f["task_id"] in values:
-                noted = noted and f["bugs"] is not None
-                number = f["bugs"] or _edits(f["program"], f["refinement"] or f["program"])
-                mistakes[number][f["task_id"]].append(values[f["task_id"]])
+    found_in = [(job, per_task([job], "refiner", shown[0])) for job in jobs] if shown else []
+    pieces = [
+        (f, values[f["task_id"]])
+        for job, values in found_in
+        for f in job.rows("feedback.jsonl")
+        if f["task_id"] in values
+    ]
+    noted = all(f["bugs"] is not None for f, _ in pieces)
+    usable = [(f, value) for f, value in pieces if noted or f["refinement"]]
+    for f, value in usable:
+        number = f["bugs"] if noted else _edits(f["program"], f["refinement"])
+        mistakes[number][f["task_id"]].append(value)
     rows: list[Row] = []
     for number, by_task in sorted(mistakes.items()):
         values_of = {task_id: float(np.mean(found)) for task_id, found in by_task.items()}
@@ -166,6 +170,8 @@ def figure5(jobs: Sequence[Job]) -> Study:
             "counted by hand. The number of blocks of lines in which the annotator's refinement differs from the "
             "incorrect program is used instead."
         )
+    if len(usable) < len(pieces):
+        notes.append(f"{len(pieces) - len(usable)} annotations without a refinement are left out.")
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
@@ -187,7 +193,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     kl = {arm: over_seeds(k["per_task"] for job in group if (k := job.results["kl"])) for arm, group in groups.items()}
     rows = []
     for arm in groups:
-        found = figure(kl[arm])
+        found = figure(kl[arm], rates=False)
         end = float(np.mean([k["end"]["mean"] for job in groups[arm] if (k := job.results["kl"])]))
         row: Row = {
             "row": arm,
@@ -203,6 +209,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         if arm != "gold" and "gold" in kl:
             common = sorted(kl[arm].keys() & kl["gold"].keys(), key=int)
             differences = np.array([kl[arm][i] - kl["gold"][i] for i in common])
+        if arm != "gold" and "gold" in kl and common:
             row["against_gold"] = f"{differences.mean():+.4f}, p {p_text(sign_flip_p_value(differences))}"
         rows.append(row)
     title = "What fine-tuning did to the policy"
@@ -242,7 +249,7 @@ def _draw_change(
         left.invert_yaxis()
         left.legend(frameon=False, fontsize=8)
         for i, (colour, by_task) in enumerate(zip(cycle(COLOURS), kl, strict=False)):
-            found_kl = figure(by_task)
+            found_kl = figure(by_task, rates=False)
             right.errorbar(
                 found_kl["mean"],
                 i,

@@ -16,7 +16,7 @@ from ilf.analysis.jobs import job_folders, read_job, scripted_note
 from ilf.analysis.markdown import table
 from ilf.analysis.schema import SCHEMA, Part, Results
 from ilf.analysis.sentences import trained_on
-from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k
+from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k, rate_ci95
 from ilf.types import InputError
 
 Row = dict[str, Any]  # a row of a study's table: values by name; names that end in `_text` hold their formatted text
@@ -70,9 +70,17 @@ class Study:
         return ["" if (value := row.get(key)) is None else str(value) for key in self.columns.values()]
 
 
+class Mixed(ValueError):
+    """The jobs of a study differ in more than the study compares."""
+
+
 def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
-    """Return the finished jobs in folders of sweeps or runs, and the errors of the failed ones by folder."""
-    found, failed = [], {}
+    """Return the finished jobs in folders of sweeps or runs, and the errors of the failed ones by folder.
+
+    If two jobs differ in nothing but their folders, the later one counts.
+    """
+    found: dict[Any, Job] = {}
+    failed = {}
     for folder in [job for one in folders if one.is_dir() for job in job_folders(one)]:
         status, results, error = read_job(folder)
         of_a_study = results.get("study") or results.get("study_table")
@@ -83,8 +91,11 @@ def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
         if status == "failed":
             failed[folder.name] = error.get("error") or "see run.log"
         else:
-            found.append(Job(folder, results))
-    return found, failed
+            own = [one for one in results.get("overrides", ()) if not one.startswith(("output_dir=", "store."))]
+            alike = results.get("arm"), results.get("seed"), status, frozenset(own)
+            found.pop(alike, None)
+            found[alike] = Job(folder, results)
+    return list(found.values()), failed
 
 
 def subject(jobs: Sequence[Job]) -> str:
@@ -129,8 +140,14 @@ def per_task(jobs: Sequence[Job], part: Part, name: str, seeds: Collection[int] 
     """Return a metric by task, averaged over all seeds of the jobs, or over those in `seeds`.
 
     Each seed counts once, as jobs with the same seed and the same base have the same zero-shot programs.
+
+    Raises:
+        Mixed: Jobs with the same seed have other programs.
     """
-    by_seed = {job.results["seed"]: found for job in reversed(jobs) if (found := job.results[part])}
+    by_seed: dict[int, Any] = {}
+    for job in jobs:
+        if (found := job.results[part]) and by_seed.setdefault(job.results["seed"], found) != found:
+            raise Mixed(f"jobs with seed {job.results['seed']} have different results ({part}), such as {job.folder}")
 
     def metric(n: int, passed: int) -> float:
         return float(passed > 0) if name == "one_correct" else pass_at_k(n, passed, int(name.removeprefix("pass@")))
@@ -152,10 +169,15 @@ class Figure(TypedDict):
     tasks: int
 
 
-def figure(values: Mapping[int, float] | Mapping[str, float]) -> Figure:
-    """Return the mean over tasks of `values` and its 95% interval."""
+def figure(values: Mapping[int, float] | Mapping[str, float], rates: bool = True) -> Figure:
+    """Return the mean over tasks of `values` and its 95% interval.
+
+    Args:
+        values: A value for each task.
+        rates: Whether the values are rates from 0 to 1.
+    """
     array = np.array(list(values.values()))
-    low, high = bootstrap_ci95(array)
+    low, high = rate_ci95(array) if rates else bootstrap_ci95(array)
     return {"mean": float(array.mean()), "low": low, "high": high, "tasks": len(array)}
 
 
