@@ -58,6 +58,14 @@ def test_unit_test_feedback_describes_each_kind_of_failure(body, said, sandbox):
     assert said in feedback_on(body, sandbox)
 
 
+def test_unit_test_feedback_names_the_test_that_failed(sandbox):
+    long = f"assert double({'1' * 600}) == {'2' * 600}"  # details are cut
+    assert feedback_on("    return 5", sandbox, replace(TASK, tests=(long,))).startswith("This test should hold")
+    lines = "x = double(1)\nassert x == 2\nassert x == 20"
+    text = feedback_on("    return 2 * x", sandbox, replace(TASK, tests=(lines,)))
+    assert text.startswith("This test should hold, and does not: `x == 20`"), text
+
+
 @pytest.mark.parametrize(
     ("setup", "said"),
     [

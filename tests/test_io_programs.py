@@ -69,6 +69,10 @@ ENDING = {
     "a file on standard output": "out = open(1, 'w')\nprint(sum(map(int, input().split())), file=out)",
     "another standard output": "import sys\nsys.stdout = open(1, 'w')\nprint(sum(map(int, input().split())))",
     "a closed output": "import sys\nprint(sum(map(int, input().split())))\nsys.stdout.close()",
+    "a writer of its own": "import os, sys\nclass Writer:\n    def __init__(self): self.text = ''\n"
+    "    def write(self, text): self.text += text\n    def flush(self):\n"
+    "        os.write(1, self.text.encode())\n        self.text = ''\n"
+    "sys.stdout = Writer()\nprint(sum(map(int, input().split())))",
     "main": "def main():\n    print(sum(map(int, input().split())))\nif __name__ == '__main__':\n    main()",
     "main as a module": "import __main__, pickle\nclass P: pass\n"
     "pickle.loads(pickle.dumps(P()))\nassert __main__.P is P\nprint(sum(map(int, input().split())))",

@@ -253,6 +253,10 @@ LIES = {
     "named": "from collections import namedtuple\nclass Point(namedtuple('P', 'x y')):\n    def __eq__(s, o): return True\n    __hash__ = None\ndef f(*a): return Point(7, 8)",
     "named, not equal": "from collections import namedtuple\nclass Point(namedtuple('P', 'x y')):\n    def __ne__(s, o): return False\ndef f(*a): return Point(7, 8)",
     "length": "class Point(list):\n    def __init__(self, *a): pass\n    def __len__(s): return 2\n    def __eq__(s, o): return True\ndef f(*a): return Point()",
+    "contents": "class Point(list):\n    def __init__(self, *a): pass\n    def __len__(s): return 2\n    def __iter__(s): return iter(())\ndef f(*a): return Point()",
+    "contents of a tuple": "class Point(tuple):\n    def __len__(s): return 2\n    def __iter__(s): return iter(())\ndef f(*a): return Point()",
+    "difference": "class Point(set):\n    def __init__(self, *a): self.o = ()\n    def difference(s, o):\n        s.o = list(o)\n        return set()\n    def __iter__(s): return iter(s.o)\ndef f(*a): return Point()",
+    "keys": "class Point(dict):\n    def __init__(self, *a): pass\n    def keys(s): return {1: 1, 2: 2}.keys()\n    def __getitem__(s, k): return k\ndef f(*a): return Point()",
     "class": "class Point:\n    def __init__(self, *a): pass\n    @property\n    def __class__(s): return tuple\n    def __eq__(s, o): return True\ndef f(*a): return Point()",
     "view": "class D(dict):\n    def __iter__(s): return iter([1, 2])\n    def items(s): return {1: 1, 2: 2}.items()\n    def __eq__(s, o): return True\nPoint = lambda *a: D(b=3).keys()\ndef f(*a): return D(a=3).keys()",
     "enumeration": "import enum\nclass M(enum.EnumMeta):\n    def __eq__(s, o): return True\n    def __hash__(s): return 0\nclass Point(enum.Enum, metaclass=M):\n    A = 1\n    def __eq__(s, o): return True\ndef f(*a): return Point.A",
@@ -275,6 +279,13 @@ FALSE_TESTS = [
     "import unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertEqual(f(1), (1, 2))",
     "import unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertAlmostEqual(f(1), 5)",
     "import pytest\nassert f(1) == pytest.approx(5)",
+    "import pytest\nassert f(1) == pytest.approx([1, 2])",
+    "from pytest import approx\nassert approx([1, 2]) == f(1) or approx((1, 2)) == f(1) or approx({1: 1, 2: 2}) == f(1)",
+    "import unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertSetEqual(f(1), {1, 2})",
+    "import unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertListEqual(f(1), [1, 2])",
+    "def check(candidate):\n    assert candidate(1) == [1, 2]\ncheck(f)",
+    "found = f(1)\nassert found == (1, 2)",
+    "found = f(1)\nassert found == {1: 1, 2: 2}",
     "import math\nassert math.isclose(f(1), 5)",
     "try:\n    assert f(1) == 5\nexcept TypeError:\n    pass",
 ]
@@ -287,6 +298,43 @@ def test_deceptive_objects_pass_no_test(compare):
     found = dict(zip(jobs, sandbox.run(list(jobs.values())), strict=True))
     sandbox.close()
     assert {name: verdict for name, verdict in found.items() if verdict.passed} == {}
+
+
+@pytest.mark.parametrize("compare", ["exact", "approx"])
+def test_honest_subclasses_of_containers_pass(compare):
+    matrix = "class Matrix(list):\n    def append(self, x): super().append(x)\ndef f():\n    m = Matrix()\n    m.append(1)\n    return m"
+    recent = "from collections import OrderedDict\nclass LRU(OrderedDict):\n    def __getitem__(self, k): return super().__getitem__(k)\ndef f():\n    d = LRU()\n    d['a'] = 1\n    return d"
+    sandbox = Sandbox(Limits(compare=compare))
+    found = sandbox.run([Job(matrix, ("assert f() == [1]",)), Job(recent, ("d = f()\nassert d == {'a': 1}",))])
+    sandbox.close()
+    assert all(verdict.passed for verdict in found), found
+
+
+LEAKS = {  # a test that changes the state of the judge's process, and a test that a correct program then still passes
+    "decimal": (
+        "import decimal\ndecimal.getcontext().prec = 1",
+        "from decimal import Decimal\nx = Decimal('1.1')\nassert f(x) + Decimal('2.2') == Decimal('3.3')",
+    ),
+    "warnings": (
+        "import warnings\nwarnings.simplefilter('error')",
+        "import warnings\nwarnings.warn('careful')\nassert f(1) < 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_no_test_changes_the_verdict_on_a_later_program(name):
+    sandbox = Sandbox(Limits(workers=1))
+    first, second = LEAKS[name]
+    for test in (second, f"{first}\nassert f(1) < 2", second):
+        (found,) = sandbox.run([Job(F, (test,))])
+        assert found.passed, (test, found)
+    sandbox.close()
+
+
+def test_tests_with_random_numbers_have_the_same_verdict_each_time(sandbox):
+    test = "import random\nassert f(random.random()) < 0.5"
+    assert len({sandbox.run([Job(f"{F}x = {i}", (test,))])[0].verdict for i in range(12)}) == 1
 
 
 FORGES = """

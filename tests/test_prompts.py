@@ -109,6 +109,12 @@ def test_cut_returns_a_prefix_and_is_idempotent(text):
     assert cut(cut(text)) == cut(text)
 
 
+@pytest.mark.parametrize("line", ["# a \n", "#    \n", "\n \n", "# a #    \n \n"])
+def test_many_comments_within_a_function_take_no_time(line):
+    text = "    x = 1\n" + line * 2000 + "    return x"
+    assert cut(text) == text and cut(text.removesuffix("    return x")) == "    x = 1"
+
+
 def test_invalid_rows_are_input_errors(tmp_path):
     row = {"task_id": 11, "text": "t", "code": "def f(x):\n  return x", "test_list": ["assert f(1) == 1"]}
     row["test_setup_code"] = ""

@@ -190,7 +190,7 @@ def test_calls_from_several_threads_return_correct_rewards():
 
 
 def test_processors_are_divided_among_the_processes_of_a_launch(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
     for processes, workers in (("4", 2), ("16", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         one = Reward()

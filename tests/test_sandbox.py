@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from ilf.feedback.human import load_annotations
 from ilf.files import JsonLines
-from ilf.sandbox import Job, Limits, Sandbox
+from ilf.sandbox import Job, Limits, Sandbox, processes
 from ilf.sandbox.processes import Turn, Worker
 from ilf.tasks.mbpp import read_rows, tasks_from
 from ilf.types import InputError, Verdict
@@ -825,6 +825,19 @@ def test_two_answers_read_at_once_are_both_processed(sandbox):
         assert answered is worker and answer and answer["verdict"] == "passed"
         worker.done()
     assert time.monotonic() - start < 2
+
+
+def test_waiting_jobs_change_no_verdict(monkeypatch):
+    """While others wait, a job's first turn is short; the verdict must be that of its full time."""
+    monkeypatch.setattr(processes, "_GRACE", 0.3)
+    busy = "import time\nstart = time.process_time()\nwhile time.process_time() - start < {}: pass\n"
+    slow_program = Job(busy.format(0.6) + "def f(x): return x", ("assert f(1) == 1",), time_limit=0.1)
+    slow_test = Job("def f(x): return x", (busy.format(1.2) + "assert f(1) < 2",), time_limit=2.0)
+    others = [Job(f"def f(x): return x + {i}", ("assert f(1) > 0",)) for i in range(4)]
+    sandbox = Sandbox(Limits(workers=1))
+    for job, expected in (slow_program, "timed_out"), (slow_test, "passed"):
+        assert sandbox.run([job])[0].verdict == sandbox.run([job, *others])[0].verdict == expected
+    sandbox.close()
 
 
 def test_endless_tests_time_out():

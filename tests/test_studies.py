@@ -208,7 +208,7 @@ def write_job(folder, found, **changes):
 def test_of_jobs_that_differ_only_in_their_folders_the_later_one_counts(study, tmp_path):
     found = next(r for r in results(study("paper/table4")) if r["arm"] == "gold")
     part = found["finetuned"]
-    passed = {i: part["n_samples"] for i in part["per_task"]}
+    passed = dict.fromkeys(part["per_task"], part["n_samples"])
     write_job(tmp_path / "a" / "0_gold_seed0", found)
     write_job(tmp_path / "b" / "0_gold_seed0", found, finetuned=part | {"per_task": passed})
     for folders, mean in (("ab", 1.0), ("ba", found["finetuned"]["pass@1"])):

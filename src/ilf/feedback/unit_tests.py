@@ -41,8 +41,8 @@ def in_words(program: Program, task: Task) -> str:
         return _ENDLESS
     tests = (*task.tests, *task.challenge)
     lines = [line.strip() for test in tests for line in test.split("\n")]  # of a multi-line test, the line that failed
-    test = next((test for test in (*tests, *lines) if test and detail.startswith(test)), None)
-    said = detail if test is None else detail.removeprefix(test).removeprefix(": ")
+    test = _named(detail, [*tests, *lines])
+    said = detail if test is None else detail[len(test) :].removeprefix(": ")
     found = _what_came(said, program)
     if verdict.verdict in _LIMITS:
         found = _LIMITS[verdict.verdict] + (f": {found}" if found else "")
@@ -54,6 +54,13 @@ def in_words(program: Program, task: Task) -> str:
         call = call if expected is None else f"{call} == {expected}"
         return f"This test should hold, and does not: `{call}`" + (f" ({found})." if found else ".") + passed
     return f"`{call}` should return `{expected}`, but {found}.{passed}"
+
+
+def _named(detail: str, tests: Sequence[str]) -> str | None:
+    """Return the test that a verdict's detail begins with, or of which it is the beginning because details are cut."""
+    whole = [test for test in tests if test and (detail == test or detail.startswith(f"{test}: "))]
+    cut = [test for test in tests if detail and test.startswith(detail)]
+    return max(whole, key=len) if whole else next(iter(cut), None)
 
 
 def _on_input(program: Program, task: Task) -> str:

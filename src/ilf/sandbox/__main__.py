@@ -13,12 +13,11 @@ import argparse
 import ast
 import dataclasses
 import json
-import os
 import sys
 from typing import Any
 
 from ilf.sandbox import Job, Limits, Sandbox
-from ilf.sandbox.jobs import is_time_limit
+from ilf.sandbox.jobs import cores, is_time_limit
 from ilf.types import InputError
 
 _COLUMNS = (
@@ -57,7 +56,7 @@ def _job(line: str, place: str) -> tuple[Any, Job]:
 
 def main() -> int:
     """Judge the programs of the file that the command line names."""
-    defaults = Limits(workers=os.cpu_count() or 1)
+    defaults = Limits(workers=cores())
     parser = argparse.ArgumentParser(
         "python -m ilf.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

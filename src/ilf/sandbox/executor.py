@@ -101,8 +101,10 @@ class Sandbox:
                     if answer is None:
                         attempts[i] += 1
                         spent[i] += took
-                        # A job that hangs a worker, or kills workers only after its time is up, is not retried.
-                        if not hung and attempts[i] < _ATTEMPTS and spent[i] < turn.limit * WALL:
+                        # A job that hangs a worker, or kills workers only after its time is up, is not retried, but
+                        # its first turn was shorter than its time.
+                        early = attempts[i] < _ATTEMPTS and spent[i] < turn.limit * WALL
+                        if (hung and turn.first) or (early and not hung):
                             slow.append(turn._replace(first=False))
                             continue
                         yield i, _lost(turn.job, hung)

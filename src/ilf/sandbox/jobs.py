@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,11 @@ COMPARE_OUTPUT = ("tokens", "exact")
 def is_time_limit(value: object) -> bool:
     """Return whether a value from a row is a valid time limit in seconds, or None for the sandbox's own limit."""
     return value is None or (isinstance(value, int | float) and 0 < value <= 3600)
+
+
+def cores() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

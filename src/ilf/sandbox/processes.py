@@ -36,7 +36,7 @@ class Turn(NamedTuple):
     @property
     def wall(self) -> float:
         """The wall time limit of the program in seconds, for each of its inputs."""
-        return _FIRST if self.first else self.limit * WALL
+        return min(_FIRST, self.limit * WALL) if self.first else self.limit * WALL
 
     @property
     def is_short(self) -> bool:

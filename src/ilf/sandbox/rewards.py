@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ilf.sandbox.executor import Sandbox
-from ilf.sandbox.jobs import Job, Limits, is_time_limit
+from ilf.sandbox.jobs import Job, Limits, cores, is_time_limit
 from ilf.types import InputError, Verdict
 
 # A fenced code block in Markdown: the fence, the language, the code. A block that was cut off reaches to the end.
@@ -164,7 +164,7 @@ class Reward:
 
 def _usual() -> Limits:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine; torchrun and accelerate set it
-    return Limits(workers=max(1, (os.cpu_count() or 1) // processes))
+    return Limits(workers=max(1, cores() // processes))
 
 
 def _text(completion: Any) -> str:

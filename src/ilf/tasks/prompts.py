@@ -22,7 +22,7 @@ _TOP_LEVEL = re.compile(r"(?<![^\r\n])(?:[ \t\f]*\f)?[^\s#]")
 _PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)
 # A line in the first column that no program contains, but that a model may write after one: it begins another prompt.
 _ANOTHER = re.compile(r'^(?:"""|OLD CODE:|FEEDBACK:|REFINEMENT:|>>> .*|```.*)[ \t]*$', re.MULTILINE)
-_TRAILING_COMMENTS = re.compile(r"([\r\n]#[^\r\n]*|\s)+\Z")
+_TRAILING_COMMENTS = re.compile(r"(?:[\r\n]#[^\r\n]*(?=[\r\n]|\Z)|\s)+\Z")
 _INDENT = re.compile(r"[ \t\f]*")
 
 

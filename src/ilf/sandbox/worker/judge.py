@@ -7,10 +7,13 @@ written, with a `Remote` for each name that the program defines.
 
 import contextlib
 import math
+import random
 import signal
 import socket
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from . import library, pytest_like, serialization
@@ -55,7 +58,8 @@ class Judge:
         """
         case = _Case(self, job)
         try:
-            case.run()
+            with _same_state():
+                case.run()
         except Ended as end:
             case.end = str(end)
         except (Exception, Unsupported):  # no answer of a program may stop the judge
@@ -136,6 +140,18 @@ def early(end: str, job: dict[str, Any], status: int, seconds: float) -> tuple[s
     if status == -signal.SIGXCPU or seconds >= job["time_limit"]:
         return "timed_out", f"no end after {seconds:.1f} s of processor time"
     return "crashed", f"ended early with {f'signal {-status}' if status < 0 else f'exit status {status}'}"
+
+
+@contextlib.contextmanager
+def _same_state() -> Iterator[None]:
+    """Give tests the same random numbers, decimal context and warning filters, whichever tests ran before."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    decimal = sys.modules.get("decimal")
+    context = decimal.localcontext(decimal.Context()) if decimal else contextlib.nullcontext()
+    with context, warnings.catch_warnings():
+        yield
 
 
 class _Case:

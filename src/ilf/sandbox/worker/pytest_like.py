@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from . import library
-from .remote import Unsupported
+from .remote import Unsupported, plain
 
 # ---- what `import pytest` gives ----------------------------------------------------------------------------------
 
@@ -68,6 +68,7 @@ class approx:
         return self._near(actual, self._expected)
 
     def _near(self, actual: Any, expected: Any) -> bool:
+        actual, expected = plain(actual), plain(expected)
         if library.packages and "numpy" in {type(actual).__module__, type(expected).__module__}:
             several = getattr(actual, "shape", ()) != ()
             actual, expected = (v.tolist() if type(v).__module__ == "numpy" else v for v in (actual, expected))

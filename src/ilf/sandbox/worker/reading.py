@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from . import library
+from .remote import plain
 
 # Modules that tests may import, or use without an import. Tests see these modules, even if the program uses the names.
 MODULES = {"bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "json"}
@@ -146,7 +147,7 @@ def _with_approximate_equality(tree: ast.Module) -> ast.Module:
 
 def almost_equal(a: Any, b: Any) -> bool:
     """Compare as the paper's tests do: numbers to a relative 1e-6 or absolute 1e-12, also inside containers."""
-    a, b = library.number(a), library.number(b)
+    a, b = library.number(plain(a)), library.number(plain(b))
     if isinstance(a, bool) or isinstance(b, bool):
         return bool(a == b)
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):

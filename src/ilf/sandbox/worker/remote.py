@@ -20,6 +20,11 @@ class Unsupported(BaseException):
         Unsupported.last = what
 
 
+def plain(value: Any) -> Any:
+    """Return the data by which an object of the program compares, so that its own methods can't decide; or the value."""
+    return value._extra if type(value) is Remote and value._how == "data" else value
+
+
 def refuse(what: str) -> Callable[..., NoReturn]:
     """Return a function that raises Unsupported with the message `what`."""
 

@@ -100,6 +100,9 @@ class _TestCase(unittest.TestCase):
     def assertNotIsInstance(self, value: Any, kind: Any, msg: Any = None) -> None:
         assert not isinstance_(value, kind), msg or f"{value!r} is an instance of {kind!r}"
 
+    def assertSetEqual(self, first: Any, second: Any, msg: Any = None) -> None:
+        assert first == second, msg or f"{first!r} != {second!r}"  # unittest would call the program's `difference`
+
     assertWarns = assertWarnsRegex = refuse("catches warnings")
     assertLogs = assertNoLogs = refuse("reads logs")
 

@@ -63,6 +63,7 @@ def _run(text: str) -> None:
         threads._shutdown()  # waits for the program's threads
     atexit._run_exitfuncs()
     _flush()
+    vars(sys).update(stdin=sys.__stdin__, stdout=sys.__stdout__, stderr=sys.__stderr__)  # as the interpreter does
     module.__dict__.clear()  # a file object that is open on standard output flushes its buffer when it is freed
     gc.collect()
     _flush()
