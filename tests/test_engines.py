@@ -14,6 +14,7 @@ import pytest
 import warm
 from conftest import MINI, ROOT, compose_settings
 
+from ilf.components.component import key_of
 from ilf.models.load import load_tokenizer
 from ilf.sampling import EngineSampler
 from ilf.tasks import mini as mini_tasks
@@ -102,6 +103,11 @@ def test_engine_runs_only_while_its_model_is_sampled(engine, tmp_path):
     assert [model for model, *_ in started(tmp_path)] == [str(tmp_path / name) for name in ("first", "second")]
     said = (tmp_path / "engine.log").read_text()
     assert said.index("loading " + str(tmp_path / "first")) < said.index("loading " + str(tmp_path / "second"))
+
+
+def test_the_environment_of_an_engine_belongs_to_the_key_of_its_samples(engine):
+    keys = [key_of(engine(environment={"CONTEXT": size})) for size in ("512", "2048")]  # of conf/sampler/llama_cpp.yaml
+    assert keys[0] != keys[1] and key_of(engine(patience=1.0)) == key_of(engine())
 
 
 def test_engines_get_the_data_type_of_the_weights(engine, tmp_path):

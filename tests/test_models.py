@@ -168,6 +168,13 @@ def test_steps_in_fixed_memory_give_the_same_samples(mini, limit, monkeypatch):
         assert not shares or model._ilf_tried == (True, True)
 
 
+def test_autocast_does_not_decide_whether_prompts_are_shared_without_it(monkeypatch):
+    monkeypatch.setattr(prefill, "_tried", {})
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tried(load_model(MINI, torch.float32).eval()) == (True, False)  # its logits differ by rounding only
+    assert tried(load_model(MINI, torch.float32).eval()) == (True, False) and len(prefill._tried) == 2
+
+
 def test_sampling_continues_if_cuda_graph_capture_fails(mini, monkeypatch, caplog):
     model, tokenizer, _ = mini
     sampler, plan = HFSampler(max_new_tokens=20), draws(PROMPTS, 2)

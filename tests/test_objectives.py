@@ -183,6 +183,22 @@ def test_losses_do_not_depend_on_padding_or_micro_batches(name, tokenizer):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_losses_are_summed_in_32_bits_if_16_bits_are_the_default(name, tokenizer):
+    """Lightning sets the default dtype to bfloat16 with trainer.precision=bf16-true."""
+    objective, model = OBJECTIVES[name], policy(1.02)
+    examples = examples_of(objective, tokenizer)
+    expected = losses(objective, model, examples, tokenizer)
+    part = collate(examples, tokenizer.pad_token_id) | {"share": torch.tensor(1 / len(examples))}
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        objective.before_step(SingleProcessModule(model), [part])
+        found = objective.losses(SingleProcessModule(model), part)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_match_finite_differences(name, tokenizer):
     """Compare along a random direction, in double precision.
 
@@ -389,6 +405,15 @@ def test_feedback_conditional_trains_and_samples_after_praise(tokenizer):
     assert tokenizer.decode(right.prompt_ids) == objective.prompt(one) == f"FEEDBACK:\nWell done.\n\n{one.prompt}"
     assert tokenizer.decode(wrong.prompt_ids) == f"FEEDBACK:\nIt adds 2.\n\n{one.prompt}"
     assert tokenizer.decode(wrong.target_ids[:-1]) == BODIES[311 % 3]
+
+
+def test_feedback_conditional_rejects_rows_that_the_feedback_makes_too_long(tokenizer):
+    whole = FeedbackConditional().examples(data(tokenizer))
+    longest = max(e.length for e in whole)
+    found = FeedbackConditional().examples(given := data(tokenizer, max_length=longest - 1))
+    assert 0 < len(found) < len(whole) and all(e.length < longest for e in found)
+    assert len(given.rejected) == (len(whole) - len(found)) / 2
+    assert f"{longest} tokens with the feedback; training.max_length is {longest - 1}" in given.rejected[0]
 
 
 def test_self_distillation_is_zero_if_the_teacher_reads_the_same_text(tokenizer):

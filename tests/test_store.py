@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ilf.cli.config import opened
-from ilf.files import JsonLines, canonical, digests, read_json, to_json
+from ilf.files import JsonLines, canonical, digests, read_json, to_json, weights_sha256
 from ilf.run_folder import FolderTaken, claimed
-from ilf.store import Store
+from ilf.store import Entry, Store
+from ilf.training.fine_tuning import FineTuningModule
 from ilf.types import InputError
 
 FEW = ["data.limit.test=3", "data.limit.refine=12", "data.limit.train=12", "training.policy.epochs=1"]
@@ -242,3 +243,34 @@ def test_a_saved_configuration_runs_again(cli, tmp_path):
     assert first["zero_shot"] == second["zero_shot"] and second["seconds"]["reused"] == ["zero_shot"]
     wrong = cli("--config-path", str(tmp_path / "run" / ".hydra"), "--config-name", "config", "+sampler.m=1")
     assert wrong.returncode == 1 and "sampler.m=1: is not an argument" in wrong.stderr
+
+
+def test_a_run_that_ends_before_its_training_is_marked_as_finished_trains_no_step_again(small_stages, monkeypatch):
+    steps, finish, step = [], Entry.finish, FineTuningModule.training_step
+    monkeypatch.setattr(FineTuningModule, "training_step", lambda *given: steps.append(given) or step(*given))
+
+    def interrupted(entry, facts):
+        if "optimizer_steps" in facts:
+            raise KeyboardInterrupt
+        return finish(entry, facts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Entry, "finish", interrupted)
+        small_stages(*FEW, "refinements=gold", "refinements.tasks=annotated").run()
+    trained = len(steps)
+    stages = small_stages(*FEW, "refinements=gold", "refinements.tasks=annotated")
+    results = stages.run()
+    assert trained == len(steps) == results["counts"]["optimizer_steps"] > 0
+    assert "train_policy/loss" in stages.runner.fine_tuned["train_policy"]["metrics"]
+    assert not list(Path(stages.settings.store.dir).rglob("*.ckpt"))
+
+
+def test_the_digest_of_a_model_covers_its_chat_templates(tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    found = {weights_sha256(tmp_path, tmp_path / "digests")}
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        for text in ("a", "other"):
+            (tmp_path / name).write_text(text)
+            found.add(weights_sha256(tmp_path, tmp_path / "digests"))
+    assert len(found) == 5

@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import ADAMW, CPU, MINI, OPTIMIZERS, lora, wrong_programs
 from hypothesis import given
@@ -286,6 +287,25 @@ def test_an_interrupted_checkpoint_write_keeps_the_previous_checkpoint(folder, t
     with pytest.raises(SystemExit):  # Lightning converts the KeyboardInterrupt
         fit(folder, tokenizer, epochs=2, checkpoints=tmp_path, resume=str(tmp_path / "last.ckpt"))
     assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_a_training_that_a_callback_stopped_is_not_continued(folder, tokenizer, tmp_path):
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = True
+
+    def run(resume=None):
+        torch.manual_seed(0)
+        module = ILFModule(load_model(folder, torch.float32), tokenizer, optimizer=ADAMW.having(lr=1e-3)).train()
+        data = MBPPDataModule(tokenizer, Contents(examples(tokenizer, 8)), batch_size=4)
+        trainer = make_trainer(CPU, epochs=5, callbacks=[] if resume else [Stop()], checkpoints=tmp_path)
+        trainer.fit(module, data, ckpt_path=resume)
+        return trainer.global_step, {**module.earlier["metrics"]}, module.model.state_dict()
+
+    steps, _, stopped = run()
+    again, metrics, resumed = run(str(tmp_path / "last.ckpt"))
+    assert steps == again == 2 and "train_policy/loss" in metrics
+    assert all(torch.equal(resumed[name], weights) for name, weights in stopped.items())
 
 
 def test_16_bit_training_does_not_round_rotary_frequencies(folder, tokenizer):

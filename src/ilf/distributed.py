@@ -160,6 +160,16 @@ def gather(values: list[T]) -> list[T]:
     return [value for some in found for value in some]
 
 
+def free_memory() -> None:
+    """Free the memory of objects that refer to each other, such as a Trainer and its model, on the GPU too.
+
+    An engine may be started next, and needs the GPU's memory.
+    """
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()  # does nothing without a GPU
+
+
 def follow_parent() -> None:
     """Run what the parent process calls, and exit when the parent exits for any reason."""
 
@@ -186,7 +196,7 @@ def _follow() -> int:
         except InputError:
             pass  # the first process has raised it, too
         del function, args, message
-        gc.collect()  # a Trainer and its model refer to each other, and hold GPU memory
+        free_memory()
     return message
 
 

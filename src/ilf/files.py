@@ -225,6 +225,12 @@ def _is_current(state: str) -> bool:
 
 
 def weights_sha256(folder: Path, cache: Path) -> str:
-    """Return one SHA-256 over a model folder's weights, config and tokenizer files. `cache` is as in `digests`."""
-    files = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".bin", ".json", ".txt", ".model"})
-    return sha256({file.name: digest for file, digest in digests(files, cache).items()})
+    """Return one SHA-256 over a model folder's weights, config, tokenizer files and chat templates.
+
+    Args:
+        folder: The model's folder.
+        cache: As in `digests`.
+    """
+    kinds = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
+    files = sorted(f for f in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")) if f.suffix in kinds)
+    return sha256({str(file.relative_to(folder)): digest for file, digest in digests(files, cache).items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 import time
@@ -31,7 +30,7 @@ from ilf.tasks import prompts
 from ilf.tasks.data import job_of
 from ilf.tracking import Tracker
 from ilf.training import unit_test_callback
-from ilf.training.stage_jobs import DECODING, JUDGE, METRICS, TAKEN, Drawing, FineTuning
+from ilf.training.stage_jobs import CHECKPOINTS, DECODING, JUDGE, METRICS, TAKEN, Drawing, FineTuning
 from ilf.training.trainer import training_device
 from ilf.types import Draw, InputError, Program, Task, derive_seed
 
@@ -120,7 +119,7 @@ class Runner:
                 start = time.monotonic()
                 facts = work(entry)
                 facts = entry.finish(facts | {"seconds": round(time.monotonic() - start, 2)})
-                gc.collect()
+                distributed.free_memory()
             log.info("%s: %s", stage, "reused" if reused else f"finished in {facts['seconds']:.1f} s")
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + facts["seconds"], 2)
         self._fresh[stage] = self._fresh.get(stage, False) or not reused
@@ -273,6 +272,7 @@ class Runner:
             return distributed.call(job.run, self._judge(stage, self.tasks), entry.path, loggers=self.tracker.loggers)
 
         path, facts = self.do(stage, job.key(), work)
+        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)  # only now, as the stage is finished
         if stage in self.reused:
             self.tracker.replay(JsonLines(path / METRICS).read())
         self.fine_tuned[stage] = facts

@@ -26,7 +26,7 @@ from ilf.types import InputError
 log = logging.getLogger(__name__)
 
 # Files that are not results: metadata of the entry, and unfinished work.
-_ABOUT = re.compile(r"(.*/)?\..*|key\.json|done.*\.json|verdicts.*")
+_ABOUT = re.compile(r"(.*/)?\..*|key\.json|done.*\.json|verdicts.*|checkpoints/.*")
 _OF_A_PART = re.compile(r"programs(-.*)\.jsonl")  # the verdicts of one scoring
 _DRAWN = ("samples*.jsonl", "answers.jsonl")  # the most expensive files, which depend on no other file of the entry
 _HIDDEN = shutil.ignore_patterns(".*")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 import sys
@@ -20,6 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ilf import distributed
 from ilf.analysis.jobs import FIELDS, job_folders, setting_of
 from ilf.cli.config import check_hydra, explain, loggers_of, opened, settings_from
 from ilf.cli.search_path import record_sources
@@ -113,9 +113,7 @@ def _forget_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-    gc.collect()
-    if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()  # does nothing without a GPU
+    distributed.free_memory()
 
 
 class JobCallback(Callback):

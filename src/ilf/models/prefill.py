@@ -92,11 +92,17 @@ def tried(model: Any) -> tuple[bool, bool]:
 
 
 def kind_of(model: Any) -> str:
-    """Return a key that is equal for models that differ only in weights: class, configuration, dtype and device."""
+    """Return a key that is equal for models that differ only in weights: class, configuration, dtypes and device."""
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
     first = next(model.parameters())
     fake = isinstance(first, FakeTensor)
-    return json.dumps([type(model).__name__, config, str(model.dtype), str(first.device), fake], default=str)
+    return json.dumps([type(model).__name__, config, str(_precision(model)), str(first.device), fake], default=str)
+
+
+def _precision(model: Any) -> torch.dtype:
+    """Return the dtype in which a model multiplies matrices, which autocast may set."""
+    device: str = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 
 
 @torch.inference_mode()
@@ -116,7 +122,7 @@ def _agrees(model: Any, capture: bool) -> bool:
     except Exception as error:  # such as a feature that the model's attention lacks
         log.debug("prompts are not shared%s", " by CUDA graphs" if capture else "", exc_info=error)
         return False
-    return apart(together, own) <= max(1e-3, 8 * torch.finfo(model.dtype).eps, rounding)
+    return apart(together, own) <= max(1e-3, 8 * torch.finfo(_precision(model)).eps, rounding)
 
 
 def apart(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -62,7 +62,7 @@ class EngineSampler(ServedSampler):
     patience: AboveZero = 900.0
 
     retries = 2  # few, as the server is local: it answers, or it has exited
-    changes_nothing = ("n", "url", "python", "environment", "patience")
+    changes_nothing = ("n", "url", "python", "patience")
 
     def check(self) -> None:
         """Raise InputError if the engine can't be started with what is installed."""

@@ -69,6 +69,7 @@ class FineTuningModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.earlier: dict[str, Any] = {"stopped": False, "metrics": {}}  # of the checkpoint that a fit resumes from
         named = isinstance(model, str | Path)
         sampler, optimizer, scheduler, objective = map(from_node, (sampler, optimizer, scheduler, objective))
         parts = {"sampler": sampler, "optimizer": optimizer, "scheduler": scheduler, "objective": objective}
@@ -164,7 +165,7 @@ class FineTuningModule(pl.LightningModule):
         if batch_idx % accumulated == 0:
             self.zero_grad()
         self.objective.before_step(self, batch)
-        mean = torch.zeros((), device=self.device)
+        mean = torch.zeros((), device=self.device, dtype=torch.float32)  # also where 16 bits are the default
         for part in batch[:-1]:
             loss = self.losses(part).sum()
             # Processes exchange gradients once per step.
@@ -267,6 +268,19 @@ class FineTuningModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save only the trained parameters: the other weights are in the base model's folder."""
+        """Save only the trained parameters: the other weights are in the base model's folder.
+
+        The metrics, and whether a callback has stopped the training, are saved too, because Lightning does not do so.
+        """
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        checkpoint["ilf"] = {"stopped": self.trainer.should_stop, "metrics": metrics}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` saves in addition."""
+        self.earlier = checkpoint.get("ilf", self.earlier)
+
+    def on_train_start(self) -> None:
+        """Stop at once if a callback had stopped the training before it was interrupted."""
+        self.trainer.should_stop = self.trainer.should_stop or self.earlier["stopped"]

@@ -7,7 +7,6 @@ to the other processes, and all of them run it together.
 from __future__ import annotations
 
 import logging
-import shutil
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -61,6 +60,7 @@ from ilf.types import Draw, Example, Program, derive_seed
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"  # the metrics of each logged step of a fine-tuning
+CHECKPOINTS = "checkpoints"  # in a stage's folder: the checkpoint of an unfinished fine-tuning
 TAKEN = "samples.taken.jsonl"  # in a stage's folder: the samples of earlier stages
 JUDGE = "unit_tests"  # the configured callback that executes programs
 
@@ -244,7 +244,7 @@ class FineTuning:
             module.teach(load_model(self.teacher.folder, dtype, self.teacher.attention).eval())
         contents = Contents(self.examples, self.validation, self.draws)
         data = self.datamodule(tokenizer=tokenizer, contents=contents, batch_size=self.phase.batch_size, seed=self.seed)
-        checkpoints = folder / "checkpoints"
+        checkpoints = folder / CHECKPOINTS
         made = make_trainer(
             self.trainer,
             callbacks=[judge(k=[1]), *(one() for name, one in self.callbacks.items() if name != JUDGE)],
@@ -254,12 +254,8 @@ class FineTuning:
         )
         made.fit(module, data, ckpt_path=_last_checkpoint(checkpoints / "last.ckpt", stage))
         self._save(net, tokenizer, folder / "model")
-        if distributed.rank() == 0:
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        return {
-            "optimizer_steps": made.global_step,
-            "metrics": {k: float(v) for k, v in made.callback_metrics.items()},
-        }
+        metrics = {k: float(v) for k, v in made.callback_metrics.items()}
+        return {"optimizer_steps": made.global_step, "metrics": module.earlier["metrics"] | metrics}
 
     def _save(self, net: Any, tokenizer: Any, folder: Path) -> None:
         """Write the model from rank 0, also if the model is sharded."""

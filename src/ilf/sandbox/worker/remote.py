@@ -21,7 +21,7 @@ class Unsupported(BaseException):
 
 
 def plain(value: Any) -> Any:
-    """Return the data by which an object of the program compares, so that its own methods can't decide; or the value."""
+    """Return the data by which an object of the program compares, so that its methods can't decide; or the value."""
     return value._extra if type(value) is Remote and value._how == "data" else value
 
 

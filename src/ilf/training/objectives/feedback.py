@@ -96,10 +96,13 @@ class FeedbackConditional(SFT):
         def make(row: Refinement) -> Iterable[Example]:
             _, words = feedback_on(row)
             right, wrong = data.example(row), rejected(data, row)
-            return [
+            found = [
                 replace(e, prompt_ids=data.prompt_ids(conditioned_prompt(text, row.prompt)))
                 for e, text in ((right, self.praise), (wrong, words))
             ]
+            if (longest := max(e.length for e in found)) > data.max_length:
+                raise ValueError(f"{longest} tokens with the feedback; training.max_length is {data.max_length}")
+            return found
 
         return data.each(make)
 

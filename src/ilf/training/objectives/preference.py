@@ -152,7 +152,7 @@ class KTO(Objective):
 
         from ilf.training.objectives.likelihood import likelihood, rows
 
-        mean = torch.zeros((), device=module.device)
+        mean = torch.zeros((), device=module.device, dtype=torch.float32)  # also where 16 bits are the default
         with torch.no_grad():
             for part in batch:
                 count = len(part["value"])

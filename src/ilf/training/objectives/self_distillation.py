@@ -62,8 +62,6 @@ class SelfDistillation(Objective):
 
     def losses(self, module: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the loss of each program, (B,)."""
-        import torch
-
         from ilf.training.objectives.likelihood import rows
 
         count = len(batch["value"])
@@ -71,7 +69,7 @@ class SelfDistillation(Objective):
         teacher, _ = self._distributions(module.teacher_logits, rows(batch, count, 2 * count))
         each = divergence(student, teacher, self.alpha)
         lengths = places.bincount(minlength=count)
-        return torch.zeros(count, device=each.device).index_add(0, places, each) / lengths
+        return each.new_zeros(count).index_add(0, places, each) / lengths
 
     @staticmethod
     def _distributions(logits_of: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +106,6 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, alpha: float) -> to
 
     if alpha in (0.0, 1.0):
         return kl(student, teacher) if alpha else kl(teacher, student)
-    weights = torch.tensor([1 - alpha, alpha], device=student.device).log()
+    weights = student.new_tensor([1 - alpha, alpha]).log()
     middle = torch.stack([student + weights[0], teacher + weights[1]]).logsumexp(dim=0)
     return (1 - alpha) * kl(student, middle) + alpha * kl(teacher, middle)
