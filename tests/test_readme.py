@@ -26,6 +26,7 @@ OWN = {  # commands that read the user's own files; the tests named here run the
     "--config-dir mine experiment=first",  # test_command.py
     "--config-dir mine 'hydra.searchpath=[file:///shared/ours,pkg://package.conf]' experiment=first",  # test_command.py
     "--config-path RUN/.hydra --config-name config",  # test_store.py
+    "--config-dir mine model=starcoder2_3b data=mbpp feedback=unit_tests trainer=gpu",  # in this file
 }
 
 
@@ -101,6 +102,16 @@ def test_readme_names_every_configuration_group():
     for file in (ROOT / "conf").glob("*/**/*.yaml"):
         group, *parts = file.relative_to(ROOT / "conf").parts
         assert f"`{'/'.join((group, *parts[:-1])) if group == 'hydra' else group}`" in README, file
+
+
+def test_the_model_option_of_the_manual_names_a_model_of_the_hub(tmp_path):
+    from conftest import compose_settings
+
+    (option,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / "models.md").read_text(), re.DOTALL)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "starcoder2_3b.yaml").write_text(option)
+    model = compose_settings(f"hydra.searchpath=[file://{tmp_path}]", "model=starcoder2_3b").model
+    assert (model.name, model.hub, model.revision) == ("starcoder2_3b", "bigcode/starcoder2-3b", None)
 
 
 def test_the_annotator_example_of_the_readme_gives_feedback(small_stages, tmp_path, monkeypatch):
