@@ -139,7 +139,7 @@ def run(
         this.finetuned = do.evaluate(outcome.policy, tasks.test)
         if tasks.transfer:
             outcome.transfer_finetuned = do.evaluate(outcome.policy, tasks.transfer)
-    last = outcome.rounds.index(outcome.last) + 1
+    last = next(number for number, one in enumerate(outcome.rounds, 1) if one is outcome.last)
     for part, number, policy, programs in (
         ("zero_shot", 1, None, outcome.zero_shot),
         ("finetuned", last, outcome.last.policy, outcome.last.finetuned),

@@ -88,8 +88,7 @@ def write_study(target: Path, folders: Sequence[Path]) -> Path | None:
             try:
                 study = _study(str(name), jobs)
             except Mixed as error:
-                said = "%s.md is not written: %s. Run a sweep for each, or join sweeps with mode=compare"
-                log.warning(said, _stem(name, path), error)
+                log.warning("%s.md is not written: %s. Run a sweep for each", _stem(name, path), error)
                 return None
             study.notes.extend(arm_notes(jobs))
             return _write(target, _stem(name, path), study, failed)
