@@ -39,8 +39,9 @@ def figure3(jobs: Sequence[Job]) -> Study:
     rows = []
     for source, values in means.items():
         array = np.array(list(values.values()))
-        common = sorted(values.keys() & means.get("gold", {}).keys(), key=int)
-        logs = np.array([np.log(values[i] / means["gold"][i]) for i in common])
+        others = means.get("gold", {}) if source != "gold" else {}
+        common = sorted(values.keys() & others.keys(), key=int)
+        logs = np.array([np.log(values[i] / others[i]) for i in common])
         end = over_seeds(found[source] for found in ends if source in found)
         rows.append(
             {
@@ -51,8 +52,8 @@ def figure3(jobs: Sequence[Job]) -> Study:
                 "above_10": f"{100 * (array >= 10).mean():.1f}",
                 "above_100": f"{100 * (array >= 100).mean():.1f}",
                 "end": f"{np.mean(list(end.values())):.2f}",
-                "ratio": f"{np.exp(logs.mean()):.2f}" if source != "gold" and common else None,
-                "p": p_text(sign_flip_p_value(logs)).removeprefix("= ") if source != "gold" and common else None,
+                "ratio": f"{np.exp(logs.mean()):.2f}" if common else None,
+                "p": p_text(sign_flip_p_value(logs)).removeprefix("= ") if common else None,
             }
         )
 
@@ -206,10 +207,9 @@ def policy_change(jobs: Sequence[Job]) -> Study:
             "end_text": f"{end:.2f}",
             "against_gold": None,
         }
-        if arm != "gold" and "gold" in kl:
-            common = sorted(kl[arm].keys() & kl["gold"].keys(), key=int)
+        common = sorted(kl[arm].keys() & kl.get("gold", {}).keys(), key=int) if arm != "gold" else []
+        if common:
             differences = np.array([kl[arm][i] - kl["gold"][i] for i in common])
-        if arm != "gold" and "gold" in kl and common:
             row["against_gold"] = f"{differences.mean():+.4f}, p {p_text(sign_flip_p_value(differences))}"
         rows.append(row)
     title = "What fine-tuning did to the policy"

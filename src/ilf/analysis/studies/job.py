@@ -12,7 +12,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 
 from ilf.analysis.formatting import model_name, p_text, percent, samples
-from ilf.analysis.jobs import job_folders, read_job, scripted_note
+from ilf.analysis.jobs import job_folders, read_job, scripted_note, setting_of
 from ilf.analysis.markdown import table
 from ilf.analysis.schema import SCHEMA, Part, Results
 from ilf.analysis.sentences import trained_on
@@ -77,7 +77,7 @@ class Mixed(ValueError):
 def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
     """Return the finished jobs in folders of sweeps or runs, and the errors of the failed ones by folder.
 
-    If two jobs differ in nothing but their folders, the later one counts.
+    If two jobs have the same arm, seed, setting and status, the later one counts.
     """
     found: dict[Any, Job] = {}
     failed = {}
@@ -91,8 +91,8 @@ def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], dict[str, str]]:
         if status == "failed":
             failed[folder.name] = error.get("error") or "see run.log"
         else:
-            own = [one for one in results.get("overrides", ()) if not one.startswith(("output_dir=", "store."))]
-            alike = results.get("arm"), results.get("seed"), status, frozenset(own)
+            setting = frozenset(setting_of(results.get("overrides", [])).items())
+            alike = results.get("arm"), results.get("seed"), status, setting
             found.pop(alike, None)
             found[alike] = Job(folder, results)
     return list(found.values()), failed
