@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import MINI, ROOT
 
-from ilf.sandbox import Job, Limits, Reward, Sandbox, reward
+from ilf.executors import LocalExecutor
+from ilf.sandbox import Job, Limits, Reward, Sandbox, jobs, reward
 from ilf.sandbox.rewards import answered, continued
 from ilf.tasks.mini import Mini
 from ilf.types import InputError
@@ -197,6 +198,31 @@ def test_processors_are_divided_among_the_processes_of_a_launch(monkeypatch):
         assert one(completions=[GOOD], tests=[TESTS]) == [1.0]
         assert one._started[os.getpid()][0].limits.workers == workers
         one.close()
+
+
+@pytest.mark.parametrize(
+    ("contents", "processors"),
+    [
+        (["max 100000\n"], 8),
+        (["250000 100000\n"], 2),
+        (["50000 100000\n"], 1),
+        (["-1\n", "100000\n"], 8),
+        (["300000\n", "100000\n"], 3),
+    ],
+)
+def test_processor_limit_of_a_container_bounds_the_workers(contents, processors, tmp_path, monkeypatch, caplog):
+    files = [tmp_path / str(i) for i in range(len(contents))]
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(content)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    monkeypatch.setattr(jobs, "_CPU_LIMITS", ((str(tmp_path / "missing"),), tuple(map(str, files))))
+    assert jobs.cores() == processors
+    for workers in (processors, processors + 1):
+        caplog.clear()
+        LocalExecutor(workers=workers).check()
+        assert [f"executor.workers={workers}" in record.getMessage() for record in caplog.records] == (
+            [True] if workers > processors else []
+        )
 
 
 def test_missing_isolation_is_logged_once(caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -12,8 +13,11 @@ from annotated_types import Gt, Le
 
 from ilf.ranges import Mebibytes, Positive
 from ilf.sandbox import Isolation, Job, Limits, Sandbox
+from ilf.sandbox.jobs import cores
 from ilf.sandbox.packages import find
 from ilf.types import InputError, Verdict
+
+_log = logging.getLogger(__name__)
 
 
 class Judge(Protocol):
@@ -87,6 +91,18 @@ class Executor(ABC):
 @dataclass(frozen=True)
 class LocalExecutor(Executor):
     """Executes programs in a sandbox on this machine."""
+
+    def check(self) -> None:
+        """Raise InputError if one of `packages` is missing. Log a warning if there are more workers than processors."""
+        super().check()
+        if self.workers > cores():
+            _log.warning(
+                "executor.workers=%d: this process may use %d processors, so correct programs can exceed their time "
+                "limit. Use executor.workers=%d.",
+                self.workers,
+                cores(),
+                cores(),
+            )
 
     def start(self) -> Judge:
         """Return a sandbox on this machine."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ilf.types import InputError
 
 COMPARE_OUTPUT = ("tokens", "exact")
+_CPU_LIMITS = (  # files with the microseconds of processor time that a container may use, and in how many microseconds
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
 
 
 def is_time_limit(value: object) -> bool:
@@ -17,8 +22,17 @@ def is_time_limit(value: object) -> bool:
 
 
 def cores() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processors that this process may use, by its affinity and by its container's limit."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in _CPU_LIMITS:
+        try:
+            quota, period = " ".join(Path(file).read_text() for file in files).split()
+            limit = int(quota) / int(period)
+        except (OSError, ValueError):  # another operating system or version of cgroups, or the value "max"
+            continue
+        if limit > 0:  # -1 is no limit
+            found = min(found, max(1, int(limit)))
+    return found
 
 
 @dataclass(frozen=True)
