@@ -557,6 +557,12 @@ def test_a_script_is_cut_where_other_text_begins(after):
         assert cut((PROGRAM + after)[:end], script=True) == PROGRAM
 
 
+@pytest.mark.parametrize("after", ["", "\n# note\n", "\n\n\n"])
+def test_a_string_at_the_end_of_a_script_is_not_taken_for_comments(after):
+    program = "print('''\n#####\n#   #\n#####''')"
+    assert cut(program + after, script=True) == program == completion_of("", program + after, "")
+
+
 def test_completion_of_returns_a_script_without_its_prompt():
     prompt = task_with().prompt
     assert (

@@ -84,8 +84,23 @@ def test_imports_missing_from_the_prompt_move_into_the_body():
     scope: dict = {}
     exec(PROMPT + target, scope)
     assert scope["f"](1.5) == 1
-    with pytest.raises(ValueError, match="not in the prompt"):
-        completion_of(PROMPT, "LIMIT = 3\ndef f(x):\n    return LIMIT", "f")
+    for above in ("LIMIT = 3", "from math import *", "@cache"):
+        with pytest.raises(ValueError, match="in the prompt"):
+            completion_of(PROMPT, f"{above}\ndef f(x):\n    return 1", "f")
+
+
+def test_targets_have_no_future_imports():
+    assert completion_of(PROMPT, "from __future__ import annotations\ndef f(x):\n    return 1", "f") == "    return 1"
+
+
+def test_no_leak_prompts_keep_decorators_that_need_no_helper():
+    tests, text = ("assert f(1) == 1",), "t"
+    for decorator, kept in (("functools.cache", True), ("staticmethod", True), ("memo", False)):
+        code = f"import functools\ndef memo(g):\n    return g\n@{decorator}\ndef f(x):\n    return x"
+        prompt = task_prompt(text, code, tests, "no_leak")
+        assert prompt.endswith(f"\nimport functools\n{f'@{decorator}' * kept}{chr(10) * kept}def f(x):\n")
+        if kept:
+            assert completion_of(prompt, code.replace("def memo(g):\n    return g\n", ""), "f") == "    return x"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +109,9 @@ def test_imports_missing_from_the_prompt_move_into_the_body():
         "    return (1,\n2)",
         '    """text\nat the left\n"""\n    return 1',
         "    x = [\n1,\n]\n# a comment\n    return x",
+        '    return """\n# Title\n# end"""',
+        "    return 'abc\\\ndef'",
+        "    return 1 + \\\n2",
         "\n\n    return 1",
     ],
 )

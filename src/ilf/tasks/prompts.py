@@ -8,6 +8,8 @@ not change the result.
 from __future__ import annotations
 
 import ast
+import builtins
+import contextlib
 import io
 import re
 import tokenize
@@ -24,6 +26,9 @@ _PAPER_CUTS = re.compile(r'^[A-Za-z#"]', re.MULTILINE)
 _ANOTHER = re.compile(r'^(?:"""|OLD CODE:|FEEDBACK:|REFINEMENT:|>>> .*|```.*)[ \t]*$', re.MULTILINE)
 _TRAILING_COMMENTS = re.compile(r"(?:[\r\n]#[^\r\n]*(?=[\r\n]|\Z)|\s)+\Z")
 _INDENT = re.compile(r"[ \t\f]*")
+_CONTINUED = re.compile(r"(?<!\\)(?:\\\\)*\\[\r\n]*\Z")  # a backslash that ends a line, but no escaped one
+_BUILT_IN = frozenset(dir(builtins))
+_LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
 def normalise_newlines(text: str) -> str:
@@ -121,7 +126,11 @@ def task_prompt(text: str, code: str, tests: tuple[str, ...], style: str = "pape
         kept = [
             n for n in ast.parse(code).body if n.lineno < node.lineno and isinstance(n, ast.Import | ast.ImportFrom)
         ]
-        head = "".join(ast.unparse(n) + "\n" for n in kept) + head[_start(code, node.lineno) :]
+        # A decorator that is defined above the function is left out with its definition.
+        imported = {(alias.asname or alias.name).split(".")[0] for n in kept for alias in n.names}
+        read = {n.id for one in node.decorator_list for n in ast.walk(one) if isinstance(n, ast.Name)}
+        first = node.decorator_list[0].lineno if node.decorator_list and read <= imported | _BUILT_IN else node.lineno
+        head = "".join(ast.unparse(n) + "\n" for n in kept) + head[_start(code, first) :]
     text = text if _docstring_value(text) == f"\n{text}\n" else _escaped(text)
     example = tests[0][7:].replace("==", "=") if tests[0].startswith("assert ") else tests[0].strip()
     example = _escaped(example) if '"""' in example or _docstring_value(example) is None else example
@@ -160,11 +169,13 @@ def _escaped(lines: str) -> str:
 
 
 def _is_open(text: str) -> bool:
-    """Return whether `text` ends inside a bracket or a triple-quoted string."""
+    """Return whether `text` ends inside a bracket, a triple-quoted string, or one that a backslash continues."""
     try:
         for _ in _tokens(text):
             pass
     except tokenize.TokenError as error:
+        if "unterminated string" in str(error):  # from Python 3.12 on, also for a string with a backslash at its end
+            return _CONTINUED.search(text) is not None
         return "multi-line" in str(error) or "triple-quoted" in str(error)
     except SyntaxError:  # inconsistent indentation is an error, but not an open bracket or string
         pass
@@ -218,7 +229,19 @@ def cut(completion: str, script: bool = False) -> str:
         script: Whether it is a whole program, which ends where another prompt begins, rather than a function's body.
     """
     body = completion[: script_end(completion) if script else function_end(completion)]
-    return body if _is_open(body) else _TRAILING_COMMENTS.sub("", body)
+    return body if _is_open(body) else _without_trailing_comments(body)
+
+
+def _without_trailing_comments(body: str) -> str:
+    """Return `body`, which ends outside brackets and strings, without trailing blanks and top-level comments."""
+    found = _TRAILING_COMMENTS.sub("", body)
+    if not _is_open(found):
+        return found
+    last = 1  # the line of the last token, as lines of a string may look like comments
+    with contextlib.suppress(tokenize.TokenError, SyntaxError):
+        for token in _tokens(body):
+            last = last if token.type in _LAYOUT else token.end[0]
+    return body[: _start(body, last + 1)].rstrip()
 
 
 def as_paper_scores(completion: str) -> str:
@@ -244,6 +267,7 @@ def completion_of(prompt: str, program: str, name: str) -> str:
 
     Everything after the entry point's `def` line is kept unchanged, except a docstring that the prompt already
     contains, as with HumanEval. Imports above the entry point that the prompt lacks become the first lines of the body.
+    Functions below the entry point are kept, although sampling would stop there.
 
     Args:
         prompt: The prompt of the task.
@@ -252,14 +276,15 @@ def completion_of(prompt: str, program: str, name: str) -> str:
             unchanged.
 
     Raises:
-        ValueError: `program` does not parse, does not define `name`, needs code above the entry point, other than
-            imports, that the prompt does not have, or contains a line at which sampling would stop.
+        ValueError: `program` does not parse, does not define `name`, or needs code above the entry point that the
+            prompt does not have and that is not an import of named objects. Without `name`: it contains a line at which
+            sampling would stop.
     """
     if not name:
         return _script_after(prompt, program)
     node = _definition(program, name)
     if program.startswith(prompt) and node.lineno <= prompt.count("\n"):  # it continues the prompt
-        return _TRAILING_COMMENTS.sub("", program[len(prompt) :])
+        return _without_trailing_comments(program[len(prompt) :])
     rest = program[_header_end(program, name) :]
     line = lines_of(rest, keepends=True)[0]
     if node.body[0].lineno == node.lineno:  # the body is on the `def` line
@@ -270,9 +295,16 @@ def completion_of(prompt: str, program: str, name: str) -> str:
     given = {ast.dump(n) for n in ast.parse(f"{prompt}    pass").body}
     missing = [n for n in ast.parse(program).body if n.lineno < node.lineno and ast.dump(n) not in given]
     missing = [n for n in missing if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    if other := [n for n in missing if not isinstance(n, ast.Import | ast.ImportFrom)]:
+    missing = [n for n in missing if not (isinstance(n, ast.ImportFrom) and n.module == "__future__")]
+    if other := [n for n in missing if not isinstance(n, ast.Import | ast.ImportFrom) or n.names[0].name == "*"]:
         raise ValueError(f"line {other[0].lineno} of the program, above {name!r}, is not in the prompt")
-    return "".join(f"{indent}{ast.unparse(n)}\n" for n in missing) + _TRAILING_COMMENTS.sub("", body)
+    if list(map(ast.dump, node.decorator_list)) != list(map(ast.dump, _decorators(prompt, name))):
+        raise ValueError(f"the decorators of {name!r} are not those in the prompt")
+    return "".join(f"{indent}{ast.unparse(n)}\n" for n in missing) + _without_trailing_comments(body)
+
+
+def _decorators(prompt: str, name: str) -> list[ast.expr]:
+    return _definition(f"{prompt}    pass", name).decorator_list
 
 
 def _script_after(prompt: str, program: str) -> str:
@@ -281,4 +313,4 @@ def _script_after(prompt: str, program: str) -> str:
     if (end := script_end(text)) is not None:
         line = text[end:].partition("\n")[0]
         raise ValueError(f"sampling would end the program before {line!r}, which may begin another prompt")
-    return _TRAILING_COMMENTS.sub("", text)
+    return _without_trailing_comments(text)
