@@ -48,12 +48,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fails == "later" and answered == 3:
             print("CPU Generator does not use offset", flush=True); os._exit(1)
         answered += 1
-        self.send_response(200); self.send_header("Content-Type", "text/event-stream"); self.end_headers()
+        self.send_response(200); self.send_header("Content-Type", "text/event-stream")
+        if fails == "broken" and answered % 2:
+            self.send_header("Content-Length", "10000")
+        self.end_headers()
         varies = fails != "greedy" and ("seed" in asked) != (fails == "unseeded")
         if fails == "sure" and asked["temperature"] < 1:
             varies = False
         text = f"    return {random.random() if varies else 0}\\n"
-        self.wfile.write(b"data: " + json.dumps({"choices": [{"text": text}]}).encode() + b"\\n\\ndata: [DONE]\\n\\n")
+        cut = fails in ("cut", "broken") and answered % 2
+        choice = {"text": text[:9], "finish_reason": None} if cut else {"text": text, "finish_reason": "stop"}
+        self.wfile.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\\n\\n")
+        if not cut:
+            self.wfile.write(b"data: [DONE]\\n\\n")
 
 http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 """
@@ -146,6 +153,22 @@ def test_samples_from_before_an_engine_exits_are_kept(engine, tmp_path):
     ):
         found += sampler.sample(tmp_path, TOKENIZER, DRAWS)
     assert len(found) == 3 and all_stopped(tmp_path)
+
+
+@pytest.mark.parametrize("fails", ["cut", "broken"])
+def test_completions_that_end_early_are_requested_again(engine, fails, tmp_path):
+    sampler = engine(fails)
+    with sampler.ready(tmp_path / "m", tmp_path):
+        found = dict(sampler.sample(tmp_path / "m", TOKENIZER, DRAWS))
+    assert set(found) == set(DRAWS) and all(len(text) > 12 for text in found.values())
+
+
+def test_engines_are_reached_without_a_proxy(engine, tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    sampler = engine(patience=20.0)
+    with sampler.ready(tmp_path / "m", tmp_path):
+        assert set(dict(sampler.sample(tmp_path / "m", TOKENIZER, DRAWS))) == set(DRAWS)
 
 
 def test_requests_have_a_seed_if_seeded_and_samples_differ(engine, tmp_path):

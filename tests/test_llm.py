@@ -40,6 +40,7 @@ class Endpoint(ThreadingHTTPServer):
         self.requests, self.keys, self.failures = [], set(), 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.broken_after, self.refused_after, self.says_nothing_on = 10**9, 10**9, set()
+        self.instead, self.usage = None, {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -59,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
             server.failures += 1
             return self.reply(500, {"error": {"message": "busy"}})
         server.requests.append(request)
+        if server.instead is not None:
+            return self.reply(200, server.instead)
         text = re.search(r"Task:\n(.*?)\n\nIt must", request["messages"][-1]["content"], re.DOTALL)[1]
         task = BY_TEXT[text]
         answer = f"It is wrong.\n\n```python\n{task.code}\n```\nThat is all."
@@ -71,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
                 "object": "chat.completion",
                 "created": 0,
                 "model": "served",
-                "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+                "usage": server.usage,
                 "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}],
             },
         )
@@ -146,6 +149,22 @@ def test_stored_answers_survive_an_error_and_are_not_requested_again(endpoint, t
     assert all(r["model"] == "m" and 0 <= r["seed"] < 2**31 for r in endpoint.requests)
 
 
+@pytest.mark.parametrize("reply", [{"error": {"code": 429, "message": "too many"}}, {"choices": []}, "<html>"])
+def test_a_reply_without_an_answer_is_an_error_and_is_not_stored(reply, endpoint, tmp_path):
+    endpoint.instead = reply
+    answers = JsonLines(tmp_path / "answers.jsonl")
+    with pytest.raises(InputError, match=r"llm\.url.*has no `choices`"):
+        answer(LLM(url=endpoint.url, model="m"), answers)
+    assert not answers.read()
+
+
+def test_partial_token_usage_is_counted(endpoint, tmp_path):
+    endpoint.usage, answers = {"total_tokens": 5, "prompt_tokens": 4}, JsonLines(tmp_path / "answers.jsonl")
+    answer(LLM(url=endpoint.url, model="m"), answers)
+    assert llm.summed(answers.read())["prompt_tokens"] == 24 and not llm.summed(answers.read())["completion_tokens"]
+    assert llm.summed([{"answer": "a", "usage": usage} for usage in (None, "x", {"prompt_tokens": None})])["empty"] == 0
+
+
 def test_unreachable_endpoint_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *a, **k: 0)
     with pytest.raises(InputError, match=r"llm\.url='http://127\.0\.0\.1:1/v1'"):
@@ -158,6 +177,9 @@ def test_unreachable_endpoint_is_an_error(tmp_path, monkeypatch):
         ("Wrong.\n```python\ndef f():\n    return 1\n```\nDone.", "def f():\n    return 1"),
         ("```\nx\n```\nbetter:\n```py\ndef g():\n    pass\n```", "def g():\n    pass"),
         ("```python\ndef f():\n    return 1", "def f():\n    return 1"),  # cut off
+        ("```Python\ndef f():\n    return 1\n```\nThis works.", "def f():\n    return 1"),
+        ("```python3\ndef f():\n    return 1\n```\nIt prints\n```text\n1\n```\n", "def f():\n    return 1"),
+        ("1. Fix:\n   ```python\n   def f():\n       return 1\n   ```\n", "def f():\n    return 1"),
         ("def f():\n    return 1\n", "def f():\n    return 1"),
     ],
 )
@@ -439,8 +461,9 @@ class SurrogateHandler(Handler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        for text in ("    return 'a\ud83d", "\ude00\ud83d'"):  # a surrogate pair in two parts, then half of a pair
-            part = one | {"object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": None}]}
+        # A surrogate pair in two parts, then half of a pair.
+        for text, reason in (("    return 'a\ud83d", None), ("\ude00\ud83d'", "stop")):
+            part = one | {"object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": reason}]}
             self.wfile.write(b"data: " + json.dumps(part).encode() + b"\n\n")
         self.wfile.write(b"data: [DONE]\n\n")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from ilf.components import key_of
 from ilf.feedback.source import Failing, Source, Writing
-from ilf.files import JsonLines, sha256
+from ilf.files import JsonLines, file_sha256, sha256
 from ilf.llm_answers import LLMAnswers
 from ilf.runner import Runner
 from ilf.scoring import score
@@ -147,6 +148,11 @@ class Annotators:
             "scoring": runner.verdicts_of("annotate", read),
             "seed": runner.seed,
         }
+        if any(one.asks_llm for one in source.writers):
+            asked = self.settings.llm
+            key |= {"llm": self.other.key("feedback"), "prompt": asdict(asked.feedback), "shots": asked.shots}
+        if source.path is not None and Path(source.path).is_file():
+            key["path"] = file_sha256(Path(source.path))
         path, facts = runner.do("annotate", key, work)
         runner.rejected += facts["rejected"]
         return [Feedback(**row | {"categories": tuple(row["categories"])}) for row in JsonLines(path / _ROWS).read()]

@@ -16,6 +16,7 @@ from ilf.feedback.llm_client import OtherModel
 from ilf.files import JsonLines
 from ilf.models import chat, endpoint, load, onednn_linear
 from ilf.runner import Runner
+from ilf.sandbox.rewards import answered
 from ilf.scoring import score
 from ilf.store import Entry
 from ilf.training.trainer import training_device
@@ -89,11 +90,14 @@ class LLMAnswers:
         return [Program.from_row(row) for row in JsonLines(rows).read()]
 
     def _key(self, use: str, queries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return everything that the answers depend on."""
+        return self.key(use) | {"queries": queries}
+
+    def key(self, use: str) -> dict[str, Any]:
+        """Return everything that the answers depend on, except the queries."""
         folder = self.other.folder
-        code = code_sha256(llm, llm_client, endpoint, *([chat, load, onednn_linear] if folder else []))
+        code = code_sha256(llm, llm_client, endpoint, answered, *([chat, load, onednn_linear] if folder else []))
         weights = self.runner.weights(folder) if folder else None
-        return {"code": code, "llm": self.other.key(use, weights), "queries": queries}
+        return {"code": code, "llm": self.other.key(use, weights)}
 
     def _take(self, use: str, path: Path, name: str) -> list[dict[str, Any]]:
         """Copy a stage's answers to the run's folder, count them, and return them."""

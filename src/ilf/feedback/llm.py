@@ -21,9 +21,9 @@ from ilf.feedback.source import Failing, Writing, worked_examples
 from ilf.feedback.unit_tests import Choosing
 from ilf.files import whole
 from ilf.paths import check_path
+from ilf.sandbox.rewards import answered
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
 
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _TASK = ("text", "program", "test", "tests")
 # For each use and each part of a prompt: the allowed placeholders, and how many of the first ones are required.
@@ -149,7 +149,7 @@ def _question(prompt: Prompt, task: Task, program: str, verdict: Verdict) -> dic
 
 
 def programs(queries: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]) -> list[Program]:
-    """Return the programs in the answers, not yet executed: the last code block, or else the whole answer.
+    """Return the programs in the answers, not yet executed: the last block of Python, or else the whole answer.
 
     A query without a stored answer gives an empty program, which fails.
     """
@@ -157,8 +157,7 @@ def programs(queries: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]
     found = []
     for q in queries:
         text = given.get((q["task_id"], q["sample"]), "")
-        blocks = _BLOCK.findall(text)
-        code = (blocks[-1] if blocks else text).strip("\n")
+        code = answered(None, text).strip("\n")
         question = q["messages"][-1]["content"]
         found.append(Program(q["task_id"], q["split"], q["sample"], q["seed"], question, text, code, Verdict("")))
     return found
@@ -173,7 +172,8 @@ def summed(answers: Sequence[dict[str, Any]]) -> Counter[str]:
     for row in answers:
         found["empty"] += not row["answer"].strip()
         found["cut_off"] += row.get("finish_reason") == "length"
-        found.update(row.get("usage") or {})
+        usage = row.get("usage")
+        found.update({n: v for n, v in (usage if isinstance(usage, dict) else {}).items() if isinstance(v, int)})
     return found
 
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = {"task_id": int, "sample": int, "parent": str, "answer": str}
 USES = ("feedback", "refinement")
+_USAGE = ("prompt_tokens", "completion_tokens")
 FILE = Columns(
     COLUMNS,
     optional=("use", "finish_reason", "usage"),
@@ -94,12 +95,13 @@ class OtherModel:
                 seed=query["seed"] % 2**31,  # some servers accept no larger seed
                 extra_body=settings.extra,
             )
-            choice = reply.choices[0] if reply.choices else None
-            usage = reply.usage and {n: getattr(reply.usage, n) for n in ("prompt_tokens", "completion_tokens")}
+            if not getattr(reply, "choices", None):  # some gateways report errors with status 200
+                raise endpoint.Incomplete(f"the reply has no `choices`: {str(reply)[:500]}")
+            counts = ((name, getattr(reply.usage, name, None)) for name in _USAGE)
             return {
-                "answer": whole((choice.message.content if choice else None) or ""),
-                "finish_reason": choice and choice.finish_reason,
-                "usage": usage,
+                "answer": whole(reply.choices[0].message.content or ""),
+                "finish_reason": reply.choices[0].finish_reason,
+                "usage": {name: count for name, count in counts if isinstance(count, int)} or None,
                 "model": reply.model,
             }
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from ilf.types import InputError
 
@@ -16,8 +17,14 @@ RETRIES = 5
 for _name in ("httpx", "httpx2"):  # they log a line per request
     logging.getLogger(_name).setLevel(logging.WARNING)
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+
+
+class Incomplete(Exception):
+    """A reply that ended early. The request is sent again."""
 
 
 def answers(
@@ -37,7 +44,7 @@ def answers(
         url: The server's address, such as http://localhost:8000/v1.
         model: The model's name, for the error message.
         requests: The requests to send.
-        ask: Sends one request with a given client. It may be called again if the connection breaks.
+        ask: Sends one request with a given client. It is called again if it raises Incomplete.
         parallel: The number of concurrent requests.
         advice: What to do if the server doesn't answer.
         retries: The number of retries of a failed request.
@@ -46,17 +53,18 @@ def answers(
         InputError: The server can't be reached, or rejects a request. All replies to requests already sent are
             yielded first.
     """
-    import httpx
     import openai
 
     secret = os.environ.get(KEY, "").strip()  # an error would show it if it ended with a newline, as from a file
-    client = openai.OpenAI(base_url=url, api_key=secret or "none", max_retries=retries)
+    # Clusters set http_proxy, and a proxy can't reach this machine's own servers.
+    direct = openai.DefaultHttpxClient(trust_env=False) if urlsplit(url).hostname in _LOOPBACK else None
+    client = openai.OpenAI(base_url=url, api_key=secret or "none", max_retries=retries, http_client=direct)
 
     def ask_again(request: Request) -> Reply:
         for _ in range(retries - 1):
             try:
                 return ask(client, request)
-            except httpx.TransportError:  # the client does not retry after a stream has begun
+            except Incomplete:  # the client does not retry after a reply has begun
                 continue
         return ask(client, request)
 
@@ -67,7 +75,7 @@ def answers(
         for one in (one for one in as_completed(asked) if not one.cancelled()):
             try:
                 reply = one.result()
-            except (openai.OpenAIError, httpx.TransportError) as error:  # replies under way are still yielded
+            except (openai.OpenAIError, Incomplete) as error:  # replies under way are still yielded
                 failure = failure or error
                 for other in asked:
                     other.cancel()

@@ -151,8 +151,9 @@ class EngineSampler(ServedSampler):
     def _wait(self, engine: subprocess.Popen[bytes], output: Path, start: int) -> None:
         """Wait until the engine answers requests."""
         began = time.monotonic()
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy can't reach this machine
         while engine.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/models", timeout=5) as answer:
+            with contextlib.suppress(OSError), direct.open(f"{self.url}/models", timeout=5) as answer:
                 if answer.status == 200:
                     log.info("the engine answered after %.0f s", time.monotonic() - began)
                     return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ilf.files import whole
-from ilf.models.endpoint import KEY, RETRIES, answers
+from ilf.models.endpoint import KEY, RETRIES, Incomplete, answers
 from ilf.models.tokens import encode_prompts, loses_space, spells_special, uses_chat
 from ilf.protocols import Sampler
 from ilf.tasks.prompts import cut, ended, function_end
@@ -149,8 +149,10 @@ class ServedSampler(Sampler):
         return self.extra
 
     def _ask(self, client: Any, name: str, draw: Draw, prompt: str | list[int], more: dict[str, Any]) -> str:
-        text = ""
-        with client.completions.create(
+        import openai
+
+        text, finished = "", False
+        stream = client.completions.create(
             model=name,
             prompt=prompt,
             temperature=self.temperature,
@@ -160,12 +162,20 @@ class ServedSampler(Sampler):
             extra_body=more
             | ({"top_k": self.top_k} if self.top_k and "$top_k" not in str(self.extra) else {})
             | ({"seed": draw.seed % 2**31} if self.seeded else {}),  # some servers accept no larger seeds
-        ) as stream:
-            for part in stream:
-                piece = part.choices[0].text if part.choices else ""
-                text += piece
-                if piece and (ended(text, True) if draw.script else function_end(text) is not None):
-                    break
+        )
+        with stream:
+            try:
+                for part in stream:
+                    piece = part.choices[0].text if part.choices else ""
+                    text += piece
+                    finished = finished or bool(part.choices and part.choices[0].finish_reason)
+                    if piece and (ended(text, True) if draw.script else function_end(text) is not None):
+                        finished = True
+                        break
+            except openai.APIConnectionError as error:
+                raise Incomplete(f"the connection broke: {error}") from error
+        if not finished:
+            raise Incomplete("the completion ended without a finish_reason")
         return cut(whole(text), draw.script)
 
 

@@ -28,7 +28,7 @@ CHANGING_NOTHING = (
     *("enable_progress_bar", "enable_model_summary", "num_sanity_val_steps", "sync_batchnorm"),
 )
 # Callbacks that only display or log. A user's callback declares this by an attribute `changes_results = False`.
-_SHOWING = ("LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary", "ProgressBar", "Timer", "ThroughputMonitor")
+_SHOWING = ("LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary", "ProgressBar", "ThroughputMonitor")
 # Arguments that the Trainer for sampling takes from the configured one.
 _OF_SAMPLING = ("accelerator", "devices", "profiler", "deterministic", "benchmark", "enable_progress_bar")
 
