@@ -521,7 +521,12 @@ def test_an_existing_annotate_path_must_contain_json_lines(tmp_path):
         compose_settings("mode=annotate", f"annotate.path={tmp_path}/a.jsonl")
 
 
-def test_overriding_a_group_that_the_arm_sets_is_an_error():
+def test_overriding_what_the_arm_sets_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "arm").mkdir()
+    own = "# @package _global_\ndefaults: [ilf_no_words, _self_]\narm: mine\ntraining: {lr: 2}\n"
+    (tmp_path / "arm" / "mine.yaml").write_text(own)
+    monkeypatch.setenv("ILF_CONFIG_PATH", str(tmp_path))
+
     def hydra(*overrides):
         register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -531,10 +536,17 @@ def test_overriding_a_group_that_the_arm_sets_is_an_error():
         ("gold", "refinements=human", "refinements"),
         ("refiner_without_feedback", "feedback=shuffled", "feedback"),
         ("fresh_samples", "refiner=finetuned", "refiner"),
+        ("ilf_no_words", "feedback.transform=[]", r"feedback\.transform"),
+        ("ilf_shuffled_words", "feedback={apply: refine}", "feedback"),
+        ("llm_2shot", "llm.shots=1", r"llm\.shots"),
+        ("mine", "refinements=gold", "refinements"),
+        ("mine", "feedback.transform=[one_bug]", r"feedback\.transform"),
     ]:
         with pytest.raises(InputError, match=rf"{group}=.*is set by arm={arm}"):
             check_arm(hydra("seed=1", override, f"arm={arm}"))
     check_arm(hydra("arm=gold", "feedback=unit_tests", "feedback.limit=3"))
+    check_arm(hydra("arm=ilf_no_words", "feedback=unit_tests", "feedback.limit=3", "feedback.choose=random"))
+    check_arm(hydra("arm=mine", "training.lr=1"))
     check_arm(hydra("refinements=gold"))
     with pytest.raises(InputError, match=r"arm='\[gold,ilf\]'.*one arm"):
         check_arm(hydra("arm=[gold,ilf]"))

@@ -18,6 +18,7 @@ import torch
 
 from ilf.analysis.statistics import bootstrap_ci95
 from ilf.files import sha256
+from ilf.models.dtypes import training_dtype
 from ilf.models.load import load_model
 from ilf.models.onednn_linear import load_packed
 from ilf.models.policy_change import Parted, divergence, perplexity, target_logps, weight_change
@@ -147,7 +148,7 @@ def with_reference(settings: Settings, runner: Runner, base: Path, examples: Seq
 
     def work() -> list[list[float]]:
         log.info("computing the reference log-probabilities of %d texts", len(texts))
-        dtype = torch.bfloat16 if kind == "bf16-true" else torch.float32
+        dtype = training_dtype(kind)
         model = load_model(base, dtype, settings.model.attention, training.quantize, device).to(device).eval()
         mixed = torch.float16 if kind == "16-mixed" else torch.bfloat16
         with torch.autocast(device.type, mixed, enabled=kind.endswith("-mixed")):

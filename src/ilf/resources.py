@@ -277,16 +277,15 @@ class Budget:
     def _training(self, rows: int) -> Need:
         """Return the need of a fine-tuning, including that of the programs sampled after each epoch."""
         settings, training, how = self.settings, self.settings.training, self._how(rows)
-        need = fine_tuning(self.config, how, self.device)
-        if settings.trainer.get("strategy") == "fsdp":  # FSDP shards all that is trained, except the block that runs
-            parameters, gradients, optimizer = (
-                -(-part // distributed.count()) for part in (need.parameters, need.gradients, need.optimizer)
-            )
-            need = replace(need, parameters=parameters, gradients=gradients, optimizer=optimizer)
+        sharded = settings.trainer.get("strategy") == "fsdp"  # shards all that is trained, except the block that runs
+        need = fine_tuning(self.config, how, self.device, distributed.count() if sharded else 1)
+        if settings.trainer.get("strategy") == "ddp" and distributed.count() > 1:  # its buckets copy the gradients
+            need = replace(need, activations=need.activations + need.gradients)
         if not training.validate_n:
             return need
         # On a GPU, the sampler halves a batch when memory runs out, which costs little between epochs.
         drawing = self._sampling(how.dtype, 1 if self.device == "cuda" else settings.sampler.batch_size)
-        if drawing.cache + drawing.activations <= need.activations:
+        whole = max(drawing.parameters, need.parameters)  # a sharded model is gathered to be sampled
+        if drawing.cache + drawing.activations + whole <= need.activations + need.parameters:
             return need
-        return replace(need, cache=drawing.cache, activations=drawing.activations)
+        return replace(need, parameters=whole, cache=drawing.cache, activations=drawing.activations)

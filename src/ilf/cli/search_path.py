@@ -17,6 +17,7 @@ from ilf import installation
 from ilf.types import InputError
 
 VARIABLE = "ILF_CONFIG_PATH"
+_ARM_GROUPS = {"feedback", "refiner", "refinements", "llm"}  # the groups whose settings distinguish arms
 _KEYS = {  # by the provider that Hydra records for a folder; Hydra searches these folders last
     "command-line": "--config-dir",
     "hydra.searchpath in main": "hydra.searchpath",
@@ -98,7 +99,7 @@ def check_arm(hydra: DictConfig) -> None:
     """Check that no override changes what the chosen arm sets.
 
     Raises:
-        InputError: A group that the arm sets is overridden, or several arms are given.
+        InputError: A group or a key that the arm sets is overridden, or several arms are given.
     """
     for override in hydra.overrides.task:
         if override.startswith("arm=["):
@@ -106,12 +107,30 @@ def check_arm(hydra: DictConfig) -> None:
             raise InputError("arm", override.removeprefix("arm="), "is a list, but a run has one arm", advice)
     if (arm := hydra.runtime.choices.get("arm")) is None:
         return
-    file = next(source for source in _sources(hydra) if source.is_config(f"arm/{arm}"))
-    defaults = OmegaConf.select(file.load_config(f"arm/{arm}").config, "defaults", default=[])
-    own = {key.removeprefix("override /") for one in defaults if not isinstance(one, str) for key in one}
+    own = set(_set_by(f"arm/{arm}", _sources(hydra)))
     for override in hydra.overrides.task:
-        group, _, option = override.lstrip("+~").partition("=")
-        if group in own:
+        key, _, value = override.lstrip("+~").partition("=")
+        inside = value.startswith("{")  # a mapping, rather than the name of an option
+        if any(key == one or key.startswith(f"{one}.") or (inside and one.startswith(f"{key}.")) for one in own):
             raise InputError(
-                group, option, f"is set by arm={arm}", f"Leave {override} out, or choose another arm=..., or arm=null."
+                key, value, f"is set by arm={arm}", f"Leave {override} out, or choose another arm=..., or arm=null."
             )
+
+
+def _set_by(arm: str, sources: list[ConfigSource]) -> Iterator[str]:
+    """Yield the groups that the file of an arm chooses, and the keys in groups of an arm that it sets.
+
+    An arm may build on other arms, which its defaults list names.
+    """
+    file = next((source for source in sources if source.is_config(arm)), None)
+    if file is None:
+        return
+    config = OmegaConf.to_container(file.load_config(arm).config)
+    assert isinstance(config, dict)
+    for one in config.pop("defaults", []):
+        if isinstance(one, str):
+            yield from _set_by(one.removeprefix("/") if one.startswith("/") else f"arm/{one}", sources)
+        else:
+            yield from (str(key).removeprefix("override /") for key in one)
+    for group in _ARM_GROUPS & set(config):
+        yield from (f"{group}.{key}" for key in config[group] or ())

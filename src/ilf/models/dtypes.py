@@ -9,6 +9,12 @@ import torch
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def training_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of gradients, and of weights that are not quantized, in a training with a given precision."""
+    true = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+    return true.get(precision, torch.float32)
+
+
 def sampling_dtype(name: str, device: torch.device, learns: bool = True) -> torch.dtype:
     """Return the dtype of the weights during sampling.
 

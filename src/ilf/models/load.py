@@ -194,6 +194,9 @@ def adapt(model: Any, adapter: Component | None) -> Any:
     """Return `model` ready to train: the whole model, or with a peft adapter.
 
     LoRA on all linear layers excludes routers, unless the adapter sets its own exclusions.
+
+    Raises:
+        InputError: The adapter changes only one of two layers that share their weights, which a folder can't represent.
     """
     if adapter is None:
         return model
@@ -203,7 +206,18 @@ def adapt(model: Any, adapter: Component | None) -> Any:
         routers = _routers(model)
         excluded = [name for name, module in model.named_modules() if type(module) in routers]
         adapter = adapter.having(exclude_modules=excluded or None)
-    return get_peft_model(model, adapter())
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tied = ends[1] is not None and ends[0].weight is ends[1].weight
+    adapted = get_peft_model(model, adapter())
+    base = adapted.get_base_model()
+    if tied and ends != [base.get_input_embeddings(), base.get_output_embeddings()]:
+        raise InputError(
+            "adapter.target_modules",
+            adapter.get("target_modules"),
+            "adapts the input embeddings or the output layer, which share their weights in this model",
+            "Leave them out of adapter.target_modules and adapter.modules_to_save.",
+        )
+    return adapted
 
 
 def _routers(model: Any) -> set[type]:
@@ -223,9 +237,9 @@ def _routers(model: Any) -> set[type]:
 def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a complete Hugging Face folder, or none. LoRA is merged, and also saved separately in `adapter/`.
 
-    LoRA that was trained on a quantized model is merged in float32 into the original weights, which are loaded again
-    from their folder. Most changes are smaller than the step between two quantized values, so merging into quantized
-    weights would round them away.
+    LoRA that was trained on a quantized model, or on one in 16 bits, is merged in float32 into the original weights,
+    which are loaded again from their folder. Most changes are smaller than the step between two quantized values, so
+    merging into the model's own weights would round them away.
 
     Args:
         model: The model, which is merged and cast in place.
@@ -247,7 +261,7 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = N
 def _save(model: Any, tokenizer: Any, scratch: Path, dtype: torch.dtype | None) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(scratch / "adapter")
-        if hasattr(model, "hf_quantizer"):
+        if hasattr(model, "hf_quantizer") or model.dtype != torch.float32:
             from peft import PeftModel
 
             base = load_model(Path(model.name_or_path), torch.float32)

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ilf.components import Component
 from ilf.models.batches import Batch, SharedBatch, choose, join
+from ilf.models.dtypes import training_dtype
 from ilf.models.kv_cache import RoomyLayer
 from ilf.models.load import adapt
 from ilf.models.meta_tensors import Meter, empty_model, pretended, with_one_layer
@@ -72,8 +73,7 @@ class FineTuning:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of gradients and of weights that are not quantized."""
-        true = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-        return true.get(self.precision, torch.float32)
+        return training_dtype(self.precision)
 
 
 def _cached(measured: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
@@ -176,13 +176,14 @@ def _sampling_step(
     return layers * kept, most - kept
 
 
-def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
+def fine_tuning(config: Any, how: FineTuning, device: str = "cpu", shards: int = 1) -> Need:
     """Return the memory of a fine-tuning: the peak of the backward pass or of the optimizer step, if that is higher.
 
     Args:
         config: The model's transformers configuration.
         how: The settings that decide it.
         device: "cuda" or "cpu", whose operations are counted.
+        shards: The number of processes that share what is trained.
     """
     model = adapt(empty_model(config, torch.float32, how.attention), how.adapter).to(how.dtype)
     quantised = [linear.weight for linear in _quantised(model)] if how.quantize else []
@@ -193,15 +194,16 @@ def fine_tuning(config: Any, how: FineTuning, device: str = "cpu") -> Need:
     optimizer = optimizer_bytes(how.optimizer, trained)
     paged = state_of(how.optimizer, how.dtype).paged and device != "cpu"
     pageable = optimizer_bytes(how.optimizer, [p for p in trained if p.numel() >= 1e5]) if paged else 0
-    activations = _optimizer_step(how, trained, device)
+    activations = -(-_optimizer_step(how, trained, device) // shards)
     with _where_it_can(config, "it is fine-tuned"):
         kept, most = _training_step(config, how, device)
         activations = max(most + (config.get_text_config().num_hidden_layers - 1) * kept, activations)
     if quantised:  # each weight is dequantized for its own product
         activations += max(weight.numel() for weight in quantised) * _compute_dtype(how).itemsize
-    return Need(
-        "fine-tuning", parameters, sum(map(_bytes, trained)), optimizer, activations=activations, pageable=pageable
+    parameters, gradients, optimizer = (
+        -(-part // shards) for part in (parameters, sum(map(_bytes, trained)), optimizer)
     )
+    return Need("fine-tuning", parameters, gradients, optimizer, activations=activations, pageable=pageable)
 
 
 def written(config: Any, how: FineTuning, dtype: torch.dtype) -> tuple[int, int]:
@@ -260,10 +262,14 @@ def _training_step(config: Any, how: FineTuning, device: str) -> tuple[int, int]
 
 def _optimizer_step(how: FineTuning, trained: Sequence[torch.Tensor], device: str) -> int:
     """Return the bytes of temporary tensors in an optimizer step."""
-    if device == "cuda":  # torch takes all square roots at once; bitsandbytes' kernels need no memory
-        return 0 if how.optimizer.target.startswith("bitsandbytes.") else sum(map(_bytes, trained))
-    largest = max(trained, key=torch.Tensor.numel)
-    return round(state_of(how.optimizer, how.dtype).scratch * largest.numel())
+    optimizer, scratch = how.optimizer, state_of(how.optimizer, how.dtype).scratch
+    if device == "cuda":
+        if optimizer.target.startswith("bitsandbytes.") or optimizer.get("fused"):  # their kernels need no memory
+            return 0
+        # torch takes the square roots of all tensors at once, except in Adafactor
+        if scratch and optimizer.get("foreach") is not False and not optimizer.target.endswith(".Adafactor"):
+            return sum(map(_bytes, trained))
+    return round(scratch * max(trained, key=torch.Tensor.numel).numel())
 
 
 def _layers(model: Any) -> Any:

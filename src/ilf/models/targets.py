@@ -84,6 +84,9 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits: (B, T, V), of any dtype; converted to float32.
         labels: (B, T).
     """
-    return functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
+    following = functional.pad(labels[:, 1:], (0, 1), value=-100)
+    # Flat, because cross-entropy with more dimensions has no deterministic version on a GPU.
+    losses = functional.cross_entropy(
+        logits.float().flatten(0, 1), following.flatten(), ignore_index=-100, reduction="none"
     )
+    return losses.view_as(labels)[:, :-1]

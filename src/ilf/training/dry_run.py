@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ilf.components import Component
+from ilf.models.dtypes import training_dtype
 from ilf.models.load import adapt
 from ilf.models.meta_tensors import empty_model, with_one_layer
 from ilf.models.tokens import check_room, positions
@@ -62,7 +63,7 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
         _try(
             "optimizer",
             optimizer := settings.optimizer.having(lr=phase.lr),
-            partial(_step, dtype=torch.bfloat16 if kind == "bf16-true" else torch.float32, device=device),
+            partial(_step, dtype=training_dtype(kind), device=device),
             {"lr": f"training.{name}.lr"},
         )
         if settings.scheduler is not None and steps:
@@ -79,7 +80,12 @@ def check_training(settings: Settings, config: Any, tasks: Splits) -> None:
             raise _refused("training.gradient_checkpointing", True, error, "Leave it out.") from error
     if trainings(settings) and settings.adapter is not None:
         with torch.random.fork_rng(devices=[]):  # LoRA's first matrices are random
-            _try("adapter", settings.adapter, lambda adapter: adapt(_small(config, settings), adapter), {})
+            _try("adapter", settings.adapter, lambda adapter: adapt(_small(config, settings), _untrained(adapter)), {})
+
+
+def _untrained(adapter: Component) -> Component:
+    """Return the adapter with random numbers at its start if it would factorize the weights, which are not loaded."""
+    return adapter.having(init_lora_weights=True) if isinstance(adapter.get("init_lora_weights"), str) else adapter
 
 
 def _step(optimizer: Component, dtype: torch.dtype, device: torch.device) -> None:

@@ -191,7 +191,7 @@ class FineTuningModule(pl.LightningModule):
 
     def configure_gradient_clipping(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Any,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
@@ -201,6 +201,8 @@ class FineTuningModule(pl.LightningModule):
         if not scaled and not torch.isfinite(norm):
             step = self.trainer.global_step + 1
             raise self._diverged(f"the gradient norm of optimizer step {step} is {float(norm)}")
+        if not scaled:  # Lightning does not clip for a fused optimizer, which would undo the scaling itself
+            optimizer._step_supports_amp_scaling = False
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _diverged(self, what: str) -> InputError:

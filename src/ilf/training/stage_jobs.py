@@ -34,7 +34,7 @@ from ilf.models import (
     targets,
     tokens,
 )
-from ilf.models.dtypes import compute_dtype, saving_dtype
+from ilf.models.dtypes import compute_dtype, saving_dtype, training_dtype
 from ilf.models.load import Model, adapt, load_model, save
 from ilf.models.onednn_linear import load_packed
 from ilf.protocols import Objective, Sampler
@@ -240,7 +240,7 @@ class FineTuning:
         if self.training.compile:
             module.compile_forward()
         if self.teacher is not None:
-            dtype = torch.bfloat16 if precision(self.trainer) == "bf16-true" else torch.float32
+            dtype = training_dtype(precision(self.trainer))
             module.teach(load_model(self.teacher.folder, dtype, self.teacher.attention).eval())
         contents = Contents(self.examples, self.validation, self.draws)
         data = self.datamodule(tokenizer=tokenizer, contents=contents, batch_size=self.phase.batch_size, seed=self.seed)

@@ -134,8 +134,7 @@ def make_trainer(
         "reload_dataloaders_every_n_epochs": 1,
         **_processes(trainer),
     }
-    ended = trainer.get("max_epochs") is not None or trainer.get("max_steps", -1) != -1
-    if not ended and trainer.get("max_time") is None:
+    if trainer.get("max_epochs") is None and trainer.get("max_steps", -1) == -1:
         own["max_epochs"] = epochs
     if trainer.get("enable_progress_bar") is None:
         own["enable_progress_bar"] = sys.stderr.isatty()
