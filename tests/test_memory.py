@@ -11,6 +11,8 @@ from bitsandbytes.functional import QuantState
 from conftest import MINI, OPTIMIZERS, ROOT, compose_settings, lora
 from transformers import AutoConfig, AutoModelForCausalLM, CodeGenConfig
 
+from ilf.components import Component
+from ilf.models import memory
 from ilf.models.load import adapt, load_model
 from ilf.models.memory import FineTuning, fine_tuning, sampling
 from ilf.models.optimizer_state import optimizer_bytes
@@ -155,6 +157,33 @@ def test_suggested_settings_are_valid_with_several_processes(trainer, optimizer,
     for fitting in advice:
         compose_settings(*own, *fitting.split())  # raises if the suggestion is invalid
     assert advice and any("trainer=fsdp" in one for one in advice) == ((trainer, optimizer) == ("ddp", "adamw"))
+
+
+def test_the_plan_of_several_processes_has_buckets_and_shards(monkeypatch):
+    config = AutoConfig.from_pretrained(MINI)
+
+    def need(trainer):
+        budget = Budget(compose_settings("training.validate_n=0", f"trainer={trainer}"), config, 50)
+        return budget.needs("fine-tuning the policy")[0]
+
+    single = need("auto")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert need("ddp").total == single.total + single.gradients
+
+
+def test_only_optimizers_that_need_it_have_memory_for_their_step_on_a_gpu(monkeypatch):
+    step = memory._optimizer_step
+    monkeypatch.setattr(memory, "_optimizer_step", lambda how, trained, device: step(how, trained, "cuda"))
+    config = AutoConfig.from_pretrained(MINI)
+    adamw = training_work(FULL, tokens=2)
+    sgd, adafactor = (
+        replace(adamw, optimizer=Component(f"torch.optim.{name}", {"lr": 1e-3}, True)) for name in ("SGD", "Adafactor")
+    )
+    whole = fine_tuning(config, adamw)
+    assert whole.activations == whole.gradients  # square roots of all states
+    assert max(fine_tuning(config, sgd).activations, fine_tuning(config, adafactor).activations) < whole.activations
+    shard = fine_tuning(config, adamw, shards=4)
+    assert shard.activations < whole.activations and 4 * shard.optimizer >= whole.optimizer
 
 
 def test_smaller_settings_need_less_and_only_requested_work_is_planned(monkeypatch):

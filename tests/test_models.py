@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import MINI, lora
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -285,6 +286,26 @@ def test_lora_is_saved_merged_and_as_an_adapter(mini, tmp_path):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()(ids).logits
     assert torch.allclose(expected, merged, atol=1e-4)
     assert not torch.allclose(merged, load_model(folder, torch.float32)(ids).logits, atol=1e-2)
+
+
+def test_an_adapter_of_a_16_bit_model_is_merged_in_float32(mini, tmp_path):
+    _, tokenizer, folder = mini
+    model = adapt(load_model(folder, torch.bfloat16), lora())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 1e-3)
+    save(model, tokenizer, tmp_path / "m", torch.float32)
+    base, merged = load_model(folder, torch.float32), load_model(tmp_path / "m", torch.float32)
+    expected = PeftModel.from_pretrained(base, tmp_path / "m" / "adapter").merge_and_unload().state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in merged.state_dict().items())
+
+
+@pytest.mark.parametrize("own", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["embed_tokens"]}])
+def test_adapting_one_of_two_layers_that_share_weights_is_an_error(own):
+    assert load_model(MINI, torch.float32).config.tie_word_embeddings
+    with pytest.raises(InputError, match="share their weights"):
+        adapt(load_model(MINI, torch.float32), lora().having(**own))
 
 
 @pytest.mark.parametrize("adapter", [None, lora()])

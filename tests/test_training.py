@@ -329,6 +329,18 @@ def test_fine_tuning_logs_its_progress(folder, tokenizer, monkeypatch, caplog):
     assert [found.groups() for found in matches if found] == [(str(step), "6") for step in range(1, 7)]
 
 
+def test_gradients_of_a_fused_optimizer_are_clipped_in_mixed_precision(folder, tokenizer):
+    clipping = CPU.having(precision="bf16-mixed", gradient_clip_val=1e-4)
+    first, second = (
+        fit(folder, tokenizer, optimizer=ADAMW.having(fused=fused), trainer=clipping)[0] for fused in (True, None)
+    )
+    assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_max_time_does_not_replace_the_number_of_epochs():
+    assert make_trainer(CPU.having(max_time="00:00:01:00"), epochs=3).max_epochs == 3
+
+
 @pytest.mark.parametrize(
     ("warmup", "shares"),
     [
