@@ -19,7 +19,7 @@ from conftest import ROOT, SMALL, compose_settings
 from ilf.analysis.refinements import edit_distance
 from ilf.annotation.answers import Answers
 from ilf.annotation.assignments import Work
-from ilf.annotation.server import application, bind
+from ilf.annotation.server import _task, application, bind
 from ilf.build import build
 from ilf.feedback.human import read_annotations
 from ilf.files import whole
@@ -109,6 +109,18 @@ def test_the_server_serves_failing_tasks_and_nothing_of_test(stages, failing, an
     half = [t["split"] for t in served[: len(served) // 2]]  # annotators who stop half way have tasks of both splits
     assert {"refine", "train"} <= set(half)
     assert not answers.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["challenge", "unseen"])
+def test_the_page_shows_the_tests_that_decide(kind, stages, failing, answers):
+    some = sorted(failing)[:2]
+    own = ("assert f(1) == 1",)
+    by_id = {i: replace(stages.tasks.by_id[i], challenge=own if i == some[0] else ()) for i in failing}
+    work = Work(failing, by_id, Answers(answers.path), stages.sandbox, kind)
+    shown = {i: ["".join(text for _, text in test) for test in _task(work, i)["tests"]] for i in some}
+    rest = [list(by_id[i].tests[by_id[i].shown if kind == "unseen" else 0 :]) for i in some]
+    assert shown == dict(zip(some, [list(own) if kind == "challenge" else rest[0], rest[1]], strict=True))
+    assert all(len(tests) == len(work.execute(i, "def f(:").tests or tests) for i, tests in shown.items())
 
 
 def test_requests_that_the_page_does_not_send_are_rejected(stages, failing, answers):

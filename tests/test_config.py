@@ -419,6 +419,14 @@ BAD = {
         ["refinements=llm", "llm.url=http://localhost:1/v1"],
         r"llm\.model=null.*llm\.model=NAME",
     ),
+    "stored answers about later rounds": (
+        ["feedback=llm", "llm.path=README.md", "rounds=2", "llm.shots=0"],
+        r"llm\.path='README\.md'.*yet to sample.*rounds=1",
+    ),
+    "stored answers at test time": (
+        ["llm.path=README.md", "evaluate.turns=1", "evaluate.feedback=llm", "llm.shots=0"],
+        r"llm\.path='README\.md'.*yet to sample.*evaluate\.turns=0",
+    ),
     "missing answers": (["refinements=llm", "llm.path=nowhere"], r"llm\.path='nowhere'.*llm_answers"),
     "a server without an address": (["sampler=openai"], r"sampler\.url=null.*sampler\.url=http"),
     "an address without a server": (

@@ -11,7 +11,7 @@ from conftest import MINI, ROOT, lora
 from ilf.components import Component
 from ilf.models.load import adapt, load_model, load_tokenizer
 from ilf.sampling import HFSampler
-from ilf.tasks import Mini
+from ilf.tasks import MBPP, Mini
 from ilf.tasks.data import Limit
 from ilf.training import ILFModule, MBPPDataModule, UnitTestCallback
 from ilf.types import InputError
@@ -93,6 +93,17 @@ def test_the_trainer_clips_gradients():
         for one in (free, clipped)
     ]
     assert moved[0] > 100 * moved[1] > 0
+
+
+def test_data_module_applies_the_settings_of_the_data(mbpp_file):
+    def targets(**own):
+        data = MBPPDataModule(MINI, data=MBPP(path=str(mbpp_file), **own))
+        data.setup("fit")
+        return {example.task_id: tuple(example.target_ids) for example in data.contents.training}
+
+    usual = targets()
+    assert usual.keys() - targets(near_duplicates="drop").keys() >= {347, 411}
+    assert all(targets(**own) != usual for own in ({"reindent": True}, {"newlines": "published"}))
 
 
 def test_schedule_without_an_end_of_training_is_an_error():

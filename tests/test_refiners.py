@@ -11,12 +11,12 @@ from ilf.feedback import UnitTests
 from ilf.files import JsonLines
 from ilf.models.load import load_tokenizer
 from ilf.protocols import Refining
-from ilf.refiners import FineTuned
+from ilf.refiners import FewShot, FineTuned
 from ilf.tasks import mini
 from ilf.tasks.mbpp import tasks_from
 from ilf.tasks.prompts import completion_of
 from ilf.training import RefineModule
-from ilf.types import Feedback, Program, Splits, Verdict
+from ilf.types import Feedback, InputError, Program, Splits, Verdict
 
 TASKS = [task for task in tasks_from(mini.rows(), None, "paper")[0] if task.split == "refine"][:20]
 TOKENIZER = load_tokenizer(MINI)
@@ -47,6 +47,32 @@ def trained(refiner, feedback, samples=()):
     refiner.train(feedback, run)
     assert not run.rejected
     return found
+
+
+def test_worked_examples_that_cannot_follow_their_prompts_are_left_out(caplog):
+    first, second, third = TASKS[:3]
+    bad = feedback_on(first, "LIMIT = 3\n" + first.code)
+    run = Refining(
+        Splits((), tuple(TASKS), ()),
+        0,
+        MINI,
+        MINI,
+        TOKENIZER,
+        RefineModule,
+        1024,
+        [bad, feedback_on(second)],
+        [],
+        [],
+        lambda *_: MINI,
+    )
+    refiner = FewShot(shots=1)
+    refiner.train([], run)
+    (message,) = caplog.messages
+    assert f"task {first.task_id} is left out" in message and "LIMIT" not in refiner.prompt(
+        feedback_on(third), third, run
+    )
+    with pytest.raises(InputError, match=r"refiner\.shots=2.*there are 1"):
+        FewShot(shots=2).prompt(feedback_on(third), third, run)
 
 
 def feedback_on(task, refinement=None):

@@ -209,7 +209,8 @@ class Stages:
         self, stage: str, model: Path, prompts: Sequence[tuple[Task, str]], n: int | None = None
     ) -> list[Program]:
         """Sample `n` programs per prompt. Those of another data set have their own seeds and files."""
-        label = "transfer_" * (bool(prompts) and prompts[0][0] in self.tasks.transfer) + stage
+        transfer = bool(prompts) and any(prompts[0][0] is task for task in self.tasks.transfer)
+        label = "transfer_" * transfer + stage
         draws = plan_draws(prompts, label, n or self.runner.sampler_of(stage).n, self.runner.seed)
         tasks = {task.task_id: task for task, _ in prompts}
         return self.runner.draw(stage, model, draws, label + self.runner.suffix, tasks)

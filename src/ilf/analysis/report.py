@@ -143,7 +143,7 @@ def next_runs(results: Results) -> list[tuple[str, str]]:
             needed = math.ceil(tests * (d["smallest_detectable"] / d["mean"]) ** 2)
             reason += f" A true difference of {100 * d['mean']:+.1f} points needs about {needed} tasks to show."
         # If all of Test is used already, more samples make each task's pass rate less noisy.
-        more = f"sampler.n={2 * n}" if "evaluate.n" not in given else f"evaluate.n={2 * results['evaluation']['n']}"
+        more = f"evaluate.n={2 * results['evaluation']['n']}"
         found.append((command("data.limit.test=null" if results.get("test_limit") == tests else more), reason))
     people = results["annotated_policy"] or "human" in results["feedback_cost"]["by_source"]
     refinements = results["annotator"] == "scripted" or people  # the annotator's own

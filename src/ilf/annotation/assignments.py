@@ -15,6 +15,7 @@ from ilf.annotation.answers import Answers
 from ilf.executors import Judge
 from ilf.files import sha256
 from ilf.scoring import score
+from ilf.tasks.data import job_of
 from ilf.tasks.prompts import normalise_newlines
 from ilf.types import Program, Task, Verdict
 
@@ -66,6 +67,11 @@ class Work:
         self._answers, self._sandbox, self._tests = answers, sandbox, tests
         self._claims: dict[str, _Claim] = {}  # by session, which is one browser window of one annotator
         self._lock, self._executing = threading.RLock(), threading.Lock()
+
+    def tests(self, task_id: int) -> Sequence[str]:
+        """Return the tests that decide about the programs of a task, or its inputs and outputs as text."""
+        task = self.tasks[task_id]
+        return job_of("", task, self._tests).tests or task.in_words[task.shown if self._tests == "unseen" else 0 :]
 
     def answered(self) -> dict[int, dict[str, Any]]:
         """Return the newest answer to each answered task, by task id."""

@@ -242,7 +242,7 @@ def _task(work: Work, task_id: int) -> dict[str, Any]:
         "split": task.split,
         "text": task.text,
         "setup": _highlighted(task.setup),
-        "tests": [_highlighted(test) for test in task.tests] or [[("", pair)] for pair in task.in_words],
+        "tests": [_highlighted(test) if task.tests else [("", test)] for test in work.tests(task_id)],
         "programs": programs,
         "answer": answer,
     }

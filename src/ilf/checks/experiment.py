@@ -115,7 +115,7 @@ def _check_turns(settings: Settings) -> None:
         raise InputError(f"{key}.limit", source.limit, allowed, "Omit it.")
     source.check(settings)
     # At test time, the LLM is shown the worked examples of the stage annotate again.
-    shown = any(one.asks_llm for one in settings.feedback.writers)
+    shown = settings.needs_feedback and any(one.asks_llm for one in settings.feedback.writers)
     if any(one.asks_llm for one in source.writers) and settings.llm.shots and not shown:
         allowed = "needs worked examples, which only feedback=llm provides"
         raise InputError("llm.shots", settings.llm.shots, allowed, "Choose llm.shots=0, or feedback=llm.")
@@ -165,6 +165,15 @@ def _check_llm(settings: Settings) -> None:
     if llm.path is not None:
         advice = "Give an earlier run's programs/llm_answers.jsonl, or llm_feedback.jsonl for feedback=llm."
         check_path("llm.path", llm.path, "file", advice)
+    at_test_time = settings.evaluate.turns and any(
+        one.asks_llm for one in named(settings.evaluate.feedback, "evaluate.feedback").writers
+    )
+    if llm.path is not None and (at_test_time or (uses(settings) and settings.rounds > 1)):
+        allowed = (
+            "holds answers about the programs of one run, and this run asks about programs that it has yet to sample"
+        )
+        advice = "Give llm.url or a local llm.model, or use rounds=1 and evaluate.turns=0."
+        raise InputError("llm.path", llm.path, allowed, advice)
     if not uses(settings):
         return
     if llm.path is None and llm.model is None:

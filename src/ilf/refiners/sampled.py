@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ilf.ranges import Natural
 from ilf.tasks.feedback_prompts import few_shot_prompt
 from ilf.tasks.prompts import completion_of
 from ilf.types import Feedback, InputError, Refinement, Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,16 +42,29 @@ class FewShot(Refiner):
 
     def train(self, feedback: Sequence[Feedback], run: Refining) -> Path:
         """Return the folder of the run's initial policy."""
+        for f, target in self._targets(run):
+            if isinstance(target, str):
+                continue
+            log.warning("refiner=few_shot: task %d is left out of the worked examples: %s", f.task_id, target)
         return run.base
 
     def prompt(self, feedback: Feedback, task: Task, run: Refining) -> str:
         """Return the worked examples followed by the refine prompt."""
-        shown = []
-        for f in worked_examples("refiner.shots", self.shots, list(run.worked)):
+        shown = [
+            (f, Refinement(f.task_id, run.tasks.by_id[f.task_id].prompt, target, f.source))
+            for f, target in self._targets(run)
+            if isinstance(target, str)
+        ]
+        return few_shot_prompt(worked_examples("refiner.shots", self.shots, shown), super().prompt(feedback, task, run))
+
+    def _targets(self, run: Refining) -> Iterator[tuple[Feedback, str | Exception]]:
+        """Yield each worked example with its target, or with the reason why its program can't follow the prompt."""
+        for f in run.worked:
             own = run.tasks.by_id[f.task_id]
-            target = completion_of(own.prompt, f.refinement or own.code, own.entry_point)
-            shown.append((f, Refinement(f.task_id, own.prompt, target, f.source)))
-        return few_shot_prompt(shown, super().prompt(feedback, task, run))
+            try:
+                yield f, completion_of(own.prompt, f.refinement or own.code, own.entry_point)
+            except (ValueError, SyntaxError) as error:
+                yield f, error
 
 
 @dataclass

@@ -18,6 +18,7 @@ from ilf.models.targets import collate, encode
 from ilf.models.tokens import by_length, encode_prompts
 from ilf.tasks import MBPP
 from ilf.tasks.data import split_tasks
+from ilf.tasks.near_duplicates import near_duplicates
 from ilf.tasks.prompts import completion_of
 from ilf.types import Draw, Example, Task, derive_seed
 
@@ -136,11 +137,16 @@ class MBPPDataModule(pl.LightningDataModule):
         if not self.alone:
             return
         self.alone, data = False, self.data or MBPP()
-        splits = split_tasks(data.load()[0], vars(data.limit))
+        tasks = data.load()[0]
+        dropped = near_duplicates(tasks) if data.near_duplicates == "drop" else {}
+        splits = split_tasks([task for task in tasks if task.task_id not in dropped], vars(data.limit))
         self.tasks, training = splits.by_id, []
         for task in splits.train:
+            if not task.code:
+                log.warning("task %d is left out of the training set: it has no gold program", task.task_id)
+                continue
             try:
-                target = completion_of(task.prompt, task.code, task.entry_point)
+                target = completion_of(task.prompt, task.gold or task.code, task.entry_point)
                 training.append(encode(self.tokenizer, task.task_id, task.prompt, target, _LONGEST))
             except (ValueError, SyntaxError) as error:
                 log.warning("task %d is left out of the training set: %s", task.task_id, error)

@@ -2,17 +2,13 @@
 
 export const state = {
   annotator: new URLSearchParams(location.search).get("annotator") || localStorage.getItem("ilf/annotator") || "",
-  session: sessionStorage.getItem("ilf/session"), // of this window, so that two windows of one annotator get different tasks
+  // Of this window, so that two windows of one annotator get different tasks. Browsers copy stored sessions to new tabs.
+  session: Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16)).join("-"),
   progress: null, // the run, and all of its tasks with their states
   task: null,
   draft: null,
   result: null, // of the last test run on the refinement
 };
-
-if (!state.session) {
-  state.session = Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16)).join("-");
-  sessionStorage.setItem("ilf/session", state.session);
-}
 
 export async function post(path, body = {}, options = {}) {
   const { session, annotator } = state;

@@ -267,21 +267,24 @@ function askName() {
 
 $("name-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!$("name").value.trim()) return;
-  Object.assign(state, { annotator: $("name").value.trim(), task: null, draft: null });
+  const name = $("name").value.trim();
+  if (!name) return;
   $("name-dialog").close();
-  start();
+  history.replaceState(null, "", location.pathname + location.hash); // the address may name another annotator
+  start(name);
 });
 
-const start = () => act(async () => {
-  localStorage.setItem("ilf/annotator", state.annotator);
-  $("name-button").textContent = state.annotator;
-  state.progress = await post("progress");
+// Nothing changes until the server has answered, so that a text that is being written is not lost.
+const start = (annotator) => act(async () => {
+  const progress = await post("progress", { annotator });
+  Object.assign(state, { annotator, progress, task: null, draft: null });
+  localStorage.setItem("ilf/annotator", annotator);
+  $("name-button").textContent = annotator;
   const own = state.progress.tasks.filter((one) => one.answered_by === state.annotator);
   trail = own.sort((a, b) => (a.saved < b.saved ? -1 : 1)).map((one) => one.task_id);
   const wanted = Number(location.hash.slice(1));
   await open(state.progress.tasks.some((one) => one.task_id === wanted) ? wanted : null);
 });
 
-if (state.annotator) start();
+if (state.annotator) start(state.annotator);
 else askName();
