@@ -102,6 +102,9 @@ def test_suggested_commands_find_user_options_from_any_folder(way, seeds, mine, 
     if way == "--config-path":
         again = [way, "one/.hydra", "--config-name", "config", "hydra.run.dir=two", f"output_dir={tmp_path / 'two'}"]
         done = warm.run(ROOT / "run.py", again, tmp_path)
+        sweeping = [*again[:4], "-m", "seed=7,8", "hydra.sweep.dir=three"]
+        assert warm.run(ROOT / "run.py", sweeping, tmp_path).returncode == 0
+        assert (tmp_path / "three" / "comparison.md").exists()
     suggested = [line.strip() for line in done.stdout.splitlines() if "python run.py" in line]
     assert not sweep or "'stages=[zero_shot]'" in suggested[-1]  # rich would take it for markup
     folder = tmp_path / "elsewhere"

@@ -4,6 +4,7 @@ import importlib
 import linecache
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from conftest import compose_settings
@@ -158,3 +159,13 @@ def test_a_function_component_receives_its_callers_arguments():
         from typing import Annotated
 
         read(Annotated[Component, Needs(given=("size",))], {"_target_": "os.path.basename"}, "x")
+
+
+@dataclass
+class WithPath:
+    file: Path
+
+
+def test_fields_that_keys_can_not_contain_are_an_error_at_the_start():
+    with pytest.raises(InputError, match=r"x\.file=.*store's keys.*PosixPath"):
+        read(WithPath, {"_target_": f"{__name__}.WithPath", "file": "a"}, "x")

@@ -17,6 +17,7 @@ from ilf.training.fine_tuning import LINEAR
 from ilf.training.ilf_module import ILFModule
 from ilf.training.mbpp_datamodule import Contents, MBPPDataModule, micro_batches, plan_draws
 from ilf.training.refine_module import RefineModule
+from ilf.training.stage_jobs import _Rows
 from ilf.training.trainer import make_trainer
 from ilf.types import Example, Feedback, InputError, Refinement, Task
 
@@ -335,6 +336,12 @@ def test_gradients_of_a_fused_optimizer_are_clipped_in_mixed_precision(folder, t
         fit(folder, tokenizer, optimizer=ADAMW.having(fused=fused), trainer=clipping)[0] for fused in (True, None)
     )
     assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_metrics_that_json_can_not_represent_are_left_out(tmp_path):
+    rows = _Rows(tmp_path / "metrics.jsonl")
+    rows.log_metrics({"own": float("nan"), "large": float("inf"), "loss": torch.tensor(0.5)}, 3)
+    assert rows.rows.read() == [{"step": 3, "metrics": {"loss": 0.5}}]
 
 
 def test_max_time_does_not_replace_the_number_of_epochs():

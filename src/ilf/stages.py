@@ -132,7 +132,12 @@ class Stages:
         finally:
             if shutdown.pending():
                 status = "interrupted"
-            found = write_outputs(self.runner, self.inputs, outcome, status, self.validation, self.other.counts)
+            facts = self.validation, self.other.counts
+            try:
+                found = write_outputs(self.runner, self.inputs, outcome, status, *facts)
+            except shutdown.Interrupted:  # a signal during a measurement, which an interrupted run skips
+                write_outputs(self.runner, self.inputs, outcome, "interrupted", *facts)
+                raise
         order = list(STAGES)
         undone = [s for s in settings.stages if s not in self.runner.seconds]
         undone = [s for s in undone if missing and order.index(s) > order.index(missing)]

@@ -43,11 +43,11 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "select_min_programs": ("select above 0", lambda s: s.select > 0),
     "rounds_from": ("rounds above 1", lambda s: s.rounds > 1),
     "llm.": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
-    "training.refiner.": ("refiner=finetuned", lambda s: s.refiner.trains),
+    "training.refiner.": ("arms that have a refiner, with refiner=finetuned", lambda s: s.refines and s.refiner.trains),
     "training.policy.": ("every arm but refinements=none", lambda s: s.refinements.trains),
     "save.dtype": (
         "a run that fine-tunes",
-        lambda s: s.refinements.trains or s.refiner.trains,
+        lambda s: s.refinements.trains or (s.refines and s.refiner.trains),
     ),
     "store.prune_days": ("mode=store", lambda s: s.mode == "store"),
     "pretrain.": ("mode=pretrain", lambda s: s.mode == "pretrain"),
@@ -182,6 +182,9 @@ def check_overrides(settings: Settings, overrides: Sequence[str], sweep: bool = 
             raise InputError(
                 key, value, "only records the chosen option and does not choose one", f"Use {group}={value}."
             )
+        part = getattr(settings, key.partition(".")[0], None)
+        if is_dataclass(part) and not type(part).__module__.startswith("ilf."):
+            continue  # a class of the user's own reads all of its fields
         for prefix, (reader, read) in _READ_BY.items() if not sweep and settings.mode == "run" else ():
             if (key == prefix or key.startswith(f"{prefix.rstrip('.')}.")) and not read(settings):
                 advice = "Omit it, or choose an option that reads it."

@@ -30,9 +30,13 @@ def command() -> None:
 
     def program() -> None:
         register()
-        given = get_args_parser().parse_args().config_path
+        arguments = get_args_parser().parse_args()
+        given, overrides = arguments.config_path, arguments.overrides
         if given is not None and "://" not in given:  # Hydra would resolve it relative to this module
             sys.argv += ["--config-path", os.path.abspath(given)]
+        if given is not None:  # a saved configuration has no section `hydra`, which names the callback
+            place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # overrides must be beside each other
+            sys.argv.insert(place, "++hydra.callbacks.jobs._target_=ilf.cli.sweep.JobCallback")
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
 
     shutdown.command(lambda: distributed.lead(program), explain)

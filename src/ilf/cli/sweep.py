@@ -146,6 +146,10 @@ class JobCallback(Callback):
             check_planned(OmegaConf.to_object(config.compare.pairs))  # type: ignore[arg-type]
             if config.mode == "run":
                 check_wandb(loggers_of(config), sweep=True)
+            if config.select and "submitit" in str(config.hydra.launcher._target_):
+                allowed = "evaluates the chosen settings on this machine, and hydra/launcher submits the jobs to others"
+                advice = "Start the sweep inside one Slurm job, without hydra/launcher, or use select=0."
+                raise InputError("select", config.select, allowed, advice)
             if "optuna" in str(config.hydra.sweeper._target_) and not config.select:
                 allowed = "hydra/sweeper=optuna chooses settings by programs on Refine, and none would be sampled"
                 advice = "Add select=4 'stages=[sample,annotate,train_refiner,refine,train_policy]'."

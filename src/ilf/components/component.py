@@ -156,16 +156,17 @@ def key_of(component: Any, aside: Sequence[str] = ()) -> dict[str, Any]:
     kind = type(component)
     ignored = (*aside, *getattr(kind, "changes_nothing", ()))
     names = [one.name for one in fields(component) if one.init and one.name not in ignored]
-    own = {name: _plain(getattr(component, name)) for name in names}
+    own = {name: plain(getattr(component, name)) for name in names}
     return {"target": f"{kind.__module__}.{kind.__qualname__}", "arguments": own, "code": version_of(kind)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value of a component's field as it stands in the store's keys."""
     if is_dataclass(value) and not isinstance(value, type):
         return value.key() if isinstance(value, Component) else key_of(value)
     if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def node_of(component: Any) -> Any:

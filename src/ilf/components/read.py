@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pkgutil
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Union
 
-from ilf.components.component import Component, Needs, resolve
+from ilf.components.component import Component, Needs, plain, resolve
 from ilf.components.signature import bind
 from ilf.components.value import check_value
 from ilf.types import InputError
@@ -126,7 +127,15 @@ def _instance(kind: type, node: Mapping[str, Any], key: str, needs: Needs) -> An
     arguments = _arguments(node, key)
     hints = bind(target, arguments, key, needs)
     read_in = {name: read(hints.get(name, Any), value, f"{key}.{name}") for name, value in arguments.items()}
-    return target(**read_in)
+    made = target(**read_in)
+    for one in fields(made):
+        try:
+            json.dumps(plain(getattr(made, one.name)), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            allowed = f"must be text, finite numbers, lists or mappings, as in the store's keys ({error})"
+            advice = "Declare the field as such a type, and convert it where it is used."
+            raise InputError(f"{key}.{one.name}", getattr(made, one.name), allowed, advice) from error
+    return made
 
 
 def _target_of(node: Mapping[str, Any], key: str) -> Any:
