@@ -6,11 +6,17 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from ilf.components import Component
+from ilf.executors import LocalExecutor, RayExecutor
+from ilf.feedback import UnitTests
 from ilf.stages import Stages
+from ilf.training import UnitTestCallback
+from ilf.training.trainer import changing_results
 from ilf.types import InputError
 
 FEW = ["data.limit.test=4", "data.limit.refine=16", "data.limit.train=16", "training.epochs=1", "measure=[]"]
@@ -366,3 +372,55 @@ def test_a_user_defined_arm_option_fixes_its_refinements(mine, cli, tmp_path, mo
     assert (tmp_path / "out" / "0_brief_seed0").is_dir()
     done = cli(*few, "arm=brief", "refinements=gold")
     assert done.returncode == 1 and "refinements='gold': is set by arm=brief" in done.stderr
+
+
+# ---- what the store's keys contain -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lenient(LocalExecutor):
+    """An executor of the user's own."""
+
+
+class Passing(UnitTestCallback):
+    """A judge of the user's own."""
+
+
+@dataclass
+class Asking(UnitTests):
+    """A source that asks the LLM, and whose feedback is reused from the store."""
+
+    asks_llm, repeatable = True, False
+
+    def write(self, failing, run):
+        return []
+
+
+def test_keys_of_verdicts_contain_the_users_executor_and_judge(small_stages):
+    own = [], [f"executor._target_={__name__}.Lenient"], [f"callbacks.unit_tests._target_={__name__}.Passing"]
+    assert len({small_stages(*overrides).runner.verdicts_of("sample", ()) for overrides in own}) == 3
+    assert RayExecutor().rules == LocalExecutor().rules  # they execute programs in the same sandbox
+
+
+def test_key_of_a_users_source_contains_what_the_llm_depends_on(small_stages, monkeypatch):
+    def key(*overrides):
+        words = [
+            "feedback=unit_tests",
+            f"feedback._target_={__name__}.Asking",
+            "llm.url=http://127.0.0.1:1/v1",
+            "llm.shots=0",
+            *overrides,
+        ]
+        stages, found = small_stages(*words), []
+        monkeypatch.setattr(stages.runner, "do", lambda stage, key, work: found.append(key) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stages.annotators.annotate({})
+        return found[0]
+
+    one, other = key("llm.model=a"), key("llm.model=b")
+    assert one != other and {**one, "llm": 0} == {**other, "llm": 0}
+
+
+def test_a_timer_changes_results():
+    timer, monitor = (Component(f"pytorch_lightning.callbacks.{name}", {}) for name in ("Timer", "LearningRateMonitor"))
+    assert changing_results({"a": timer, "b": monitor}) == [timer]
