@@ -159,6 +159,20 @@ def test_suggested_settings_are_valid_with_several_processes(trainer, optimizer,
     assert advice and any("trainer=fsdp" in one for one in advice) == ((trainer, optimizer) == ("ddp", "adamw"))
 
 
+def test_the_plan_of_sampling_includes_a_larger_saved_refiner(tmp_path):
+    config = AutoConfig.from_pretrained(MINI)
+    larger = AutoConfig.from_pretrained(MINI, num_hidden_layers=4 * config.num_hidden_layers)
+    larger.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+
+    def need(*own):
+        return Budget(compose_settings("refiner=local", f"refiner.path={tmp_path}", *own), config, 50).needs(
+            "sampling"
+        )[0]
+
+    assert need().parameters > 2 * need("stages=[sample,zero_shot]").parameters
+
+
 def test_the_plan_of_several_processes_has_buckets_and_shards(monkeypatch):
     config = AutoConfig.from_pretrained(MINI)
 

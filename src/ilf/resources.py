@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from ilf import distributed
 from ilf.components import Component
@@ -159,7 +160,11 @@ class Budget:
         if drawing and only in (None, "sampling"):
             learns = not (stages & {"zero_shot", "refine", "evaluate"} or settings.select or settings.rounds > 1)
             dtype = sampling_dtype(settings.model.dtype, training_device(settings.trainer), learns)
-            found.append(self._sampling(dtype, settings.sampler.batch_size))
+            # A saved refiner may be larger than the policy.
+            other = settings.refiner.folder if "refine" in stages and settings.refines else None
+            models = [self.config, *([AutoConfig.from_pretrained(other)] if other is not None else [])]
+            needed = [self._sampling(dtype, settings.sampler.batch_size, model) for model in models]
+            found.append(max(needed, key=lambda need: need.total))
         phases = [(f"fine-tuning the {name}", phase) for name, phase in trainings(settings).items()]
         done: dict[int, Need] = {}  # by rows per forward pass, the only difference between the two fine-tunings
         for work, phase in [pair for pair in phases if only in (None, pair[0])]:
@@ -236,7 +241,7 @@ class Budget:
                     settings.training.quantize = "nf4" if value == "qlora" else None
         return Budget(settings, self.config, self.prompt)
 
-    def _sampling(self, dtype: torch.dtype, rows: int) -> Need:
+    def _sampling(self, dtype: torch.dtype, rows: int, config: Any = None) -> Need:
         """Return the need of sampling `rows` programs at once from the longest prompts, including refine prompts."""
         settings, tokens = self.settings, self.prompt
         refining = set(settings.stages) & {"train_refiner", "refine"} and settings.refiner.reads_program
@@ -247,7 +252,7 @@ class Budget:
                 old = min(old, self.prompt + settings.sampler.max_new_tokens)
             tokens = (1 + settings.refiner.worked_examples) * (old + _FEEDBACK_TOKENS + self.prompt)
         drawing = replace(settings.sampler, batch_size=rows)
-        return sampling(self.config, drawing, dtype, tokens, settings.model.attention, self.device)
+        return sampling(config or self.config, drawing, dtype, tokens, settings.model.attention, self.device)
 
     def disk(self) -> tuple[int, int]:
         """Return the peak bytes that the run writes to the store, and the bytes of its own models."""
