@@ -631,13 +631,7 @@ OVERRIDES += ["training.max_length=1024", "refiner.old_code_tokens=64", "feedbac
 
 
 def test_ilf_runs_end_to_end_on_tasks_with_inputs_and_outputs(small_stages, tmp_path):
-    stages = small_stages(
-        *OVERRIDES,
-        "refinements=gold",
-        "refinements.tasks=annotated",
-        "training.refiner.epochs=1",
-        "training.policy.epochs=1",
-    )
+    stages = small_stages(*OVERRIDES, "refinements=gold", "refinements.tasks=annotated", "training.policy.epochs=1")
     results = stages.run()
     stages.sandbox.close()
     assert results["counts"]["training_examples"] == 3

@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from annotated_types import Gt, Le
 
-from ilf.components import version_of
 from ilf.ranges import Mebibytes, Positive
 from ilf.sandbox import Isolation, Job, Limits, Sandbox
 from ilf.sandbox.jobs import cores
@@ -76,15 +75,9 @@ class Executor(ABC):
 
     @property
     def rules(self) -> dict[str, Any]:
-        """All settings that a verdict depends on, besides program and tests. Packages are given with their versions.
-
-        A class of your own is included with its code version. The framework's own executors give the same verdicts.
-        """
+        """All settings that a verdict depends on, besides program and tests. Packages are given with their versions."""
         named = {name: value for name, value in asdict(self).items() if name not in self.changes_nothing}
-        kind, own = type(self), {}
-        if kind.__module__ != __name__:
-            own = {"target": f"{kind.__module__}.{kind.__qualname__}", "code": version_of(kind)}
-        return named | own | {"packages": find(self.packages).versions}
+        return named | {"packages": find(self.packages).versions}
 
     @abstractmethod
     def start(self) -> Judge:

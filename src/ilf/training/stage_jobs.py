@@ -255,8 +255,8 @@ class FineTuning:
         )
         made.fit(module, data, ckpt_path=_last_checkpoint(checkpoints / "last.ckpt", stage))
         self._save(net, tokenizer, folder / "model")
-        metrics = _finite(module.earlier["metrics"] | made.callback_metrics)
-        return {"optimizer_steps": made.global_step, "metrics": metrics}
+        metrics = module.earlier["metrics"] | made.callback_metrics
+        return {"optimizer_steps": made.global_step, "metrics": _Rows.finite(metrics)}
 
     def _save(self, net: Any, tokenizer: Any, folder: Path) -> None:
         """Write the model from rank 0, also if the model is sharded."""
@@ -267,11 +267,6 @@ class FineTuning:
             net = adapt(load_model(self.base.folder, torch.float32), self.adapter)
             net.load_state_dict(weights)
         save(net, tokenizer, folder, saving_dtype(self.save_dtype, AutoConfig.from_pretrained(self.base.folder)))
-
-
-def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics that are finite numbers, as JSON has no others. A user's callback may log NaN."""
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}
 
 
 class _Rows(Logger):
@@ -286,7 +281,12 @@ class _Rows(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a step's metrics. A training that resumes after a kill logs some steps again."""
         if distributed.rank() == 0:
-            self.rows.append([{"step": step, "metrics": _finite(metrics)}])
+            self.rows.append([{"step": step, "metrics": self.finite(metrics)}])
+
+    @staticmethod
+    def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Return the metrics that are finite numbers, as JSON has no others. A user's callback may log NaN."""
+        return {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the key.json of the store entry has the settings."""
