@@ -176,13 +176,17 @@ def test_the_plan_of_sampling_includes_a_larger_saved_refiner(tmp_path):
 def test_the_plan_of_several_processes_has_buckets_and_shards(monkeypatch):
     config = AutoConfig.from_pretrained(MINI)
 
-    def need(trainer):
-        budget = Budget(compose_settings("training.validate_n=0", f"trainer={trainer}"), config, 50)
+    def need(trainer, *own):
+        budget = Budget(compose_settings("training.validate_n=0", f"trainer={trainer}", *own), config, 50)
         return budget.needs("fine-tuning the policy")[0]
 
     single = need("auto")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert need("ddp").total == single.total + single.gradients
+    # To be sampled, a sharded model is gathered, and a quantized one stays quantized.
+    many = ["training.validate_n=1", "sampler.batch_size=2000"]
+    assert need("fsdp").parameters < single.parameters <= need("fsdp", *many).parameters
+    assert need("ddp", "adapter=qlora", *many).parameters == need("ddp", "adapter=qlora").parameters
 
 
 def test_only_optimizers_that_need_it_have_memory_for_their_step_on_a_gpu(monkeypatch):

@@ -290,7 +290,7 @@ class Budget:
             return need
         # On a GPU, the sampler halves a batch when memory runs out, which costs little between epochs.
         drawing = self._sampling(how.dtype, 1 if self.device == "cuda" else settings.sampler.batch_size)
-        whole = max(drawing.parameters, need.parameters)  # a sharded model is gathered to be sampled
+        whole = drawing.parameters if sharded else need.parameters  # a sharded model is gathered to be sampled
         if drawing.cache + drawing.activations + whole <= need.activations + need.parameters:
             return need
         return replace(need, parameters=whole, cache=drawing.cache, activations=drawing.activations)
