@@ -272,13 +272,19 @@ def test_attention_implementations_agree_and_unsupported_ones_are_errors(mini, t
         load_model(tmp_path, torch.float32, "sdpa")
 
 
-def test_lora_is_saved_merged_and_as_an_adapter(mini, tmp_path):
-    _, tokenizer, folder = mini
-    model = adapt(load_model(folder, torch.float32), lora())
+def adapted(folder, dtype, size):
+    """Return a model with LoRA whose weights have random changes of a given size."""
+    model = adapt(load_model(folder, dtype), lora())
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
-                p.normal_(0, 0.1)
+                p.normal_(0, size)
+    return model
+
+
+def test_lora_is_saved_merged_and_as_an_adapter(mini, tmp_path):
+    _, tokenizer, folder = mini
+    model = adapted(folder, torch.float32, 0.1)
     ids = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
     expected = model.eval()(ids).logits
     save(model, tokenizer, tmp_path / "m")
@@ -290,11 +296,7 @@ def test_lora_is_saved_merged_and_as_an_adapter(mini, tmp_path):
 
 def test_an_adapter_of_a_16_bit_model_is_merged_in_float32(mini, tmp_path):
     _, tokenizer, folder = mini
-    model = adapt(load_model(folder, torch.bfloat16), lora())
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 1e-3)
+    model = adapted(folder, torch.bfloat16, 1e-3)
     save(model, tokenizer, tmp_path / "m", torch.float32)
     base, merged = load_model(folder, torch.float32), load_model(tmp_path / "m", torch.float32)
     expected = PeftModel.from_pretrained(base, tmp_path / "m" / "adapter").merge_and_unload().state_dict()

@@ -22,6 +22,22 @@ TASKS = [task for task in tasks_from(mini.rows(), None, "paper")[0] if task.spli
 TOKENIZER = load_tokenizer(MINI)
 
 
+def refining(worked=(), samples=(), fine_tune=None):
+    return Refining(
+        tasks=Splits((), tuple(TASKS), ()),
+        seed=0,
+        base=MINI,
+        policy=MINI,
+        tokenizer=TOKENIZER,
+        module=RefineModule,
+        max_length=1024,
+        worked=worked,
+        samples=samples,
+        rejected=[],
+        fine_tune=fine_tune,
+    )
+
+
 def trained(refiner, feedback, samples=()):
     """Return the training and the held-out examples, as the text of their targets by task."""
     found = []
@@ -31,19 +47,7 @@ def trained(refiner, feedback, samples=()):
         assert {task.task_id for task, _ in prompts} == {e.task_id for e in held_out}
         return Path()
 
-    run = Refining(
-        tasks=Splits((), tuple(TASKS), ()),
-        seed=0,
-        base=MINI,
-        policy=MINI,
-        tokenizer=TOKENIZER,
-        module=RefineModule,
-        max_length=1024,
-        worked=[],
-        samples=samples,
-        rejected=[],
-        fine_tune=fine_tune,
-    )
+    run = refining(samples=samples, fine_tune=fine_tune)
     refiner.train(feedback, run)
     assert not run.rejected
     return found
@@ -52,25 +56,12 @@ def trained(refiner, feedback, samples=()):
 def test_worked_examples_that_cannot_follow_their_prompts_are_left_out(caplog):
     first, second, third = TASKS[:3]
     bad = feedback_on(first, "LIMIT = 3\n" + first.code)
-    run = Refining(
-        Splits((), tuple(TASKS), ()),
-        0,
-        MINI,
-        MINI,
-        TOKENIZER,
-        RefineModule,
-        1024,
-        [bad, feedback_on(second)],
-        [],
-        [],
-        lambda *_: MINI,
-    )
+    run = refining(worked=[bad, feedback_on(second)])
     refiner = FewShot(shots=1)
     refiner.train([], run)
     (message,) = caplog.messages
-    assert f"task {first.task_id} is left out" in message and "LIMIT" not in refiner.prompt(
-        feedback_on(third), third, run
-    )
+    assert f"task {first.task_id} is left out" in message
+    assert "LIMIT" not in refiner.prompt(feedback_on(third), third, run)
     with pytest.raises(InputError, match=r"refiner\.shots=2.*there are 1"):
         FewShot(shots=2).prompt(feedback_on(third), third, run)
 

@@ -336,6 +336,8 @@ def test_gradients_of_a_fused_optimizer_are_clipped_in_mixed_precision(folder, t
         fit(folder, tokenizer, optimizer=ADAMW.having(fused=fused), trainer=clipping)[0] for fused in (True, None)
     )
     assert torch.allclose(first, second, atol=1e-5)
+    unclipped = fit(folder, tokenizer, trainer=CPU.having(precision="bf16-mixed"))[0]
+    assert not torch.allclose(first, unclipped, atol=1e-4)
 
 
 def test_metrics_that_json_can_not_represent_are_left_out(tmp_path):

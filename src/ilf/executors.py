@@ -95,14 +95,9 @@ class LocalExecutor(Executor):
     def check(self) -> None:
         """Raise InputError if one of `packages` is missing. Log a warning if there are more workers than processors."""
         super().check()
-        if self.workers > cores():
-            _log.warning(
-                "executor.workers=%d: this process may use %d processors, so correct programs can exceed their time "
-                "limit. Use executor.workers=%d.",
-                self.workers,
-                cores(),
-                cores(),
-            )
+        if self.workers > (most := cores()):
+            said = "this process may use %d processors, so correct programs can exceed their time limit"
+            _log.warning(f"executor.workers=%d: {said}. Use executor.workers=%d.", self.workers, most, most)
 
     def start(self) -> Judge:
         """Return a sandbox on this machine."""

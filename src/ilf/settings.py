@@ -287,8 +287,12 @@ class Settings:
     @property
     def writers(self) -> list[Source]:
         """All feedback sources: for training, and at test time."""
-        turning = named(self.evaluate.feedback, "evaluate.feedback").writers if self.evaluate.turns else []
-        return [*self.feedback.writers, *turning]
+        return [*self.feedback.writers, *self.writers_at_test_time]
+
+    @property
+    def writers_at_test_time(self) -> list[Source]:
+        """The feedback sources at test time."""
+        return named(self.evaluate.feedback, "evaluate.feedback").writers if self.evaluate.turns else []
 
 
 def value_of(settings: Settings, key: str) -> Any:

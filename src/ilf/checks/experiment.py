@@ -165,9 +165,7 @@ def _check_llm(settings: Settings) -> None:
     if llm.path is not None:
         advice = "Give an earlier run's programs/llm_answers.jsonl, or llm_feedback.jsonl for feedback=llm."
         check_path("llm.path", llm.path, "file", advice)
-    at_test_time = settings.evaluate.turns and any(
-        one.asks_llm for one in named(settings.evaluate.feedback, "evaluate.feedback").writers
-    )
+    at_test_time = any(one.asks_llm for one in settings.writers_at_test_time)
     if llm.path is not None and (at_test_time or (uses(settings) and settings.rounds > 1)):
         allowed = (
             "holds answers about the programs of one run, and this run asks about programs that it has yet to sample"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,18 @@ class FewShot(Refiner):
     def train(self, feedback: Sequence[Feedback], run: Refining) -> Path:
         """Return the folder of the run's initial policy."""
         for f, target in self._targets(run):
-            if isinstance(target, str):
-                continue
-            log.warning("refiner=few_shot: task %d is left out of the worked examples: %s", f.task_id, target)
+            if not isinstance(target, str):
+                log.warning("refiner=few_shot: task %d is left out of the worked examples: %s", f.task_id, target)
         return run.base
 
     def prompt(self, feedback: Feedback, task: Task, run: Refining) -> str:
         """Return the worked examples followed by the refine prompt."""
-        shown = [
+        possible = (
             (f, Refinement(f.task_id, run.tasks.by_id[f.task_id].prompt, target, f.source))
             for f, target in self._targets(run)
             if isinstance(target, str)
-        ]
+        )
+        shown = list(islice(possible, self.shots))
         return few_shot_prompt(worked_examples("refiner.shots", self.shots, shown), super().prompt(feedback, task, run))
 
     def _targets(self, run: Refining) -> Iterator[tuple[Feedback, str | Exception]]:

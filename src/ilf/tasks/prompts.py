@@ -298,13 +298,10 @@ def completion_of(prompt: str, program: str, name: str) -> str:
     missing = [n for n in missing if not (isinstance(n, ast.ImportFrom) and n.module == "__future__")]
     if other := [n for n in missing if not isinstance(n, ast.Import | ast.ImportFrom) or n.names[0].name == "*"]:
         raise ValueError(f"line {other[0].lineno} of the program, above {name!r}, is not in the prompt")
-    if list(map(ast.dump, node.decorator_list)) != list(map(ast.dump, _decorators(prompt, name))):
+    shown = _definition(f"{prompt}    pass", name).decorator_list
+    if list(map(ast.dump, node.decorator_list)) != list(map(ast.dump, shown)):
         raise ValueError(f"the decorators of {name!r} are not those in the prompt")
     return "".join(f"{indent}{ast.unparse(n)}\n" for n in missing) + _without_trailing_comments(body)
-
-
-def _decorators(prompt: str, name: str) -> list[ast.expr]:
-    return _definition(f"{prompt}    pass", name).decorator_list
 
 
 def _script_after(prompt: str, program: str) -> str:

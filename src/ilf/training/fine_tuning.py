@@ -198,10 +198,11 @@ class FineTuningModule(pl.LightningModule):
         """Clip as the Trainer is configured, and raise InputError if the gradients are not finite."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         scaled = self.trainer.precision == "16-mixed"  # its scaler skips such steps
-        if not scaled and not torch.isfinite(norm):
-            step = self.trainer.global_step + 1
-            raise self._diverged(f"the gradient norm of optimizer step {step} is {float(norm)}")
-        if not scaled:  # Lightning does not clip for a fused optimizer, which would undo the scaling itself
+        if not scaled:
+            if not torch.isfinite(norm):
+                step = self.trainer.global_step + 1
+                raise self._diverged(f"the gradient norm of optimizer step {step} is {float(norm)}")
+            # Lightning does not clip for a fused optimizer, which would undo the scaling itself.
             optimizer._step_supports_amp_scaling = False
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
