@@ -13,7 +13,7 @@ import warm
 import yaml
 from conftest import ROOT, SMALL
 
-from ilf.installation import CONF
+from ilf.installation import CONF, versions
 
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "numpy", "matplotlib")
 COMPLETION = {"COMP_LINE": "python run.py data=", "COMP_POINT": "19"}
@@ -275,3 +275,9 @@ def test_the_installed_command_runs_in_any_folder(start, installed, mine, tmp_pa
     for saved in folder.glob("*/*/*/**/.hydra/hydra.yaml"):
         text = saved.read_text()
         assert f"{installed.parent}/lib" in text and f"{ROOT}/conf" not in text
+
+
+def test_versions_leave_out_packages_that_are_not_installed(monkeypatch):
+    monkeypatch.setattr("ilf.installation._PACKAGES", ("no-such-package", "numpy"))
+    found = versions()
+    assert found["numpy"][0].isdigit() and "no-such-package" not in found

@@ -14,7 +14,9 @@ from conftest import MINI, SMALL, compose_settings
 from ilf.feedback import llm
 from ilf.feedback.llm_client import OtherModel, check_stored
 from ilf.files import JsonLines
+from ilf.models import chat
 from ilf.models.load import load_model, load_tokenizer
+from ilf.models.onednn_linear import load_packed
 from ilf.sampling import ServedSampler
 from ilf.settings import LLM
 from ilf.tasks import mini
@@ -399,6 +401,49 @@ def test_resumed_local_model_gives_the_same_answers_for_the_same_seed(chat_folde
     assert file.read_bytes() == whole
     others = ask(settings, 0.8, chat_folder, tmp_path / "others.jsonl", seed=1)
     assert [row["answer"] for row in found.values()] != [row["answer"] for row in others.values()]
+
+
+def test_local_model_answers_fewer_at_once_where_memory_runs_out(chat_folder, tmp_path, monkeypatch):
+    sizes, most = [], 2
+
+    def limited(*args, **options):
+        model = load_packed(*args, **options)
+        generate = model.generate
+
+        def few_at_once(**inputs):
+            sizes.append(len(inputs["input_ids"]))
+            if sizes[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return generate(**inputs)
+
+        model.generate = few_at_once
+        return model
+
+    whole = ask(LLM(model=str(chat_folder), parallel=5, max_tokens=8), 1e-3, chat_folder, tmp_path / "whole.jsonl")
+    monkeypatch.setattr(chat, "load_packed", limited)
+    parts = ask(LLM(model=str(chat_folder), parallel=5, max_tokens=8), 1e-3, chat_folder, tmp_path / "parts.jsonl")
+    assert sizes == [5, 2, 2, 1]
+    assert [row["answer"] for row in parts.values()] == [row["answer"] for row in whole.values()]
+    sizes.clear()
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        ask(LLM(model=str(chat_folder), parallel=5, max_tokens=8), 1e-3, chat_folder, tmp_path / "none.jsonl")
+    assert sizes == [5, 2, 1]
+
+
+def test_local_model_answers_questions_of_similar_length_together(chat_folder, tmp_path, monkeypatch):
+    asked = []
+
+    def recorded(folder, batches, *rest):
+        asked.extend(batches)
+        return answers(folder, batches, *rest)
+
+    answers = chat.answers
+    monkeypatch.setattr(chat, "answers", recorded)
+    monkeypatch.setattr(llm, "plan_feedback", lambda *args, plan=llm.plan_feedback: plan(*args)[::-1])
+    ask(LLM(model=str(chat_folder), parallel=2, max_tokens=2), 1.0, chat_folder, tmp_path / "answers.jsonl")
+    lengths = [sum(len(turn["content"]) for turn in turns) for batch, _ in asked for turns in batch]
+    assert len(lengths) == 5 and lengths == sorted(lengths)
 
 
 def test_real_server_and_local_model_give_the_same_feedback(server, chat_folder, few, small_stages, tmp_path):

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -176,12 +177,12 @@ class BreakingWhole(Breaking):
     whole_plans = True
 
 
-def programs_of_test_loop(sampler, folder, draws, **contents):
-    """Return the callback's programs after a test loop over the draws."""
+def programs_of_test_loop(sampler, folder, draws, first=5, **contents):
+    """Return the callback's programs after a test loop over the draws, the `first` of which are a batch."""
     task = Task(11, "test", "t", "", "f", ("assert f(1) == 1",), "", PROMPT)
     callback = UnitTestCallback(tasks={11: task}, folder=folder, scoring="s")
     data = MBPPDataModule(TOKENIZER, Contents(test_draws=draws, whole_plans=sampler.whole_plans, **contents))
-    data.draw_batches = lambda draws: [draws[:5], draws[5:]]
+    data.draw_batches = lambda draws: [draws[:first], draws[first:]]
     make_trainer(CPU, callbacks=[callback], epochs=1).test(ILFModule(None, TOKENIZER, sampler), data, verbose=False)
     return callback.programs
 
@@ -193,6 +194,38 @@ def test_samples_before_an_error_are_kept_unless_plans_are_whole(kind, tmp_path)
     file = tmp_path / "samples.jsonl"
     kept = file.read_text().splitlines() if file.exists() else []
     assert len(kept) == (0 if kind.whole_plans else 2)  # the second batch is not sampled
+
+
+@dataclass
+class Queue(Sampler):
+    """Works on `batch_size` programs at once, each of which takes 20 to 100 seconds of a clock of its own."""
+
+    now: float = 0.0
+
+    def sample(self, model, tokenizer, draws):
+        lengths = [20 + draw.seed % 81 for draw in draws]
+        going: list[tuple[float, int]] = []
+        for i, length in enumerate(lengths):
+            if len(going) == self.batch_size:
+                self.now, done = going.pop(0)
+                yield draws[done], "    return 1"
+            going = sorted([*going, (self.now + length, i)])
+        for self.now, done in going:
+            yield draws[done], "    return 1"
+
+
+def test_time_left_counts_programs_in_progress(tmp_path, monkeypatch):
+    sampler = Queue(batch_size=50)
+    monkeypatch.setattr("ilf.training.unit_test_callback.time", SimpleNamespace(monotonic=lambda: sampler.now))
+    monkeypatch.setattr("ilf.training.unit_test_callback.EVERY", 0.0)
+    times = []
+    monkeypatch.setattr(
+        "ilf.training.unit_test_callback.time_left",
+        lambda done, total, seconds: times.append((seconds, done and seconds * total / done)) or "",
+    )
+    programs_of_test_loop(sampler, tmp_path, PLAN, first=150)
+    assert len(times) > 150
+    assert all(sampler.now / 3 < whole < 3 * sampler.now for seconds, whole in times if seconds > 0)
 
 
 @dataclass

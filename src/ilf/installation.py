@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shlex
@@ -46,10 +47,11 @@ def command(*words: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the software that results may depend on."""
+    """Return the versions of the installed software that results may depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
-        found[package] = importlib.metadata.version(package)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # such as wandb, without its logger
+            found[package] = importlib.metadata.version(package)
     from ilf import __version__
 
     return found | {"ilf": __version__}

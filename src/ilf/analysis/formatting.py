@@ -46,7 +46,7 @@ def samples(results: Any) -> str:
     return drawn if drawn == reported else f"{drawn} ({reported} on Test)"
 
 
-def time_left(done: int, total: float, seconds: float) -> str:
+def time_left(done: float, total: float, seconds: float) -> str:
     """Return how long the rest of some work takes at the pace so far.
 
     >>> time_left(1, 4, 600.0), time_left(3, 4, 30.0), time_left(4, 4, 30.0)

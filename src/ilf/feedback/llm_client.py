@@ -113,12 +113,16 @@ class OtherModel:
     def _generated(
         self, queries: Sequence[dict[str, Any]], left: Sequence[dict[str, Any]]
     ) -> Iterable[list[tuple[dict[str, Any], dict[str, Any]]]]:
-        """Yield a local model's answers, one batch at a time. A batch with missing answers is resampled as a whole."""
+        """Yield a local model's answers, one batch at a time. A batch with missing answers is resampled as a whole.
+
+        Questions of similar length share a batch, because all of a batch take the memory of its longest.
+        """
         from ilf.models import chat
 
         assert self.folder is not None
         missing = {(q["task_id"], q["sample"]) for q in left}
         size = self.settings.parallel
+        queries = sorted(queries, key=lambda query: sum(len(turn["content"]) for turn in query["messages"]))
         batches = [queries[i : i + size] for i in range(0, len(queries), size)]
         batches = [batch for batch in batches if any((q["task_id"], q["sample"]) in missing for q in batch)]
         asked = [([q["messages"] for q in batch], batch[0]["seed"]) for batch in batches]

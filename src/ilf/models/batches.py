@@ -20,6 +20,11 @@ from ilf.models.shared_prefix import Prompts, Step, bias_of, reading, regrouped
 _CACHED = 500_000  # logits, of 4 bytes each
 
 
+def ran_out(error: RuntimeError) -> bool:
+    """Return whether memory ran out. CUDA raises a class of its own, and the CPU's allocator a plain error."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @dataclass
 class Batch:
     """A model's state after several texts. They are left-padded, so that all end in the last column."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from ilf.models.batches import ran_out
 from ilf.models.dtypes import sampling_dtype
 from ilf.models.load import load_tokenizer
 from ilf.models.onednn_linear import load_packed
 from ilf.models.tokens import Continuation, encode_chat, end_ids
+
+log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -31,10 +35,14 @@ def answers(
     Args:
         folder: A folder in Hugging Face's layout. Its tokenizer's chat template converts a conversation to text;
             without a template, the turns follow one another.
-        batches: Conversations to answer together, and the seed of their random numbers.
+        batches: Conversations to answer together, and the seed of their random numbers. Where memory runs out, this
+            and all later batches are answered in smaller parts.
         temperature: The sampling temperature.
         max_tokens: The largest number of tokens of an answer.
         device: The device to compute on.
+
+    Raises:
+        torch.OutOfMemoryError: There is not enough memory for even a single answer.
     """
     if not batches:
         return
@@ -50,10 +58,9 @@ def answers(
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
-    for conversations, seed in batches:
-        prompts = [encode_chat(tokenizer, turns) for turns in conversations]
+
+    def together(prompts: Sequence[list[int]]) -> list[dict[str, Any]]:
         inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
-        torch.manual_seed(seed)
         rows = model.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=config
         )
@@ -67,4 +74,22 @@ def answers(
                     "usage": {"prompt_tokens": len(prompt), "completion_tokens": length},
                 }
             )
+        return found
+
+    size = max(len(conversations) for conversations, _ in batches)
+    for conversations, seed in batches:
+        prompts = [encode_chat(tokenizer, turns) for turns in conversations]
+        found: list[dict[str, Any]] = []
+        torch.manual_seed(seed)
+        while len(found) < len(prompts):
+            part = prompts[len(found) : len(found) + size]
+            try:
+                found += together(part)
+            except RuntimeError as error:
+                if not ran_out(error) or len(part) == 1:
+                    raise
+                size = len(part) // 2
+                log.warning("out of memory with %d answers at once (llm.parallel); trying %d", len(part), size)
+            if device.type == "cuda" and len(found) < len(prompts):
+                torch.cuda.empty_cache()
         yield found

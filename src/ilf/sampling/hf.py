@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ilf.models.batches import Batch, choose, join
+from ilf.models.batches import Batch, choose, join, ran_out
 from ilf.models.prefill import joinable, prefill
 from ilf.models.tokens import Continuation, by_length, check_room, encode_prompts, end_ids, ends_line
 from ilf.protocols import Sampler
@@ -49,9 +49,8 @@ class HFSampler(Sampler):
                 for draw, text in self._decode(model, tokenizer, list(left), size):
                     del left[draw]
                     yield draw, text
-            except RuntimeError as error:  # CUDA's error is a subclass; the CPU allocator raises a plain one
-                out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-                if not out_of_memory or size == 1:
+            except RuntimeError as error:
+                if not ran_out(error) or size == 1:
                     raise
                 self.halvings += 1
                 log.warning("out of memory with %d programs at once; continuing with %d", size, size // 2)

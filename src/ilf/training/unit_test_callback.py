@@ -90,7 +90,7 @@ class UnitTestCallback(pl.Callback):
         loader = trainer.predict_dataloaders if trainer.predicting else trainer.test_dataloaders
         batches = getattr(loader, "dataset", ())
         self._planned = sum(len(batch.missing) for batch in batches if isinstance(batch, DrawBatch))
-        self._sampled, self._start = 0, time.monotonic()
+        self._sampled, self._start, self._at_once = 0, time.monotonic(), pl_module.sampler.batch_size
         pl_module.on_drawn(self._take)
         distributed.gather([])  # no process writes before all have read
         if self._samples:
@@ -102,7 +102,9 @@ class UnitTestCallback(pl.Callback):
         self._sampled += 1
         if time.monotonic() > self._then + EVERY:
             self._then = time.monotonic()
-            log.info("%s: %d of %d programs sampled, %s", self.stage, self._sampled, self._planned, self._time_left())
+            # The programs in progress are half done on average. Without them, the first ones would promise hours.
+            left = self._time_left(self._sampled + min(self._at_once, self._planned - self._sampled) / 2)
+            log.info("%s: %d of %d programs sampled, %s", self.stage, self._sampled, self._planned, left)
             if not self._whole:
                 self._keep()
 
@@ -145,11 +147,11 @@ class UnitTestCallback(pl.Callback):
         batches, passed = trainer.num_test_batches or [0], sum(program.verdict.passed for program in self.programs)
         log.info(
             "%s: %d of %d batches, %d programs, %d passed, %s",
-            *(self.stage, batch_idx + 1, sum(batches), len(self.programs), passed, self._time_left()),
+            *(self.stage, batch_idx + 1, sum(batches), len(self.programs), passed, self._time_left(self._sampled)),
         )
 
-    def _time_left(self) -> str:
-        return time_left(self._sampled, self._planned, time.monotonic() - self._start)
+    def _time_left(self, done: float) -> str:
+        return time_left(done, self._planned, time.monotonic() - self._start)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Store the samples that don't depend on the missing ones."""
