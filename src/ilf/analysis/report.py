@@ -184,6 +184,8 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
     """
     counts, seconds = results["counts"], results["seconds"]
     arm = results["arm"]
+    # Two spaces make a line break in Markdown.
+    paragraphs = [delta_text(results).replace("\n", "  \n"), change_text(results), cost_text(results)]
     lines = [
         f"# ILF: {arm}, data {results['data']}, model {model_name(results)}",
         "",
@@ -197,10 +199,7 @@ def summary(results: Results, mended: Sequence[Mended], plots: Sequence[str]) ->
         "",
         table(results),
         "",
-        # Two spaces make a line break in Markdown.
-        delta_text(results).replace("\n", "  \n") or "No comparison: the fine-tuned policy was not evaluated.",
-        "",
-        *(line for text in (change_text(results), cost_text(results)) if text for line in (text, "")),
+        *(line for text in paragraphs if text for line in (text, "")),
         *(f"![{Path(plot).stem.replace('_', ' ')}](plots/{plot})\n" for plot in plots),
     ]
     lines += source_table(results)
