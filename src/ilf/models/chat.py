@@ -48,34 +48,15 @@ def answers(
         return
     tokenizer = load_tokenizer(folder)
     model = load_packed(folder, sampling_dtype("auto", device), device, key="llm.model")
-    ends = end_ids(model, tokenizer)
     config = GenerationConfig(
         do_sample=True,
         temperature=temperature,
         top_k=0,
         top_p=1.0,
         max_new_tokens=max_tokens,
-        eos_token_id=sorted(ends),
+        eos_token_id=sorted(end_ids(model, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
-
-    def together(prompts: Sequence[list[int]]) -> list[dict[str, Any]]:
-        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
-        rows = model.generate(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=config
-        )
-        found = []
-        for row, prompt in zip(rows[:, inputs["input_ids"].shape[1] :].tolist(), prompts, strict=True):
-            length = next((i for i, token in enumerate(row) if token in ends), len(row))
-            found.append(
-                {
-                    "answer": Continuation(tokenizer, prompt).text(row[:length]),
-                    "finish_reason": "stop" if length < len(row) else "length",
-                    "usage": {"prompt_tokens": len(prompt), "completion_tokens": length},
-                }
-            )
-        return found
-
     size = max(len(conversations) for conversations, _ in batches)
     for conversations, seed in batches:
         prompts = [encode_chat(tokenizer, turns) for turns in conversations]
@@ -84,7 +65,7 @@ def answers(
         while len(found) < len(prompts):
             part = prompts[len(found) : len(found) + size]
             try:
-                found += together(part)
+                found += _together(model, tokenizer, part, config)
             except RuntimeError as error:
                 if not ran_out(error) or len(part) == 1:
                     raise
@@ -93,3 +74,24 @@ def answers(
             if device.type == "cuda" and len(found) < len(prompts):
                 torch.cuda.empty_cache()
         yield found
+
+
+def _together(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], config: GenerationConfig
+) -> list[dict[str, Any]]:
+    """Return the answers to several prompts, given as token ids, that are generated in one batch."""
+    inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    rows = model.generate(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=config
+    )
+    found = []
+    for row, prompt in zip(rows[:, inputs["input_ids"].shape[1] :].tolist(), prompts, strict=True):
+        length = next((i for i, token in enumerate(row) if token in config.eos_token_id), len(row))
+        found.append(
+            {
+                "answer": Continuation(tokenizer, prompt).text(row[:length]),
+                "finish_reason": "stop" if length < len(row) else "length",
+                "usage": {"prompt_tokens": len(prompt), "completion_tokens": length},
+            }
+        )
+    return found
