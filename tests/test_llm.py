@@ -404,6 +404,7 @@ def test_resumed_local_model_gives_the_same_answers_for_the_same_seed(chat_folde
 
 
 def test_local_model_answers_fewer_at_once_where_memory_runs_out(chat_folder, tmp_path, monkeypatch):
+    settings = LLM(model=str(chat_folder), parallel=5, max_tokens=8)
     sizes, most = [], 2
 
     def limited(*args, **options):
@@ -419,15 +420,15 @@ def test_local_model_answers_fewer_at_once_where_memory_runs_out(chat_folder, tm
         model.generate = few_at_once
         return model
 
-    whole = ask(LLM(model=str(chat_folder), parallel=5, max_tokens=8), 1e-3, chat_folder, tmp_path / "whole.jsonl")
+    whole = ask(settings, 1e-3, chat_folder, tmp_path / "whole.jsonl")
     monkeypatch.setattr(chat, "load_packed", limited)
-    parts = ask(LLM(model=str(chat_folder), parallel=5, max_tokens=8), 1e-3, chat_folder, tmp_path / "parts.jsonl")
+    parts = ask(settings, 1e-3, chat_folder, tmp_path / "parts.jsonl")
     assert sizes == [5, 2, 2, 1]
     assert [row["answer"] for row in parts.values()] == [row["answer"] for row in whole.values()]
     sizes.clear()
     most = 0
     with pytest.raises(torch.OutOfMemoryError):
-        ask(LLM(model=str(chat_folder), parallel=5, max_tokens=8), 1e-3, chat_folder, tmp_path / "none.jsonl")
+        ask(settings, 1e-3, chat_folder, tmp_path / "none.jsonl")
     assert sizes == [5, 2, 1]
 
 
