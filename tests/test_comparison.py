@@ -19,7 +19,7 @@ from ilf.analysis import comparison_page, plots
 from ilf.analysis.comparison import write_comparison
 from ilf.analysis.jobs import FIELDS
 from ilf.analysis.results import metrics
-from ilf.analysis.statistics import paired, pass_at_k, t_ci95
+from ilf.analysis.statistics import Difference, paired, pass_at_k, t_ci95
 from ilf.cli.sweep import JobCallback
 from ilf.types import InputError, Program, Verdict
 
@@ -54,7 +54,7 @@ def write_job(
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     delta = None
     if finetuned is not None and finetuned.keys() == zero.keys():
-        delta = {f"pass@{k}": paired(column(zero, k), column(finetuned, k)) for k in K}
+        delta = {f"pass@{k}": difference(column(zero, k), column(finetuned, k)) for k in K}
     results = {
         "status": "complete",
         "arm": refinements,
@@ -89,6 +89,12 @@ def column(passed: Counts, k: int) -> np.ndarray:
     return np.array([pass_at_k(N, c, k) for _, c in sorted(passed.items())])
 
 
+def difference(before: np.ndarray, after: np.ndarray) -> Difference:
+    found = paired([(dict(enumerate(before)), dict(enumerate(after)))])
+    assert found
+    return found
+
+
 CHANCES = {"gold": 0.6, "human": 0.5, "model": 0.45}
 
 
@@ -120,13 +126,14 @@ def find_row(rows: list[dict[str, str]], **wanted: str) -> dict[str, str]:
 LABELS = ["zero-shot", "gold", "human", "model"]
 
 
-def test_arm_results_are_averaged_over_seeds_per_task_then_over_tasks(tmp_path):
-    # The seeds have different tasks, so the mean over all programs would be a different number.
+def test_result_of_an_arm_lies_between_those_of_its_seeds_though_they_have_different_tasks(tmp_path):
+    # The mean over tasks of each task's mean over seeds would be 0.35.
     few, many = {11: 10, 12: 0}, {11: 10, 12: 4, 13: 2, 14: 0}
     write_job(tmp_path / "s" / "0", ["seed=0"], few, zero=few)
     write_job(tmp_path / "s" / "1", ["seed=1"], many, zero=many)
     row = find_row(compare(tmp_path / "s")["_arms"], arm="model")
-    assert float(row["pass@1"]) == pytest.approx(np.mean([1.0, 0.2, 0.2, 0.0]))
+    assert np.mean([1.0, 0.4, 0.2, 0.0]) < float(row["pass@1"]) < np.mean([1.0, 0.0])
+    assert float(row["pass@1"]) == pytest.approx(np.mean([1.0, 0.0, 1.0, 0.4, 0.2, 0.0]))
     assert float(row["pass@1_low"]) < float(row["pass@1"]) < float(row["pass@1_high"])
     assert row["seeds"] == "2" and row["training_examples"] == "100-101"
 
@@ -165,7 +172,7 @@ def test_pairs_of_arms_are_compared_by_a_paired_test_on_means_over_seeds(tmp_pat
         gold, model = (
             np.mean([column(draw(CHANCES[a], a, s), k) for s in range(3)], axis=0) for a in ("gold", "model")
         )
-        expected, row = paired(gold, model), pairs["model", "gold", f"pass@{k}"]
+        expected, row = difference(gold, model), pairs["model", "gold", f"pass@{k}"]
         assert float(row["points"]) == pytest.approx(100 * expected["mean"])
         assert float(row["p"]) == pytest.approx(expected["p_value"])
         assert [float(row["points_low"]), float(row["points_high"])] == pytest.approx(
@@ -692,7 +699,7 @@ def test_invalid_compare_settings_stop_the_command_before_any_job(arguments, sai
 
 def transfer(chance: float, *seed: object, data: str = "humaneval", sha: str = "h") -> dict:
     zero, tuned = draw(0.2, "transfer", data, sha), draw(chance, "transfer", *seed)
-    delta = {f"pass@{k}": paired(column(zero, k), column(tuned, k)) for k in K}
+    delta = {f"pass@{k}": difference(column(zero, k), column(tuned, k)) for k in K}
     return {"data": data, "data_sha256": sha, "zero_shot": part(zero), "finetuned": part(tuned), "delta": delta}
 
 
@@ -708,13 +715,13 @@ def test_transfer_data_set_has_its_own_metrics(tmp_path):
         assert float(rows["zero-shot"][name]) == pytest.approx(column(zero, k).mean())
         assert float(rows["model"][name]) == pytest.approx(column(model, k).mean())
         assert rows["self, data@transfer=null"][name] == "" != rows["self, data@transfer=null"][f"pass@{k}"]
-        expected = paired(column(zero, k), column(model, k))
+        expected = difference(column(zero, k), column(model, k))
         assert float(rows["model"][f"delta_{name}"]) == pytest.approx(expected["mean"])
         job = find_row(found[""], folder="1")
         assert float(job[f"finetuned_{name}"]) == pytest.approx(column(model, k).mean())
         assert float(job[f"p_{name}"]) == pytest.approx(expected["p_value"]) and f"refiner_{name}" not in job
         pair = find_row(found["_pairs"], arm="model", against="gold", metric=name)
-        expected = paired(column(gold, k), column(model, k))
+        expected = difference(column(gold, k), column(model, k))
         assert float(pair["points"]) == pytest.approx(100 * expected["mean"]) and pair["family"] == "planned"
         # Zero-shot, gold and model make three pairs of this metric. Two are not planned and are corrected together.
         rest = [row for row in found["_pairs"] if row["metric"] == name and row["family"] == "exploratory"]

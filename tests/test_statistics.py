@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from ilf.analysis.refinements import edit_distance, returns_expected_literal
 from ilf.analysis.results import delta, metrics
-from ilf.analysis.statistics import bootstrap_ci95, holm, mean_pass_at_k, paired, pass_at_k, sign_flip_p_value
+from ilf.analysis.statistics import (
+    bootstrap_ci95,
+    holm,
+    mean_pass_at_k,
+    over_seeds,
+    paired,
+    pass_at_k,
+    rate_ci95,
+    sign_flip_p_value,
+    task_means,
+)
 from ilf.types import Program, Verdict
 
 
@@ -37,6 +47,36 @@ def test_the_bootstrap_interval_has_about_its_nominal_coverage():
     assert 0.88 <= covered / 200 <= 0.99
 
 
+BY_SEED = st.lists(st.dictionaries(st.integers(0, 9), st.floats(0, 1), min_size=1), min_size=1, max_size=4)
+
+
+@given(BY_SEED)
+def test_mean_over_seeds_lies_between_the_means_of_the_seeds_and_its_interval_within_the_values(seeds):
+    values, weights = task_means(over_seeds(seeds))
+    means = [np.mean(list(tasks.values())) for tasks in seeds]
+    assert min(means) - 1e-9 <= np.average(values, weights=weights) <= max(means) + 1e-9
+    low, high = rate_ci95(values, weights)
+    assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9 or values.min() == values.max()
+
+
+@given(BY_SEED, st.floats(-0.5, 0.5))
+def test_a_constant_difference_is_found_whatever_tasks_each_seed_has(seeds, change):
+    after = [{task: value + change for task, value in tasks.items()} | {99: 0.0} for tasks in seeds]
+    found = paired(zip(seeds, after, strict=True))
+    assert [found["mean"], *found["ci95"]] == pytest.approx([change] * 3, abs=1e-9)
+
+
+def test_tasks_with_more_seeds_count_as_often_as_they_have_seeds():
+    """The interval covers the mean of all values, also if the tasks that only one seed has differ from the others."""
+    rng, covered = np.random.default_rng(3), 0
+    for i in range(200):
+        counts = rng.integers(1, 4, 60)
+        tasks = {t: rng.normal(counts[t], 1.0) + rng.normal(0, 0.3, counts[t]) for t in range(60)}
+        low, high = bootstrap_ci95(*task_means(tasks), seed=i, draws=500)
+        covered += low <= 14 / 6 <= high  # the mean of the counts 1, 2 and 3, weighted by themselves
+    assert 0.88 <= covered / 200 <= 0.99
+
+
 def test_sign_flip_p_values_are_uniform_or_small_if_there_is_an_effect():
     rng = np.random.default_rng(1)
     null = np.array([sign_flip_p_value(rng.normal(0, 1, 30), draws=1000) for _ in range(500)])
@@ -58,7 +98,7 @@ def test_holm_is_bonferroni_on_the_worst_subset_with_the_hypothesis(p_values):
 def test_the_smallest_detectable_effect_is_found_with_80_percent_power():
     rng = np.random.default_rng(2)
     before = rng.normal(0, 1, 100)
-    size = paired(before, before + rng.normal(0, 1, 100))["smallest_detectable"]
+    size = paired([(dict(enumerate(before)), dict(enumerate(before + rng.normal(0, 1, 100))))])["smallest_detectable"]
     found = [sign_flip_p_value(rng.normal(size, 1, 100), draws=500) < 0.05 for _ in range(150)]
     assert 0.65 < np.mean(found) < 0.95
 

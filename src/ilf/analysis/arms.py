@@ -138,13 +138,15 @@ def pair_of(before: Arm, after: Arm, name: str) -> Pair | None:
         return None
     # With the same seed both arms have the same samples before fine-tuning, so the noise that they share cancels out.
     shared = sorted(x.keys() & y.keys())
-    x_mean, y_mean = (over_seeds(values[seed] for seed in shared or values) for values in (x, y))
-    tasks = sorted(x_mean.keys() & y_mean.keys(), key=int)
-    if not tasks:
+    both = [(x[seed], y[seed]) for seed in shared]
+    if not shared:
+        x_mean, y_mean = ({t: fmean(v) for t, v in over_seeds(values.values()).items()} for values in (x, y))
+        both = [(x_mean, y_mean)]
+    difference = paired(both)
+    if not difference:
         return None
-    difference = paired(np.array([x_mean[task] for task in tasks]), np.array([y_mean[task] for task in tasks]))
-    both = [(x[seed], y[seed]) for seed in shared if x[seed].keys() & y[seed].keys()]
-    by_seed = [fmean(b[task] - a[task] for task in a.keys() & b.keys()) for a, b in both]
+    tasks = {task for a, b in both for task in a.keys() & b.keys()}
+    by_seed = [fmean(b[task] - a[task] for task in common) for a, b in both if (common := a.keys() & b.keys())]
     return Pair(name, before, after, len(tasks), len(shared), difference, t_ci95(by_seed))
 
 

@@ -14,7 +14,7 @@ from ilf.analysis.arms import Arm, Arms, Pair, Row, arms_of, pair_of, planned_pa
 from ilf.analysis.comparison_page import markdown, plot, plot_pairs
 from ilf.analysis.jobs import FIELDS, Job, measured, metric_names, read_jobs, scripted_note
 from ilf.analysis.schema import PARTS, Reported
-from ilf.analysis.statistics import holm, over_seeds, rate_ci95, t_ci95
+from ilf.analysis.statistics import holm, over_seeds, rate_ci95, t_ci95, task_means
 from ilf.files import to_csv, write_atomically
 
 _NOTHING = (None, None)  # in place of an interval
@@ -164,9 +164,9 @@ def _arm_row(arm: Arm, names: list[str]) -> Row:
         columns: dict[str, Reported] = {f"refiner_{name}": "refiner"} if "refiner" in _parts(name) else {}
         for column, part in (columns | {name: arm.part}).items():
             values = arm.values(part, name)
-            over_tasks = np.array(list(over_seeds(values.values()).values()))
-            row[column] = float(over_tasks.mean()) if values else None
-            row[f"{column}_low"], row[f"{column}_high"] = rate_ci95(over_tasks) if values else _NOTHING
+            means, weights = task_means(over_seeds(values.values()))
+            row[column] = float(np.average(means, weights=weights)) if values else None
+            row[f"{column}_low"], row[f"{column}_high"] = rate_ci95(means, weights) if values else _NOTHING
             row[f"{column}_seeds_low"], row[f"{column}_seeds_high"] = t_ci95(arm.means(part, name)) or _NOTHING
     return row
 

@@ -57,8 +57,8 @@ def _arm_table(arms: list[Arm], rows: list[Row], name: str, first: bool) -> list
 def _legend(rows: list[Row], pairs: list[Row], names: list[str]) -> list[str]:
     """Return the explanation of the numbers and of what each interval covers."""
     said = [
-        "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds within a task, "
-        "then over tasks."
+        "pass@k on Test (the refiner's: on the annotated Train tasks) in percent: the mean over seeds and tasks. A "
+        "task counts once for each seed that has it."
     ]
     if any(" " in name for name in names):
         said.append("A metric whose name starts with a data set is pass@k on that data set.")

@@ -66,7 +66,8 @@ def delta(before: Sequence[Program] | None, after: Sequence[Program] | None, k: 
         return None
     if per_task(before, 1).keys() != per_task(after, 1).keys():
         raise ValueError("the two sets of programs are on different tasks")
-    return {f"pass@{i}": paired(_values(before, i), _values(after, i)) for i in k}
+    pairs = {f"pass@{i}": (per_task(before, i), per_task(after, i)) for i in k}
+    return {name: found for name, pair in pairs.items() if (found := paired([pair]))}
 
 
 @dataclass

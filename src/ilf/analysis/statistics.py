@@ -6,13 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 K = TypeVar("K")  # a task's id, as a number or as text
+PerSeed = Mapping[Any, Sequence[float]]  # the values of each task, one for each seed that has the task
 _Z = 1.959964 + 0.841621  # quantiles of the normal distribution: 5% two-sided, plus 80% power
 # The 97.5% quantile of Student's t for 1, 2, ... degrees of freedom; beyond these, the normal quantile is used.
 _T = (
@@ -68,15 +69,25 @@ def _signs(n: int, seed: int, draws: int) -> Floats:
     return (np.random.default_rng(seed).integers(0, 2, (draws, n)) * 2 - 1).astype(np.float64)
 
 
-def bootstrap_ci95(values: Floats, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
-    """Return the 95% percentile bootstrap interval of the mean over tasks of `values`, (T,)."""
-    means = _resamples(len(values), seed, draws) @ values / len(values)
-    low, high = np.quantile(means, [0.025, 0.975])
+def bootstrap_ci95(
+    values: Floats, weights: Floats | None = None, seed: int = 0, draws: int = 10_000
+) -> tuple[float, float]:
+    """Return the 95% percentile bootstrap interval of a mean over tasks.
+
+    Args:
+        values: One value per task, (T,).
+        weights: The tasks' weights in the mean, (T,); None for equal weights.
+        seed: The seed of resampling.
+        draws: The number of resamples.
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    counts = _resamples(len(values), seed, draws)
+    low, high = np.quantile(counts @ (values * weights) / (counts @ weights), [0.025, 0.975])
     return float(low), float(high)
 
 
-def rate_ci95(values: Floats) -> tuple[float, float]:
-    """Return the 95% interval of the mean over tasks of rates from 0 to 1, (T,).
+def rate_ci95(values: Floats, weights: Floats | None = None) -> tuple[float, float]:
+    """Return the 95% interval of a mean over tasks of rates from 0 to 1; for the arguments, see `bootstrap_ci95`.
 
     It is the bootstrap's, unless all tasks pass or all fail. Their resamples are equal, so the exact interval of a
     proportion is used instead (Clopper and Pearson 1934).
@@ -87,20 +98,29 @@ def rate_ci95(values: Floats) -> tuple[float, float]:
     bound = 0.025 ** (1 / len(values))
     if (values == 1).all():
         return bound, 1.0
-    return (0.0, 1 - bound) if (values == 0).all() else bootstrap_ci95(values)
+    return (0.0, 1 - bound) if (values == 0).all() else bootstrap_ci95(values, weights)
 
 
-def over_seeds(seeds: Iterable[Mapping[K, float]]) -> dict[K, float]:
-    """Return the mean of each task's values over the seeds that have the task.
+def over_seeds(seeds: Iterable[Mapping[K, float]]) -> dict[K, list[float]]:
+    """Return the values of each task, one for each seed that has the task.
 
     >>> over_seeds([{1: 0.5, 2: 1.0}, {1: 1.0}])
-    {1: 0.75, 2: 1.0}
+    {1: [0.5, 1.0], 2: [1.0]}
     """
     found: dict[K, list[float]] = defaultdict(list)
     for values in seeds:
         for task, value in values.items():
             found[task].append(value)
-    return {task: float(np.mean(values)) for task, values in found.items()}
+    return dict(found)
+
+
+def task_means(values: PerSeed) -> tuple[Floats, Floats]:
+    """Return each task's mean over seeds and its weight in a mean over tasks, both (T,).
+
+    The weight is the number of seeds that have the task. So the mean over tasks is that of all values, and lies between
+    the means of the seeds, which may have different tasks.
+    """
+    return np.array([np.mean(v) for v in values.values()]), np.array([float(len(v)) for v in values.values()])
 
 
 def t_ci95(values: Sequence[float]) -> tuple[float, float] | None:
@@ -140,23 +160,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def paired(before: Floats, after: Floats, seed: int = 0) -> Difference:
+def paired(seeds: Iterable[tuple[Mapping[K, float], Mapping[K, float]]], seed: int = 0) -> Difference | None:
     """Return the mean paired difference over tasks, its interval, p-value and minimum detectable difference.
 
     The minimum detectable difference is that of a two-sided test at the 5% level with 80% power: 2.8 standard errors.
     It is None if the spread of the differences is zero or unknown.
 
     Args:
-        before: One value per task, (T,).
-        after: The values of the same tasks in the same order.
+        seeds: For each seed, the values before and after by task. Tasks that only one of these has are left out.
         seed: The seed of resampling.
+
+    Returns:
+        The difference after minus before; None if no task is left. For the weights of the tasks, see `task_means`.
     """
-    differences = after - before
-    spread = float(differences.std(ddof=1)) if len(differences) > 1 else float("nan")
-    detectable = _Z * spread / math.sqrt(len(differences))
+    differences = over_seeds({task: y[task] - x[task] for task in x if task in y} for x, y in seeds)
+    if not differences:
+        return None
+    values, weights = task_means(differences)
+    mean = float(np.average(values, weights=weights))
+    n, spread = len(values), float(np.sum((weights * (values - mean)) ** 2))
+    detectable = _Z * math.sqrt(spread * n / (n - 1)) / float(weights.sum()) if n > 1 else 0.0
     return {
-        "mean": float(differences.mean()),
-        "ci95": list(bootstrap_ci95(differences, seed)),
-        "p_value": sign_flip_p_value(differences, seed),
+        "mean": mean,
+        "ci95": list(bootstrap_ci95(values, weights, seed)),
+        "p_value": sign_flip_p_value(values * weights, seed),
         "smallest_detectable": detectable if detectable > 0 else None,
     }

@@ -69,11 +69,10 @@ _Way = Literal["feedback", "fresh"]
 _WAYS: tuple[_Way, _Way] = ("feedback", "fresh")
 
 
-def _after(jobs: Sequence[Job], part: str, way: _Way, number: int) -> dict[int, float]:
-    """Return pass@1 of each task after `number` turns, averaged over seeds."""
-    found = (job.results["turns"][part][way][number] for job in jobs if part in job.results["turns"])
-    values = over_seeds({int(i): passed / one["n_samples"] for i, passed in one["per_task"].items()} for one in found)
-    return dict(sorted(values.items()))
+def _after(job: Job, part: str, way: _Way, number: int) -> dict[int, float]:
+    """Return pass@1 of each task after `number` turns."""
+    found = job.results["turns"][part][way][number]
+    return {int(i): passed / found["n_samples"] for i, passed in found["per_task"].items()}
 
 
 def turns(jobs: Sequence[Job]) -> Study:
@@ -87,10 +86,11 @@ def turns(jobs: Sequence[Job]) -> Study:
     for part in ("zero_shot", "finetuned"):
         for who, group in grouped([job for job in jobs if part in job.results["turns"]], reviser).items():
             for number in range(len(group[0].results["turns"][part]["feedback"])):
-                after: dict[str, dict[int, float]] = {way: _after(group, part, way, number) for way in _WAYS}
+                by_way = {way: [_after(job, part, way, number) for job in group] for way in _WAYS}
+                after = {str(way): over_seeds(values) for way, values in by_way.items()}
                 row: Row = {"row": f"{ROWS[part]}, revised by the {who}", "turns": number, **cells(after)}
                 if number:
-                    row |= difference(after["fresh"], after["feedback"])
+                    row |= difference(zip(by_way["fresh"], by_way["feedback"], strict=True))
                 rows.append(row)
                 lines[str(row["row"])].append(_point(number, after["feedback"]))
                 fresh = f"{ROWS[part]}, fresh samples"
@@ -115,7 +115,7 @@ def turns(jobs: Sequence[Job]) -> Study:
     return Study("Feedback at test time", subject(jobs), columns, rows, draw, notes)
 
 
-def _point(x: float, values: dict[int, float]) -> tuple[float, float, float, float]:
+def _point(x: float, values: dict[int, list[float]]) -> tuple[float, float, float, float]:
     found = figure(values)
     return x, found["mean"], found["low"], found["high"]
 

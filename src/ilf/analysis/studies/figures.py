@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from ilf.analysis.formatting import p_text, percent
 from ilf.analysis.plots import COLOURS, canvas, curve
-from ilf.analysis.statistics import over_seeds, sign_flip_p_value
+from ilf.analysis.statistics import PerSeed, over_seeds, sign_flip_p_value
 from ilf.analysis.studies.job import (
     Job,
     Row,
@@ -34,7 +35,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
     for job in jobs:
         for source, values in (job.results["perplexity"] or {}).items():
             by_source[source].append(values)
-    means = {source: over_seeds(found) for source, found in by_source.items()}
+    means = {source: {i: fmean(v) for i, v in over_seeds(found).items()} for source, found in by_source.items()}
     ends = [job.results["end_loss"] or {} for job in jobs]
     rows = []
     for source, values in means.items():
@@ -51,7 +52,7 @@ def figure3(jobs: Sequence[Job]) -> Study:
                 "mean": f"{array.mean():.2f}",
                 "above_10": f"{100 * (array >= 10).mean():.1f}",
                 "above_100": f"{100 * (array >= 100).mean():.1f}",
-                "end": f"{np.mean(list(end.values())):.2f}",
+                "end": f"{fmean(chain(*end.values())):.2f}",
                 "ratio": f"{np.exp(logs.mean()):.2f}" if common else None,
                 "p": p_text(sign_flip_p_value(logs)).removeprefix("= ") if common else None,
             }
@@ -148,10 +149,9 @@ def figure5(jobs: Sequence[Job]) -> Study:
     usable = [(f, value) for f, value in pieces if noted or f["refinement"]]
     for f, value in usable:
         number = f["bugs"] if noted else _edits(f["program"], f["refinement"])
-        mistakes[number][f["task_id"]].append(value)
+        mistakes[number][f["task_id"]] += value
     rows: list[Row] = []
-    for number, by_task in sorted(mistakes.items()):
-        values_of = {task_id: float(np.mean(found)) for task_id, found in by_task.items()}
+    for number, values_of in sorted(mistakes.items()):
         found = figure(values_of)
         text = percent(found["mean"], [found["low"], found["high"]])
         text = text if len(values_of) > 1 else text.split(" ")[0]  # one task has no interval
@@ -209,7 +209,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
         }
         common = sorted(kl[arm].keys() & kl.get("gold", {}).keys(), key=int) if arm != "gold" else []
         if common:
-            differences = np.array([kl[arm][i] - kl["gold"][i] for i in common])
+            differences = np.array([fmean(kl[arm][i]) - fmean(kl["gold"][i]) for i in common])
             row["against_gold"] = f"{differences.mean():+.4f}, p {p_text(sign_flip_p_value(differences))}"
         rows.append(row)
     title = "What fine-tuning did to the policy"
@@ -235,9 +235,7 @@ def policy_change(jobs: Sequence[Job]) -> Study:
     return Study(title, subject(jobs), columns, rows, draw, notes)
 
 
-def _draw_change(
-    file: Path, title: str, weights: Mapping[str, Mapping[str, float]], kl: Sequence[Mapping[str, float]]
-) -> None:
+def _draw_change(file: Path, title: str, weights: Mapping[str, Mapping[str, float]], kl: Sequence[PerSeed]) -> None:
     """Plot the weight change by group of layers, one line per arm, next to each arm's KL from the base over tasks."""
     shown = list(dict.fromkeys(name for found in weights.values() for name in found if name != "all"))
     height = max(4.2, 1.6 + 0.2 * len(shown))

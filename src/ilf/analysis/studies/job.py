@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -16,7 +16,7 @@ from ilf.analysis.jobs import job_folders, read_job, scripted_note, setting_of
 from ilf.analysis.markdown import table
 from ilf.analysis.schema import SCHEMA, Part, Results
 from ilf.analysis.sentences import trained_on
-from ilf.analysis.statistics import bootstrap_ci95, over_seeds, paired, pass_at_k, rate_ci95
+from ilf.analysis.statistics import PerSeed, bootstrap_ci95, over_seeds, paired, pass_at_k, rate_ci95, task_means
 from ilf.types import InputError
 
 Row = dict[str, Any]  # a row of a study's table: values by name; names that end in `_text` hold their formatted text
@@ -136,28 +136,31 @@ def names(jobs: Sequence[Job], part: Part) -> list[str]:
     return [*found["ci95"], "one_correct"] if found else []
 
 
-def per_task(jobs: Sequence[Job], part: Part, name: str, seeds: Collection[int] | None = None) -> dict[int, float]:
-    """Return a metric by task, averaged over all seeds of the jobs, or over those in `seeds`.
+def by_seed(jobs: Sequence[Job], part: Part, name: str) -> dict[int, dict[int, float]]:
+    """Return a metric by seed and task.
 
     Each seed counts once, as jobs with the same seed and the same base have the same zero-shot programs.
 
     Raises:
         Mixed: Jobs with the same seed have other programs.
     """
-    by_seed: dict[int, Any] = {}
+    known: dict[int, Any] = {}
     for job in jobs:
-        if (found := job.results[part]) and by_seed.setdefault(job.results["seed"], found) != found:
+        if (found := job.results[part]) and known.setdefault(job.results["seed"], found) != found:
             raise Mixed(f"jobs with seed {job.results['seed']} have different results ({part}), such as {job.folder}")
 
     def metric(n: int, passed: int) -> float:
         return float(passed > 0) if name == "one_correct" else pass_at_k(n, passed, int(name.removeprefix("pass@")))
 
-    values = over_seeds(
-        {int(task_id): metric(found["n_samples"], passed) for task_id, passed in found["per_task"].items()}
-        for seed, found in by_seed.items()
-        if seeds is None or seed in seeds
-    )
-    return dict(sorted(values.items()))
+    return {
+        seed: {int(task_id): metric(found["n_samples"], passed) for task_id, passed in found["per_task"].items()}
+        for seed, found in known.items()
+    }
+
+
+def per_task(jobs: Sequence[Job], part: Part, name: str) -> dict[int, list[float]]:
+    """Return the values of a metric for each task, one for each seed that has the task; for errors, see `by_seed`."""
+    return dict(sorted(over_seeds(by_seed(jobs, part, name).values()).items()))
 
 
 class Figure(TypedDict):
@@ -169,19 +172,19 @@ class Figure(TypedDict):
     tasks: int
 
 
-def figure(values: Mapping[int, float] | Mapping[str, float], rates: bool = True) -> Figure:
+def figure(values: PerSeed, rates: bool = True) -> Figure:
     """Return the mean over tasks of `values` and its 95% interval.
 
     Args:
-        values: A value for each task.
+        values: The values of each task.
         rates: Whether the values are rates from 0 to 1.
     """
-    array = np.array(list(values.values()))
-    low, high = rate_ci95(array) if rates else bootstrap_ci95(array)
-    return {"mean": float(array.mean()), "low": low, "high": high, "tasks": len(array)}
+    means, weights = task_means(values)
+    low, high = rate_ci95(means, weights) if rates else bootstrap_ci95(means, weights)
+    return {"mean": float(np.average(means, weights=weights)), "low": low, "high": high, "tasks": len(means)}
 
 
-def cells(values: dict[str, dict[int, float]]) -> Row:
+def cells(values: dict[str, dict[int, list[float]]]) -> Row:
     """Return a row's columns for several metrics on the same tasks: means, intervals and a text with both."""
     row: Row = {}
     for name, by_task in values.items():
@@ -205,17 +208,15 @@ def against(before: tuple[Sequence[Job], Part], after: tuple[Sequence[Job], Part
         after: The other jobs, and the part of their results.
         name: The metric.
     """
-    seeds = [{job.results["seed"] for job in jobs if job.results[part]} for jobs, part in (before, after)]
-    x, y = (per_task(jobs, part, name, seeds[0] & seeds[1]) for jobs, part in (before, after))
-    return difference(x, y)
+    x, y = (by_seed(jobs, part, name) for jobs, part in (before, after))
+    return difference((x[seed], y[seed]) for seed in x if seed in y)
 
 
-def difference(x: Mapping[int, float], y: Mapping[int, float]) -> Row:
-    """Return a row's columns for the difference `y` minus `x`, paired over the tasks that both have."""
-    common = sorted(x.keys() & y.keys())
-    if not common:
+def difference(seeds: Iterable[tuple[Mapping[int, float], Mapping[int, float]]]) -> Row:
+    """Return a row's columns for the paired difference over tasks; for the argument, see `statistics.paired`."""
+    found = paired(seeds)
+    if not found:
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p", "difference_text"))
-    found = paired(np.array([x[i] for i in common]), np.array([y[i] for i in common]))
     low, high = found["ci95"]
     text = f"{percent(found['mean'], [low, high])}, p {p_text(found['p_value'])}"
     return {
