@@ -14,7 +14,12 @@ from ilf.installation import COMMAND
 from ilf.settings import Phase, Settings
 from ilf.types import InputError
 
-# Keys that only some runs read: a description of what reads them, and whether these settings do.
+
+def _fine_tunes(settings: Settings) -> bool:
+    return settings.refinements.trains or (settings.refines and settings.refiner.trains)
+
+
+# Keys and groups that only some runs read: a description of what reads them, and whether these settings do.
 _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "data.revision": ("data=mbpp without data.path", lambda s: getattr(s.data, "path", None) is None),
     "data.newlines": ("every arm but refinements=none", lambda s: s.refinements.trains),
@@ -28,8 +33,7 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "feedback.apply": ("feedback=shuffled", lambda s: "shuffle" in s.feedback.transform),
     "feedback.select": ("feedback=human", lambda s: any(one.people for one in s.feedback.writers)),
     "refiner.old_code_tokens": ("every refiner but refiner=policy", lambda s: s.refiner.reads_program),
-    "refiner.targets": ("arms that have a refiner", lambda s: s.refines),
-    "refiner.held_out": ("arms that have a refiner", lambda s: s.refines),
+    "refiner": ("arms that have a refiner", lambda s: s.refines),
     "feedback.choose": ("arms that need feedback", lambda s: s.needs_feedback),
     "failing": ("arms that need feedback", lambda s: s.needs_feedback),
     "refinements.tasks": ("every arm but refinements=none", lambda s: s.refinements.trains),
@@ -45,10 +49,11 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "llm.": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
     "training.refiner.": ("arms that have a refiner, with refiner=finetuned", lambda s: s.refines and s.refiner.trains),
     "training.policy.": ("every arm but refinements=none", lambda s: s.refinements.trains),
-    "save.dtype": (
-        "a run that fine-tunes",
-        lambda s: s.refinements.trains or (s.refines and s.refiner.trains),
-    ),
+    "training.": ("a run that fine-tunes", _fine_tunes),
+    "adapter": ("a run that fine-tunes", _fine_tunes),
+    "optimizer": ("a run that fine-tunes", _fine_tunes),
+    "scheduler": ("a run that fine-tunes", _fine_tunes),
+    "save.dtype": ("a run that fine-tunes", _fine_tunes),
     "store.prune_days": ("mode=store", lambda s: s.mode == "store"),
     "pretrain.": ("mode=pretrain", lambda s: s.mode == "pretrain"),
     "annotate.": ("mode=annotate", lambda s: s.mode == "annotate"),
