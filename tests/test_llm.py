@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import MINI, SMALL, compose_settings
 
-from ilf.feedback import llm
+from ilf.feedback import llm, llm_client
 from ilf.feedback.llm_client import OtherModel, check_stored
 from ilf.files import JsonLines
 from ilf.models import chat
@@ -133,7 +133,9 @@ def test_questions_show_examples_but_not_the_gold_program_or_feedback():
         assert "All of it." in shown and TASKS[1].code in q["messages"][2]["content"]
 
 
-def test_stored_answers_survive_an_error_and_are_not_requested_again(endpoint, tmp_path):
+def test_stored_answers_survive_an_error_and_are_not_requested_again(endpoint, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(llm_client, "_EVERY", 0.0)
     settings, answers = LLM(url=endpoint.url, model="m", parallel=2), JsonLines(tmp_path / "answers.jsonl")
     endpoint.broken_after = 4
     with pytest.raises(InputError, match=r"llm\.url=.*model 'm'.*OPENAI_API_KEY"):
@@ -144,6 +146,10 @@ def test_stored_answers_survive_an_error_and_are_not_requested_again(endpoint, t
     endpoint.broken_after = 10**9
     answer(settings, answers)
     assert len(endpoint.requests) - before == 6 - len(kept) and answers.read()[: len(kept)] == kept
+    said, left = [record.message for record in caplog.records], 6 - len(kept)
+    assert f"llm: {len(kept)} answers are stored, {left} are left" in said
+    progress = rf"llm: 1 of {left} answers, about \d+ (s|min) left"
+    assert any(re.fullmatch(progress, text) for text in said) and f"llm: {left} of {left} answers, none left" in said
     assert {(row["task_id"], row["sample"]) for row in answers.read()} == {
         (i, s) for i in (311, 312, 313) for s in (0, 1)
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ilf.analysis.formatting import time_left
 from ilf.feedback.llm_settings import LLM
 from ilf.files import JsonLines, whole
 from ilf.models import endpoint
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = {"task_id": int, "sample": int, "parent": str, "answer": str}
 USES = ("feedback", "refinement")
+_EVERY = 30.0  # seconds between two messages about progress
 _USAGE = ("prompt_tokens", "completion_tokens")
 FILE = Columns(
     COLUMNS,
@@ -68,12 +71,17 @@ class OtherModel:
         if self.settings.path is not None:
             answers.append(_stored(self.settings.path, use, left))
             return
-        given = 0
+        if left:
+            log.info("llm: %d answers are stored, %d are left", len(done), len(left))
+        given, start = 0, time.monotonic()
+        last = start
         for rows in self._asked(left) if self.folder is None else self._generated(queries, left):
             answers.append(self._row(use, query, reply) for query, reply in rows)
             given += len(rows)
-            if given % 50 < len(rows) or given == len(left):
-                log.info("llm: %d of %d answers", given, len(left))
+            now = time.monotonic()
+            if now > last + _EVERY or given == len(left):
+                last = now
+                log.info("llm: %d of %d answers, %s", given, len(left), time_left(given, len(left), now - start))
 
     def _row(self, use: str, query: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
         """Return the row to store for an answer, with its query, the model and the settings."""
