@@ -140,6 +140,7 @@ NEUTRAL = {
         "tracking.py",
         "shutdown.py",
         "code_digest.py",
+        "progress.py",
         "disk.py",
     ),
     *("lazy.py", "components/component.py", "protocols.py"),

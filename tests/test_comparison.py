@@ -193,6 +193,35 @@ def test_arms_are_compared_on_their_shared_seeds(tmp_path):
     assert float(row["points"]) == pytest.approx(100 * expected) and row["shared_seeds"] == "1"
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["llm.url=http://{}:1/v1", "sampler.url=http://{}/v1"],
+        ["output_dir={}", "store.dir={}", "executor.workers=1{}"],
+        ["data.path=/{}/mbpp.jsonl"],
+        ["model=local", "model.path=/{}/model", "data.path={}"],
+    ],
+)
+def test_jobs_of_one_arm_may_run_on_different_machines(overrides, tmp_path):
+    for seed in (0, 1):
+        own = ["arm=ilf", *(text.format(seed) for text in overrides)]
+        found = {"data_sha256": "d", "weights_sha256": "w"}
+        write_job(tmp_path / "s" / str(seed), [*own, f"seed={seed}"], draw(0.5, seed), **found)
+    found = compare(tmp_path / "s")
+    assert [(row["arm"], row["seeds"]) for row in found["_arms"]] == [("zero-shot", "2"), ("ilf", "2")]
+
+
+@pytest.mark.parametrize("digest", ["data_sha256", "weights_sha256"])
+@pytest.mark.parametrize("given", [[], ["data.path=/a.jsonl", "model.path=/m"]])
+def test_jobs_with_other_data_or_weights_of_the_same_name_are_other_arms(digest, given, tmp_path):
+    for seed in (0, 1):
+        found = {"data_sha256": "d", "weights_sha256": "w"} | {digest: f"{seed}23456789"}
+        write_job(tmp_path / "s" / str(seed), ["arm=ilf", f"seed={seed}", *given], draw(0.5, seed), **found)
+    name = digest.split("_")[0].replace("weights", "model")
+    labels = {row["arm"] for row in compare(tmp_path / "s")["_arms"] if row["arm"].startswith("ilf")}
+    assert labels == {f"ilf, {name}=mini_023456", f"ilf, {name}=mini_123456"}
+
+
 def test_arms_without_shared_seeds_are_compared_over_all_seeds_with_a_note(tmp_path):
     write_sweep(tmp_path / "s", ["gold"], [0, 1])
     write_job(tmp_path / "s" / "7_model_seed2", ["refinements=model", "seed=2"], draw(0.45, "model", 2))

@@ -32,7 +32,7 @@ LAYERS = (
     ("protocols",),
     ("tasks",),
     ("components", "executors"),
-    ("files", "distributed", "sandbox", "ranges"),
+    ("files", "distributed", "progress", "sandbox", "ranges"),
     ("algorithm", "paths", "disk", "shutdown", "installation"),
     ("types", "code_digest", "lazy", "ilf"),
 )

@@ -135,7 +135,7 @@ def test_questions_show_examples_but_not_the_gold_program_or_feedback():
 
 def test_stored_answers_survive_an_error_and_are_not_requested_again(endpoint, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(llm_client, "_EVERY", 0.0)
+    monkeypatch.setattr(llm_client, "EVERY", 0.0)
     settings, answers = LLM(url=endpoint.url, model="m", parallel=2), JsonLines(tmp_path / "answers.jsonl")
     endpoint.broken_after = 4
     with pytest.raises(InputError, match=r"llm\.url=.*model 'm'.*OPENAI_API_KEY"):
@@ -244,7 +244,7 @@ def lines(file):
 
 @pytest.fixture
 def asked(endpoint):
-    return ["feedback=llm", f"llm.url={endpoint.url}", "llm.model=m"]
+    return ["feedback=llm", f"llm.url={endpoint.url}", f"llm.model=m{endpoint.server_port}"]
 
 
 def test_refiner_trains_on_llm_feedback_from_endpoint_and_from_file(endpoint, asked, few, small_stages):
@@ -285,6 +285,9 @@ def test_refiner_trains_on_llm_feedback_from_endpoint_and_from_file(endpoint, as
     stored = live.folder / "programs" / "llm_feedback.jsonl"
     again = small_stages(*few, *SHORT, "feedback=llm", f"llm.path={stored}")
     assert again.run()["refiner"] == found["refiner"] and len(endpoint.requests) == count
+    # So does the store, if the endpoint has moved.
+    moved = small_stages(*few, *SHORT, "feedback=llm", "llm.url=http://127.0.0.1:9/v1", asked[-1])
+    assert moved.run()["refiner"] == found["refiner"]
     assert (again.folder / "feedback.jsonl").read_bytes() == (live.folder / "feedback.jsonl").read_bytes()
     # Stored feedback can't be used as refinements.
     with pytest.raises(InputError, match=r"llm\.path=.*'refinement'.*llm_answers"):

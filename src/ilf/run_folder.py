@@ -11,16 +11,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ilf.files import read_json, to_json, write_atomically
-from ilf.settings import Settings
+from ilf.settings import NO_EFFECT, Settings
 from ilf.types import InputError
 
 _SETTINGS = "settings.json"
-# Settings in which another run in the same folder may differ, because they don't change the results.
-_FREE = {
-    *("mode", "stages", "measure", "store", "extras", "logger", "group", "overrides", "output_dir"),
-    *("pretrain", "annotate", "compare", "export", "run", "llm.parallel", "executor.workers", "executor.address"),
-    *("trainer.devices", "memory"),
-}
+# Settings in which another run in the same folder may differ. What `memory` changes is in the other settings.
+_FREE = {*NO_EFFECT, "overrides", "memory"}
 _ADVICE = "Choose another folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=... and hydra.sweep.subdir=...)"
 
 

@@ -20,6 +20,12 @@ from ilf.protocols import Objective, Refiner, Sampler
 from ilf.refinements import Refinements
 from ilf.tasks.data import Data
 
+# Keys and groups that don't change results: what else a run does, where it writes, and what it computes on.
+NO_EFFECT = (
+    *("mode", "stages", "measure", "store", "extras", "logger", "group", "output_dir"),
+    *("pretrain", "annotate", "compare", "export", "run"),
+    *("llm.url", "llm.parallel", "sampler.url", "executor.workers", "executor.address", "trainer.devices"),
+)
 STAGES = ("sample", "zero_shot", "annotate", "train_refiner", "refine", "train_policy", "evaluate", "report")
 
 

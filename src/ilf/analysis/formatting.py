@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -44,21 +43,3 @@ def samples(results: Any) -> str:
         for one in (results["sampling"], results["evaluation"])
     )
     return drawn if drawn == reported else f"{drawn} ({reported} on Test)"
-
-
-def time_left(done: float, total: float, seconds: float) -> str:
-    """Return how long the rest of some work takes at the pace so far.
-
-    >>> time_left(1, 4, 600.0), time_left(3, 4, 30.0), time_left(4, 4, 30.0)
-    ('about 30 min left', 'about 10 s left', 'none left')
-    >>> time_left(0, 4, 1.0), time_left(1, float("inf"), 1.0)
-    ('time left unknown', 'time left unknown')
-    """
-    if done >= total:
-        return "none left"
-    if not done or math.isinf(total):
-        return "time left unknown"
-    rest = seconds * (total - done) / done
-    if rest < 100:
-        return f"about {rest:.0f} s left"
-    return f"about {rest / 60:.0f} min left" if rest < 6000 else f"about {rest / 3600:.1f} h left"

@@ -13,6 +13,7 @@ import yaml
 
 from ilf.analysis.schema import PARTS, Delta, Metrics, Results, Transfer
 from ilf.files import read_json
+from ilf.settings import NO_EFFECT
 from ilf.types import InputError
 
 
@@ -45,6 +46,7 @@ class Job(TypedDict):
     model_id: str
     matched: bool
     data_sha256: NotRequired[str]
+    weights_sha256: NotRequired[str]
     entries: NotRequired[dict[str, list[str]]]
 
 
@@ -66,8 +68,14 @@ FIELDS: dict[Field, str] = {
 }
 _OF_THE_ARM: tuple[Field, ...] = ("feedback", "refiner_kind", "refinements")  # set by an option of the group `arm`
 _FOUND = (*PARTS, "delta", "transfer", "training_task_ids")  # absent or null in a job that failed
-# Overrides that do not affect what is measured; each stands for a whole key or for the first word of keys.
-_ASIDE = ("seed", "store", "hydra", "logger", "output_dir", "group", "compare")
+# Overrides that don't tell arms apart; each stands for a whole key or for the first word of keys.
+_ASIDE = (*NO_EFFECT, "seed", "hydra")
+# Overrides that name a folder or file, which can lie elsewhere on another machine: the field of results.json that is
+# named after the contents, and their digest.
+_CONTENTS: dict[str, tuple[Literal["data", "model"], Literal["data_sha256", "weights_sha256"]]] = {
+    "data.path": ("data", "data_sha256"),
+    "model.path": ("model", "weights_sha256"),
+}
 # Overrides that cannot change the zero-shot results.
 _AFTER_ZERO_SHOT = (
     *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "scheduler", "training", "llm"),
@@ -111,6 +119,7 @@ def read_jobs(sweeps: Sequence[Path]) -> tuple[list[Job], list[str]]:
     """
     folders = [folder for sweep in sweeps for folder in job_folders(sweep)]
     jobs = [_read(folder, str(folder) if len(sweeps) > 1 else folder.name) for folder in folders]
+    _tell_contents_apart(jobs)
     unsaid = _add_labels(jobs)
     _tell_transfers_apart(jobs)
     kept: list[Job] = []
@@ -158,6 +167,27 @@ def measured(job: Job, name: str) -> tuple[Mapping[str, Any], str]:
     if not data:
         return job, own
     return (transfer if transfer and transfer["data"] == data else {}), own
+
+
+def _tell_contents_apart(jobs: list[Job]) -> None:
+    """Give the same data or model one name in all jobs, and different ones different names, by their digests.
+
+    The first path of some contents replaces the others. If a name or path stands for different contents, such as a file
+    that was edited between two sweeps, the digest is appended to the name.
+    """
+    for key, (name, digest) in _CONTENTS.items():
+        known = [job for job in jobs if job.get(digest)]
+        paths: dict[str | None, str] = {}
+        for job in known:
+            if key in job["overrides"]:
+                job["overrides"][key] = paths.setdefault(job.get(digest), job["overrides"][key])
+        named = [(job, (job[name], job["overrides"].get(key))) for job in known]
+        digests: dict[tuple[str, str | None], set[str | None]] = defaultdict(set)
+        for job, shown in named:
+            digests[shown].add(job.get(digest))
+        for job, shown in named:
+            if len(digests[shown]) > 1:
+                job[name] += f"_{str(job.get(digest))[:6]}"
 
 
 def _tell_transfers_apart(jobs: list[Job]) -> None:

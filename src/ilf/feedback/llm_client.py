@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilf.analysis.formatting import time_left
 from ilf.feedback.llm_settings import LLM
 from ilf.files import JsonLines, whole
 from ilf.models import endpoint
+from ilf.progress import EVERY, time_left
 from ilf.tasks.rows import Columns, Row, check_rows, read_json_lines
 from ilf.types import InputError
 
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 COLUMNS = {"task_id": int, "sample": int, "parent": str, "answer": str}
 USES = ("feedback", "refinement")
-_EVERY = 30.0  # seconds between two messages about progress
 _USAGE = ("prompt_tokens", "completion_tokens")
 FILE = Columns(
     COLUMNS,
@@ -57,7 +56,7 @@ class OtherModel:
                 "batch_size": settings.parallel,
                 "dtype": str(sampling_dtype("auto", self.device)),
             }
-        own |= {"url": settings.url, "model": settings.model}
+        own["model"] = settings.model  # not the address, at which a cluster starts the same server on another node
         return own | ({"extra": settings.extra} if settings.extra else {})
 
     def answer(self, use: str, queries: Sequence[dict[str, Any]], answers: JsonLines) -> None:
@@ -79,7 +78,7 @@ class OtherModel:
             answers.append(self._row(use, query, reply) for query, reply in rows)
             given += len(rows)
             now = time.monotonic()
-            if now > last + _EVERY or given == len(left):
+            if now > last + EVERY or given == len(left):
                 last = now
                 log.info("llm: %d of %d answers, %s", given, len(left), time_left(given, len(left), now - start))
 

@@ -14,11 +14,11 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 
 from ilf import distributed
-from ilf.analysis.formatting import time_left
 from ilf.components import Component, from_node, node_of
 from ilf.models.load import load_model, load_tokenizer, resolve
 from ilf.models.shards import hold_whole, shard
 from ilf.models.targets import all_logits, last_logits
+from ilf.progress import EVERY, time_left
 from ilf.protocols import Objective, Sampler
 from ilf.sampling.hf import HFSampler
 from ilf.training.objectives.sft import SFT
@@ -27,7 +27,6 @@ from ilf.types import Draw, InputError, derive_seed
 
 log = logging.getLogger(__name__)
 
-EVERY = 10.0  # seconds between two progress messages
 Completions = list[dict[str, Any]]  # a Draw's fields, with `completion`
 ADAMW = Component("torch.optim.AdamW", {"lr": 5e-6, "weight_decay": 0.0})
 LINEAR = Component("ilf.training.schedules.linear")

@@ -12,13 +12,12 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ilf import distributed
-from ilf.analysis.formatting import time_left
 from ilf.analysis.statistics import mean_pass_at_k
 from ilf.executors import Judge
 from ilf.files import JsonLines
+from ilf.progress import EVERY, time_left
 from ilf.sandbox import Limits, Sandbox
 from ilf.scoring import score
-from ilf.training.fine_tuning import EVERY
 from ilf.training.mbpp_datamodule import DrawBatch
 from ilf.types import Draw, Program, Task, Verdict
 
