@@ -235,7 +235,8 @@ def test_policy_trains_on_llm_refinements_from_endpoint_and_from_file(endpoint, 
     assert half["llm"]["pass@1"] == pytest.approx(len(kept) / len(found["llm"]["per_task"]) / 2)
 
 
-SHORT = ["stages=[sample,annotate,train_refiner,refine]", "training.epochs=1", "training.validate_n=0"]
+STAGES_OF_SHORT = {"sample", "annotate", "train_refiner", "refine"}
+SHORT = [f"stages=[{','.join(STAGES_OF_SHORT)}]", "training.epochs=1", "training.validate_n=0"]
 
 
 def lines(file):
@@ -285,9 +286,10 @@ def test_refiner_trains_on_llm_feedback_from_endpoint_and_from_file(endpoint, as
     stored = live.folder / "programs" / "llm_feedback.jsonl"
     again = small_stages(*few, *SHORT, "feedback=llm", f"llm.path={stored}")
     assert again.run()["refiner"] == found["refiner"] and len(endpoint.requests) == count
-    # So does the store, if the endpoint has moved.
-    moved = small_stages(*few, *SHORT, "feedback=llm", "llm.url=http://127.0.0.1:9/v1", asked[-1])
-    assert moved.run()["refiner"] == found["refiner"]
+    # So does the store if the endpoint has moved, and with other settings of NO_EFFECT.
+    changed = ["llm.url=http://127.0.0.1:9/v1", "llm.parallel=3", "executor.workers=1", "measure=[]"]
+    moved = small_stages(*few, *SHORT, "feedback=llm", asked[-1], *changed).run()
+    assert moved["refiner"] == found["refiner"] and set(moved["seconds"]["reused"]) >= STAGES_OF_SHORT
     assert (again.folder / "feedback.jsonl").read_bytes() == (live.folder / "feedback.jsonl").read_bytes()
     # Stored feedback can't be used as refinements.
     with pytest.raises(InputError, match=r"llm\.path=.*'refinement'.*llm_answers"):
@@ -408,6 +410,13 @@ def test_resumed_local_model_gives_the_same_answers_for_the_same_seed(chat_folde
     file.write_bytes(b"".join(rows[:3]) + rows[3][:40])  # interrupted within the second batch
     ask(settings, 0.8, chat_folder, file)
     assert file.read_bytes() == whole
+    # With fewer at once, such as after a lack of memory, the stored answers stay and the others are added.
+    file.write_bytes(b"".join(rows[:3]))
+    fewer = LLM(model=str(chat_folder), parallel=1, max_tokens=12)
+    again = ask(fewer, 0.8, chat_folder, file)
+    assert file.read_bytes().startswith(b"".join(rows[:3])) and again.keys() == found.keys()
+    keys = [OtherModel(one, 0.8, chat_folder, torch.device("cpu")).key("feedback", "w") for one in (settings, fewer)]
+    assert keys[0] == keys[1]
     others = ask(settings, 0.8, chat_folder, tmp_path / "others.jsonl", seed=1)
     assert [row["answer"] for row in found.values()] != [row["answer"] for row in others.values()]
 

@@ -51,11 +51,7 @@ class OtherModel:
         if self.folder is not None:
             from ilf.models.dtypes import sampling_dtype
 
-            return own | {
-                "weights": weights,
-                "batch_size": settings.parallel,
-                "dtype": str(sampling_dtype("auto", self.device)),
-            }
+            return own | {"weights": weights, "dtype": str(sampling_dtype("auto", self.device))}
         own["model"] = settings.model  # not the address, at which a cluster starts the same server on another node
         return own | ({"extra": settings.extra} if settings.extra else {})
 
