@@ -407,7 +407,10 @@ BAD = {
         ["data=mbpp", "feedback=mixed", "feedback.sources=[scripted,unit_tests]"],
         r"feedback\.sources=.*scripted needs data=mini",
     ),
-    "an unknown transform": (["feedback.transform=[mix]"], r"feedback\.transform='mix'.*shuffle, one_bug, drop"),
+    "an unknown transform": (
+        ["feedback.transform=[mix]"],
+        r"feedback\.transform='mix'.*shuffle, one_bug, no_code, drop",
+    ),
     "a file for generated data": (["+data.path=mbpp.jsonl"], r"data\.path='mbpp.jsonl'.*not an argument of .*Mini"),
     "rounds on people's feedback": (
         ["rounds=2", "feedback=human", f"feedback.path={SOME_FILE}"],

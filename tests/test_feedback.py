@@ -102,6 +102,22 @@ def test_one_bug_keeps_only_the_feedback_on_the_first_bug(text, bugs, first):
     assert (found.text, found.bugs, found.categories) == (first, bugs and 1, ("logic",))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Use `a`.\n\n```python\ndef f():\n    return 1\n```\nThat is all.", "Use `a`.\n\n\nThat is all."),
+        ("Use `a`.\n~~~\ncode\n~~~", "Use `a`."),
+        ("Use `a`. Here it is:\n```python\ndef f():\n    cut o", "Use `a`. Here it is:"),
+        ("1. Do so:\n  ```\n  code\n  ```\n2. Or:\n```\ncode\n```", "1. Do so:\n\n2. Or:"),
+        ("```python\nall of it\n```", ""),
+        ("```a``` is\nbetter.", "```a``` is\nbetter."),
+    ],
+)
+def test_no_code_keeps_only_the_words(text, words):
+    (found,) = transforms.no_code([annotation(text, 2)])
+    assert (found.text, found.bugs) == (words, 2)
+
+
 def test_share_out_chooses_an_available_source_with_the_given_shares():
     sources = {i: ["a", "b", "c"] if i % 2 else ["b"] for i in range(2000)}
     chosen = transforms.share_out(sources, {"a": 1, "b": 3, "c": 0}, 0)

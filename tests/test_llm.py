@@ -42,7 +42,8 @@ class Endpoint(ThreadingHTTPServer):
         self.requests, self.keys, self.failures = [], set(), 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.broken_after, self.refused_after, self.says_nothing_on = 10**9, 10**9, set()
-        self.instead, self.usage = None, {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+        self.code_after_words, self.instead = "", None
+        self.usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -69,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = f"It is wrong.\n\n```python\n{task.code}\n```\nThat is all."
         if "Do not write" in request["messages"][0]["content"]:
             answer = "\n" if task.task_id in server.says_nothing_on else f"Task {task.task_id} needs {{other}} code.\n"
+            answer += server.code_after_words
         return self.reply(
             200,
             {
@@ -260,7 +262,7 @@ def test_refiner_trains_on_llm_feedback_from_endpoint_and_from_file(endpoint, as
     assert example["split"] == "prompt" and set(rows) | {example["task_id"]} == failed
     assert set(feedback) == failed - endpoint.says_nothing_on  # every failing task once
     assert found["annotator"] == "llm" and found["feedback_on_policy"] is True
-    n, counts = len(rows), {"empty": 1, "cut_off": 0}
+    n, counts = len(rows), {"empty": 1, "cut_off": 0, "with_code": 0}
     assert found["llm_answers"] == {
         "feedback": {"answers": n, **counts, "prompt_tokens": 7 * n, "completion_tokens": 3 * n}
     }
@@ -294,6 +296,19 @@ def test_refiner_trains_on_llm_feedback_from_endpoint_and_from_file(endpoint, as
     # Stored feedback can't be used as refinements.
     with pytest.raises(InputError, match=r"llm\.path=.*'refinement'.*llm_answers"):
         small_stages(*few, "refinements=llm", f"llm.path={stored}")
+
+
+def test_code_in_feedback_is_counted_and_can_be_removed(endpoint, asked, few, small_stages, caplog):
+    endpoint.code_after_words = "\n```python\ndef f():\n    return 1\n```\n"
+    counts = small_stages(*few, *asked, "stages=[sample,annotate]").run()["llm_answers"]["feedback"]
+    assert counts["with_code"] == counts["answers"] > 0
+    warning = f"{counts['answers']} of the LLM's {counts['answers']} answers contain code"
+    assert warning in caplog.text
+    caplog.clear()
+    stages = small_stages(*few, *asked, "stages=[sample,annotate]", "feedback.transform=[no_code]")
+    assert stages.run()["llm_answers"]["feedback"] == counts and warning not in caplog.text
+    texts = [row["text"] for row in lines(stages.folder / "feedback.jsonl") if row["source"] == "llm"]
+    assert texts and all("other" in text and "```" not in text for text in texts)
 
 
 def test_mixed_feedback_asks_the_llm_only_about_its_share_of_tasks(endpoint, asked, few, small_stages):

@@ -248,7 +248,7 @@ def test_user_defined_sources_and_transforms_mix_with_built_in_ones(own_stages):
         (["feedback=reviewer", "+feedback.wrods=x"], r"feedback\.wrods='x': is not an argument.*feedback\.words\?"),
         (["feedback=reviewer", "feedback.words=3"], r"feedback\.words=3: must be a valid string"),
         (["feedback=reviewer", "feedback.apply=refin"], r"feedback\.apply='refin': must be 'refine' or 'train_and"),
-        (["feedback.transform=[louder]"], r"feedback\.transform='louder': must be one of shuffle, one_bug, drop"),
+        (["feedback.transform=[louder]"], r"feedback\.transform='louder': must be one of shuffle, one_bug, no_code"),
         (["feedback.transform=[{_target_: mine.quiet}]"], r"feedback\.transform\[0\]\._target_=.*takes 1 pos"),
         (["feedback.transform=[{_target_: mine.polite, wrod: x}]"], r"feedback\.transform\[0\]\.wrod='x'.*word\?"),
         (["feedback.transform=[{_target_: mine.Louder, times: x}]"], r"feedback\.transform\[0\]\.times='x'"),

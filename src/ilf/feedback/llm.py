@@ -7,6 +7,7 @@ Table 4. The prompts are in conf/llm/, and llm_client.py gets the answers.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -18,11 +19,14 @@ from ilf.feedback.human import load_annotations
 from ilf.feedback.llm_settings import LLM as LLMSettings
 from ilf.feedback.llm_settings import Prompt
 from ilf.feedback.source import Failing, Writing, worked_examples
+from ilf.feedback.transforms import CODE_BLOCK
 from ilf.feedback.unit_tests import Choosing
 from ilf.files import whole
 from ilf.paths import check_path
 from ilf.sandbox.rewards import answered
 from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
+
+log = logging.getLogger(__name__)
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _TASK = ("text", "program", "test", "tests")
@@ -164,14 +168,15 @@ def programs(queries: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]
 
 
 def summed(answers: Sequence[dict[str, Any]]) -> Counter[str]:
-    """Return the number of answers, of empty answers, of answers truncated at llm.max_tokens, and of tokens.
+    """Return the number of answers, of empty answers, of those truncated at llm.max_tokens or with code, and of tokens.
 
     Tokens are counted only for answers whose server reports them.
     """
-    found = Counter(answers=len(answers), empty=0, cut_off=0, prompt_tokens=0, completion_tokens=0)
+    found = Counter(answers=len(answers), empty=0, cut_off=0, with_code=0, prompt_tokens=0, completion_tokens=0)
     for row in answers:
         found["empty"] += not row["answer"].strip()
         found["cut_off"] += row.get("finish_reason") == "length"
+        found["with_code"] += CODE_BLOCK.search(row["answer"]) is not None
         usage = row.get("usage")
         found.update({n: v for n, v in (usage if isinstance(usage, dict) else {}).items() if isinstance(v, int)})
     return found
@@ -217,6 +222,13 @@ class LLM(Choosing):
         queries = plan_feedback(run.llm.settings.feedback, programs, run.tasks.by_id, examples, run.seed)
         texts = {row["task_id"]: row["answer"] for row in run.llm.answers(queries)}
         found = [f for f, _ in examples]
+        with_code = sum(CODE_BLOCK.search(text) is not None for text in texts.values())
+        if with_code and "no_code" not in self.transform:
+            log.warning(
+                "feedback: %d of the LLM's %d answers contain code, which the refiner can copy; "
+                "feedback.transform=[no_code] leaves the words only",
+                *(with_code, len(texts)),
+            )
         for p in programs:
             if text := texts.get(p.task_id, "").strip():
                 found.append(Feedback(p.task_id, p.split, p.program, text, self.name))

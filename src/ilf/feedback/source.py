@@ -38,8 +38,8 @@ class Source(ABC):
     """A feedback source. For your own source, derive a dataclass from it, whose fields are its arguments.
 
     Args:
-        transform: The transforms to apply to the feedback, in order: shuffle, one_bug, drop, or a mapping with the
-            `_target_` of your own function or `Transform`.
+        transform: The transforms to apply to the feedback, in order: shuffle, one_bug, no_code, drop, or a mapping with
+            the `_target_` of your own function or `Transform`.
         apply: Where feedback is shuffled: refine for Train only, or train_and_refine for Refine too.
         limit: The number of Train tasks whose feedback is used, sampled with the run's seed; null uses all.
         path: An annotation file, .jsonl or .csv. A sweep may set it for all sources, but not all of them read it.

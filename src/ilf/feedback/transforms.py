@@ -19,6 +19,8 @@ _NEXT = re.compile(
     r"finally|lastly|third(?:ly)?|the (?:third|last))\b)",
     re.IGNORECASE,
 )
+# A fenced code block of Markdown, which may be cut off at the end of the text
+CODE_BLOCK = re.compile(r"^[ \t]*(```|~~~)[^`\n]*$.*?(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])|\n+")
 
 
@@ -69,7 +71,16 @@ class OneBug(Transform):
         return one_bug(feedback)
 
 
-NAMED: dict[str, type[Transform]] = {"shuffle": Shuffle, "one_bug": OneBug, "drop": Drop}
+@dataclass
+class NoCode(Transform):
+    """Removes the code blocks, and leaves the words; see `no_code`."""
+
+    def __call__(self, feedback: list[Feedback], seed: int) -> list[Feedback]:
+        """Return the transformed feedback."""
+        return no_code(feedback)
+
+
+NAMED: dict[str, type[Transform]] = {"shuffle": Shuffle, "one_bug": OneBug, "no_code": NoCode, "drop": Drop}
 
 
 def drop(feedback: Sequence[Feedback]) -> list[Feedback]:
@@ -113,6 +124,14 @@ def one_bug(feedback: Sequence[Feedback]) -> list[Feedback]:
     otherwise left unchanged. The text is not understood, so inspect feedback.jsonl.
     """
     return [replace(f, text=_first(f), bugs=f.bugs and 1, categories=f.categories[:1]) for f in feedback]
+
+
+def no_code(feedback: Sequence[Feedback]) -> list[Feedback]:
+    """Return each program with the words of its feedback only, without Markdown's fenced code blocks.
+
+    An LLM may write the correct program although it is asked for words. A refiner that copies it imitates the LLM.
+    """
+    return [replace(f, text=CODE_BLOCK.sub("", f.text).strip()) for f in feedback]
 
 
 def _first(f: Feedback) -> str:
