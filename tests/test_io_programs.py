@@ -627,7 +627,7 @@ def test_gold_programs_of_the_example_pass_and_hard_coded_ones_fail():
 
 
 OVERRIDES = ["data=jsonl", f"data.path={PROGRAMS}", "sampler.n=2", "sampler.max_new_tokens=24", "evaluate.k=[1,2]"]
-OVERRIDES += ["training.max_length=1024", "refiner.old_code_tokens=64", "feedback=unit_tests"]
+OVERRIDES += ["training.max_length=1024", "feedback=unit_tests"]
 
 
 def test_ilf_runs_end_to_end_on_tasks_with_inputs_and_outputs(small_stages, tmp_path):
@@ -646,7 +646,7 @@ def test_ilf_runs_end_to_end_on_tasks_with_inputs_and_outputs(small_stages, tmp_
         assert row["target"] == stages.tasks.by_id[row["task_id"]].code
 
     with pytest.raises(NoTrainingExamples):  # mini's refiner is trained and sampled, but solves nothing
-        small_stages(*OVERRIDES, "refinements=model", "training.refiner.epochs=1").run()
+        small_stages(*OVERRIDES, "refiner.old_code_tokens=64", "training.refiner.epochs=1").run()
     (refined,) = tmp_path.glob("run1/programs/refinements.jsonl")
     programs = [json.loads(line) for line in refined.read_text().splitlines()]
     assert {p["task_id"] for p in programs} == {8, 9, 10}
