@@ -78,9 +78,9 @@ _CONTENTS: dict[str, tuple[Literal["data", "model"], Literal["data_sha256", "wei
 }
 # Overrides that cannot change the zero-shot results.
 _AFTER_ZERO_SHOT = (
-    *("arm", "stages", "feedback", "refiner", "refinements", "adapter", "optimizer", "scheduler", "training", "llm"),
+    *("arm", "feedback", "refiner", "refinements", "adapter", "optimizer", "scheduler", "training", "llm"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
-    *("failing", "save", "objective", "rounds", "rounds_from", "measure", "select", "transfer", "data@transfer"),
+    *("failing", "save", "objective", "rounds", "rounds_from", "select", "transfer", "data@transfer"),
     *("evaluate.turns", "evaluate.feedback", "evaluate.reviser"),
     *("data.limit.prompt", "data.limit.refine", "data.limit.train"),
     *("data.newlines", "data.reindent", "data.near_duplicates"),

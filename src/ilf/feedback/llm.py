@@ -19,7 +19,7 @@ from ilf.feedback.human import load_annotations
 from ilf.feedback.llm_settings import LLM as LLMSettings
 from ilf.feedback.llm_settings import Prompt
 from ilf.feedback.source import Failing, Writing, worked_examples
-from ilf.feedback.transforms import CODE_BLOCK
+from ilf.feedback.transforms import CODE
 from ilf.feedback.unit_tests import Choosing
 from ilf.files import whole
 from ilf.paths import check_path
@@ -176,7 +176,7 @@ def summed(answers: Sequence[dict[str, Any]]) -> Counter[str]:
     for row in answers:
         found["empty"] += not row["answer"].strip()
         found["cut_off"] += row.get("finish_reason") == "length"
-        found["with_code"] += CODE_BLOCK.search(row["answer"]) is not None
+        found["with_code"] += CODE.search(row["answer"]) is not None
         usage = row.get("usage")
         found.update({n: v for n, v in (usage if isinstance(usage, dict) else {}).items() if isinstance(v, int)})
     return found
@@ -220,14 +220,15 @@ class LLM(Choosing):
         taken = {f.task_id for f, _ in examples}
         programs = self.chosen({i: found for i, found in failing.items() if i not in taken}, run.seed)
         queries = plan_feedback(run.llm.settings.feedback, programs, run.tasks.by_id, examples, run.seed)
-        texts = {row["task_id"]: row["answer"] for row in run.llm.answers(queries)}
+        answers = run.llm.answers(queries)
+        texts = {row["task_id"]: row["answer"] for row in answers}
         found = [f for f, _ in examples]
-        with_code = sum(CODE_BLOCK.search(text) is not None for text in texts.values())
-        if with_code and "no_code" not in self.transform:
+        counts = summed(answers)
+        if counts["with_code"] and "no_code" not in self.transform:
             log.warning(
-                "feedback: %d of the LLM's %d answers contain code, which the refiner can copy; "
-                "feedback.transform=[no_code] leaves the words only",
-                *(with_code, len(texts)),
+                "feedback: %d of the LLM's %d answers contain code, which the refiner can copy unless "
+                "feedback.transform=[no_code] removes it",
+                *(counts["with_code"], counts["answers"]),
             )
         for p in programs:
             if text := texts.get(p.task_id, "").strip():

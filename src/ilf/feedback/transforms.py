@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ilf.sandbox.rewards import CODE_BLOCK
 from ilf.types import Feedback, InputError, derive_seed
 
 # Where a text moves on to another mistake: at a list item, or at a sentence that signals it.
@@ -19,8 +20,8 @@ _NEXT = re.compile(
     r"finally|lastly|third(?:ly)?|the (?:third|last))\b)",
     re.IGNORECASE,
 )
-# A fenced code block of Markdown, which may be cut off at the end of the text
-CODE_BLOCK = re.compile(r"^[ \t]*(```|~~~)[^`\n]*$.*?(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+# A code block that begins a line: in the middle of one, backticks may be quoted words.
+CODE = re.compile(rf"^[ \t]*{CODE_BLOCK.pattern}", CODE_BLOCK.flags)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])|\n+")
 
 
@@ -131,7 +132,7 @@ def no_code(feedback: Sequence[Feedback]) -> list[Feedback]:
 
     An LLM may write the correct program although it is asked for words. A refiner that copies it imitates the LLM.
     """
-    return [replace(f, text=CODE_BLOCK.sub("", f.text).strip()) for f in feedback]
+    return [replace(f, text=CODE.sub("", f.text).strip()) for f in feedback]
 
 
 def _first(f: Feedback) -> str:

@@ -22,7 +22,9 @@ from ilf.sandbox.jobs import Job, Limits, cores, is_time_limit
 from ilf.types import InputError, Verdict
 
 # A fenced code block in Markdown: the fence, the language, the code. A block that was cut off reaches to the end.
-_BLOCK = re.compile(r"(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*\r?$|\Z)", re.DOTALL | re.MULTILINE)
+CODE_BLOCK = re.compile(
+    r"(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*\r?$|\Z)", re.DOTALL | re.MULTILINE
+)
 _PYTHON = ("python", "python3", "py")
 _COLUMNS = ("tests", "inputs", "outputs", "compare_output", "setup_code", "time_limit")  # the columns that make a job
 _log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ def answered(prompt: Any, completion: str) -> str:
         completion: The text that the model wrote.
     """
     answer = completion.rpartition("</think>")[2].partition("<think>")[0]
-    blocks = [(language.lower(), code) for _, language, code in _BLOCK.findall(answer)]
+    blocks = [(language.lower(), code) for _, language, code in CODE_BLOCK.findall(answer)]
     marked = [code for language, code in blocks if language in _PYTHON]
     found = marked or [code for language, code in blocks if not language]
     return textwrap.dedent(found[-1]) if found else answer
