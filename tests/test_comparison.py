@@ -200,26 +200,27 @@ def test_arms_are_compared_on_their_shared_seeds(tmp_path):
         ["output_dir={}", "store.dir={}", "executor.workers=1{}"],
         ["data.path=/{}/mbpp.jsonl"],
         ["model=local", "model.path=/{}/model", "data.path={}"],
+        ["feedback=human", "feedback.path=/{}/annotations.jsonl"],
     ],
 )
 def test_jobs_of_one_arm_may_run_on_different_machines(overrides, tmp_path):
     for seed in (0, 1):
         own = ["arm=ilf", *(text.format(seed) for text in overrides)]
-        found = {"data_sha256": "d", "weights_sha256": "w"}
+        found = {"data_sha256": "d", "weights_sha256": "w", "feedback_sha256": "f"}
         write_job(tmp_path / "s" / str(seed), [*own, f"seed={seed}"], draw(0.5, seed), **found)
     found = compare(tmp_path / "s")
     assert [(row["arm"], row["seeds"]) for row in found["_arms"]] == [("zero-shot", "2"), ("ilf", "2")]
 
 
-@pytest.mark.parametrize("digest", ["data_sha256", "weights_sha256"])
-@pytest.mark.parametrize("given", [[], ["data.path=/a.jsonl", "model.path=/m"]])
-def test_jobs_with_other_data_or_weights_of_the_same_name_are_other_arms(digest, given, tmp_path):
+@pytest.mark.parametrize("digest", ["data_sha256", "weights_sha256", "feedback_sha256"])
+@pytest.mark.parametrize("given", [[], ["data.path=/a.jsonl", "model.path=/m", "feedback.path=/f.jsonl"]])
+def test_jobs_with_other_contents_of_the_same_name_are_other_arms(digest, given, tmp_path):
     for seed in (0, 1):
         found = {"data_sha256": "d", "weights_sha256": "w"} | {digest: f"{seed}23456789"}
         write_job(tmp_path / "s" / str(seed), ["arm=ilf", f"seed={seed}", *given], draw(0.5, seed), **found)
-    name = digest.split("_")[0].replace("weights", "model")
-    labels = {row["arm"] for row in compare(tmp_path / "s")["_arms"] if row["arm"].startswith("ilf")}
-    assert labels == {f"ilf, {name}=mini_023456", f"ilf, {name}=mini_123456"}
+    labels = [row["arm"] for row in compare(tmp_path / "s")["_arms"]]
+    assert {f"ilf, {digest}=023456", f"ilf, {digest}=123456"} < {*labels}
+    assert ("zero-shot" in labels) == (digest == "feedback_sha256"), "feedback does not change the untrained policy"
 
 
 def test_arms_without_shared_seeds_are_compared_over_all_seeds_with_a_note(tmp_path):

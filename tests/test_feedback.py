@@ -1,5 +1,6 @@
 """Feedback from unit tests and from several sources, its transforms, its limit and its cost."""
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -235,8 +236,9 @@ def test_additional_annotations_reuse_unaffected_samples(small_stages, tmp_path,
         quick = ["training.epochs=1", "training.validate_n=0", "measure=[]"]
         return small_stages("feedback=human", f"feedback.path={file}", *quick).run()
 
-    run([row for row in people if row["task_id"] not in last])
+    before = run([row for row in people if row["task_id"] not in last])
     found = run(people)
+    assert found["feedback_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest() != before["feedback_sha256"]
     assert {"zero_shot", "train_refiner"} <= set(found["seconds"]["reused"])
     # Only refinements of the two new programs and the evaluation of the new policy are sampled.
     assert Counter(drawn) == Counter(

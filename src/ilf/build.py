@@ -18,6 +18,7 @@ from ilf.checks.tasks import check_scoring, check_tasks, check_tests
 from ilf.disk import check_writable
 from ilf.feedback import llm
 from ilf.feedback.llm_client import check_stored
+from ilf.files import file_sha256
 from ilf.models.folder import check_model
 from ilf.models.load import resolve
 from ilf.resources import check_plan
@@ -120,7 +121,9 @@ def _inputs(settings: Settings) -> tuple[list[Any], Inputs]:
         splits = replace(splits, transfer=tuple([t for t in others if t.split == "test"][:limit]))
     check_tests(settings.executor.tests, splits)
     check_scoring(settings.executor.scoring, splits)
-    return tasks, Inputs(splits, data_sha256, transfer_sha256, dropped, known)
+    file = Path(feedback.path or "")
+    feedback_sha256 = file_sha256(file) if file.is_file() else None
+    return tasks, Inputs(splits, data_sha256, transfer_sha256, feedback_sha256, dropped, known)
 
 
 def _llm_folder(settings: Settings) -> Path | None:

@@ -64,6 +64,7 @@ def write_outputs(
         measured=measured,
         validation=validation,
         transfer_sha256=inputs.transfer_sha256,
+        feedback_sha256=inputs.feedback_sha256,
         near_duplicates=inputs.near_duplicates,
         llm_answers={use: dict(counts) for use, counts in llm_answers.items()} or None,
     )

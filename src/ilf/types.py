@@ -239,6 +239,7 @@ class Inputs:
     tasks: Splits  # after the restriction to annotated tasks and the limits
     data_sha256: str  # digest of the rows of the data set
     transfer_sha256: str | None = None  # digest of the rows of the transfer data set
+    feedback_sha256: str | None = None  # digest of the annotation file
     near_duplicates: Mapping[int, int] | None = None  # tasks that are left out, each with the Test task that it repeats
     known: Mapping[str, Sequence[Feedback]] = field(default_factory=dict)  # earlier feedback, by source name
 

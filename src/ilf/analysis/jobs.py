@@ -47,6 +47,7 @@ class Job(TypedDict):
     matched: bool
     data_sha256: NotRequired[str]
     weights_sha256: NotRequired[str]
+    feedback_sha256: NotRequired[str | None]
     entries: NotRequired[dict[str, list[str]]]
 
 
@@ -70,12 +71,9 @@ _OF_THE_ARM: tuple[Field, ...] = ("feedback", "refiner_kind", "refinements")  # 
 _FOUND = (*PARTS, "delta", "transfer", "training_task_ids")  # absent or null in a job that failed
 # Overrides that don't tell arms apart; each stands for a whole key or for the first word of keys.
 _ASIDE = (*NO_EFFECT, "seed", "hydra")
-# Overrides that name a folder or file, which can lie elsewhere on another machine: the field of results.json that is
-# named after the contents, and their digest.
-_CONTENTS: dict[str, tuple[Literal["data", "model"], Literal["data_sha256", "weights_sha256"]]] = {
-    "data.path": ("data", "data_sha256"),
-    "model.path": ("model", "weights_sha256"),
-}
+# Groups whose key `path` names a folder or file, which can lie elsewhere on another machine or change between two
+# sweeps, and the key of results.json that has the digest of its contents.
+_CONTENTS = {"data": "data_sha256", "model": "weights_sha256", "feedback": "feedback_sha256"}
 # Overrides that cannot change the zero-shot results.
 _AFTER_ZERO_SHOT = (
     *("arm", "feedback", "refiner", "refinements", "adapter", "optimizer", "scheduler", "training", "llm"),
@@ -83,7 +81,7 @@ _AFTER_ZERO_SHOT = (
     *("failing", "save", "objective", "rounds", "rounds_from", "select", "transfer", "data@transfer"),
     *("evaluate.turns", "evaluate.feedback", "evaluate.reviser"),
     *("data.limit.prompt", "data.limit.refine", "data.limit.train"),
-    *("data.newlines", "data.reindent", "data.near_duplicates"),
+    *("data.newlines", "data.reindent", "data.near_duplicates", "feedback_sha256"),
 )
 
 
@@ -170,24 +168,24 @@ def measured(job: Job, name: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _tell_contents_apart(jobs: list[Job]) -> None:
-    """Give the same data or model one name in all jobs, and different ones different names, by their digests.
+    """Compare data, models and annotations by their digests, whatever their paths are.
 
     The first path of some contents replaces the others. If a name or path stands for different contents, such as a file
-    that was edited between two sweeps, the digest is appended to the name.
+    that was edited between two sweeps, the digest counts as an override.
     """
-    for key, (name, digest) in _CONTENTS.items():
+    for group, digest in _CONTENTS.items():
+        key = f"{group}.path"
         known = [job for job in jobs if job.get(digest)]
-        paths: dict[str | None, str] = {}
+        paths: dict[Any, str] = {}
         for job in known:
             if key in job["overrides"]:
                 job["overrides"][key] = paths.setdefault(job.get(digest), job["overrides"][key])
-        named = [(job, (job[name], job["overrides"].get(key))) for job in known]
-        digests: dict[tuple[str, str | None], set[str | None]] = defaultdict(set)
-        for job, shown in named:
-            digests[shown].add(job.get(digest))
-        for job, shown in named:
-            if len(digests[shown]) > 1:
-                job[name] += f"_{str(job.get(digest))[:6]}"
+        found = defaultdict(set)
+        for job in known:
+            found[job.get(group), job["overrides"].get(key)].add(job.get(digest))
+        for job in known:
+            if len(found[job.get(group), job["overrides"].get(key)]) > 1:
+                job["overrides"][digest] = str(job.get(digest))[:6]
 
 
 def _tell_transfers_apart(jobs: list[Job]) -> None:

@@ -92,6 +92,7 @@ class Record:
     measured: dict[str, Any]  # see measurements.py
     validation: Sequence[Program] | None  # programs on Refine, by which a search chooses settings
     transfer_sha256: str | None  # of the rows of the transfer data set
+    feedback_sha256: str | None  # of the annotation file
     near_duplicates: Mapping[int, int] | None  # the tasks that are left out, with the Test task that each repeats
     llm_answers: dict[str, Any] | None  # counts of an LLM's answers by use; see feedback/llm.py
 
@@ -192,6 +193,7 @@ def _described(settings: Settings, record: Record) -> Described:
         "study_table": settings.study_table,
         "refinements": settings.option("refinements"),
         "feedback": settings.option("feedback"),
+        "feedback_sha256": record.feedback_sha256,
         "annotator": settings.feedback.name,
         "refiner_kind": settings.option("refiner"),
         "seed": settings.seed,

@@ -30,6 +30,7 @@ class Described(TypedDict):
     study_table: str | None  # the key `study_table`: the dotted path of the study's own function
     refinements: str  # the option of the group `refinements`
     feedback: str  # the option of the group `feedback`
+    feedback_sha256: str | None  # digest of the file in feedback.path
     annotator: str  # name of the feedback source, such as "scripted"
     refiner_kind: str  # the option of the group `refiner`
     seed: int
