@@ -10,13 +10,14 @@ from statistics import median
 import pytest
 import torch
 from conftest import MINI, SMALL, compose_settings
+from transformers import AutoConfig
 
 from ilf.feedback import llm, llm_client
 from ilf.feedback.llm_client import OtherModel, check_stored
 from ilf.files import JsonLines
-from ilf.models import chat
+from ilf.models import chat, decoding
+from ilf.models.batches import join
 from ilf.models.load import load_model, load_tokenizer
-from ilf.models.onednn_linear import load_packed
 from ilf.sampling import ServedSampler
 from ilf.settings import LLM
 from ilf.tasks import mini
@@ -420,52 +421,41 @@ def test_local_model_receives_turns_formatted_by_its_chat_template(template, cha
 def test_resumed_local_model_gives_the_same_answers_for_the_same_seed(chat_folder, tmp_path):
     settings, file = LLM(model=str(chat_folder), parallel=2, max_tokens=12), tmp_path / "answers.jsonl"
     found = ask(settings, 0.8, chat_folder, file)
-    whole = file.read_bytes()
-    rows = whole.splitlines(keepends=True)
-    file.write_bytes(b"".join(rows[:3]) + rows[3][:40])  # interrupted within the second batch
-    ask(settings, 0.8, chat_folder, file)
-    assert file.read_bytes() == whole
+    rows = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(rows[:3]) + rows[3][:40])  # interrupted
+    assert ask(settings, 0.8, chat_folder, file) == found and file.read_bytes().startswith(b"".join(rows[:3]))
     # With fewer at once, such as after a lack of memory, the stored answers stay and the others are added.
     file.write_bytes(b"".join(rows[:3]))
     fewer = LLM(model=str(chat_folder), parallel=1, max_tokens=12)
     again = ask(fewer, 0.8, chat_folder, file)
-    assert file.read_bytes().startswith(b"".join(rows[:3])) and again.keys() == found.keys()
+    assert file.read_bytes().startswith(b"".join(rows[:3])) and again == found
     keys = [OtherModel(one, 0.8, chat_folder, torch.device("cpu")).key("feedback", "w") for one in (settings, fewer)]
     assert keys[0] == keys[1]
     others = ask(settings, 0.8, chat_folder, tmp_path / "others.jsonl", seed=1)
     assert [row["answer"] for row in found.values()] != [row["answer"] for row in others.values()]
 
 
-def test_local_model_answers_fewer_at_once_where_memory_runs_out(chat_folder, tmp_path, monkeypatch):
+def test_local_model_answers_fewer_at_once_where_memory_runs_out(chat_folder, tmp_path, monkeypatch, caplog):
     settings = LLM(model=str(chat_folder), parallel=5, max_tokens=8)
-    sizes, most = [], 2
+    most = 2
 
-    def limited(*args, **options):
-        model = load_packed(*args, **options)
-        generate = model.generate
-
-        def few_at_once(**inputs):
-            sizes.append(len(inputs["input_ids"]))
-            if sizes[-1] > most:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return generate(**inputs)
-
-        model.generate = few_at_once
-        return model
+    def few_at_once(parts):
+        batch = join(parts)
+        if len(batch.lengths) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch
 
     whole = ask(settings, 1e-3, chat_folder, tmp_path / "whole.jsonl")
-    monkeypatch.setattr(chat, "load_packed", limited)
+    monkeypatch.setattr(decoding, "join", few_at_once)
     parts = ask(settings, 1e-3, chat_folder, tmp_path / "parts.jsonl")
-    assert sizes == [5, 2, 2, 1]
     assert [row["answer"] for row in parts.values()] == [row["answer"] for row in whole.values()]
-    sizes.clear()
+    assert "out of memory with 5 answers (llm.parallel) at once; continuing with 2" in caplog.text
     most = 0
     with pytest.raises(torch.OutOfMemoryError):
         ask(settings, 1e-3, chat_folder, tmp_path / "none.jsonl")
-    assert sizes == [5, 2, 1]
 
 
-def test_local_model_answers_questions_of_similar_length_together(chat_folder, tmp_path, monkeypatch):
+def test_local_model_answers_the_longest_questions_first(chat_folder, tmp_path, monkeypatch):
     asked = []
 
     def recorded(folder, batches, *rest):
@@ -474,10 +464,17 @@ def test_local_model_answers_questions_of_similar_length_together(chat_folder, t
 
     answers = chat.answers
     monkeypatch.setattr(chat, "answers", recorded)
-    monkeypatch.setattr(llm, "plan_feedback", lambda *args, plan=llm.plan_feedback: plan(*args)[::-1])
     ask(LLM(model=str(chat_folder), parallel=2, max_tokens=2), 1.0, chat_folder, tmp_path / "answers.jsonl")
-    lengths = [sum(len(turn["content"]) for turn in turns) for batch, _ in asked for turns in batch]
-    assert len(lengths) == 5 and lengths == sorted(lengths)
+    lengths = [sum(len(turn["content"]) for turn in query["messages"]) for batch in asked for query in batch]
+    assert len(lengths) == 5 and lengths == sorted(lengths, reverse=True) != sorted(lengths)
+
+
+def test_questions_that_exceed_a_local_models_positions_are_an_error(chat_folder, tmp_path):
+    places = json.loads((chat_folder / "config.json").read_text())["max_position_embeddings"]
+    with pytest.raises(
+        InputError, match=rf"llm\.max_tokens={places}: .*a question exceeds.*Use at most \d+.*llm\.shots"
+    ):
+        ask(LLM(model=str(chat_folder), max_tokens=places), 1.0, chat_folder, tmp_path / "answers.jsonl")
 
 
 def test_real_server_and_local_model_give_the_same_feedback(server, chat_folder, few, small_stages, tmp_path):
@@ -496,6 +493,10 @@ def test_real_server_and_local_model_give_the_same_feedback(server, chat_folder,
         results = stages.run()
         rows = {row["task_id"]: row for row in lines(stages.folder / "programs" / "llm_feedback.jsonl")}
         feedback = [row for row in lines(stages.folder / "feedback.jsonl") if row["source"] == "llm"]
+        if not where:  # the memory plan expects questions that are at least as long
+            most = max(row["usage"]["prompt_tokens"] for row in rows.values())
+            reading = AutoConfig.from_pretrained(chat_folder), load_tokenizer(chat_folder)
+            assert most <= llm.longest_questions(stages.settings, *reading, stages.tasks)[0] < 3 * most
         empty = sum(not row["answer"].strip() for row in rows.values())
         assert feedback and all(row["text"] == rows[row["task_id"]]["answer"].strip() for row in feedback)
         assert all(len(row["messages"]) == 6 and row["model"].startswith(str(chat_folder)) for row in rows.values())

@@ -15,6 +15,7 @@ import torch
 from conftest import CPU, MINI
 from transformers import GenerationConfig
 
+from ilf.models import decoding
 from ilf.models.batches import choose
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.prefill import prefill
@@ -304,9 +305,10 @@ class TokenIds:
 def endless(monkeypatch):
     """Make the local samplers sample the maximum number of tokens and return their ids."""
     for module in (hf, continuous):
-        monkeypatch.setattr(module, "Continuation", TokenIds)
         monkeypatch.setattr(module, "ended", lambda text, script: False)
         monkeypatch.setattr(module, "cut", lambda text, script: text)
+    for module in (decoding, continuous):
+        monkeypatch.setattr(module, "Continuation", TokenIds)
         monkeypatch.setattr(module, "end_ids", lambda model, tokenizer: {-1})
 
 
@@ -376,7 +378,7 @@ def test_one_long_prompt_does_not_pad_the_others(mini, monkeypatch):
         read.append((len(prompts) * max(map(len, prompts)), sum(map(len, prompts))))
         return prefill(model, prompts, pad)
 
-    monkeypatch.setattr(hf, "prefill", counting)
+    monkeypatch.setattr(decoding, "prefill", counting)
     sampler = HFSampler(1, 0.0, 32, len(draws))
     together = dict(sampler.sample(model, tokenizer, draws))
     padded, real = (sum(column) for column in zip(*read, strict=True))

@@ -331,8 +331,8 @@ def test_local_llm_answer_stops_at_any_end_token_of_its_folder(tmp_path):
     model.generation_config = GenerationConfig(eos_token_id=list(range(len(tokenizer))))  # every token ends an answer
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    asked = [([[{"role": "user", "content": "x"}]], 0)]
-    ((answer,),) = chat.answers(tmp_path, asked, 1.0, 8, torch.device("cpu"))
+    asked = [[{"messages": [{"role": "user", "content": "x"}], "seed": 0}]]
+    ((_, answer),) = chat.answers(tmp_path, asked, 1.0, 8, torch.device("cpu"))
     assert answer["finish_reason"] == "stop" and answer["usage"]["completion_tokens"] == 0
 
 

@@ -1,5 +1,6 @@
 """Feedback at test time, and the export of a run's training pairs."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +23,7 @@ class Silent(Source):
     def write(self, failing, run):
         assert all(len(programs) == 1 and not programs[0].verdict.passed for programs in failing.values())
         assert not set(failing) & {task.task_id for task in (*run.tasks.refine, *run.tasks.train)}
+        run.rejected.extend(f"task {i} (feedback): nothing to say" for i in list(failing)[::2])
         found = [programs[0] for programs in list(failing.values())[1::2]]
         return [Feedback(p.task_id, p.split, p.program, f"Mend {p.sample}.", "silent") for p in found]
 
@@ -42,6 +44,8 @@ def test_only_programs_with_feedback_are_rewritten_at_test_time(small_stages, mo
         for (before, after), drawn in ((found.feedback, failing[1::2]), (found.fresh, failing)):
             assert [p for p, newer in zip(before, after, strict=True) if p is not newer] == drawn
             assert [(p.task_id, p.sample) for p in before] == [(p.task_id, p.sample) for p in after]
+        silent = [f"task {p.task_id} at test time (feedback): nothing to say" for p in failing[::2]]
+        assert len(silent) > 1 and not Counter(silent) - Counter(results["rejected"])
     monkeypatch.setattr(Silent, "write", lambda *_: pytest.fail("written again"))
     again = small_stages(*FEW, "evaluate.turns=1", own, "evaluate.reviser=refiner").run()
     assert again["turns"] == results["turns"]  # everything was reused from the store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ilf.store import Entry
 from ilf.types import Feedback, InputError, Splits, Task, derive_seed
 
 _ROWS = "feedback.jsonl"
+_TASK = re.compile(r"^task (\d+)")  # how a source begins a line about a task without feedback
 
 
 class Annotators:
@@ -98,8 +100,12 @@ class Annotators:
         known = self.settings.data.specifications()
         specifications = {**known, **{i: known[task_id] for i, task_id in of.items() if task_id in known}}
         open_to = Splits(tuple(tasks.values()), (), (), self.tasks.prompt)
+        rejected = self.runner.rejected
+        before = len(rejected)
         with self.other.answers_in(f"llm_{label}"):
             found = self._ask(source, failing, open_to, specifications)
+        for i, line in enumerate(rejected[before:], before):  # sources know the programs' own tasks only
+            rejected[i] = _TASK.sub(lambda task: f"task {of.get(int(task[1]), task[1])} at test time", line)
         for transform in source.transforms:
             found = transform(found, self.runner.seed)
         return found

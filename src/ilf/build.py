@@ -51,7 +51,7 @@ def build(settings: Settings) -> Stages:
         strategy, devices = (settings.trainer.get(name, "auto") for name in ("strategy", "devices"))
         distributed.join("auto" if strategy == "auto" else str(strategy), None if devices == "auto" else devices)
         store = Store(Path(settings.store.dir), settings.store.reuse, settings.store.ignore_code_changes)
-        check_plan(settings, config, tokenizer, inputs.tasks)
+        check_plan(settings, config, tokenizer, inputs.tasks, llm_folder)
         sandbox = settings.executor.start()
         try:
             for key, one, own in (

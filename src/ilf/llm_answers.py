@@ -14,11 +14,12 @@ from ilf.code_digest import code_sha256
 from ilf.feedback import llm, llm_client
 from ilf.feedback.llm_client import OtherModel
 from ilf.files import JsonLines
-from ilf.models import chat, endpoint, load, onednn_linear
+from ilf.models import chat, endpoint, load, onednn_linear, tokens
 from ilf.runner import Runner
 from ilf.sandbox.rewards import answered
 from ilf.scoring import score
 from ilf.store import Entry
+from ilf.training.stage_jobs import DECODING
 from ilf.training.trainer import training_device
 from ilf.types import Feedback, Program, Task, Verdict
 
@@ -95,7 +96,8 @@ class LLMAnswers:
     def key(self, use: str) -> dict[str, Any]:
         """Return everything that the answers depend on, except the queries."""
         folder = self.other.folder
-        code = code_sha256(llm, llm_client, endpoint, answered, *([chat, load, onednn_linear] if folder else []))
+        local = [chat, load, onednn_linear, tokens, *DECODING] if folder else []
+        code = code_sha256(llm, llm_client, endpoint, answered, *local)
         weights = self.runner.weights(folder) if folder else None
         return {"code": code, "llm": self.other.key(use, weights)}
 

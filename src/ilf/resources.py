@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from transformers import AutoConfig
 from ilf import distributed
 from ilf.components import Component
 from ilf.disk import nearest
+from ilf.feedback import llm
+from ilf.models.decoding import PADDING
 from ilf.models.dtypes import sampling_dtype, saving_dtype
+from ilf.models.load import load_tokenizer
 from ilf.models.memory import FineTuning, Need, fine_tuning, sampling, written
-from ilf.models.tokens import encode_prompts
+from ilf.models.tokens import by_length, encode_prompts
+from ilf.sampling.hf import HFSampler
 from ilf.settings import Settings
 from ilf.tasks.feedback_prompts import refine_prompt
 from ilf.training.dry_run import check_lengths, check_positions, trainings
@@ -29,6 +33,7 @@ from ilf.types import Feedback, InputError, Splits
 
 log = logging.getLogger(__name__)
 
+_ASKING = "asking the LLM"
 _FEEDBACK_TOKENS = 128  # tokens reserved for the feedback in a refine prompt
 _EIGHT_BIT = Component("bitsandbytes.optim.AdamW8bit")  # the same as in the options of these names
 _LORA = Component("peft.LoraConfig", {"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
@@ -36,7 +41,7 @@ _LORA = Component("peft.LoraConfig", {"r": 16, "target_modules": "all-linear", "
 _REPLACED = {("optimizer", "adapter"), ("trainer", "optimizer"), ("trainer", "adapter")}
 
 
-def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -> None:
+def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits, llm_folder: Path | None) -> None:
     """Check that a run fits its example length, its device's memory and its disk. The requirements are logged.
 
     Args:
@@ -44,9 +49,10 @@ def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -
         config: The policy's, of transformers.
         tokenizer: The policy's.
         tasks: By split, restricted and limited.
+        llm_folder: The folder of the LLM that writes feedback or refinements, if it is a local model.
 
     Raises:
-        InputError: No row fits `training.max_length` or the model's positions. Or, if `memory` is "refuse", a stage
+        InputError: No row fits `training.max_length` or the models' positions. Or, if `memory` is "refuse", a stage
             needs more memory than the device has, or the run needs more disk space than is free. The message says what
             would fit.
     """
@@ -55,9 +61,22 @@ def check_plan(settings: Settings, config: Any, tokenizer: Any, tasks: Splits) -
     check_lengths(settings, tasks, tokens)
     (template,) = encode_prompts(tokenizer, [refine_prompt(Feedback(0, "", "", "", ""), "")])
     check_positions(settings, config, tasks, tokens, len(template))
-    budget = Budget(settings, config, max(tokens.values(), default=0))
+    answering = None
+    if llm_folder is not None:
+        llm_config = AutoConfig.from_pretrained(llm_folder)
+        questions = llm.longest_questions(settings, llm_config, load_tokenizer(llm_folder), tasks)
+        answering = Answering(llm_config, questions)
+    budget = Budget(settings, config, max(tokens.values(), default=0), answering)
     check_memory(budget)
     check_disk(budget)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """The answers of a local LLM, for the memory plan."""
+
+    config: Any  # the LLM's transformers configuration
+    questions: Sequence[int]  # the lengths of the longest questions, in tokens
 
 
 def check_memory(budget: Budget) -> None:
@@ -146,10 +165,11 @@ class Budget:
         settings: Checked settings.
         config: The policy's transformers configuration.
         prompt: Number of tokens of the longest task prompt.
+        answering: The answers of a local LLM, if there is one.
     """
 
-    def __init__(self, settings: Settings, config: Any, prompt: int) -> None:
-        self.settings, self.config, self.prompt = settings, config, prompt
+    def __init__(self, settings: Settings, config: Any, prompt: int, answering: Answering | None = None) -> None:
+        self.settings, self.config, self.prompt, self.answering = settings, config, prompt, answering
         self.device = training_device(settings.trainer).type
 
     def needs(self, only: str | None = None) -> list[Need]:
@@ -165,6 +185,9 @@ class Budget:
             models = [self.config, *([AutoConfig.from_pretrained(other)] if other is not None else [])]
             needed = [self._sampling(dtype, settings.sampler.batch_size, model) for model in models]
             found.append(max(needed, key=lambda need: need.total))
+        asking = stages & {"annotate", "refine", *(("zero_shot", "evaluate") if settings.evaluate.turns else ())}
+        if self.answering is not None and self.answering.questions and asking and only in (None, _ASKING):
+            found.append(self._asking(self.answering))
         phases = [(f"fine-tuning the {name}", phase) for name, phase in trainings(settings).items()]
         done: dict[int, Need] = {}  # by rows per forward pass, the only difference between the two fine-tunings
         for work, phase in [pair for pair in phases if only in (None, pair[0])]:
@@ -196,7 +219,7 @@ class Budget:
                 if least <= size:
                     names = " ".join(f"{key}={value}" for key, value in tried.items())
                     fitting.append(f"{names} ({least / 1e9:.1f} GB)")
-            if fitting and work == "sampling":
+            if fitting and work in ("sampling", _ASKING):
                 break
         if not fitting:
             return "No known setting makes it fit: choose a smaller model or a larger device."
@@ -205,10 +228,12 @@ class Budget:
     def _steps(self, work: str) -> list[str]:
         """Return the overrides that lower the need of one kind of work and are compatible with the other settings."""
         settings = self.settings
-        if work == "sampling":
-            rows = settings.sampler.batch_size
-            halves = [f"sampler.batch_size={rows >> i}" for i in range(1, int(math.log2(rows)) + 1)]
-            return [*halves, "model.dtype=bfloat16"]
+        if work in ("sampling", _ASKING):
+            key, rows = "sampler.batch_size", settings.sampler.batch_size
+            if work == _ASKING:
+                key, rows = "llm.parallel", settings.llm.parallel
+            halves = [f"{key}={rows >> i}" for i in range(1, int(math.log2(rows)) + 1)]
+            return [*halves, *(["model.dtype=bfloat16"] if work == "sampling" else [])]
         steps = ["training.validate_n=0", "training.gradient_checkpointing=true", "training.micro_batch_size=1"]
         in_bits = settings.optimizer.target.startswith("bitsandbytes.") or settings.training.quantize is not None
         match settings.trainer.get("strategy"):  # bitsandbytes does not support sharded models
@@ -224,6 +249,8 @@ class Budget:
             match key:
                 case "sampler.batch_size":
                     settings.sampler.batch_size = int(value)
+                case "llm.parallel":
+                    settings.llm.parallel = int(value)
                 case "model.dtype":
                     settings.model.dtype = value
                 case "training.validate_n":
@@ -239,7 +266,17 @@ class Budget:
                 case "adapter":
                     settings.adapter = settings.adapter or _LORA
                     settings.training.quantize = "nf4" if value == "qlora" else None
-        return Budget(settings, self.config, self.prompt)
+        return Budget(settings, self.config, self.prompt, self.answering)
+
+    def _asking(self, answering: Answering) -> Need:
+        """Return the need of a local LLM while it answers the longest questions."""
+        device, parallel = training_device(self.settings.trainer), self.settings.llm.parallel
+        needs = []
+        for together in by_length(answering.questions[:parallel], int, PADDING):
+            drawing = HFSampler(n=1, batch_size=len(together), max_new_tokens=self.settings.llm.max_tokens)
+            dtype = sampling_dtype("auto", device)
+            needs.append(sampling(answering.config, drawing, dtype, together[0], device=device.type))
+        return replace(max(needs, key=lambda need: need.total), work=_ASKING)
 
     def _sampling(self, dtype: torch.dtype, rows: int, config: Any = None) -> Need:
         """Return the need of sampling `rows` programs at once from the longest prompts, including refine prompts."""

@@ -7,6 +7,7 @@ Table 4. The prompts are in conf/llm/, and llm_client.py gets the answers.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections import Counter
@@ -22,13 +23,15 @@ from ilf.feedback.source import Failing, Writing, worked_examples
 from ilf.feedback.transforms import CODE
 from ilf.feedback.unit_tests import Choosing
 from ilf.files import whole
+from ilf.models.tokens import check_room, encode_chat
 from ilf.paths import check_path
 from ilf.sandbox.rewards import answered
-from ilf.types import Feedback, InputError, Program, Task, Verdict, derive_seed
+from ilf.types import Feedback, InputError, Program, Splits, Task, Verdict, derive_seed
 
 log = logging.getLogger(__name__)
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_RESULT_TOKENS = 128  # tokens that the memory plan reserves for the result of executing a program, or for feedback
 _TASK = ("text", "program", "test", "tests")
 # For each use and each part of a prompt: the allowed placeholders, and how many of the first ones are required.
 _PLACEHOLDERS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
@@ -140,6 +143,38 @@ def plan_feedback(
         )
         for p in programs
     ]
+
+
+def longest_questions(settings: Any, config: Any, tokenizer: Any, tasks: Splits) -> list[int]:
+    """Return the lengths in tokens of the longest questions that a local LLM may get at once, the longest first.
+
+    Args:
+        settings: Checked settings of a run.
+        config: The LLM's transformers configuration.
+        tokenizer: The LLM's.
+        tasks: By split, restricted and limited.
+
+    Raises:
+        InputError: A task's question and the longest answer exceed the LLM's number of positions.
+    """
+    asked: LLMSettings = settings.llm
+    new = settings.sampler.max_new_tokens
+    longest = sorted(tasks.by_id.values(), key=lambda task: -sum(map(len, (task.text, task.prompt, *task.in_words))))
+    found = []
+    for task, use in itertools.product(longest[: asked.parallel], uses(settings)):
+        prompt: Prompt = getattr(asked, use)
+        turns = _shown(prompt, {}, [])
+        least, question = (
+            len(encode_chat(tokenizer, [*turns, _question(prompt, task, program, Verdict(""))]))
+            for program in ("", task.prompt)
+        )
+        check_room(
+            config, least, asked.max_tokens, f"the question about task {task.task_id}", "llm.max_tokens", "llm.shots"
+        )
+        question += new + _RESULT_TOKENS
+        answer = _RESULT_TOKENS + (new if use == "refinement" else 0)
+        found.append(question + asked.shots * (question + answer))
+    return sorted(found, reverse=True)
 
 
 def _query(feedback: Feedback, sample: int, seed: int, messages: list[dict[str, str]]) -> dict[str, Any]:

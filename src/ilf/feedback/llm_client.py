@@ -68,11 +68,10 @@ class OtherModel:
             return
         if left:
             log.info("llm: %d answers are stored, %d are left", len(done), len(left))
-        given, start = 0, time.monotonic()
-        last = start
-        for rows in self._asked(left) if self.folder is None else self._generated(queries, left):
-            answers.append(self._row(use, query, reply) for query, reply in rows)
-            given += len(rows)
+        last = start = time.monotonic()
+        found = self._asked(left) if self.folder is None else self._generated(queries, left)
+        for given, (query, reply) in enumerate(found, 1):
+            answers.append([self._row(use, query, reply)])
             now = time.monotonic()
             if now > last + EVERY or given == len(left):
                 last = now
@@ -85,8 +84,8 @@ class OtherModel:
         shown = sum(turn["role"] == "assistant" for turn in query["messages"])
         return asked | reply | settings | {"shots": shown, "seed": query["seed"], "messages": query["messages"]}
 
-    def _asked(self, queries: Sequence[dict[str, Any]]) -> Iterable[list[tuple[dict[str, Any], dict[str, Any]]]]:
-        """Yield the endpoint's answers, one at a time."""
+    def _asked(self, queries: Sequence[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield each query with the endpoint's answer."""
         settings = self.settings
 
         def ask(client: Any, query: dict[str, Any]) -> dict[str, Any]:
@@ -110,33 +109,27 @@ class OtherModel:
 
         advice = f"Check the address, the model's name and ${endpoint.KEY}; the answers so far are saved."
         url, model = str(settings.url), str(settings.model)
-        for found in endpoint.answers("llm.url", url, model, queries, ask, settings.parallel, advice):
-            yield [found]
+        yield from endpoint.answers("llm.url", url, model, queries, ask, settings.parallel, advice)
 
     def _generated(
         self, queries: Sequence[dict[str, Any]], left: Sequence[dict[str, Any]]
-    ) -> Iterable[list[tuple[dict[str, Any], dict[str, Any]]]]:
-        """Yield a local model's answers, one batch at a time. A batch with missing answers is resampled as a whole.
+    ) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield each query that is left with a local model's answer.
 
-        Questions of similar length share a batch, because all of a batch take the memory of its longest.
+        Questions of similar length share a batch. The batches with the longest come first, as they need the most
+        memory. A batch with missing answers is resampled as a whole, because it decides the last bits of the logits.
         """
         from ilf.models import chat
 
         assert self.folder is not None
         missing = {(q["task_id"], q["sample"]) for q in left}
         size = self.settings.parallel
-        queries = sorted(queries, key=lambda query: sum(len(turn["content"]) for turn in query["messages"]))
+        queries = sorted(queries, key=lambda query: -sum(len(turn["content"]) for turn in query["messages"]))
         batches = [queries[i : i + size] for i in range(0, len(queries), size)]
         batches = [batch for batch in batches if any((q["task_id"], q["sample"]) in missing for q in batch)]
-        asked = [([q["messages"] for q in batch], batch[0]["seed"]) for batch in batches]
-        replies = chat.answers(self.folder, asked, self.temperature, self.settings.max_tokens, self.device)
-        for batch, answered in zip(batches, replies, strict=True):
-            pairs = zip(batch, answered, strict=True)
-            yield [
-                (q, reply | {"model": str(self.settings.model)})
-                for q, reply in pairs
-                if (q["task_id"], q["sample"]) in missing
-            ]
+        for q, reply in chat.answers(self.folder, batches, self.temperature, self.settings.max_tokens, self.device):
+            if (q["task_id"], q["sample"]) in missing:
+                yield q, reply | {"model": str(self.settings.model)}
 
 
 def _stored_rows(path: str, use: str) -> list[Row]:

@@ -294,14 +294,23 @@ def positions(config: Any) -> int | None:
     return places
 
 
-def check_room(config: Any, prompt: int, new: int, name: str = "a prompt") -> None:
+def check_room(
+    config: Any,
+    prompt: int,
+    new: int,
+    name: str = "a prompt",
+    key: str = "sampler.max_new_tokens",
+    shorter: str = "the refiner's: refiner.old_code_tokens, refiner.shots",
+) -> None:
     """Check that a model has enough positions for a prompt and the tokens sampled after it.
 
     Args:
         config: The model's transformers configuration.
         prompt: Tokens of the longest prompt.
-        new: The largest number of tokens to sample: sampler.max_new_tokens.
+        new: The largest number of tokens to sample.
         name: What the prompt is.
+        key: The setting whose value is `new`.
+        shorter: The settings that shorten prompts.
 
     Raises:
         InputError: The model has too few positions. The message says how many tokens would fit.
@@ -310,5 +319,4 @@ def check_room(config: Any, prompt: int, new: int, name: str = "a prompt") -> No
     if places is not None and prompt + new > places:
         allowed = f"together with the {prompt} tokens of {name} exceeds the model's {places} positions"
         fits = f"Use at most {places - prompt}, or" if prompt < places else "Choose"
-        advice = f"{fits} shorter prompts (the refiner's: refiner.old_code_tokens, refiner.shots), or another model."
-        raise InputError("sampler.max_new_tokens", new, allowed, advice)
+        raise InputError(key, new, allowed, f"{fits} shorter prompts ({shorter}), or another model.")

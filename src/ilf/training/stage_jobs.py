@@ -25,6 +25,7 @@ from ilf.files import JsonLines, sha256
 from ilf.models import (
     batches,
     cuda_graphs,
+    decoding,
     dtypes,
     kv_cache,
     load,
@@ -71,7 +72,7 @@ DRAWING: tuple[Code, ...] = (
     *(UnitTestCallback._take, UnitTestCallback._keep, fine_tuning.FineTuningModule._draw),
     *(mbpp_datamodule, load, onednn_linear, tokens, prompts),
 )
-DECODING: tuple[Code, ...] = (batches, kv_cache, cuda_graphs, prefill, shared_prefix)  # used by `HFSampler`
+DECODING: tuple[Code, ...] = (batches, kv_cache, cuda_graphs, decoding, prefill, shared_prefix)  # used by `HFSampler`
 TRAINING: tuple[Code, ...] = (
     *(fine_tuning, likelihood, targets, mbpp_datamodule, load, tokens, trainer, shards),
     *(batches.takes, batches.base, dtypes.has_bfloat16, dtypes.saving_dtype),
