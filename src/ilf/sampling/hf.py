@@ -26,6 +26,8 @@ class HFSampler(Sampler):
             torch.OutOfMemoryError: There is not enough memory for even a single program.
             InputError: A prompt plus the new tokens exceed the model's maximum number of positions.
         """
+        if not draws:  # all are stored, and no model is loaded
+            return
         prompts = list(dict.fromkeys(draw.prompt for draw in draws))
         tokens = {prompt: tuple(ids) for prompt, ids in zip(prompts, encode_prompts(tokenizer, prompts), strict=True)}
         check_room(model.config, max(map(len, tokens.values()), default=0), self.max_new_tokens)
