@@ -477,6 +477,12 @@ def test_questions_that_exceed_a_local_models_positions_are_an_error(chat_folder
         ask(LLM(model=str(chat_folder), max_tokens=places), 1.0, chat_folder, tmp_path / "answers.jsonl")
 
 
+def test_the_plan_refuses_questions_that_exceed_a_local_models_positions(chat_folder, few, small_stages):
+    own = ["feedback=llm", f"llm.model={chat_folder}", "llm.shots=0"]
+    with pytest.raises(InputError, match=r"llm\.max_tokens=1000: .*question about task \d+ exceeds.*Use at most \d+"):
+        small_stages(*few, *own, "llm.max_tokens=1000")
+
+
 def test_real_server_and_local_model_give_the_same_feedback(server, chat_folder, few, small_stages, tmp_path):
     extra = json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": 0, "pad_token_id": 0})
     served = LLM(url=server, model=str(chat_folder), max_tokens=12, extra={"generation_config": extra})

@@ -270,12 +270,11 @@ class Budget:
 
     def _asking(self, answering: Answering) -> Need:
         """Return the need of a local LLM while it answers the longest questions."""
-        device, parallel = training_device(self.settings.trainer), self.settings.llm.parallel
+        asked, dtype = self.settings.llm, sampling_dtype("auto", training_device(self.settings.trainer))
         needs = []
-        for together in by_length(answering.questions[:parallel], int, PADDING):
-            drawing = HFSampler(n=1, batch_size=len(together), max_new_tokens=self.settings.llm.max_tokens)
-            dtype = sampling_dtype("auto", device)
-            needs.append(sampling(answering.config, drawing, dtype, together[0], device=device.type))
+        for together in by_length(answering.questions[: asked.parallel], int, PADDING):
+            drawing = HFSampler(n=1, batch_size=len(together), max_new_tokens=asked.max_tokens)
+            needs.append(sampling(answering.config, drawing, dtype, together[0], device=self.device))
         return replace(max(needs, key=lambda need: need.total), work=_ASKING)
 
     def _sampling(self, dtype: torch.dtype, rows: int, config: Any = None) -> Need:

@@ -79,9 +79,9 @@ _AFTER_ZERO_SHOT = (
     *("arm", "feedback", "refiner", "refinements", "adapter", "optimizer", "scheduler", "training", "llm"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
     *("failing", "save", "objective", "rounds", "rounds_from", "select", "transfer", "data@transfer"),
-    *("evaluate.turns", "evaluate.feedback", "evaluate.reviser"),
+    *("feedback_sha256", "evaluate.turns", "evaluate.feedback", "evaluate.reviser"),
     *("data.limit.prompt", "data.limit.refine", "data.limit.train"),
-    *("data.newlines", "data.reindent", "data.near_duplicates", "feedback_sha256"),
+    *("data.newlines", "data.reindent", "data.near_duplicates"),
 )
 
 

@@ -23,7 +23,6 @@ from ilf.feedback.source import Failing, Writing, worked_examples
 from ilf.feedback.transforms import CODE
 from ilf.feedback.unit_tests import Choosing
 from ilf.files import whole
-from ilf.models.tokens import check_room, encode_chat
 from ilf.paths import check_path
 from ilf.sandbox.rewards import answered
 from ilf.types import Feedback, InputError, Program, Splits, Task, Verdict, derive_seed
@@ -157,6 +156,8 @@ def longest_questions(settings: Any, config: Any, tokenizer: Any, tasks: Splits)
     Raises:
         InputError: A task's question and the longest answer exceed the LLM's number of positions.
     """
+    from ilf.models.tokens import check_room, encode_chat  # --help imports this module, and needs no tokenizer
+
     asked: LLMSettings = settings.llm
     new = settings.sampler.max_new_tokens
     longest = sorted(tasks.by_id.values(), key=lambda task: -sum(map(len, (task.text, task.prompt, *task.in_words))))
