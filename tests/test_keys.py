@@ -63,6 +63,7 @@ VALUES = {
     "select_min_programs": "10",
     "refiner": "few_shot",
     "feedback.choose": "random",
+    "llm.n": "2",
     "llm.": "model=x",
     "training.refiner.": "lr=1e-3",
     "training.policy.": "lr=1e-3",

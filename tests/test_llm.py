@@ -238,6 +238,17 @@ def test_policy_trains_on_llm_refinements_from_endpoint_and_from_file(endpoint, 
     assert half["llm"]["pass@1"] == pytest.approx(len(kept) / len(found["llm"]["per_task"]) / 2)
 
 
+def test_llm_n_sets_the_number_of_refinements_per_program(endpoint, few, small_stages):
+    asked = [f"llm.url={endpoint.url}", "llm.model=m", "refinements=llm", "refinements.tasks=annotated"]
+    stages = small_stages(*few, *asked, "llm.n=1", "evaluate.k=[1,2]", "stages=[sample,annotate,refine]")
+    found = stages.run()
+    rows = lines(stages.folder / "programs" / "llm_answers.jsonl")
+    assert rows and {row["sample"] for row in rows} == {0} and len({row["task_id"] for row in rows}) == len(rows)
+    assert found["llm"]["n_samples"] == 1 and "pass@2" not in found["llm"] and "pass@2" in found["samples"]
+    with pytest.raises(InputError, match=r"llm\.n=0"):
+        small_stages(*few, *asked, "llm.n=0")
+
+
 STAGES_OF_SHORT = {"sample", "annotate", "train_refiner", "refine"}
 SHORT = [f"stages=[{','.join(STAGES_OF_SHORT)}]", "training.epochs=1", "training.validate_n=0"]
 

@@ -67,7 +67,7 @@ class LLMAnswers:
             shots: Worked examples for the beginning of the prompt.
         """
         settings, tasks = self.runner.settings, self.runner.tasks
-        prompt, n = self.settings.refinement, settings.sampler.n
+        prompt, n = self.settings.refinement, self.settings.n or settings.sampler.n
         queries = llm.plan_refinements(prompt, feedback, tasks, shots, n, self.runner.seed)
         # The verdicts have a key of their own, so that another scoring does not ask the LLM again.
         scoring = self.runner.verdicts_of("refine", [tasks[f.task_id] for f in feedback])

@@ -46,6 +46,7 @@ _READ_BY: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "evaluate.reviser": ("evaluate.turns above 0", lambda s: s.evaluate.turns > 0),
     "select_min_programs": ("select above 0", lambda s: s.select > 0),
     "rounds_from": ("rounds above 1", lambda s: s.rounds > 1),
+    "llm.n": ("refinements=llm", lambda s: s.refinements.asks_llm),
     "llm.": ("feedback=llm and refinements=llm", lambda s: bool(uses(s))),
     "training.refiner.": ("arms that have a refiner, with refiner=finetuned", lambda s: s.refines and s.refiner.trains),
     "training.policy.": ("every arm but refinements=none", lambda s: s.refinements.trains),

@@ -18,6 +18,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         (
             "rounds",
             "evaluate.n",
+            "llm.n",
             "llm.max_tokens",
             "llm.parallel",
             "training.epochs",

@@ -28,6 +28,7 @@ class LLM:
     path: str | None = None  # stored answers to use in place of a model: an earlier run's llm_*.jsonl
     extra: dict[str, Any] = field(default_factory=dict)  # additional fields of each request, such as {top_k: -1}
     shots: int = 1  # number of worked examples, from the Prompt split
+    n: int | None = None  # number of refinements per program; null for sampler.n
     max_tokens: int = 1024  # maximum number of tokens in an answer
     parallel: int = 8  # number of concurrent requests, or the batch size of a local model
     feedback: Prompt = field(default_factory=Prompt)
