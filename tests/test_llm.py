@@ -475,9 +475,25 @@ def test_local_model_answers_the_longest_questions_first(chat_folder, tmp_path, 
 
     answers = chat.answers
     monkeypatch.setattr(chat, "answers", recorded)
-    ask(LLM(model=str(chat_folder), parallel=2, max_tokens=2), 1.0, chat_folder, tmp_path / "answers.jsonl")
+    ask(LLM(model=str(chat_folder), parallel=1, max_tokens=2), 1.0, chat_folder, tmp_path / "answers.jsonl")
     lengths = [sum(len(turn["content"]) for turn in query["messages"]) for batch in asked for query in batch]
     assert len(lengths) == 5 and lengths == sorted(lengths, reverse=True) != sorted(lengths)
+
+
+def test_a_finished_answer_of_a_local_model_is_replaced_by_the_next_one(chat_folder, tmp_path, monkeypatch):
+    sizes = []
+
+    def recorded(parts):
+        batch = join(parts)
+        sizes.append((len(parts), len(batch.lengths)))
+        return batch
+
+    monkeypatch.setattr(decoding, "join", recorded)
+    monkeypatch.setattr(decoding, "end_ids", lambda model, _: set(range(0, model.config.vocab_size, 8)))
+    found = ask(LLM(model=str(chat_folder), parallel=2, max_tokens=12), 50.0, chat_folder, tmp_path / "answers.jsonl")
+    lengths = [row["usage"]["completion_tokens"] for row in found.values()]
+    assert len(found) == 5 and len(set(lengths)) > 1  # some finish earlier than others
+    assert max(rows for _, rows in sizes) == 2 and any(parts == 2 for parts, _ in sizes)
 
 
 def test_questions_that_exceed_a_local_models_positions_are_an_error(chat_folder, tmp_path):

@@ -332,7 +332,7 @@ def test_local_llm_answer_stops_at_any_end_token_of_its_folder(tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     asked = [[{"messages": [{"role": "user", "content": "x"}], "seed": 0}]]
-    ((_, answer),) = chat.answers(tmp_path, asked, 1.0, 8, torch.device("cpu"))
+    ((_, answer),) = chat.answers(tmp_path, asked, 1, 1.0, 8, torch.device("cpu"))
     assert answer["finish_reason"] == "stop" and answer["usage"]["completion_tokens"] == 0
 
 

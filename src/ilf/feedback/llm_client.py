@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = {"task_id": int, "sample": int, "parent": str, "answer": str}
 USES = ("feedback", "refinement")
+_REFILLS = 8  # a local model's batch holds this many times the questions answered at once
 _USAGE = ("prompt_tokens", "completion_tokens")
 FILE = Columns(
     COLUMNS,
@@ -116,18 +117,21 @@ class OtherModel:
     ) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield each query that is left with a local model's answer.
 
-        Questions of similar length share a batch. The batches with the longest come first, as they need the most
-        memory. A batch with missing answers is resampled as a whole, because it decides the last bits of the logits.
+        Questions of similar length share a batch, in which a finished answer is replaced by the next one. The batches
+        with the longest come first, as they need the most memory. A batch with missing answers is resampled as a whole,
+        because it decides the last bits of the logits.
         """
         from ilf.models import chat
 
         assert self.folder is not None
         missing = {(q["task_id"], q["sample"]) for q in left}
-        size = self.settings.parallel
+        at_once = self.settings.parallel
+        size = _REFILLS * at_once
         queries = sorted(queries, key=lambda query: -sum(len(turn["content"]) for turn in query["messages"]))
         batches = [queries[i : i + size] for i in range(0, len(queries), size)]
         batches = [batch for batch in batches if any((q["task_id"], q["sample"]) in missing for q in batch)]
-        for q, reply in chat.answers(self.folder, batches, self.temperature, self.settings.max_tokens, self.device):
+        options = (at_once, self.temperature, self.settings.max_tokens, self.device)
+        for q, reply in chat.answers(self.folder, batches, *options):
             if (q["task_id"], q["sample"]) in missing:
                 yield q, reply | {"model": str(self.settings.model)}
 

@@ -18,6 +18,7 @@ from ilf.models.tokens import check_room, encode_chat
 def answers(
     folder: Path,
     batches: Sequence[Sequence[dict[str, Any]]],
+    parallel: int,
     temperature: float,
     max_tokens: int,
     device: torch.device,
@@ -30,8 +31,8 @@ def answers(
     Args:
         folder: A folder in Hugging Face's layout. Its tokenizer's chat template converts a conversation to text;
             without a template, the turns follow one another.
-        batches: Queries to answer together: the `messages`, and the `seed` of their random numbers. Where memory runs
-            out, this and all later batches are answered in smaller parts.
+        batches: Queries that are answered one after another: the `messages`, and the `seed` of their random numbers.
+        parallel: The largest number of queries to answer at once. Where memory runs out, it is halved from there on.
         temperature: The sampling temperature.
         max_tokens: The largest number of tokens of an answer.
         device: The device to compute on.
@@ -53,7 +54,7 @@ def answers(
     check_room(model.config, longest, max_tokens, "a question", "llm.max_tokens", "llm.shots")
     decoder = Decoder(model, tokenizer, max_tokens, temperature, names=("answers (llm.parallel)", "llm.model"))
     for batch in planned:
-        for row in decoder.sample(batch, max(1, len(planned[0]) >> decoder.halvings)):
+        for row in decoder.sample(batch, max(1, parallel >> decoder.halvings)):
             yield (
                 row.request.about,
                 {
