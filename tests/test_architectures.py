@@ -4,6 +4,7 @@ The tests compare their findings with the table in docs/how-to/models.md.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from ilf.models.load import adapt, load_model, save
 from ilf.models.memory import FineTuning, fine_tuning, sampling
 from ilf.models.onednn_linear import load_packed
 from ilf.models.policy_change import perplexity
-from ilf.models.prefill import joinable
+from ilf.models.prefill import joinable, read_beginning, tried
 from ilf.models.targets import encode
 from ilf.sampling import ContinuousSampler, HFSampler
 from ilf.sampling.continuous import check_continuous
@@ -74,6 +75,21 @@ def test_samples_match_uncached_decoding(family, tokenizer):
     assert all(found[draw].startswith(text) for draw, text in expected.items())
     assert TABLE[family]["sampling"] == ("together" if joinable(model) else "a prompt at a time")
     assert len(set(found.values())) > 3 and sum(text.count(" ") for text in expected.values()) > 2 * STEPS
+
+
+@FAMILIES
+def test_samples_of_prompts_with_the_same_beginning_match_uncached_decoding(family, tokenizer):
+    """If the model allows it, the beginning, such as worked examples, is read only once."""
+    model = model_of(family)
+    beginning = "".join(f" t{i}" for i in range(40, 75))
+    draws = [replace(draw, prompt=beginning + draw.prompt) for draw in DRAWS]
+    found = dict(SAMPLING.sample(model, tokenizer, draws))
+    assert all(found[draw].startswith(sample_uncached(model, tokenizer, draw)) for draw in draws)
+    prompts = [tuple(tokenizer(draw.prompt, add_special_tokens=False).input_ids) for draw in draws]
+    with torch.inference_mode():
+        shared = read_beginning(model, prompts)
+    assert (shared is not None) == tried(model)[0]
+    assert shared is None or shared.tokens == tuple(tokenizer(beginning, add_special_tokens=False).input_ids)
 
 
 @FAMILIES

@@ -374,9 +374,9 @@ def test_one_long_prompt_does_not_pad_the_others(mini, monkeypatch):
     draws = [Draw(i, "test", 0, i, text, text) for i, text in enumerate([*short, long])]
     read = []
 
-    def counting(model, prompts, pad):
+    def counting(model, prompts, *rest):
         read.append((len(prompts) * max(map(len, prompts)), sum(map(len, prompts))))
-        return prefill(model, prompts, pad)
+        return prefill(model, prompts, *rest)
 
     monkeypatch.setattr(decoding, "prefill", counting)
     sampler = HFSampler(1, 0.0, 32, len(draws))

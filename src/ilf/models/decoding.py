@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ilf.models.batches import Batch, choose, join, ran_out
-from ilf.models.prefill import joinable, prefill
+from ilf.models.prefill import joinable, prefill, read_beginning
 from ilf.models.tokens import Continuation, by_length, end_ids
 from ilf.types import InputError
 
@@ -165,6 +165,7 @@ class _Waiting:
     def __init__(self, model: Any, tokenizer: Any, requests: Sequence[Request]) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.requests, self.joinable = list(requests), joinable(model)
+        self._beginning = read_beginning(model, (one.prompt for one in requests))
         self._continuations: dict[tuple[int, ...], Continuation] = {}
         # Prefilled prompts that more requests need: batch and row of each.
         self._open: dict[tuple[int, ...], tuple[Batch, int]] = {}
@@ -179,8 +180,9 @@ class _Waiting:
             count = min(count, next(several, count))
         taken, self.requests = self.requests[:count], self.requests[count:]
         new = [prompt for prompt in dict.fromkeys(one.prompt for one in taken) if prompt not in self._open]
-        for prompts in by_length(new, len, PADDING):
-            prefilled = prefill(self.model, [list(prompt) for prompt in prompts], self.tokenizer.pad_token_id)
+        begun = len(self._beginning.tokens) if self._beginning else 0
+        for prompts in by_length(new, lambda prompt: len(prompt) - begun, PADDING):
+            prefilled = prefill(self.model, prompts, self.tokenizer.pad_token_id, self._beginning)
             self._open |= {prompt: (prefilled, i) for i, prompt in enumerate(prompts)}
         by_batch: dict[int, tuple[Batch, list[int], list[Request]]] = {}
         for one in taken:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from ilf.models.shared_prefix import Group, Prompts, attending
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_WORTH = 32  # tokens with which all prompts begin, from which on these are read separately
 
 _tried: dict[str, tuple[bool, bool]] = {}  # by kind of model: the results of `tried`
 
@@ -31,18 +33,50 @@ _tried: dict[str, tuple[bool, bool]] = {}  # by kind of model: the results of `t
 _PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Batch:
+@dataclass(frozen=True)
+class Beginning:
+    """The tokens with which several prompts begin, such as worked examples.
+
+    Args:
+        tokens: The token ids.
+        layers: Keys and values of each layer, (1, key/value heads, number of tokens, head size).
+    """
+
+    tokens: tuple[int, ...]
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def read_beginning(model: Any, prompts: Iterable[tuple[int, ...]]) -> Beginning | None:
+    """Read the tokens with which all prompts begin. Return None if they are few, or the model can't go on from them."""
+    different = sorted(set(prompts))
+    if len(different) < 2:
+        return None
+    # What the first and the last of sorted prompts share, all of them share.
+    pairs = enumerate(zip(different[0], different[-1], strict=False))
+    shared = next((i for i, (one, other) in pairs if one != other), len(different[0]))
+    # At least one token of each prompt is left, whose logits are those of the first new token.
+    tokens = different[0][: min(shared, min(map(len, different)) - 1)]
+    if len(tokens) < _WORTH or not tried(model)[0]:
+        return None
+    cache = DynamicCache()
+    ids = torch.tensor([tokens], device=model.device)
+    model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
+    return Beginning(tokens, [(layer.keys, layer.values) for layer in cache.layers])
+
+
+def prefill(model: Any, prompts: Sequence[Sequence[int]], pad: int, beginning: Beginning | None = None) -> Batch:
     """Read prompts into a new batch.
 
     Args:
         model: A causal transformers model.
         prompts: Token ids of each prompt; a single prompt if rows are not `joinable`.
         pad: The padding token.
+        beginning: The beginning of all prompts, if `read_beginning` has read it.
     """
     if not joinable(model):
         (prompt,) = prompts
         return _prefill_own(model, prompt)
-    return _prefill_joined(model, prompts, pad, *tried(model))
+    return _prefill_joined(model, prompts, pad, *tried(model), beginning)
 
 
 def _once(found: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -162,25 +196,54 @@ def _prefill_own(model: Any, prompt: Sequence[int]) -> OwnBatch:
     return batch
 
 
-def _prefill_joined(model: Any, prompts: Sequence[Sequence[int]], pad: int, share: bool, capture: bool) -> Batch:
+def _prefill_joined(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    pad: int,
+    share: bool,
+    capture: bool,
+    beginning: Beginning | None = None,
+) -> Batch:
     lengths = [len(tokens) for tokens in prompts]
-    width = max(lengths)
-    ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=model.device)
+    width, begun = max(lengths), len(beginning.tokens) if beginning else 0
+    rest = [[pad] * (width - len(tokens)) + list(tokens[begun:]) for tokens in prompts]
+    # While the prompts are read, the padding is after their beginning.
+    seen = torch.tensor([[1] * begun + [0] * (width - n) + [1] * (n - begun) for n in lengths], device=model.device)
     # Not the model's own cache: one with a sliding window drops tokens, and can't be joined.
     cache = DynamicCache()
+    if beginning:
+        cache.layers = [_repeated(layer, len(prompts)) for layer in beginning.layers]
     output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=counted(mask),
+        input_ids=torch.tensor(rest, device=model.device),
+        attention_mask=seen,
+        position_ids=counted(seen)[:, begun:],
         cache=cache,
         use_cache=True,
         logits_to_keep=1,
     )
     if not share:
-        return Batch(cache, mask, output.logits[:, -1], lengths)
-    rows = torch.arange(len(prompts), device=ids.device)
+        return Batch(cache, seen, output.logits[:, -1], lengths)
+    if beginning and min(lengths) < width:
+        _pad_left(cache.layers, begun, width - torch.tensor(lengths, device=model.device)[:, None])
+    rows = torch.arange(len(prompts), device=seen.device)
     group = Group([(layer.keys, layer.values) for layer in cache.layers], lengths, rows[:, None])
     cache.layers = [RoomyLayer(keys[:, :, :0], values[:, :, :0], 0) for keys, values in group.layers]
     shared = Prompts([group], [(0, i) for i in range(len(prompts))], rows)
-    return SharedBatch(cache, mask[:, :0], output.logits[:, -1], lengths, shared, capture)
+    return SharedBatch(cache, seen[:, :0], output.logits[:, -1], lengths, shared, capture)
+
+
+def _repeated(layer: tuple[torch.Tensor, torch.Tensor], rows: int) -> DynamicLayer:
+    """Return a cache layer in which each of `rows` rows has the same keys and values."""
+    repeated = DynamicLayer()
+    repeated.lazy_initialization(*layer)
+    repeated.keys, repeated.values = (part.expand(rows, -1, -1, -1) for part in layer)
+    return repeated
+
+
+def _pad_left(layers: Sequence[DynamicLayer], begun: int, gaps: torch.Tensor) -> None:
+    """Move padding, `gaps` (B, 1) columns of each row, from after the first `begun` columns to the left of these."""
+    for layer in layers:
+        columns = torch.arange(layer.keys.shape[2], device=gaps.device)
+        source = torch.where(columns < gaps + begun, columns - gaps, columns)
+        source = torch.where(columns < gaps, columns + begun, source)[:, None, :, None]
+        layer.keys, layer.values = (part.gather(2, source.expand_as(part)) for part in (layer.keys, layer.values))
