@@ -4,6 +4,7 @@
     python benchmarks/sampling.py --model FOLDER --mbpp mbpp.jsonl   # any model on MBPP's prompts
     python benchmarks/sampling.py --peers ours generate authors      # with the authors' way of sampling
     python benchmarks/sampling.py --peers ours other_dtype           # float32 and bfloat16
+    python benchmarks/sampling.py --peers ours read_whole --shots 2  # worked examples, read once or with each prompt
     python benchmarks/sampling.py --model FOLDER --vllm V/bin/python --openvino O/bin/python   # with engines
     python benchmarks/sampling.py --random FOLDER                    # its config.json and tokenizer, random weights
 
@@ -43,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, StoppingCriteria
 
+from ilf.models import decoding
 from ilf.models.load import load_model, load_tokenizer
 from ilf.models.onednn_linear import load_packed
 from ilf.models.tokens import Continuation, encode_continuation, encode_prompts, end_ids
@@ -152,6 +154,12 @@ def other_dtype(job: Job, seed: int) -> list[str]:
     return ours(replace(job, sampled=_in_other_dtype(job.args.model, job.args.dtype)), seed)
 
 
+def read_whole(job: Job, seed: int) -> list[str]:
+    """Sample like a run that reads each whole prompt, including what all prompts begin with."""
+    with mock.patch.object(decoding, "read_beginning", lambda model, prompts: None):
+        return ours(job, seed)
+
+
 @functools.cache
 def _in_other_dtype(folder: Path, dtype: str) -> Any:
     other = torch.float32 if dtype == "bfloat16" else torch.bfloat16
@@ -163,6 +171,7 @@ Peer = Callable[[Job, int], tuple[float, list[str]]]  # (job, seed) -> (seconds,
 PEERS: dict[str, Peer] = {
     "ours": lambda job, seed: timed(lambda: ours(job, seed)),
     "other_dtype": lambda job, seed: timed(lambda: other_dtype(job, seed)),
+    "read_whole": lambda job, seed: timed(lambda: read_whole(job, seed)),
     "generate": lambda job, seed: timed(lambda: batched(job, seed)),
     "continuous": lambda job, seed: timed(lambda: ours(job, seed, ContinuousSampler)),
     "authors": lambda job, seed: timed(lambda: authors(job, seed)),
@@ -211,6 +220,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vllm", metavar="PYTHON", help="also time vLLM: the Python of its environment")
     parser.add_argument("--openvino", metavar="PYTHON", help="also time OpenVINO GenAI: the Python of its environment")
     parser.add_argument("--tasks", type=int, default=40, help="number of prompts, from Test")
+    parser.add_argument("--shots", type=int, default=0, help="gold programs of other tasks before each prompt")
     parser.add_argument("--n", type=int, default=10, help="samples per prompt")
     parser.add_argument("--batch-size", type=int, default=100, help="programs at once")
     parser.add_argument("--limit", type=int, default=512, help="new tokens per program")
@@ -259,7 +269,9 @@ def main() -> None:
     """Compare the peers that the command line names, and print one JSON object."""
     args = arguments()
     rows = read_rows(args.mbpp, "") if args.mbpp else mini.rows()
-    tasks = [task for task in tasks_from(rows, None, "paper")[0] if task.split == "test"][: args.tasks]
+    found = tasks_from(rows, None, "paper")[0]
+    shown = "".join(f"{task.code}\n\n\n" for task in [task for task in found if task.split == "prompt"][: args.shots])
+    tasks = [replace(task, prompt=shown + task.prompt) for task in found if task.split == "test"][: args.tasks]
     with ExitStack() as stack:
         if args.random:
             args.model = random_model(args.random, stack.enter_context(tempfile.TemporaryDirectory()))
@@ -279,6 +291,7 @@ def main() -> None:
             "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads",
             "programs": len(tasks) * args.n,
             "limit": args.limit,
+            "shots": args.shots,
             **compare(job, peers),
         }
     print(json.dumps(result))
