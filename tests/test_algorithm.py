@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from ilf import algorithm
-from ilf.refinements import COMPARED, LLM, Gold, Human, Model, Nothing, Refinements, Self
+from ilf.refinements import COMPARED, LLM, Gold, Human, Model, ModelAndSelf, Nothing, Refinements, Self
 from ilf.types import Feedback, Outcome, Program, Refinement, Splits, Task, Turns, Verdict, different, pick
 
 
@@ -24,7 +24,7 @@ TASKS = Splits(
 WITHOUT_TRANSFER = replace(TASKS, transfer=())
 
 
-ARMS = {one.name: one for one in (Model, Human, Gold, LLM, Self, Nothing)}
+ARMS = {one.name: one for one in (Model, ModelAndSelf, Human, Gold, LLM, Self, Nothing)}
 
 
 class Steps:
@@ -198,6 +198,16 @@ def test_self_training_matches_the_example_count_on_solved_tasks():
     assert [e.task_id for e in few.examples] == [314] * 3  # the same number, with duplicates
     unusable = run_round(Steps({"sample": {313, 314}, "refine": {311, 312}}, {(313, "self"), (312, "gold")}), "self")
     assert [e.task_id for e in unusable.examples] == [314]
+
+
+def test_ilf_and_self_adds_as_many_own_samples_on_other_tasks():
+    correct = {"sample": {313, 314}, "refine": {311, 312}}
+    ilf, own = (run_round(Steps(correct), arm).examples for arm in ("model", "self"))
+    assert {e.source for e in ilf} == {"model"} and {e.source for e in own} == {"self"}
+    assert run_round(Steps(correct), "model_and_self").examples == [*ilf, *own]
+    one = run_round(Steps({**correct, "refine": {311}}), "model_and_self").examples
+    assert [e.source for e in one] == ["model", "self"]
+    assert run_round(Steps({"sample": {313}}), "model_and_self").examples == []
 
 
 def test_self_training_excludes_the_tasks_of_the_other_arms():

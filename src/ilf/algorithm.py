@@ -37,6 +37,7 @@ class Arm(Protocol):
     refines: ClassVar[bool]  # whether it uses the refiner's programs
     asks_llm: ClassVar[bool]  # whether it uses an LLM's programs
     own_samples: ClassVar[bool]  # whether it trains on the policy's own correct samples instead, on other tasks
+    mixes: ClassVar[bool]  # whether it trains on both
 
     def program(self, found: Found) -> str | None:
         """Return the program to train on for one task, or None if there is none."""
@@ -171,7 +172,10 @@ def _one_round(
     if arm.asks_llm:
         this.llm_refinements = do.ask_llm(train)
     examples = choose(do, tasks, train, this, arm, others, seed)
-    return choose_own(do, tasks, this.samples, arm, seed, matching=examples) if arm.own_samples else examples
+    if not arm.own_samples:
+        return examples
+    own = choose_own(do, tasks, this.samples, arm, seed, matching=examples)
+    return [*examples, *own] if arm.mixes else own
 
 
 def unsolved(programs: Iterable[Program]) -> dict[int, list[Program]]:

@@ -28,6 +28,7 @@ class Refinements(ABC):
     refines: ClassVar[bool] = False
     asks_llm: ClassVar[bool] = False  # whether it uses programs of the LLM in the group `llm`
     own_samples: ClassVar[bool] = False  # whether it trains on as many of the policy's own correct samples instead
+    mixes: ClassVar[bool] = False  # whether it trains on both
     needs_annotator: ClassVar[bool] = False  # whether it uses refinements that come with the feedback
     by_feedback: ClassVar[bool] = True  # whether its programs result from feedback
     matched: ClassVar[bool] = False  # whether it has a program for each task that the refiner solved
@@ -87,6 +88,23 @@ class Model(Refinements):
     def more(self, found: Found) -> list[str]:
         """Return other distinct correct programs."""
         return different(found.refined, found.seed, self.per_task)[1:]
+
+    def own(self, correct: Sequence[Program], seed: int) -> list[str]:
+        """Return distinct correct samples of a task."""
+        return different(correct, seed, self.per_task)
+
+
+@dataclass
+class ModelAndSelf(Model):
+    """ILF mixed with self-training: adds as many of the policy's own correct samples, on other tasks. Not in the paper.
+
+    `per_task` limits both.
+    """
+
+    name = "model_and_self"
+    own_samples = True
+    mixes = True
+    matched = False
 
 
 @dataclass
@@ -151,10 +169,6 @@ class Self(Model):
     def unmatched(self) -> bool:
         """Whether it trains on all tasks that the policy solves."""
         return not self.match
-
-    def own(self, correct: Sequence[Program], seed: int) -> list[str]:
-        """Return distinct correct samples of a task."""
-        return different(correct, seed, self.per_task)
 
     source = "model"  # the arm whose number of examples it matches
     name = "self"

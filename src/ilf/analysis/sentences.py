@@ -12,6 +12,7 @@ _TRAINED_ON = {
     "human": "the annotator's refinements",
     "gold": "the tasks' gold programs",
     "llm": "an LLM's refinements",
+    "model_and_self": "the refiner's programs and its own correct samples",
     "self": "its own correct samples",
     "none": "nothing",
 }
