@@ -151,9 +151,10 @@ def of_round(outcome: Outcome, found: Round, tasks: Splits, k: Sequence[int]) ->
     failing = None if found.failing is None else [i for i in found.failing if tasks.by_id[i].split != "prompt"]
     feedback = None if found.feedback is None else [f for f in found.feedback if f.split != "prompt"]
     by_llm = found.llm_refinements or []
+    n = len(by_llm) // max(1, len({p.task_id for p in by_llm}))  # llm.n can be smaller than some k
     return {
         "refiner": of_refiner(found, tasks, k),
-        "llm": metrics(by_llm, [i for i in k if i * len({p.task_id for p in by_llm}) <= len(by_llm)]),  # llm.n < k
+        "llm": metrics(by_llm, [i for i in k if i <= n]),
         "finetuned": metrics(found.finetuned, k),
         "delta": delta(outcome.zero_shot, found.finetuned, k),
         "training_task_ids": None if found.examples is None else list(dict.fromkeys(e.task_id for e in found.examples)),
