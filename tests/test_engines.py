@@ -193,7 +193,9 @@ def test_greedy_server_is_an_error_and_a_confident_model_is_not(engine, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_run_leaves_no_engine_processes(engine, tmp_path, number):
     code = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        f"import signal, sys, time; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        # A shell starts background processes, such as these tests may be, with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from ilf.sampling import EngineSampler\nfrom pathlib import Path\n"
         f"here = Path({str(tmp_path)!r})\n"
         f"with EngineSampler(command={engine().command!r}).ready(here, here):\n"
