@@ -112,9 +112,8 @@ def check_arm(hydra: DictConfig) -> None:
         key, _, value = override.lstrip("+~").partition("=")
         inside = value.startswith("{")  # a mapping, rather than the name of an option
         if any(key == one or key.startswith(f"{one}.") or (inside and one.startswith(f"{key}.")) for one in own):
-            raise InputError(
-                key, value, f"is set by arm={arm}", f"Leave {override} out, or choose another arm=..., or arm=null."
-            )
+            advice = f"Leave {override} out, or choose another arm. hydra.mode=RUN ignores an experiment's arms."
+            raise InputError(key, value, f"is set by arm={arm}", advice)
 
 
 def _set_by(arm: str, sources: list[ConfigSource]) -> Iterator[str]:
