@@ -193,8 +193,8 @@ def explain(error: Exception) -> str | None:
             return f"{parent}: no option of this group is chosen. Choose one: `{COMMAND} --help` lists them."
         return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `{COMMAND} --cfg job` shows all keys and values."
     if "Config group override must be a string or a list" in str(error):  # Hydra's error does not name it
-        given = (key for key, _, value in (one.partition("=") for one in sys.argv) if value == "null" and "." not in key)
-        key = next(given, "(group)").lstrip("+")
+        nulls = (one.removesuffix("=null").lstrip("+") for one in sys.argv if one.endswith("=null"))
+        key = next((one for one in nulls if "." not in one), "(group)")
         return f"{key}=null: must be the name of an option. Omit it, or use '~{key}' if a file chooses an option."
     if in_a_file := re.match(r"In '(.+)': .*\n.*\n *full_key: (\S+)", str(error)):
         file, key = in_a_file.groups()
