@@ -270,7 +270,8 @@ def main() -> None:
     args = arguments()
     rows = read_rows(args.mbpp, "") if args.mbpp else mini.rows()
     found = tasks_from(rows, None, "paper")[0]
-    shown = "".join(f"{task.code}\n\n\n" for task in [task for task in found if task.split == "prompt"][: args.shots])
+    examples = [task.code for task in found if task.split == "prompt"][: args.shots]
+    shown = "".join(f"{code}\n\n\n" for code in examples)
     tasks = [replace(task, prompt=shown + task.prompt) for task in found if task.split == "test"][: args.tasks]
     with ExitStack() as stack:
         if args.random:

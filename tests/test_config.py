@@ -584,7 +584,7 @@ def run(*arguments: str):
         (["sampler.n=many"], "sampler.n"),
         (["sampler.temprature=1"], "temprature"),
         (["sampler.n=2", "evaluate.k=[1,3]"], "error: evaluate.k=[1, 3]"),
-        (["arm=null"], "error: arm=null: must be the name of an option"),
+        (["seed=null", "data@transfer=null"], "error: data@transfer=null: must be the name of an option"),
     ],
 )
 def test_invalid_overrides_exit_with_a_message_and_no_traceback(arguments, message, tmp_path):

@@ -429,7 +429,9 @@ def test_local_model_receives_turns_formatted_by_its_chat_template(template, cha
         assert row["usage"]["prompt_tokens"] == ids.shape[1] and row["finish_reason"] in ("length", "stop")
 
 
-def test_resumed_local_model_gives_the_same_answers_for_the_same_seed(chat_folder, tmp_path):
+@pytest.mark.parametrize("refills", [1, 8])  # several batches, or one
+def test_resumed_local_model_gives_the_same_answers_for_the_same_seed(refills, chat_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "REFILLS", refills)
     settings, file = LLM(model=str(chat_folder), parallel=2, max_tokens=12), tmp_path / "answers.jsonl"
     found = ask(settings, 0.8, chat_folder, file)
     rows = file.read_bytes().splitlines(keepends=True)
@@ -475,7 +477,7 @@ def test_local_model_answers_the_longest_questions_first(chat_folder, tmp_path, 
 
     answers = chat.answers
     monkeypatch.setattr(chat, "answers", recorded)
-    ask(LLM(model=str(chat_folder), parallel=1, max_tokens=2), 1.0, chat_folder, tmp_path / "answers.jsonl")
+    ask(LLM(model=str(chat_folder), parallel=2, max_tokens=2), 1.0, chat_folder, tmp_path / "answers.jsonl")
     lengths = [sum(len(turn["content"]) for turn in query["messages"]) for batch in asked for query in batch]
     assert len(lengths) == 5 and lengths == sorted(lengths, reverse=True) != sorted(lengths)
 

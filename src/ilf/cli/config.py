@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from ilf import shutdown
 from ilf.cli.search_path import OwnFolders, check_sources
 from ilf.components import Component, holds_components, read
-from ilf.installation import COMMAND
+from ilf.installation import COMMAND, CONF
 from ilf.run_folder import claimed
 from ilf.settings import Settings
 from ilf.types import InputError
@@ -194,7 +194,7 @@ def explain(error: Exception) -> str | None:
         return f"{key}: {str(cause.msg or cause).splitlines()[0]}. `{COMMAND} --cfg job` shows all keys and values."
     if "Config group override must be a string or a list" in str(error):  # Hydra's error does not name it
         nulls = (one.removesuffix("=null").lstrip("+") for one in sys.argv if one.endswith("=null"))
-        key = next((one for one in nulls if "." not in one), "(group)")
+        key = next((one for one in nulls if (CONF / one.partition("@")[0]).is_dir()), "GROUP")
         return f"{key}=null: must be the name of an option. Omit it, or use '~{key}' if a file chooses an option."
     if in_a_file := re.match(r"In '(.+)': .*\n.*\n *full_key: (\S+)", str(error)):
         file, key = in_a_file.groups()

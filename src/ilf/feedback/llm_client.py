@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 COLUMNS = {"task_id": int, "sample": int, "parent": str, "answer": str}
 USES = ("feedback", "refinement")
-_REFILLS = 8  # a local model's batch holds this many times the questions answered at once
 _USAGE = ("prompt_tokens", "completion_tokens")
 FILE = Columns(
     COLUMNS,
@@ -121,12 +120,12 @@ class OtherModel:
         with the longest come first, as they need the most memory. A batch with missing answers is resampled as a whole,
         because it decides the last bits of the logits.
         """
-        from ilf.models import chat
+        from ilf.models import chat, decoding
 
         assert self.folder is not None
         missing = {(q["task_id"], q["sample"]) for q in left}
         at_once = self.settings.parallel
-        size = _REFILLS * at_once
+        size = decoding.REFILLS * at_once
         queries = sorted(queries, key=lambda query: -sum(len(turn["content"]) for turn in query["messages"]))
         batches = [queries[i : i + size] for i in range(0, len(queries), size)]
         batches = [batch for batch in batches if any((q["task_id"], q["sample"]) in missing for q in batch)]

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Finished rows are replaced once at most this share of the batch is unfinished. Each change copies the KV cache, and
 # new prompts are prefilled while the other rows wait. A GPU also captures the step again, and idle rows cost it little.
 _GO_ON = {"cuda": 0.6, "cpu": 0.85}
+REFILLS = 8  # a batch of texts to sample holds this many times the texts that are sampled at once
 PADDING = 1 / 3  # largest share of padding among the tokens of prompts that are read together
 
 

@@ -242,8 +242,8 @@ def _repeated(layer: tuple[torch.Tensor, torch.Tensor], rows: int) -> DynamicLay
 
 def _pad_left(layers: Sequence[DynamicLayer], begun: int, gaps: torch.Tensor) -> None:
     """Move padding, `gaps` (B, 1) columns of each row, from after the first `begun` columns to the left of these."""
+    columns = torch.arange(layers[0].keys.shape[2], device=gaps.device)
+    source = torch.where(columns < gaps + begun, columns - gaps, columns)
+    source = torch.where(columns < gaps, columns + begun, source)[:, None, :, None]
     for layer in layers:
-        columns = torch.arange(layer.keys.shape[2], device=gaps.device)
-        source = torch.where(columns < gaps + begun, columns - gaps, columns)
-        source = torch.where(columns < gaps, columns + begun, source)[:, None, :, None]
         layer.keys, layer.values = (part.gather(2, source.expand_as(part)) for part in (layer.keys, layer.values))

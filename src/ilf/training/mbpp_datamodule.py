@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ilf.models.decoding import REFILLS
 from ilf.models.load import load_tokenizer
 from ilf.models.targets import collate, encode
 from ilf.models.tokens import by_length, encode_prompts
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _LONGEST = 1024  # largest number of tokens of an example without settings
 PADDING = 0.05  # largest share of padding among a micro-batch's tokens
-_REFILLS = 8  # a batch of draws holds this many times the programs sampled at once
 
 
 def plan_draws(tasks: Iterable[tuple[Task, str]], stage: str, n: int, seed: int) -> list[Draw]:
@@ -222,7 +222,7 @@ class MBPPDataModule(pl.LightningDataModule):
         length = {p: len(ids) for p, ids in zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True)}
         order = sorted(draws, key=lambda d: (-length[d.prompt], d.task_id, d.sample))
         share = -(-len(draws) // self._rank[1])
-        size = max(1, min(_REFILLS * self.sampling_batch_size, share))
+        size = max(1, min(REFILLS * self.sampling_batch_size, share))
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def _collate(self, examples: Sequence[Example], weight: float = 1.0, share: float = 1.0) -> dict[str, torch.Tensor]:
